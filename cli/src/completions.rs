@@ -1,0 +1,15 @@
+//! `proxrl completions SHELL`: prints a script that teaches a shell the verbs and options, made from the parser itself.
+
+use crate::Cli;
+use clap::CommandFactory;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The shell: `proxrl completions bash > ~/.local/share/bash-completion/completions/proxrl`
+    #[arg(value_enum)]
+    shell: clap_complete::Shell,
+}
+
+pub(crate) fn run(args: &Args) {
+    clap_complete::generate(args.shell, &mut Cli::command(), "proxrl", &mut std::io::stdout());
+}

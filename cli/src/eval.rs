@@ -1,0 +1,40 @@
+//! `proxrl eval`: answers the held-out prompts of a run.
+#![expect(clippy::print_stdout, reason = "the result is the program's output")]
+
+use crate::screen::{Screen, Usage, table};
+use std::path::PathBuf;
+use trainer::config::{Config, Override};
+use trainer::Observer;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A run folder (its newest checkpoint answers), or a config file (the untouched model answers).
+    target: PathBuf,
+    /// Change one key of the config, such as evaluate.samples=8; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<Override>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let (config, checkpoint) = if args.target.is_dir() {
+        (trainer::resumed_config(&args.target, &args.set)?, Some(args.target.as_path()))
+    } else {
+        (Config::load(&args.target, &args.set)?, None)
+    };
+    let mut screen = Screen::new();
+    let metrics = trainer::evaluate(&config, checkpoint, &mut screen)?;
+    screen.end();
+    if metrics.iter().next().is_none() {
+        return Err(Usage("this config has no held-out prompts; its [prompts] table must set some aside".into()).into());
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&metrics)?);
+    } else {
+        let rows: Vec<(&str, String)> = metrics.iter().map(|(name, value)| (name, format!("{value:.4}"))).collect();
+        print!("{}", table(&rows));
+    }
+    Ok(())
+}

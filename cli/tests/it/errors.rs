@@ -1,0 +1,138 @@
+//! Wrong input gets one sentence and exit code 2, and leaves nothing behind.
+
+use crate::support::{Desk, config};
+
+/// The call must fail with exit code 2, say these words in one line, and leave no new file.
+fn refused(desk: &Desk, args: &[&str], words: &[&str]) {
+    let before = desk.files();
+    let done = desk.run(args);
+    assert_eq!(done.code, Some(2), "{args:?}\n{}\n{}", done.stdout, done.stderr);
+    assert_eq!(done.stderr.trim().lines().count(), 1, "{}", done.stderr);
+    assert!(done.stderr.starts_with("error: "), "{}", done.stderr);
+    for word in words {
+        assert!(done.stderr.contains(word), "no `{word}` in {}", done.stderr);
+    }
+    assert_eq!(desk.files(), before, "files were left behind");
+}
+
+fn tiny() -> String {
+    std::fs::read_to_string(config("tiny.toml")).unwrap()
+}
+
+/// The tiny config with one table replaced.
+fn with_table(header: &str, table: &str) -> String {
+    let text = tiny();
+    let start = text.find(header).unwrap_or_else(|| panic!("no {header}"));
+    let end = text[start + 1..].find("\n[").map_or(text.len(), |end| start + 1 + end + 1);
+    format!("{}{table}\n{}", &text[..start], &text[end..])
+}
+
+#[test]
+fn a_config_that_is_wrong() {
+    let desk = Desk::new();
+    let train = |name: &str, words: &[&str]| refused(&desk, &["train", name], words);
+    train("missing.toml", &["missing.toml"]);
+    desk.write("key.toml", tiny().replace("group_size", "group_sise"));
+    train("key.toml", &["key.toml:", "[rollout]", "unknown key `group_sise`", "did you mean `group_size`?"]);
+    desk.write("type.toml", tiny().replace("group_size = 8", "group_size = \"eight\""));
+    train("type.toml", &["type.toml:", "eight"]);
+    desk.write("syntax.toml", tiny().replace("[rollout]", "[rollout"));
+    train("syntax.toml", &["syntax.toml:"]);
+    desk.write("rule.toml", tiny().replace("rule.regex", "rule.regx"));
+    train("rule.toml", &["rule.toml:", "did you mean `regex`?"]);
+    let tiny = config("tiny.toml");
+    let set = |change: &str, words: &[&str]| refused(&desk, &["train", &tiny, "--set", change], words);
+    set("rollout.group_size=1", &["group_size is 1", "at least 2"]);
+    set("rollout.temperature=0", &["temperature is 0"]);
+    set("rollout.tempreature=0.5", &["--set rollout.tempreature=0.5", "did you mean `temperature`?"]);
+    set("optimizer.adamw.learning_rate=-1", &["learning_rate"]);
+    set("model.device=\"gpu\"", &["device `gpu` is not known"]);
+    set("steps=0", &["steps must be at least 1"]);
+}
+
+#[test]
+fn a_model_that_is_missing_or_broken() {
+    let desk = Desk::new();
+    let with_model = |path: &str| with_table("[model]", &format!("[model]\ndevice = \"cpu\"\npath = \"{path}\"\n"));
+    desk.write("absent.toml", with_model("no/such/model"));
+    refused(&desk, &["train", "absent.toml"], &["no/such/model"]);
+
+    let fixtures = super::workspace().join("model/testdata");
+    let llama = fixtures.join("llama");
+    for file in std::fs::read_dir(&llama).unwrap().flatten() {
+        desk.write(&format!("cut/{}", file.file_name().display()), std::fs::read(file.path()).unwrap());
+        desk.write(&format!("mute/{}", file.file_name().display()), std::fs::read(file.path()).unwrap());
+    }
+    let weights = std::fs::read(desk.path("cut/model.safetensors")).unwrap();
+    desk.write("cut/model.safetensors", &weights[..weights.len() / 2]);
+    desk.write("cut.toml", with_model("cut"));
+    refused(&desk, &["train", "cut.toml"], &["model.safetensors"]);
+
+    for file in ["config.json", "generation_config.json"] {
+        if let Ok(text) = std::fs::read_to_string(desk.path("mute").join(file)) {
+            let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+            json["eos_token_id"] = 1_000_000.into();
+            desk.write(&format!("mute/{file}"), json.to_string());
+        }
+    }
+    desk.write("mute.toml", with_model("mute"));
+    refused(&desk, &["train", "mute.toml"], &["end-of-sequence"]);
+
+    let gguf = std::fs::read_dir(&fixtures).unwrap().flatten().map(|entry| entry.path());
+    let gguf = gguf.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")).min().unwrap();
+    let bytes = std::fs::read(gguf).unwrap();
+    desk.write("cut.gguf", &bytes[..bytes.len() / 2]);
+    desk.write("gguf.toml", with_model("cut.gguf"));
+    refused(&desk, &["train", "gguf.toml"], &["cut.gguf"]);
+    refused(&desk, &["generate", "hi", "--model", "cut.gguf"], &["cut.gguf"]);
+}
+
+#[test]
+fn data_that_is_empty_or_lacks_a_column() {
+    let desk = Desk::new();
+    let with_data = |path: &str| with_table("[prompts.arithmetic]", &format!("[prompts.jsonl]\npath = \"{path}\"\n"));
+    desk.write("empty.jsonl", "");
+    desk.write("empty.toml", with_data("empty.jsonl"));
+    refused(&desk, &["train", "empty.toml"], &["empty.jsonl"]);
+    desk.write("column.jsonl", "{\"promt\": \"What is 1+1?\", \"answer\": \"2\"}\n");
+    desk.write("column.toml", with_data("column.jsonl"));
+    refused(&desk, &["train", "column.toml"], &["column.jsonl", "prompt", "promt"]);
+    desk.write("json.jsonl", "{\"prompt\": \"What is 1+1?\", \"answer\": \"2\"}\n{\"prompt\": \n");
+    desk.write("json.toml", with_data("json.jsonl"));
+    refused(&desk, &["train", "json.toml"], &["json.jsonl", "2"]);
+    desk.write("gone.toml", with_data("gone.jsonl"));
+    refused(&desk, &["train", "gone.toml"], &["gone.jsonl"]);
+}
+
+#[test]
+fn places_that_cannot_be_written() {
+    let desk = Desk::new();
+    desk.write("file", "not a folder");
+    let tiny = config("tiny.toml");
+    refused(&desk, &["train", &tiny, "--out", "file/run"], &["file/run", "--out"]);
+    refused(&desk, &["train", &tiny, "--set", "store.url=\"sqlite://no/such/folder/a.db\""], &["no/such/folder"]);
+    refused(&desk, &["train", &tiny, "--set", "store.url=\"sqlite://file\""], &["file"]);
+    refused(&desk, &["train", "--resume", "nowhere"], &["nowhere"]);
+    refused(&desk, &["replay", "ls"], &["proxrl.db"]);
+}
+
+#[test]
+fn a_store_from_a_newer_version() {
+    let desk = Desk::new();
+    desk.ok(&["train", &config("tiny.toml"), "--set", "steps=1", "--out", "run"]);
+    let store = desk.path("proxrl.db");
+    newer(&store);
+    let again = desk.run(&["train", &config("tiny.toml"), "--set", "steps=1", "--out", "other"]);
+    assert_eq!(again.code, Some(2), "{}", again.stderr);
+    assert!(again.stderr.contains("newer"), "{}", again.stderr);
+    assert!(!desk.path("other").exists(), "{:?}", desk.files());
+}
+
+/// Marks the store as written by a later version of the program.
+fn newer(store: &std::path::Path) {
+    let sql = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); \
+               db.execute('INSERT INTO _sqlx_migrations (version, description, installed_on, success, checksum, execution_time) \
+               SELECT version + 1000, description, installed_on, success, checksum, execution_time FROM _sqlx_migrations LIMIT 1'); db.commit()";
+    let status = std::process::Command::new("python3").args(["-c", sql]).arg(store).status().unwrap();
+    assert!(status.success());
+}

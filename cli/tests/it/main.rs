@@ -1,0 +1,18 @@
+//! The integration tests, in one program so that libtorch is linked once.
+//!
+//! `architecture` and `tidy` hold the house's rules that no compiler checks; the others run the `proxrl` program.
+
+mod architecture;
+mod configs;
+mod errors;
+mod learns;
+mod resume;
+mod support;
+mod tidy;
+
+use std::path::Path;
+
+/// The root of the checkout.
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("cli/ lies in the workspace")
+}

@@ -1,0 +1,95 @@
+//! A run that was killed and resumed is the run that was never killed.
+
+use crate::support::{Desk, config};
+use std::time::Duration;
+
+const STEPS: &str = "steps=8";
+const EVERY: &str = "checkpoint.every=3";
+
+fn uninterrupted() -> Desk {
+    let desk = Desk::new();
+    desk.ok(&["train", &config("tiny.toml"), "--set", STEPS, "--set", EVERY, "--out", "run"]);
+    desk
+}
+
+fn samples(desk: &Desk) -> Vec<serde_json::Value> {
+    desk.query(
+        "SELECT g.step, g.position, s.position AS place, hex(s.ids) AS ids, hex(s.logprobs) AS logprobs \
+         FROM samples s JOIN groups g ON g.id = s.group_id ORDER BY 1, 2, 3",
+    )
+}
+
+/// Kills the run after each of the delays, resumes it after each, and lets the last one finish.
+fn killed_after(delays_ms: &[u64], expected: &Desk) {
+    let desk = Desk::new();
+    let config = config("tiny.toml");
+    let start = ["train", &config, "--set", STEPS, "--set", EVERY, "--out", "run"];
+    let resume = ["train", "--resume", "run"];
+    for delay in delays_ms {
+        // Killed before it had a folder, a run has nothing to resume.
+        let begun = desk.path("run").join("config.toml").exists();
+        let mut child = desk.start(if begun { &resume } else { &start });
+        std::thread::sleep(Duration::from_millis(*delay));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    if desk.path("run").join("config.toml").exists() {
+        desk.ok(&resume);
+    } else {
+        let _ = std::fs::remove_dir_all(desk.path("run"));
+        desk.ok(&start);
+    }
+    assert_eq!(desk.metrics("run"), expected.metrics("run"), "killed after {delays_ms:?} ms");
+    assert_eq!(samples(&desk), samples(expected), "killed after {delays_ms:?} ms");
+    let key = |desk: &Desk| desk.summary("run")["accuracy_after"].clone();
+    assert_eq!(key(&desk), key(expected));
+}
+
+#[test]
+fn kill_and_resume_equals_never_killed_bit_for_bit() {
+    let expected = uninterrupted();
+    assert_eq!(expected.metrics("run").len(), 8);
+    assert_eq!(samples(&expected).len(), 8 * 4 * 8);
+    for delays in [&[150u64][..], &[400], &[700], &[1000], &[1400], &[300, 500, 900], &[600, 600, 600, 600]] {
+        killed_after(delays, &expected);
+    }
+}
+
+#[test]
+fn an_interrupt_finishes_the_step_saves_and_says_how_to_go_on() {
+    let desk = Desk::new();
+    let mut child = desk.start(&["train", &config("tiny.toml"), "--set", "steps=100000", "--out", "run"]);
+    let logged = || std::fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap_or_default().lines().count();
+    while logged() < 3 {
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
+    }
+    let status = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let steps = logged();
+    assert!(desk.path(&format!("run/checkpoints/step_{steps}/state.json")).exists());
+    assert_eq!(desk.query("SELECT status FROM runs")[0]["status"], "interrupted");
+
+    let goal = format!("steps={}", steps + 2);
+    desk.ok(&["train", "--resume", "run", "--set", &goal]);
+    assert_eq!(logged(), steps + 2);
+    assert_eq!(desk.query("SELECT status FROM runs")[0]["status"], "finished");
+}
+
+#[test]
+fn a_finished_run_can_be_resumed_without_doing_anything_again() {
+    let desk = uninterrupted();
+    let before = desk.metrics("run");
+    desk.ok(&["train", "--resume", "run"]);
+    assert_eq!(desk.metrics("run"), before);
+    assert_eq!(samples(&desk).len(), 8 * 4 * 8);
+}
+
+#[test]
+fn a_run_folder_is_never_written_over() {
+    let desk = uninterrupted();
+    let again = desk.run(&["train", &config("tiny.toml"), "--set", STEPS, "--out", "run"]);
+    assert_eq!(again.code, Some(2));
+    assert!(again.stderr.contains("run is not empty; go on with its run by --resume run"), "{}", again.stderr);
+}

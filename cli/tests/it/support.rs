@@ -1,0 +1,107 @@
+//! Runs the program as a user would, in a folder of its own.
+
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// A fresh folder to run the program in.
+pub(crate) struct Desk {
+    folder: TempDir,
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Desk {
+    pub(crate) fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Everything in the folder, by relative path.
+    pub(crate) fn files(&self) -> Vec<String> {
+        fn walk(folder: &Path, root: &Path, found: &mut Vec<String>) {
+            for entry in fs::read_dir(folder).unwrap().flatten() {
+                found.push(entry.path().strip_prefix(root).unwrap().display().to_string());
+                if entry.path().is_dir() {
+                    walk(&entry.path(), root, found);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(self.folder.path(), self.folder.path(), &mut found);
+        found.sort();
+        found
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proxrl"));
+        // One thread per call: the tests themselves run side by side.
+        command.args(args).current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
+        command.env("HF_HUB_OFFLINE", "1");
+        command
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Done {
+        let output = self.command(args).output().unwrap();
+        Done {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Runs what must succeed; returns what it printed.
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
+        let done = self.run(args);
+        assert_eq!(done.code, Some(0), "{args:?}\n{}\n{}", done.stdout, done.stderr);
+        done.stdout
+    }
+
+    pub(crate) fn start(&self, args: &[&str]) -> Child {
+        self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// The answer of `proxrl replay query`.
+    pub(crate) fn query(&self, sql: &str) -> Vec<Value> {
+        serde_json::from_str(&self.ok(&["replay", "query", sql, "--format", "json"])).unwrap()
+    }
+
+    /// The lines of a run's `metrics.jsonl`, without what depends on the clock and the machine.
+    pub(crate) fn metrics(&self, run: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        let measured = |key: &str| key.starts_with("time/") || key.starts_with("perf/") || key == "step_time";
+        let line = |line: &str| {
+            let mut row: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
+            row.retain(|key, _| !measured(key));
+            Value::Object(row)
+        };
+        text.lines().map(line).collect()
+    }
+
+    pub(crate) fn summary(&self, run: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(run).join("summary.json")).unwrap()).unwrap()
+    }
+}
+
+/// A config of the checkout's `configs` folder.
+pub(crate) fn config(name: &str) -> String {
+    super::workspace().join("configs").join(name).display().to_string()
+}

@@ -1,0 +1,324 @@
+//! The pre-norm decoder that the Llama and Qwen families share.
+//!
+//! `x += o(attend(rope(norm(q(n))), rope(norm(k(n))), v(n)))`, then `x += down(silu(gate(n)) · up(n))`, where `n` is
+//! the RMS norm of `x` (Zhang & Sennrich 2019) and `SwiGLU` is Shazeer's (2020). Queries, keys and values share one
+//! weight matrix, and so do gate and up: one matrix product instead of three and two. Frozen weights need no
+//! gradients, so the backward pass computes and saves nothing for them.
+
+use super::rope::{Rope, RopeScaling};
+use super::{CausalLm, TensorSource};
+use crate::adapter::Adapter;
+use crate::attention::Attention;
+use crate::{Error, Result};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+/// The sizes of a decoder, as the hub's `config.json` gives them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dimensions {
+    /// Tokens in the vocabulary.
+    pub vocab: i64,
+    /// Width of the residual stream.
+    pub hidden: i64,
+    /// Width inside the feed-forward layer.
+    pub intermediate: i64,
+    /// Decoder layers.
+    pub layers: i64,
+    /// Query heads.
+    pub heads: i64,
+    /// Key and value heads; a divisor of `heads`.
+    pub kv_heads: i64,
+    /// Width of one head.
+    pub head_dim: i64,
+    /// Added to the mean square inside each RMS norm.
+    pub norm_epsilon: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Scaling of the rotary frequencies.
+    pub rope_scaling: RopeScaling,
+    /// Tokens of context the model was made for.
+    pub max_position: i64,
+    /// Whether the output head is the embedding matrix.
+    pub tied_embeddings: bool,
+    /// Whether q, k and v have biases.
+    pub qkv_bias: bool,
+    /// Whether the attention output has a bias.
+    pub output_bias: bool,
+    /// Whether gate, up and down have biases.
+    pub mlp_bias: bool,
+    /// Whether queries and keys are normed per head.
+    pub qk_norm: bool,
+}
+
+impl Dimensions {
+    /// All parameters of the network, tied ones counted once.
+    pub fn parameters(&self) -> i64 {
+        let attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads);
+        let layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden;
+        let tables = if self.tied_embeddings { 1 } else { 2 };
+        self.layers * layer + tables * self.vocab * self.hidden + self.hidden
+    }
+}
+
+/// Typed access to a `config.json`, with errors that name the key.
+pub(super) struct Fields<'a>(&'a Value);
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(config: &'a Value) -> Self {
+        Self(config)
+    }
+
+    pub(super) fn flag(&self, key: &str) -> bool {
+        self.0.get(key).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    fn positive(&self, key: &str) -> Result<i64> {
+        self.optional(key)?.ok_or_else(|| Error::input(format!("config.json: `{key}` is missing")))
+    }
+
+    fn optional(&self, key: &str) -> Result<Option<i64>> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value.as_i64().filter(|number| (1..=1 << 32).contains(number)).map(Some).ok_or_else(|| {
+                Error::input(format!("config.json: `{key}` must be a positive whole number, but is {value}"))
+            }),
+        }
+    }
+
+    /// The sizes that all families share; biases and norms off.
+    pub(super) fn dimensions(&self) -> Result<Dimensions> {
+        let hidden = self.positive("hidden_size")?;
+        let heads = self.positive("num_attention_heads")?;
+        let kv_heads = self.optional("num_key_value_heads")?.unwrap_or(heads);
+        if heads % kv_heads != 0 {
+            return Err(Error::input(format!(
+                "config.json: num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})"
+            )));
+        }
+        let activation = self.0.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
+        if activation != "silu" {
+            return Err(Error::input(format!("config.json: hidden_act `{activation}` is not supported, only silu is")));
+        }
+        // transformers 5 writes `rope_parameters` where older versions wrote `rope_scaling` and `rope_theta`.
+        let rope = self.0.get("rope_parameters").or(self.0.get("rope_scaling")).filter(|value| !value.is_null());
+        let theta = self.0.get("rope_theta").or(rope.and_then(|rope| rope.get("rope_theta"))).and_then(Value::as_f64);
+        Ok(Dimensions {
+            vocab: self.positive("vocab_size")?,
+            hidden,
+            intermediate: self.positive("intermediate_size")?,
+            layers: self.positive("num_hidden_layers")?,
+            heads,
+            kv_heads,
+            head_dim: self.optional("head_dim")?.unwrap_or(hidden / heads),
+            norm_epsilon: self.0.get("rms_norm_eps").and_then(Value::as_f64).unwrap_or(1e-6),
+            rope_theta: theta.unwrap_or(10_000.0),
+            rope_scaling: RopeScaling::parse(rope)?,
+            max_position: self.optional("max_position_embeddings")?.unwrap_or(2048),
+            tied_embeddings: self.flag("tie_word_embeddings"),
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+        })
+    }
+}
+
+/// A linear layer that an adapter may attach to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearShape {
+    /// The hub's name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// Columns of the weight.
+    pub inputs: i64,
+    /// Rows of the weight.
+    pub outputs: i64,
+}
+
+/// One or several linear layers with a common input and one weight matrix.
+#[derive(Debug)]
+struct Linear {
+    /// `[sum of outputs, inputs]`
+    weight: Tensor,
+    /// `[sum of outputs]`
+    bias: Option<Tensor>,
+    /// The id of the first part, and the outputs of each part in order.
+    first: usize,
+    outputs: Vec<i64>,
+}
+
+impl Linear {
+    /// `[token, inputs]` to one `[token, outputs]` per part.
+    fn forward(&self, x: &Tensor, adapter: &Adapter) -> Vec<Tensor> {
+        let whole = x.linear(&self.weight, self.bias.as_ref());
+        let parts = if self.outputs.len() == 1 { vec![whole] } else { whole.split_with_sizes(&self.outputs[..], 1) };
+        parts.into_iter().zip(self.first..).map(|(y, id)| adapter.add(id, x, y)).collect()
+    }
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Tensor,
+    qkv: Linear,
+    query_norm: Option<Tensor>,
+    key_norm: Option<Tensor>,
+    output: Linear,
+    post_norm: Tensor,
+    gate_up: Linear,
+    down: Linear,
+}
+
+/// The decoder of the Llama and Qwen families.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    dimensions: Dimensions,
+    linears: Vec<LinearShape>,
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Tensor,
+    rope: Rope,
+}
+
+impl Decoder {
+    pub(super) fn new(dimensions: Dimensions, source: &dyn TensorSource, device: Device, kind: Kind) -> Result<Self> {
+        let _no_grad = tch::no_grad_guard();
+        let d = &dimensions;
+        let mut builder = Builder { source, device, kind, linears: Vec::new() };
+        let embedding = builder.tensor("model.embed_tokens.weight", &[d.vocab, d.hidden])?;
+        let layers = (0..d.layers).map(|index| builder.layer(d, index)).collect::<Result<Vec<_>>>()?;
+        let norm = builder.tensor("model.norm.weight", &[d.hidden])?;
+        let head = if d.tied_embeddings {
+            embedding.shallow_clone()
+        } else {
+            builder.tensor("lm_head.weight", &[d.vocab, d.hidden])?
+        };
+        let rope = Rope::new(d.head_dim, d.rope_theta, &d.rope_scaling, device, kind);
+        let linears = builder.linears;
+        Ok(Self { linears, embedding, layers, norm, head, rope, dimensions })
+    }
+}
+
+impl CausalLm for Decoder {
+    fn dimensions(&self) -> &Dimensions {
+        &self.dimensions
+    }
+
+    fn linears(&self) -> &[LinearShape] {
+        &self.linears
+    }
+
+    fn head(&self) -> &Tensor {
+        &self.head
+    }
+
+    fn forward(&self, ids: &Tensor, positions: &Tensor, attention: &mut dyn Attention, adapter: &Adapter) -> Tensor {
+        let d = &self.dimensions;
+        let angles = self.rope.angles(positions);
+        let mut x = Tensor::embedding(&self.embedding, ids, -1, false, false);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let normed = rms_norm(&x, &layer.input_norm, d.norm_epsilon);
+            let [q, k, v] = triple(layer.qkv.forward(&normed, adapter));
+            let heads = |x: &Tensor, heads: i64| x.reshape([-1, heads, d.head_dim]);
+            let head_norm = |x: Tensor, norm: Option<&Tensor>| match norm {
+                Some(weight) => rms_norm(&x, weight, d.norm_epsilon),
+                None => x,
+            };
+            let q = angles.rotate(&head_norm(heads(&q, d.heads), layer.query_norm.as_ref()));
+            let k = angles.rotate(&head_norm(heads(&k, d.kv_heads), layer.key_norm.as_ref()));
+            let v = heads(&v, d.kv_heads);
+            let attended = attention.attend(index, &q, &k, &v).reshape([-1, d.heads * d.head_dim]);
+            x = x + single(layer.output.forward(&attended, adapter));
+
+            let normed = rms_norm(&x, &layer.post_norm, d.norm_epsilon);
+            let [gate, up] = pair(layer.gate_up.forward(&normed, adapter));
+            x = x + single(layer.down.forward(&(gate.silu() * up), adapter));
+        }
+        rms_norm(&x, &self.norm, d.norm_epsilon)
+    }
+}
+
+/// `x / rms(x) · weight` over the last axis, the mean square in f32.
+fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
+    let kind = x.kind();
+    let wide = x.to_kind(Kind::Float);
+    let inverse = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + epsilon).rsqrt();
+    (wide * inverse).to_kind(kind) * weight
+}
+
+const PARTS: &str = "a fused layer returns the parts it was built with";
+
+fn single(parts: Vec<Tensor>) -> Tensor {
+    parts.into_iter().next().expect(PARTS)
+}
+
+fn pair(parts: Vec<Tensor>) -> [Tensor; 2] {
+    parts.try_into().expect(PARTS)
+}
+
+fn triple(parts: Vec<Tensor>) -> [Tensor; 3] {
+    parts.try_into().expect(PARTS)
+}
+
+struct Builder<'a> {
+    source: &'a dyn TensorSource,
+    device: Device,
+    kind: Kind,
+    linears: Vec<LinearShape>,
+}
+
+impl Builder<'_> {
+    fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        Ok(self.source.tensor(name, shape)?.to_device(self.device).to_kind(self.kind))
+    }
+
+    fn layer(&mut self, d: &Dimensions, index: i64) -> Result<Layer> {
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let (queries, keys) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
+        let head_norm = |builder: &Self, part: &str| {
+            d.qk_norm.then(|| builder.tensor(&name(&format!("self_attn.{part}.weight")), &[d.head_dim])).transpose()
+        };
+        let qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
+        let gate_up = [("mlp.gate_proj", d.intermediate), ("mlp.up_proj", d.intermediate)];
+        Ok(Layer {
+            input_norm: self.tensor(&name("input_layernorm.weight"), &[d.hidden])?,
+            qkv: self.linear(&name, &qkv, d.hidden, d.qkv_bias)?,
+            query_norm: head_norm(self, "q_norm")?,
+            key_norm: head_norm(self, "k_norm")?,
+            output: self.linear(&name, &[("self_attn.o_proj", d.hidden)], queries, d.output_bias)?,
+            post_norm: self.tensor(&name("post_attention_layernorm.weight"), &[d.hidden])?,
+            gate_up: self.linear(&name, &gate_up, d.hidden, d.mlp_bias)?,
+            down: self.linear(&name, &[("mlp.down_proj", d.hidden)], d.intermediate, d.mlp_bias)?,
+        })
+    }
+
+    fn linear(
+        &mut self,
+        name: &dyn Fn(&str) -> String,
+        parts: &[(&str, i64)],
+        inputs: i64,
+        bias: bool,
+    ) -> Result<Linear> {
+        let first = self.linears.len();
+        let mut weights = Vec::new();
+        let mut biases = Vec::new();
+        for (part, outputs) in parts {
+            let name = name(part);
+            weights.push(self.tensor(&format!("{name}.weight"), &[*outputs, inputs])?);
+            if bias {
+                biases.push(self.tensor(&format!("{name}.bias"), &[*outputs])?);
+            }
+            self.linears.push(LinearShape { name, inputs, outputs: *outputs });
+        }
+        Ok(Linear {
+            weight: joined(weights),
+            bias: bias.then(|| joined(biases)),
+            first,
+            outputs: parts.iter().map(|(_, outputs)| *outputs).collect(),
+        })
+    }
+}
+
+/// The tensors below each other; a single one is not copied.
+fn joined(mut tensors: Vec<Tensor>) -> Tensor {
+    if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(&tensors, 0) }
+}

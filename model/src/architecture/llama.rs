@@ -1,0 +1,16 @@
+//! Llama 2 and 3, SmolLM2 and others of the family (Touvron et al. 2023; Grattafiori et al. 2024).
+//!
+//! Pre-norm decoder with rotary positions, grouped-query attention and `SwiGLU`; biases only where the config says so.
+
+use super::decoder::{Dimensions, Fields};
+use crate::Result;
+use serde_json::Value;
+
+pub(super) fn dimensions(config: &Value) -> Result<Dimensions> {
+    let fields = Fields::new(config);
+    let mut dimensions = fields.dimensions()?;
+    dimensions.qkv_bias = fields.flag("attention_bias");
+    dimensions.output_bias = fields.flag("attention_bias");
+    dimensions.mlp_bias = fields.flag("mlp_bias");
+    Ok(dimensions)
+}

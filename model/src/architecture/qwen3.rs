@@ -1,0 +1,20 @@
+//! Qwen3 (Yang et al. 2025): Llama's decoder with an RMS norm over each head's query and key, and a head size of
+//! its own.
+
+use super::decoder::{Dimensions, Fields};
+use crate::{Error, Result};
+use serde_json::Value;
+
+pub(super) fn dimensions(config: &Value) -> Result<Dimensions> {
+    let fields = Fields::new(config);
+    if fields.flag("use_sliding_window") {
+        return Err(Error::input(
+            "config.json: use_sliding_window = true is not supported; models that were released with it off work",
+        ));
+    }
+    let mut dimensions = fields.dimensions()?;
+    dimensions.qkv_bias = fields.flag("attention_bias");
+    dimensions.output_bias = fields.flag("attention_bias");
+    dimensions.qk_norm = true;
+    Ok(dimensions)
+}

@@ -1,0 +1,133 @@
+//! Where tensors live and in which number format: the only file that names a device.
+//!
+//! Two traps of libtorch are dealt with here. The linker drops `libtorch_cuda` because no symbol of ours needs it, so
+//! it is loaded by name; and the first question about CUDA decides for the life of the process, so it must be loaded
+//! *before* that question. One program then serves a libtorch with CUDA and one without.
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
+use tch::{Device, Kind};
+
+/// The device of the config: `cpu`, `cuda` (the first GPU), `cuda:1`, or `auto` (a GPU if one can be used).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DeviceName(String);
+
+impl DeviceName {
+    /// The device with this name; an empty name means `auto`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    /// The device, if it can be used on this machine.
+    pub fn resolve(&self) -> Result<Device> {
+        let name = self.0.trim();
+        let index = match name {
+            "" | "auto" if matches!(cuda(), Cuda::Usable { .. }) => return Ok(Device::Cuda(0)),
+            "" | "auto" => return Ok(Device::Cpu),
+            "cpu" => return Ok(Device::Cpu),
+            "cuda" => 0,
+            _ => name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()).ok_or_else(|| {
+                Error::input(format!("device `{name}` is not known; use \"cpu\", \"cuda\", \"cuda:1\" or \"auto\""))
+            })?,
+        };
+        match cuda() {
+            Cuda::Usable { devices } if index < *devices => Ok(Device::Cuda(index)),
+            Cuda::Usable { devices } => Err(Error::input(format!(
+                "device `{name}` was asked for, but only {devices} CUDA device(s) can be used; use a number below {devices}"
+            ))),
+            Cuda::Missing { why } => Err(Error::input(format!(
+                "device `{name}` was asked for, but {why}; set device = \"cpu\", or install the CUDA build with PROXRL_CUDA=1 make setup"
+            ))),
+        }
+    }
+}
+
+/// Whether CUDA can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cuda {
+    /// It can, on this many devices.
+    Usable {
+        /// How many GPUs libtorch sees.
+        devices: usize,
+    },
+    /// It cannot.
+    Missing {
+        /// The reason, as a clause that follows "but".
+        why: String,
+    },
+}
+
+/// Loads `libtorch_cuda` if it is there, then asks libtorch for CUDA devices. The answer is kept.
+pub fn cuda() -> &'static Cuda {
+    static CUDA: OnceLock<Cuda> = OnceLock::new();
+    CUDA.get_or_init(|| {
+        // SAFETY: the name is a NUL-terminated constant; loading runs libtorch's own registration code, which is what
+        // linking against it would have done.
+        #[expect(unsafe_code, reason = "dlopen is the only way to register libtorch_cuda, which the linker drops")]
+        let handle = unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        if handle.is_null() {
+            return Cuda::Missing { why: "this libtorch was built for the CPU only".into() };
+        }
+        if !tch::Cuda::is_available() {
+            return Cuda::Missing { why: "libtorch found no usable NVIDIA GPU or driver".into() };
+        }
+        Cuda::Usable { devices: tch::Cuda::device_count().max(0) as usize }
+    })
+}
+
+/// The number format of the frozen weights and of activations. Adapters and optimizer states are always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit floats: exact and the fastest on CPUs without bf16 units.
+    #[default]
+    F32,
+    /// bfloat16: half the memory; log-probabilities are still computed in f32.
+    Bf16,
+}
+
+impl Dtype {
+    /// libtorch's name of the format.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// The CPU, for tensors that are born there: files, token ids, random numbers.
+pub const HOST: Device = Device::Cpu;
+
+/// How many threads libtorch uses for one operation. `None` keeps libtorch's own choice (one per physical core).
+/// Results on the CPU are bit-equal between runs only for the same number.
+pub fn set_threads(threads: Option<usize>) {
+    if let Some(threads) = threads {
+        tch::set_num_threads(threads.max(1) as i32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_resolve_or_say_what_to_write() {
+        assert_eq!(DeviceName::new("cpu").resolve().unwrap(), Device::Cpu);
+        let error = DeviceName::new("gpu").resolve().unwrap_err();
+        assert!(error.is_input());
+        assert!(error.to_string().contains("`gpu` is not known"), "{error}");
+    }
+
+    #[test]
+    fn cuda_is_refused_with_a_reason_where_it_is_missing() {
+        if let Cuda::Missing { why } = cuda() {
+            let error = DeviceName::new("cuda").resolve().unwrap_err().to_string();
+            assert!(error.contains(why.as_str()), "{error}");
+        } else {
+            assert_eq!(DeviceName::new("cuda").resolve().unwrap(), Device::Cuda(0));
+        }
+    }
+}

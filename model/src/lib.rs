@@ -1,0 +1,20 @@
+//! Networks, adapters, weights and words: what the sampler and the trainer share.
+
+pub mod adapter;
+pub mod architecture;
+pub mod attention;
+pub mod cache;
+pub mod chat_template;
+mod config;
+pub mod device;
+mod error;
+pub mod hub;
+pub mod logprob;
+pub mod packed;
+mod policy;
+pub mod tokenizer;
+pub mod weights;
+
+pub use config::Config;
+pub use error::{Error, Result};
+pub use policy::{Evaluation, Policy, Weights};

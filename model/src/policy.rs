@@ -1,0 +1,227 @@
+//! A policy: a frozen network, an adapter, and the words around them.
+//!
+//! There is one copy of the weights. The sampler and the trainer hold handles on the same adapter tensors, so what the
+//! trainer changes the sampler sees, with nothing to synchronise; the reference policy is the same network with the
+//! adapter left out.
+
+use crate::adapter::Adapter;
+use crate::architecture::{self, CausalLm};
+use crate::config::Config;
+use crate::logprob::{self, Want};
+use crate::packed::Packed;
+use crate::tokenizer::Tokenizer;
+use crate::weights::Checkpoint;
+use crate::{Error, Result, hub};
+use schema::{PolicyVersion, Seed, Token};
+use sha2::{Digest, Sha256};
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
+
+/// A language model that can be sampled from and trained.
+pub struct Policy {
+    network: Rc<dyn CausalLm>,
+    tokenizer: Rc<Tokenizer>,
+    adapter: Adapter,
+    identity: Rc<str>,
+    version: PolicyVersion,
+    device: Device,
+    kind: Kind,
+}
+
+/// Which weights score a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// The network with its adapter.
+    Policy,
+    /// The network without its adapter: the reference policy.
+    Reference,
+}
+
+impl Policy {
+    /// Loads or makes the network of the config and attaches a fresh adapter.
+    pub fn load(config: &Config, seed: &Seed) -> Result<Self> {
+        let device = config.device.resolve()?;
+        crate::device::set_threads((config.threads > 0).then_some(config.threads));
+        let kind = config.dtype.kind();
+        let (network, tokenizer, identity) = match (&config.random, config.path.as_str()) {
+            (Some(random), "") => {
+                let tokenizer = Tokenizer::bytes();
+                let network = random.build(tokenizer.vocab_size(), device, kind)?;
+                (network, tokenizer, format!("random {random:?}"))
+            }
+            (None, "") => {
+                return Err(Error::input("[model] needs `path` (a folder, a .gguf file or a hub id) or `random`"));
+            }
+            (None, path) => {
+                let checkpoint = Checkpoint::open(&hub::resolve(path, &hub::models_folder())?)?;
+                let tokenizer = checkpoint.tokenizer()?;
+                let network = architecture::load(&checkpoint, device, kind)?;
+                (network, tokenizer, checkpoint.identity())
+            }
+            (Some(_), _) => return Err(Error::input("[model] has both `path` and `random`; keep one of them")),
+        };
+        let vocab = network.dimensions().vocab;
+        let reachable = tokenizer.eos_ids().iter().any(|id| i64::from(*id) < vocab);
+        if !reachable {
+            return Err(Error::input(format!(
+                "the model has no end-of-sequence token inside its vocabulary of {vocab} (eos ids: {:?}), so no answer could end; set eos_token_id in generation_config.json",
+                tokenizer.eos_ids()
+            )));
+        }
+        let adapter = config.adapter.build(&*network, &seed.child("adapter"), device)?;
+        let mut policy = Self {
+            network: network.into(),
+            tokenizer: tokenizer.into(),
+            adapter,
+            identity: identity.into(),
+            version: PolicyVersion { version: 0, hash: String::new() },
+            device,
+            kind,
+        };
+        policy.check_adapter()?;
+        policy.set_version(0);
+        Ok(policy)
+    }
+
+    /// The network alone.
+    pub fn network(&self) -> &dyn CausalLm {
+        &*self.network
+    }
+
+    /// The words.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The trainable part.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// Where its tensors live.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The number format of activations.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What identifies the frozen network: a hash of its config and weights.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// Name and content hash of the current weights.
+    pub fn version(&self) -> &PolicyVersion {
+        &self.version
+    }
+
+    /// Names the current weights after the training step that made them, and hashes them.
+    pub fn set_version(&mut self, version: u64) {
+        let mut digest = Sha256::new();
+        digest.update(self.identity.as_bytes());
+        digest.update(self.adapter.hash().as_bytes());
+        let hash = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        self.version = PolicyVersion { version, hash };
+    }
+
+    /// A second handle on the same tensors.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self {
+            network: Rc::clone(&self.network),
+            tokenizer: Rc::clone(&self.tokenizer),
+            adapter: self.adapter.share(),
+            identity: Rc::clone(&self.identity),
+            version: self.version.clone(),
+            device: self.device,
+            kind: self.kind,
+        }
+    }
+
+    /// Scores a packed batch and keeps what the gradient needs.
+    ///
+    /// * `temperature`: that of the sampler, by which logits are divided
+    pub fn evaluate(&self, packed: &Packed, temperature: f64, want: Want) -> Evaluation {
+        let graph = self.hidden(packed, &self.adapter);
+        let hidden = graph.detach();
+        let scores = logprob::score(&hidden, self.network.head(), &packed.targets, temperature, want);
+        Evaluation {
+            logprobs: scores.logprobs.set_requires_grad(true),
+            entropy: scores.entropy.map(|entropy| entropy.set_requires_grad(true)),
+            graph,
+            hidden,
+            head: self.network.head().shallow_clone(),
+            targets: packed.targets.shallow_clone(),
+            temperature,
+        }
+    }
+
+    /// Log-probabilities of a packed batch, `[token]` f32, without gradient.
+    pub fn logprobs(&self, packed: &Packed, temperature: f64, weights: Weights) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let hidden = match weights {
+            Weights::Policy => self.hidden(packed, &self.adapter),
+            Weights::Reference => self.hidden(packed, &Adapter::none()),
+        };
+        logprob::score(&hidden, self.network.head(), &packed.targets, temperature, Want::Logprobs).logprobs
+    }
+
+    /// The hidden state before each scored token, `[scored, hidden]`.
+    fn hidden(&self, packed: &Packed, adapter: &Adapter) -> Tensor {
+        let mut attention = packed.attention(self.kind);
+        self.network
+            .forward(&packed.ids, &packed.positions, &mut attention, adapter)
+            .index_select(0, &packed.predictors)
+    }
+
+    /// A start-up canary: an adapter that is not zero must change the logits. It fails if an adapter is attached to
+    /// nothing, which would otherwise look like a run that learns nothing.
+    fn check_adapter(&self) -> Result<()> {
+        let prompt: Vec<Token> = vec![0, 1, 2];
+        let sequences = crate::packed::Sequences { prompt: &prompt, completions: vec![&[3]] };
+        let packed = Packed::new(&[sequences], self.network.dimensions().vocab, self.device)?;
+        let moved = self.adapter.copy();
+        moved.perturb(0.05);
+        let _no_grad = tch::no_grad_guard();
+        let difference = (self.hidden(&packed, &moved) - self.hidden(&packed, &Adapter::none())).abs().max();
+        if difference.double_value(&[]) > 0.0 {
+            return Ok(());
+        }
+        Err(Error::input(
+            "the adapter does not change the model's output; check model.adapter: target_modules and alpha",
+        ))
+    }
+}
+
+/// The scores of one batch, from which a loss is computed, and the way back to the adapter.
+#[derive(Debug)]
+pub struct Evaluation {
+    /// `[token]` f32, a leaf: the loss is a function of it.
+    pub logprobs: Tensor,
+    /// `[token]` f32, a leaf; only where asked for.
+    pub entropy: Option<Tensor>,
+    graph: Tensor,
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    temperature: f64,
+}
+
+impl Evaluation {
+    /// Adds the gradient of `loss` (a scalar) to the adapter's gradients.
+    pub fn backward(self, loss: &Tensor) {
+        let mut leaves = vec![&self.logprobs];
+        leaves.extend(&self.entropy);
+        let gradients = Tensor::run_backward(&[loss], &leaves, false, false);
+        let gradient = |index: usize| gradients.get(index).filter(|gradient| gradient.defined());
+        let by_hidden =
+            logprob::gradient(&self.hidden, &self.head, &self.targets, self.temperature, gradient(0), gradient(1));
+        (self.graph * by_hidden).sum(Kind::Float).backward();
+    }
+}
+
+#[cfg(test)]
+mod tests;

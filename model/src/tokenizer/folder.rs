@@ -1,0 +1,121 @@
+//! Tokenizers from a Hugging Face folder.
+//!
+//! `tokenizer.json` holds the vocabulary and its rules. What ends an answer, and how a conversation is written, stand in
+//! up to five other files.
+
+use super::{Tokenizer, unusable};
+use crate::chat_template::ChatTemplate;
+use crate::weights::read_json;
+use crate::{Error, Result};
+use schema::Token;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+impl Tokenizer {
+    /// Reads the tokenizer of a Hugging Face folder. `config` is its `config.json`.
+    pub(crate) fn from_folder(path: &Path, config: &Value) -> Result<Self> {
+        let file = path.join("tokenizer.json");
+        if !file.exists() {
+            return Err(Error::file(
+                path,
+                "holds no tokenizer.json; load its tokenizer with transformers' AutoTokenizer and save it here with save_pretrained",
+            ));
+        }
+        let mut inner = tokenizers::Tokenizer::from_file(&file).map_err(|error| Error::file(&file, unusable(error)))?;
+        // A tokenizer.json may carry the limits of somebody's training run; prompts must come through whole.
+        inner.with_truncation(None).map_err(unusable)?.with_padding(None);
+
+        let settings = Settings::read(path)?;
+        let template = settings
+            .chat_template(path)?
+            .map(|source| ChatTemplate::new(&source, settings.special_texts()))
+            .transpose()
+            .map_err(|error| Error::file(path, error))?;
+        let eos = eos_ids(&inner, path, config, &settings)?;
+        Ok(Self::new(inner, eos, template))
+    }
+}
+
+/// `tokenizer_config.json` and `special_tokens_map.json`; either may be missing.
+struct Settings {
+    tokenizer: Value,
+    special_tokens: Value,
+}
+
+impl Settings {
+    fn read(path: &Path) -> Result<Self> {
+        Ok(Self {
+            tokenizer: read_optional(&path.join("tokenizer_config.json"))?,
+            special_tokens: read_optional(&path.join("special_tokens_map.json"))?,
+        })
+    }
+
+    /// The text of a special token, written as a string or as an object with `content`.
+    fn special_text(&self, name: &str) -> Option<&str> {
+        [&self.tokenizer, &self.special_tokens].into_iter().find_map(|file| {
+            let token = file.get(name)?;
+            token.as_str().or_else(|| token.get("content")?.as_str())
+        })
+    }
+
+    /// The special tokens that a chat template may name.
+    fn special_texts(&self) -> BTreeMap<String, String> {
+        ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"]
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), self.special_text(name)?.to_owned())))
+            .collect()
+    }
+
+    /// The source of the chat template: a file of its own, or a string or a list of named ones in the settings.
+    fn chat_template(&self, path: &Path) -> Result<Option<String>> {
+        let file = path.join("chat_template.jinja");
+        if file.exists() {
+            let source = std::fs::read_to_string(&file).map_err(|error| Error::file(&file, error))?;
+            return Ok(Some(source));
+        }
+        let older = read_optional(&path.join("chat_template.json"))?;
+        let source = match self.tokenizer.get("chat_template").or(older.get("chat_template")) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::Array(named)) => named
+                .iter()
+                .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
+                .and_then(|entry| entry.get("template")),
+            Some(source) => Some(source),
+        };
+        match source.and_then(Value::as_str) {
+            Some(source) => Ok(Some(source.to_owned())),
+            None => Err(Error::file(path, "chat_template must be a text or a list with one named `default`")),
+        }
+    }
+}
+
+/// Every token that ends an answer: those of `generation_config.json`, else of `config.json` (whose default is often
+/// wrong), and the tokenizer's own.
+fn eos_ids(inner: &tokenizers::Tokenizer, path: &Path, config: &Value, settings: &Settings) -> Result<Vec<Token>> {
+    let generation = read_optional(&path.join("generation_config.json"))?;
+    let listed = |file: &Value| -> Vec<Token> {
+        match file.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.iter().filter_map(token).collect(),
+            Some(id) => token(id).into_iter().collect(),
+            None => Vec::new(),
+        }
+    };
+    let mut ids = listed(&generation);
+    if ids.is_empty() {
+        ids = listed(config);
+    }
+    ids.extend(settings.special_text("eos_token").and_then(|text| inner.token_to_id(text)));
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+fn token(value: &Value) -> Option<Token> {
+    value.as_u64()?.try_into().ok()
+}
+
+/// A JSON file that may be missing; then nothing is in it.
+fn read_optional(path: &Path) -> Result<Value> {
+    if path.exists() { read_json(path) } else { Ok(Value::Null) }
+}

@@ -1,0 +1,192 @@
+//! Checkpoints: where a network's weights, sizes and words come from.
+//!
+//! A checkpoint is a Hugging Face folder (`config.json` beside `model.safetensors` or its shards) or one GGUF file.
+//! Both look alike from here on: the hub's `config.json`, and tensors under the hub's names in the hub's layout. Files
+//! are memory-mapped, so that a tensor costs one copy and an unused one costs nothing.
+
+mod gguf;
+#[cfg(test)]
+mod parity;
+mod safetensors;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub(crate) use gguf::Metadata;
+pub(crate) use safetensors::{INDEX, SINGLE, shards};
+
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+use memmap2::Mmap;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// One model on disk.
+pub struct Checkpoint {
+    path: PathBuf,
+    config: Value,
+    source: Box<dyn Source>,
+}
+
+/// What a checkpoint format offers. Names are the hub's.
+trait Source {
+    /// Every tensor's name, sorted.
+    fn names(&self) -> Vec<&str>;
+    /// A tensor as it is stored.
+    fn stored(&self, name: &str) -> Option<Stored<'_>>;
+    /// A tensor in the hub's layout, on the CPU.
+    fn tensor(&self, name: &str) -> Result<Tensor>;
+    /// The words that belong to the weights.
+    fn tokenizer(&self) -> Result<Tokenizer>;
+}
+
+/// A tensor's bytes in the file.
+struct Stored<'a> {
+    format: String,
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face folder or a GGUF file and reads its headers; weights stay on disk until asked for.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (config, source): (Value, Box<dyn Source>) = match layout(path)? {
+            Layout::Folder => {
+                let (config, source) = safetensors::open(path)?;
+                (config, Box::new(source))
+            }
+            Layout::Gguf(file) => {
+                let (config, source) = gguf::open(&file)?;
+                (config, Box::new(source))
+            }
+        };
+        Ok(Self { path: path.to_owned(), config, source })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The hub's `config.json`; for a GGUF file, an equal object built from its metadata.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Every tensor's hub name, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        self.source.names()
+    }
+
+    /// Whether a tensor of this hub name is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.source.stored(name).is_some()
+    }
+
+    /// The tensor of this hub name (`model.layers.0.self_attn.q_proj.weight`), on the CPU, in the stored float kind;
+    /// quantised tensors come as f32.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.source.tensor(name)
+    }
+
+    /// The tokenizer that belongs to the weights.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        self.source.tokenizer()
+    }
+
+    /// A name for the content: SHA-256, in hexadecimal, cheap enough to compute at every start.
+    ///
+    /// It covers the config (with sorted keys, without `_name_or_path` and `transformers_version`) and, for each
+    /// tensor in the order of names, its hub name, stored format, shape, and the first and last 4 KiB of its bytes.
+    /// It does not cover the middle of tensors, nor the tokenizer; and one model stored in two formats has two names.
+    pub fn identity(&self) -> String {
+        const SAMPLE: usize = 4096;
+        let mut hash = Sha256::new();
+        let mut absorb = |part: &[u8]| {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        };
+        absorb(canonical(&self.config).as_bytes());
+        for name in self.names() {
+            let Some(stored) = self.source.stored(name) else { continue };
+            absorb(name.as_bytes());
+            absorb(stored.format.as_bytes());
+            absorb(format!("{:?}", stored.shape).as_bytes());
+            absorb(&stored.bytes[..stored.bytes.len().min(SAMPLE)]);
+            absorb(&stored.bytes[stored.bytes.len().saturating_sub(SAMPLE)..]);
+        }
+        format!("{:x}", hash.finalize())
+    }
+}
+
+enum Layout {
+    Folder,
+    Gguf(PathBuf),
+}
+
+fn layout(path: &Path) -> Result<Layout> {
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        Error::file(path, format!("no model here ({error}); give a Hugging Face folder or a .gguf file"))
+    })?;
+    if metadata.is_file() {
+        return match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors" | "json") => Err(Error::file(
+                path,
+                "this is one file of a Hugging Face model; give the folder that holds it and its config.json",
+            )),
+            _ => Ok(Layout::Gguf(path.to_owned())),
+        };
+    }
+    if path.join("config.json").exists() {
+        return Ok(Layout::Folder);
+    }
+    let mut ggufs: Vec<PathBuf> = std::fs::read_dir(path)
+        .map_err(|error| Error::file(path, error))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|file| file.extension().is_some_and(|extension| extension == "gguf"))
+        .collect();
+    match (ggufs.pop(), ggufs.len()) {
+        (Some(file), 0) => Ok(Layout::Gguf(file)),
+        (Some(_), more) => Err(Error::file(path, format!("{} .gguf files in this folder; name one of them", more + 1))),
+        (None, _) => Err(Error::file(path, "this folder holds neither config.json nor a .gguf file")),
+    }
+}
+
+/// Maps a file into memory, or says why not.
+fn map(path: &Path) -> Result<Mmap> {
+    let file = File::open(path).map_err(|error| Error::file(path, format!("cannot be opened ({error})")))?;
+    if file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
+        return Err(Error::file(path, "is empty; was its download cut off?"));
+    }
+    // SAFETY: the mapping is read-only. As with every mapped file, another process that shortens it while we read
+    // would end ours; model files are written once and then only read.
+    unsafe { Mmap::map(&file) }.map_err(|error| Error::file(path, format!("cannot be mapped ({error})")))
+}
+
+/// Reads a JSON file, with errors that name it.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::file(path, format!("cannot be read ({error})")))?;
+    serde_json::from_str(&text).map_err(|error| Error::file(path, format!("is not valid JSON: {error}")))
+}
+
+/// JSON with sorted keys and without what changes although the model does not.
+fn canonical(config: &Value) -> String {
+    fn sorted(value: &Value) -> Value {
+        match value {
+            Value::Object(fields) => {
+                let mut keys: Vec<_> = fields.iter().collect();
+                keys.sort_by_key(|(key, _)| *key);
+                keys.into_iter().map(|(key, value)| (key.clone(), sorted(value))).collect()
+            }
+            Value::Array(items) => items.iter().map(sorted).collect(),
+            other => other.clone(),
+        }
+    }
+    let mut config = sorted(config);
+    if let Some(fields) = config.as_object_mut() {
+        fields.retain(|key, _| !matches!(key.as_str(), "_name_or_path" | "transformers_version"));
+    }
+    config.to_string()
+}

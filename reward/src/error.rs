@@ -1,0 +1,40 @@
+//! What can go wrong in this crate.
+//!
+//! A sample that cannot be judged is no error: it gets a [`Judgement::Unjudged`](crate::Judgement::Unjudged) with a
+//! reason, and the others of its batch keep their values.
+
+use thiserror::Error;
+
+/// An error of the reward crate. Each message says what, where and what to try.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Something the user gave is at fault: a setting, a name, a program.
+    #[error("{0}")]
+    Input(String),
+    /// A reward broke its contract.
+    #[error("{0}")]
+    Runtime(String),
+    /// A group and its verdicts do not fit.
+    #[error(transparent)]
+    Group(#[from] schema::GroupError),
+}
+
+impl Error {
+    /// An error in what the user gave.
+    pub fn input(message: impl Into<String>) -> Self {
+        Self::Input(message.into())
+    }
+
+    /// A failure that the input did not cause.
+    pub fn runtime(message: impl Into<String>) -> Self {
+        Self::Runtime(message.into())
+    }
+
+    /// Whether the user's input is at fault.
+    pub fn is_input(&self) -> bool {
+        matches!(self, Self::Input(_))
+    }
+}
+
+/// A result of the reward crate.
+pub type Result<T> = std::result::Result<T, Error>;

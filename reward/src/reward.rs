@@ -1,0 +1,116 @@
+//! The door of this crate: a reward judges samples, and says so when it cannot.
+
+use schema::{Group, PartStatus, Sample};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::ops::RangeInclusive;
+
+/// What a reward says about one sample.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Judgement {
+    /// The sample's value: a finite number.
+    Value(f32),
+    /// The reward does not apply to this sample (TRL's `None`), or failed to judge it; the text says why.
+    Unjudged(String),
+}
+
+impl Judgement {
+    /// A value, or unjudged if the number is not finite: a NaN must not reach a mean.
+    pub fn of(value: f32) -> Self {
+        if value.is_finite() { Self::Value(value) } else { Self::unjudged(format!("the value {value} is not finite")) }
+    }
+
+    /// One if right, zero if wrong.
+    pub fn right(right: bool) -> Self {
+        Self::Value(if right { 1.0 } else { 0.0 })
+    }
+
+    /// No value, for this reason.
+    pub fn unjudged(reason: impl Into<String>) -> Self {
+        Self::Unjudged(reason.into())
+    }
+
+    /// The value, if there is one.
+    pub fn value(&self) -> Option<f32> {
+        match self {
+            Self::Value(value) => Some(*value),
+            Self::Unjudged(_) => None,
+        }
+    }
+
+    /// Value and status in the form that verdicts keep.
+    pub(crate) fn into_part(self) -> (Option<f32>, PartStatus) {
+        match self {
+            Self::Value(value) => (Some(value), PartStatus::Judged),
+            Self::Unjudged(reason) => (None, PartStatus::Unjudged(reason)),
+        }
+    }
+}
+
+/// A reward function: samples in, one judgement per sample out.
+pub trait Reward: Send {
+    /// What kind of reward this is, such as `math_answer`; the config may give it another name.
+    fn name(&self) -> &'static str;
+
+    /// Changes whenever the code or a setting changes what a sample is worth; see [`fingerprint`].
+    fn version(&self) -> String;
+
+    /// The smallest and the largest value, where they are known beforehand.
+    fn range(&self) -> Option<RangeInclusive<f32>> {
+        None
+    }
+
+    /// Judges every sample of every group: one list per group, with one judgement per sample, in order. All groups of
+    /// a step come in one call, so that a program or a network can be run once for all of them.
+    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>>;
+}
+
+/// A version made of the code's revision, which its author raises, and the first eight hexadecimal digits of the
+/// SHA-256 of its settings.
+pub fn fingerprint(revision: u32, settings: &impl Serialize) -> String {
+    let json = serde_json::to_vec(settings).unwrap_or_default();
+    let digest = Sha256::digest(&json);
+    format!("{revision}-{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
+}
+
+/// Judges samples one by one: what all rules but external ones do.
+pub(crate) fn each(groups: &[Group], judge: impl Fn(&Group, &Sample) -> Judgement) -> Vec<Vec<Judgement>> {
+    groups.iter().map(|group| group.samples.iter().map(|sample| judge(group, sample)).collect()).collect()
+}
+
+/// Judges samples against the prompt's answer; without one there is nothing to judge by. `prepare` turns the answer
+/// into what `right` compares with, once per group.
+pub(crate) fn against_answer<A>(
+    groups: &[Group],
+    prepare: impl Fn(&str) -> A,
+    right: impl Fn(&A, &str) -> bool,
+) -> Vec<Vec<Judgement>> {
+    let judge = |group: &Group| match &group.prompt.answer {
+        Some(answer) => {
+            let answer = prepare(answer);
+            group.samples.iter().map(|sample| Judgement::right(right(&answer, &sample.text))).collect()
+        }
+        None => vec![Judgement::unjudged("the prompt has no answer"); group.samples.len()],
+    };
+    groups.iter().map(judge).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_is_not_a_value() {
+        assert_eq!(Judgement::of(0.5).value(), Some(0.5));
+        assert_eq!(Judgement::of(f32::NAN).value(), None);
+        assert_eq!(Judgement::of(f32::INFINITY).into_part().0, None);
+    }
+
+    #[test]
+    fn a_fingerprint_follows_revision_and_settings() {
+        // The SHA-256 of the two bytes `{}` starts with 44136fa3.
+        assert_eq!(fingerprint(1, &serde_json::json!({})), "1-44136fa3");
+        assert_ne!(fingerprint(1, &serde_json::json!({})), fingerprint(2, &serde_json::json!({})));
+        assert_ne!(fingerprint(1, &serde_json::json!({"n": 3})), fingerprint(1, &serde_json::json!({"n": 4})));
+    }
+}

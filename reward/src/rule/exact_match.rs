@@ -1,0 +1,97 @@
+//! Right if the completion is the answer, letter by letter.
+//!
+//! The strictest rule, for answers of a fixed wording: labels, names, codes. What may differ is a setting.
+
+use crate::reward::against_answer;
+use crate::{Judgement, Result, Reward, fingerprint};
+use schema::Group;
+use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
+
+/// What may differ between completion and answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Ignore white space at both ends.
+    pub trim: bool,
+    /// Ignore the difference between upper and lower case.
+    pub ignore_case: bool,
+    /// Ignore ASCII punctuation, wherever it stands.
+    pub strip_punctuation: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { trim: true, ignore_case: false, strip_punctuation: false }
+    }
+}
+
+impl Config {
+    /// Makes the rule. Every setting is fine.
+    pub fn build(&self) -> Result<ExactMatch> {
+        Ok(ExactMatch { config: self.clone() })
+    }
+
+    /// The part of a text that must agree.
+    fn essence(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        if self.strip_punctuation {
+            text.retain(|c| !c.is_ascii_punctuation());
+        }
+        if self.ignore_case {
+            text = text.to_lowercase();
+        }
+        if self.trim { text.trim().to_owned() } else { text }
+    }
+}
+
+/// 1 if the completion is the prompt's answer, else 0; unjudged without an answer.
+pub struct ExactMatch {
+    config: Config,
+}
+
+impl Reward for ExactMatch {
+    fn name(&self) -> &'static str {
+        "exact_match"
+    }
+
+    fn version(&self) -> String {
+        fingerprint(1, &self.config)
+    }
+
+    fn range(&self) -> Option<RangeInclusive<f32>> {
+        Some(0.0..=1.0)
+    }
+
+    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
+        let config = &self.config;
+        against_answer(groups, |answer| config.essence(answer), |answer, text| config.essence(text) == *answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{group, values};
+
+    fn check(config: &Config, answer: &str, text: &str, expected: f32) {
+        let values = values(&mut config.build().unwrap(), &group("", Some(answer), &[text]));
+        assert_eq!(values, [Some(expected)], "{text:?} against {answer:?} under {config:?}");
+    }
+
+    #[test]
+    fn by_default_only_the_ends_may_differ() {
+        let config = Config::default();
+        check(&config, "Paris", " Paris\n", 1.0);
+        check(&config, "Paris", "paris", 0.0);
+        check(&config, "Paris", "Paris.", 0.0);
+        check(&config, "Paris", "It is Paris", 0.0);
+    }
+
+    #[test]
+    fn settings_loosen_or_tighten() {
+        check(&Config { ignore_case: true, ..Config::default() }, "PARIS", "Paris", 1.0);
+        check(&Config { strip_punctuation: true, ..Config::default() }, "Paris", "\"Paris\".", 1.0);
+        check(&Config { trim: false, ..Config::default() }, "Paris", "Paris ", 0.0);
+    }
+}

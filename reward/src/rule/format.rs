@@ -1,0 +1,111 @@
+//! Right if the completion is made of tagged sections in a given order.
+//!
+//! `<think>…</think><answer>…</answer>` and nothing around it: the format reward of DeepSeek-R1 (arXiv:2501.12948,
+//! section 2.2.2). Each tag must occur exactly once, so that a completion cannot win by opening sections in passing.
+
+use crate::reward::each;
+use crate::{Error, Judgement, Result, Reward, fingerprint};
+use schema::Group;
+use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
+
+/// Which sections, in which order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The names of the sections, in order: `think` stands for `<think>…</think>`.
+    pub tags: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { tags: vec!["think".into(), "answer".into()] }
+    }
+}
+
+impl Config {
+    /// Makes the rule. There must be tags, all different.
+    pub fn build(&self) -> Result<Format> {
+        let bad = |tag: &String| tag.is_empty() || tag.contains(['<', '>', '/']);
+        if self.tags.is_empty() || self.tags.iter().any(bad) {
+            return Err(Error::input("`tags` needs names without angle brackets, as in [\"think\", \"answer\"]"));
+        }
+        if self.tags.iter().enumerate().any(|(place, tag)| self.tags[..place].contains(tag)) {
+            return Err(Error::input("`tags` holds a name twice"));
+        }
+        Ok(Format { config: self.clone() })
+    }
+}
+
+/// 1 if the completion has the form, else 0.
+pub struct Format {
+    config: Config,
+}
+
+impl Format {
+    fn fits(&self, text: &str) -> bool {
+        let tags = &self.config.tags;
+        let once = |mark: &str| text.matches(mark).count() == 1;
+        if !tags.iter().all(|tag| once(&format!("<{tag}>")) && once(&format!("</{tag}>"))) {
+            return false;
+        }
+        let mut rest = Some(text.trim());
+        for tag in tags {
+            rest = rest
+                .and_then(|rest| rest.strip_prefix(&format!("<{tag}>")))
+                .and_then(|rest| rest.split_once(&format!("</{tag}>")))
+                .map(|(_, rest)| rest.trim_start());
+        }
+        rest == Some("")
+    }
+}
+
+impl Reward for Format {
+    fn name(&self) -> &'static str {
+        "format"
+    }
+
+    fn version(&self) -> String {
+        fingerprint(1, &self.config)
+    }
+
+    fn range(&self) -> Option<RangeInclusive<f32>> {
+        Some(0.0..=1.0)
+    }
+
+    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
+        each(groups, |_, sample| Judgement::right(self.fits(&sample.text)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: bool) {
+        assert_eq!(Config::default().build().unwrap().fits(text), expected, "{text:?}");
+    }
+
+    #[test]
+    fn sections_come_once_in_order_with_nothing_around() {
+        check("<think>7 and 15</think>\n<answer>22</answer>\n", true);
+        check("<think></think><answer></answer>", true);
+        check("Well, <think>…</think><answer>22</answer>", false);
+        check("<think>…</think><answer>22</answer> there", false);
+        check("<think>…</think> so <answer>22</answer>", false);
+        check("<answer>22</answer><think>…</think>", false);
+        check("<think>…</think><think>…</think><answer>22</answer>", false);
+        check("<think><answer>1</answer></think><answer>22</answer>", false);
+        check("<think>…</think><answer>22", false);
+        check("<think><answer></think></answer>", false);
+        check("", false);
+    }
+
+    #[test]
+    fn tags_must_be_names_that_differ() {
+        for tags in [vec![], vec![""], vec!["<think>"], vec!["a", "a"]] {
+            let config = Config { tags: tags.iter().map(ToString::to_string).collect() };
+            assert!(config.build().err().expect("bad tags").is_input(), "{tags:?}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Right if the final answer has the value of the prompt's answer.
+//!
+//! Two questions: *what is the final answer?* ([`Extract`]) and *is it the same?* Numbers are compared by value, as
+//! exact fractions, so that `0.5`, `1/2`, `\frac{1}{2}` and `50%` agree while `0.33` and `1/3` do not; answers that are
+//! no numbers are compared as normalised text. What a number is, and what only looks like one, says the grammar in
+//! `number.rs`.
+//!
+//! Only one number may stand for the answer. A reward that asks whether the right number occurs anywhere is hacked at
+//! once: the model lists numbers. A completion from which no answer can be drawn is wrong, not unjudged; a prompt
+//! without an answer leaves its samples unjudged.
+
+mod answer;
+mod cursor;
+mod number;
+mod plain;
+mod quantity;
+
+use crate::reward::against_answer;
+use crate::{Judgement, Result, Reward, fingerprint};
+use answer::Answer;
+use schema::Group;
+use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
+
+/// Where the final answer stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the final answer stands.
+    pub extract: Extract,
+}
+
+/// Where the final answer stands in a completion.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extract {
+    /// In the last `\boxed{…}`; without one, after the last `####`; else in the last sentence that says "the answer
+    /// is …" or "Answer: …"; else it is the last number.
+    #[default]
+    BoxedThenLast,
+    /// It is the last number of the text, whatever else is said.
+    LastNumber,
+    /// In the last `\boxed{…}`, nowhere else.
+    Boxed,
+    /// After the last `####` (the form of GSM8K), nowhere else.
+    Hash,
+}
+
+impl Config {
+    /// Makes the rule. Every setting is fine.
+    pub fn build(&self) -> Result<MathAnswer> {
+        Ok(MathAnswer { config: self.clone() })
+    }
+}
+
+/// 1 if the final answer is right, else 0; unjudged without an answer to compare with.
+pub struct MathAnswer {
+    config: Config,
+}
+
+impl Reward for MathAnswer {
+    fn name(&self) -> &'static str {
+        "math_answer"
+    }
+
+    fn version(&self) -> String {
+        fingerprint(1, &self.config)
+    }
+
+    fn range(&self) -> Option<RangeInclusive<f32>> {
+        Some(0.0..=1.0)
+    }
+
+    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
+        let extract = self.config.extract;
+        against_answer(groups, Answer::new, |answer, text| answer.is_final_in(text, extract))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! Finding the final answer of a completion, and comparing it with the known one.
+
+use super::Extract;
+use super::number::{self, Number};
+use super::plain::plain;
+use regex::Regex;
+use std::sync::LazyLock;
+
+/// What the prompt's answer says.
+pub(super) enum Answer {
+    /// A number, to be compared by value.
+    Number(Number),
+    /// Anything else, to be compared as normalised text.
+    Text(String),
+}
+
+impl Answer {
+    /// Reads a data set's answer: as it stands, or where a worked solution says that it is.
+    pub(super) fn new(answer: &str) -> Self {
+        let stated = boxed(answer).or_else(|| hash(answer)).unwrap_or(answer);
+        let number =
+            number::whole(&plain(stated)).or_else(|| clause(answer).and_then(|text| number::last(&plain(text))));
+        number.map_or_else(|| Self::Text(essence(stated)), Self::Number)
+    }
+
+    /// Whether the final answer of a completion is this one.
+    pub(super) fn is_final_in(&self, completion: &str, extract: Extract) -> bool {
+        match extract {
+            Extract::LastNumber => self.is_last_in(completion),
+            Extract::Boxed => boxed(completion).is_some_and(|text| self.is(text)),
+            Extract::Hash => hash(completion).is_some_and(|text| self.is(text) || self.is_last_in(text)),
+            Extract::BoxedThenLast => {
+                if let Some(text) = boxed(completion) {
+                    self.is(text)
+                } else if let Some(text) = hash(completion) {
+                    self.is(text) || self.is_last_in(text)
+                } else {
+                    // A clause without a number ("the answer is below") says nothing.
+                    let clause = clause(completion).filter(|text| match self {
+                        Self::Number(_) => number::mentioned(&plain(text)),
+                        Self::Text(_) => true,
+                    });
+                    self.is_last_in(clause.unwrap_or(completion))
+                }
+            }
+        }
+    }
+
+    /// Whether the text as a whole is this answer.
+    fn is(&self, text: &str) -> bool {
+        match self {
+            Self::Number(number) => number::whole(&plain(text)).is_some_and(|found| found.same(number)),
+            Self::Text(answer) => essence(text) == *answer,
+        }
+    }
+
+    /// Whether the last number of the text is this answer, or all of the text where the answer is no number.
+    fn is_last_in(&self, text: &str) -> bool {
+        match self {
+            Self::Number(number) => number::last(&plain(text)).is_some_and(|found| found.same(number)),
+            Self::Text(answer) => essence(text) == *answer,
+        }
+    }
+}
+
+/// What stands in the last closed `\boxed{…}` or `\fbox{…}`; of nested boxes, in the inner one.
+fn boxed(text: &str) -> Option<&str> {
+    let mut open: Vec<Option<usize>> = Vec::new();
+    let mut last: Option<(usize, usize)> = None;
+    let mut escaped = false;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'{' if !escaped => {
+                let before = text[..at].trim_end_matches(' ');
+                let is_box = before.ends_with("\\boxed") || before.ends_with("\\fbox");
+                open.push(is_box.then_some(at + 1));
+            }
+            b'}' if !escaped => {
+                if let Some(Some(start)) = open.pop()
+                    && last.is_none_or(|(latest, _)| start > latest)
+                {
+                    last = Some((start, at));
+                }
+            }
+            _ => {}
+        }
+        escaped = byte == b'\\' && !escaped;
+    }
+    last.map(|(start, end)| &text[start..end])
+}
+
+/// The rest of the line behind the last `####`.
+fn hash(text: &str) -> Option<&str> {
+    let (_, after) = text.rsplit_once("####")?;
+    after.lines().next().or(Some(""))
+}
+
+/// The rest of the sentence behind the last "answer is", "Answer:" or "answer =".
+fn clause(text: &str) -> Option<&str> {
+    static STATES: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"(?i)\banswer\W{0,3}(?:is\b|:|=)[\s:*]*").expect("a fixed expression compiles"));
+    static ENDS: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"\n|[.!?](?:\s|$)").expect("a fixed expression compiles"));
+    let after = &text[STATES.find_iter(text).last()?.end()..];
+    let end = ENDS.find(after).map_or(after.len(), |end| end.start());
+    Some(&after[..end])
+}
+
+/// A text without what does not change an answer: case, spaces, dollar signs, emphasis, quotes, a full stop.
+fn essence(text: &str) -> String {
+    let mut text = plain(text).to_lowercase();
+    text.retain(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '$' | '*' | '"' | '\'' | '`'));
+    let text = text.trim_end_matches(['.', ',', ';', '!']);
+    // A choice is the same with and without its brackets.
+    let letter = text.strip_prefix('(').and_then(|text| text.strip_suffix(')'));
+    letter.filter(|letter| letter.len() == 1).unwrap_or(text).to_owned()
+}

@@ -1,0 +1,231 @@
+//! What a number is, and what only looks like one.
+//!
+//! A number is a quantity (see `quantity.rs`) with its sign. Digits in names, subscripts and exponents (`x2`, `x_2`,
+//! `x^2`, `m^2`) are none. A hyphen behind a digit, a closing bracket or a letter is an operator or a dash, not a sign:
+//! `10-5` ends in 5.
+
+use super::cursor::{Cursor, Read, is_space};
+use super::plain::THIN;
+use num_rational::BigRational;
+
+/// Currency codes that may stand before a number, glued to it or not.
+const CURRENCIES: [&str; 6] = ["USD", "EUR", "GBP", "US", "Rs.", "Rs"];
+
+/// Units of one letter; other single letters are variables, and `5x` is not 5.
+const LETTERS: &str = "mgshlLNJWVKCF";
+
+/// Words that are no units, though they may follow a number.
+const NO_UNITS: [&str; 14] =
+    ["or", "and", "to", "pi", "sqrt", "log", "ln", "sin", "cos", "tan", "mod", "times", "plus", "minus"];
+
+/// An exact number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Number {
+    /// The value, without regard to a per cent sign.
+    pub(super) value: BigRational,
+    /// Whether it was written with a per cent sign.
+    pub(super) percent: bool,
+}
+
+impl Number {
+    /// Equality by value. Where just one side has a per cent sign, both readings of it count: data sets answer "what
+    /// per cent …?" with `50` as well as with `0.5`.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        let hundred = || BigRational::from_integer(100.into());
+        self.value == other.value
+            || match (self.percent, other.percent) {
+                (true, false) => self.value == &other.value * hundred(),
+                (false, true) => other.value == &self.value * hundred(),
+                _ => false,
+            }
+    }
+}
+
+/// The text's last number; `None` if there is none or if what looks like the last has no value.
+pub(super) fn last(plain: &str) -> Option<Number> {
+    scan(plain)?.0
+}
+
+/// Whether the text has a number in it.
+pub(super) fn mentioned(plain: &str) -> bool {
+    scan(plain).is_some()
+}
+
+/// The number that the text as a whole stands for: `22`, `x = 22`, `$22.00`, `22 apples`. `None` if anything is left
+/// over that is no unit, as in `7 or 22` and in `2x`.
+pub(super) fn whole(plain: &str) -> Option<Number> {
+    let text = right_hand_side(unwrapped(plain))?;
+    let mut cursor = Cursor::new(unwrapped(text));
+    let _ = CURRENCIES.iter().any(|code| cursor.eat(code));
+    cursor.spaces();
+    let before = cursor.eat("$");
+    let negative = cursor.eat("-");
+    let _ = !negative && cursor.eat("+");
+    cursor.spaces();
+    let _ = !before && cursor.eat("$");
+    let (number, end) = cursor.number()?;
+    if !end.only_units() {
+        return None;
+    }
+    number.map(|number| if negative { negated(number) } else { number })
+}
+
+/// The last thing in the text that looks like a number, with its value if it has one.
+fn scan(plain: &str) -> Read<'_, Number> {
+    let mut last = None;
+    let mut cursor = Cursor::new(plain);
+    while cursor.peek().is_some() {
+        if !cursor.starts_number() {
+            cursor = cursor.after_other();
+            continue;
+        }
+        let start = cursor;
+        let Some((number, end)) = start.number() else {
+            cursor.at += 1;
+            continue;
+        };
+        // A quotient that comes out whole (`6/3`) is a sum left undone: its parts are the numbers.
+        let quotient = plain.as_bytes()[start.at..end.at].iter().any(|byte| matches!(byte, b'/' | b'\\'));
+        if quotient && number.as_ref().is_some_and(|number| number.value.is_integer()) && !start.sees("\\sqrt") {
+            cursor = start.scientific().map_or(Cursor { at: start.at + 1, ..start }, |(_, end)| end);
+            continue;
+        }
+        last = Some((number.map(|number| if start.behind_minus() { negated(number) } else { number }), end));
+        cursor = end;
+    }
+    last
+}
+
+impl Cursor<'_> {
+    /// Whether a number may start here. A point starts one only where it does not end a sentence or a word.
+    fn starts_number(self) -> bool {
+        match self.peek() {
+            Some(b'0'..=b'9') => true,
+            Some(b'.') => {
+                self.sees_digit_after(1) && !self.before(1).is_some_and(|b| b.is_ascii_alphanumeric() || b == b'.')
+            }
+            Some(b'\\') => self.sees("\\frac") || self.sees("\\sqrt"),
+            _ => false,
+        }
+    }
+
+    /// The place behind something that is no number: a name with its digits, a subscript, an exponent, a command.
+    fn after_other(mut self) -> Self {
+        let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+        match self.peek() {
+            Some(b'\\') => {
+                self.at += 1;
+                self.at += self.letters().len();
+            }
+            Some(b'^') => self = self.exponent().map_or(Self { at: self.at + 1, ..self }, |(_, end)| end),
+            Some(byte) if is_name(&byte) => {
+                let letters = self.letters();
+                if CURRENCIES.contains(&letters) {
+                    return Self { at: self.at + letters.len(), ..self };
+                }
+                self.at += self.rest().iter().take_while(|byte| is_name(byte)).count();
+                if self.before(1) == Some(b'_') {
+                    self = self.braced(0).map_or(self, |(_, end)| end);
+                }
+            }
+            _ => self.at += 1,
+        }
+        self
+    }
+
+    /// Whether what stands before makes the number negative.
+    fn behind_minus(self) -> bool {
+        let mut at = self;
+        while at.before(1) == Some(b'$') {
+            at.at -= 1;
+        }
+        let attached = !at.before(1).is_some_and(is_space);
+        at.back_over_spaces();
+        if at.before(1) != Some(b'-') {
+            return false;
+        }
+        at.at -= 1;
+        // A dollar sign here opens or closes mathematics: `$-5$`, but `$10$-$5$`.
+        let mut outside = at;
+        while outside.before(1) == Some(b'$') {
+            outside.at -= 1;
+        }
+        if outside.at < at.at {
+            return !outside.before(1).is_some_and(is_operand);
+        }
+        let spaced = at.before(1).is_some_and(is_space);
+        at.back_over_spaces();
+        match at.before(1) {
+            // At the start of a line a hyphen that stands off is a bullet.
+            None | Some(b'\n' | b'\r') => attached,
+            Some(byte) if is_operand(byte) || at.text[..at.at].ends_with("°".as_bytes()) => false,
+            Some(byte) if byte.is_ascii_alphabetic() => spaced && attached,
+            Some(_) => true,
+        }
+    }
+
+    /// Whether nothing but units follows: words, their quotients and powers, degrees, a currency.
+    fn only_units(mut self) -> bool {
+        loop {
+            self.spaces();
+            if self.peek().is_none() {
+                return true;
+            }
+            let word = self.letters();
+            let is_unit = match word.len() {
+                0 => self.eat("/") || self.eat("°") || self.eat("^°") || self.eat("^{°}") || self.eat("$"),
+                1 => LETTERS.contains(word),
+                _ => !NO_UNITS.contains(&word.to_ascii_lowercase().as_str()),
+            };
+            if !is_unit {
+                return false;
+            }
+            self.at += word.len();
+            let mut gap = self;
+            gap.spaces();
+            if let Some((_, end)) = gap.exponent().filter(|_| !word.is_empty()) {
+                self = end;
+            }
+            let _ = self.eat(".");
+        }
+    }
+}
+
+/// Whether a hyphen behind this byte is an operator.
+fn is_operand(byte: u8) -> bool {
+    byte.is_ascii_digit() || matches!(byte, b')' | b']' | b'}' | b'%')
+}
+
+fn negated(number: Number) -> Number {
+    Number { value: -number.value, ..number }
+}
+
+/// Takes off what may surround an answer: spaces, dollar signs, quotes, emphasis, brackets, a full stop.
+fn unwrapped(text: &str) -> &str {
+    let mut text = text;
+    loop {
+        let around = |c: char| c.is_whitespace() || c == THIN || matches!(c, '*' | '"' | '\'' | '`');
+        let mut inner = text.trim_matches(around).trim_end_matches(['.', ',', ';', ':', '!']);
+        for (open, close) in [('$', '$'), ('(', ')'), ('[', ']'), ('{', '}')] {
+            inner = inner
+                .strip_prefix(open)
+                .and_then(|inner| inner.strip_suffix(close))
+                .filter(|inner| !inner.contains([open, close]))
+                .unwrap_or(inner);
+        }
+        if inner.len() == text.len() {
+            return inner;
+        }
+        text = inner;
+    }
+}
+
+/// What an equation says on its right: `x = 5` says 5. `None` for inequalities and for several equations.
+fn right_hand_side(text: &str) -> Option<&str> {
+    let Some((left, right)) = text.rsplit_once('=') else { return Some(text) };
+    let several = left.contains(';')
+        || left.contains(", ")
+        || left.split_whitespace().any(|word| matches!(word, "or" | "and"))
+        || left.contains(['<', '>', '!', '≠']);
+    (!several).then_some(right)
+}

@@ -1,0 +1,314 @@
+//! What counts as the right answer, case by case.
+
+use super::*;
+use crate::tests::{group, values};
+use num_bigint::BigInt;
+use num_rational::BigRational;
+use num_traits::Signed;
+use proptest::prelude::*;
+
+fn is_right(extract: Extract, answer: &str, text: &str) -> bool {
+    let values = values(&mut Config { extract }.build().unwrap(), &group("", Some(answer), &[text]));
+    values == [Some(1.0)]
+}
+
+fn check(extract: Extract, table: &[(&str, &str, bool)]) {
+    let wrong: Vec<_> =
+        table.iter().filter(|(answer, text, expected)| is_right(extract, answer, text) != *expected).collect();
+    assert!(wrong.is_empty(), "(answer, text, expected) under {extract:?} differs for {wrong:#?}");
+}
+
+#[test]
+fn the_last_number_and_no_other() {
+    check(
+        Extract::LastNumber,
+        &[
+            ("22", "22", true),
+            ("22", "7+15=22.", true),
+            ("22", "22.0", true),
+            ("22", "The answer is **22**!", true),
+            ("22", "7 or 15 or 22", true),
+            ("22", "22 or 7", false),
+            ("22", "The answer is 22, since 7+15", false),
+            ("22", "\\boxed{22} after 5 steps", false),
+            ("22", "no idea", false),
+            ("22", "", false),
+            ("22", "122", false),
+            ("22", "22 apples", true),
+            ("22", "答案是22。", true),
+            ("22", "x22", false),
+            ("22", "22nd", true),
+            ("22", "22 m^2", true),
+            ("22", "22 m²", true),
+            ("22", "22 x_2", true),
+            ("22", "22 x_{12}", true),
+            ("2", "5 m^2", false),
+            ("22", "It is 22...", true),
+            ("22", "so...22", true),
+            ("22", "is.22", true),
+            ("3", "2^3", false),
+            ("5", "12/25/2025", false),
+            ("3", "1.2.3", false),
+            ("2", "3\\sqrt{2}", false),
+            ("2", "\\frac{\\pi}{2}", false),
+            ("30", "at 12:30", true),
+        ],
+    );
+}
+
+#[test]
+fn signs_and_operators() {
+    check(
+        Extract::LastNumber,
+        &[
+            ("-5", "-5", true),
+            ("-5", "5", false),
+            ("5", "-5", false),
+            ("5", "10-5", true),
+            ("-5", "10-5", false),
+            ("5", "10 - 5", true),
+            ("5", "10 -5", true),
+            ("5", "(10)-5", true),
+            ("-5", "10--5", true),
+            ("-5", "10+-5", true),
+            ("-5", "= -5", true),
+            ("-5", "= - 5", true),
+            ("-5", "7-12=-5", true),
+            ("-5", "It is −5.", true),
+            ("-5", "It is -5.", true),
+            ("5", "It is - 5.", true),
+            ("-5", "It is $-5$.", true),
+            ("5", "$10$-$5$", true),
+            ("-5", "-$5", true),
+            ("-5", "(-5)", true),
+            ("-5", "**-5**", true),
+            ("5", "step-5", true),
+            ("5", "- 5", true),
+            ("-5", "7\n-5", true),
+            ("-5", "答案是-5", true),
+            ("-0.5", "-1/2", true),
+            ("-1.5", "is -1 1/2", true),
+            ("5", "+5", true),
+        ],
+    );
+}
+
+#[test]
+fn forms_of_numbers() {
+    check(
+        Extract::LastNumber,
+        &[
+            ("1234567.89", "1,234,567.89", true),
+            ("1000", "1{,}000", true),
+            ("1000", "1\\,000", true),
+            ("1000", "1,\\!000", true),
+            ("1000", "1\u{202f}000", true),
+            ("15", "7,15", true),
+            ("100", "5, 100", true),
+            ("0.5", ".5", true),
+            ("0.5", "1/2", true),
+            ("0.5", "2/4", true),
+            ("1/2", "0.50", true),
+            ("1/2", "\\frac{1}{2}", true),
+            ("1/2", "\\dfrac12", true),
+            ("1/2", "½", true),
+            ("1/3", "0.33", false),
+            ("-1/2", "-\\frac{1}{2}", true),
+            ("2.5", "2 1/2", true),
+            ("2.5", "2\\frac{1}{2}", true),
+            ("2.5", "2½", true),
+            ("1.5", "1 \\frac{3}{2}", false),
+            ("50", "50%", true),
+            ("0.5", "50%", true),
+            ("50%", "0.5", true),
+            ("50%", "50 percent", true),
+            ("50%", "50\\%", true),
+            ("50", "5000%", true),
+            ("50", "500%", false),
+            ("1500", "1.5e3", true),
+            ("1500", "1.5 × 10^3", true),
+            ("1500", "1.5\\times10^{3}", true),
+            ("1500", "1.5 \\cdot 10³", true),
+            ("0.0015", "1.5*10^-3", true),
+            ("1000000", "10^6", true),
+            ("5000000", "5 million", true),
+            ("90", "90°", true),
+            ("90", "90^\\circ", true),
+            ("4", "\\sqrt{16}", true),
+            ("1.5", "\\sqrt{2.25}", true),
+            ("22", "$22", true),
+            ("22", "22 €", true),
+            ("22", "USD22", true),
+            ("22", "Rs.22", true),
+            ("22", "\u{ff12}\u{ff12}", true),
+        ],
+    );
+}
+
+#[test]
+fn a_sum_left_undone_is_no_answer() {
+    check(
+        Extract::LastNumber,
+        &[
+            ("2", "6/3", false),
+            ("3", "6/3", true),
+            ("2", "\\frac{6}{3}", false),
+            ("8", "2^3", false),
+            ("7", "7/1", false),
+        ],
+    );
+}
+
+#[test]
+fn boxes_first() {
+    check(
+        Extract::BoxedThenLast,
+        &[
+            ("22", "\\boxed{22} after 5 steps", true),
+            ("22", "\\boxed{7} no, \\boxed{22}", true),
+            ("7", "\\boxed{7} no, \\boxed{22}", false),
+            ("22", "\\boxed{\\boxed{22}}", true),
+            ("1/2", "\\boxed{\\frac{1}{2}}", true),
+            ("22", "\\boxed{x = 22}", true),
+            ("22", "\\boxed{7+15=22}", true),
+            ("22", "\\boxed{22 \\text{ km/h}}", true),
+            ("22", "\\boxed{\\$22.00}", true),
+            ("22", "\\boxed{22\\,\\mathrm{m}^2}", true),
+            ("22", "\\boxed{7, 15, 22}", false),
+            ("22", "\\boxed{7 or 22}", false),
+            ("22", "\\boxed{x=7, y=22}", false),
+            ("22", "\\boxed{x>=22}", false),
+            ("22", "\\boxed{22x}", false),
+            ("2", "\\boxed{2\\pi}", false),
+            ("2\\pi", "\\boxed{2 \\pi}", true),
+            ("2", "\\boxed{2\\sqrt{3}}", false),
+            ("22", "\\boxed{}", false),
+            ("22", "\\boxed{7 and then 22", true),
+            ("2", "\\boxed{6/3}", true),
+            ("(3, 4)", "\\boxed{(3,4)}", true),
+            ("\\left(3, 4\\right)", "\\boxed{(3,4)}", true),
+            ("3, 4", "\\boxed{4, 3}", false),
+            ("x+1", "\\boxed{x + 1}", true),
+            ("\\text{Paris}", "It is \\boxed{paris}.", true),
+            ("\\{1, 2\\}", "\\boxed{\\{1,2\\}}", true),
+            ("\\frac{a}{bc}", "\\boxed{\\frac{ab}{c}}", false),
+        ],
+    );
+}
+
+#[test]
+fn then_what_is_said_to_be_the_answer_then_the_last_number() {
+    check(
+        Extract::BoxedThenLast,
+        &[
+            ("22", "7+15 #### 22", true),
+            ("22", "#### 22\nThat took 5 minutes.", true),
+            ("22", "#### The total is $22", true),
+            ("22", "The answer is 22. It took me 5 minutes.", true),
+            ("22", "The answer is 7+15=22.", true),
+            ("22", "**Answer:** 22", true),
+            ("22", "Answer:\n22", true),
+            ("22.5", "The answer is 22.5. Then 7", true),
+            ("7", "The answer is 7 or 22.", false),
+            ("7", "The answer is 7. No: the answer is 22.", false),
+            ("22", "The answer is below. 22", true),
+            ("22", "7 and 15 make 22", true),
+            ("B", "The answer is (B).", true),
+            ("Paris", "Answer: Paris", true),
+            ("Paris", "paris", true),
+            ("Paris", "It is Paris", false),
+        ],
+    );
+}
+
+#[test]
+fn one_place_only() {
+    check(
+        Extract::Boxed,
+        &[("22", "\\boxed{22}", true), ("22", "22", false), ("22", "#### 22", false), ("22", "\\boxed {22}", true)],
+    );
+    check(
+        Extract::Hash,
+        &[("22", "#### 22", true), ("22", "####22 apples", true), ("22", "22", false), ("22", "#### 7\n#### 22", true)],
+    );
+}
+
+#[test]
+fn data_sets_answers_are_read_too() {
+    check(
+        Extract::LastNumber,
+        &[
+            ("7 and 15 make 22.\n#### 22", "22", true),
+            ("7 and 15 make 22.\n#### 1,022", "1022", true),
+            ("We get $x = \\boxed{22}$.", "22", true),
+            ("The answer is 22.", "22", true),
+            ("$22$", "22", true),
+            ("22 dollars", "22", true),
+        ],
+    );
+}
+
+#[test]
+fn without_an_answer_nothing_is_judged() {
+    let mut rule = Config::default().build().unwrap();
+    assert_eq!(rule.score(&[group("", None, &["22"])])[0], [Judgement::unjudged("the prompt has no answer")]);
+}
+
+proptest! {
+    #[test]
+    fn a_value_in_any_form_is_the_same(units in -9_999_999i64..=9_999_999, places in 0usize..=4) {
+        let same = forms(units, places);
+        for answer in &same {
+            for text in &same {
+                for text in [text.clone(), format!("It is {text}."), format!("7 + 15 = ${text}$")] {
+                    prop_assert!(is_right(Extract::LastNumber, answer, &text), "{:?} against {:?}", text, answer);
+                }
+                let boxed = format!("\\boxed{{{text}}}");
+                prop_assert!(is_right(Extract::BoxedThenLast, answer, &boxed), "{:?} against {:?}", boxed, answer);
+            }
+            let other = &forms(units + 1, places)[0];
+            prop_assert!(!is_right(Extract::LastNumber, answer, other), "{:?} against {:?}", other, answer);
+        }
+    }
+
+    #[test]
+    fn no_text_breaks_the_rule(answer in "\\PC{0,20}", text in "[\\PC\n]{0,40}", latex in "[-0-9.,/^{}$%\\\\ a-fqrtx=]{0,40}") {
+        for extract in [Extract::BoxedThenLast, Extract::LastNumber, Extract::Boxed, Extract::Hash] {
+            is_right(extract, &answer, &text);
+            is_right(extract, &latex, &text);
+            is_right(extract, &answer, &latex);
+        }
+    }
+}
+
+/// `units / 10^places`, written in every form that can hold it.
+fn forms(units: i64, places: usize) -> Vec<String> {
+    let digits = format!("{:0width$}", units.unsigned_abs(), width = places + 1);
+    let (whole, part) = digits.split_at(digits.len() - places);
+    let thousands = grouped(whole);
+    let mut forms = vec![format!("{digits}e-{places}"), format!("{digits} \\times 10^{{-{places}}}")];
+    if places == 0 {
+        forms.extend([whole.into(), thousands.clone(), format!("{thousands}.0")]);
+    } else {
+        forms.extend([format!("{whole}.{part}"), format!("{thousands}.{part}00")]);
+    }
+    let value = BigRational::new(BigInt::from(units).abs(), BigInt::from(10).pow(places as u32));
+    if !value.is_integer() {
+        forms.extend([format!("{}/{}", value.numer(), value.denom())]);
+        forms.extend([format!("\\frac{{{}}}{{{}}}", value.numer(), value.denom())]);
+    }
+    let signs: &[&str] = if units < 0 { &["-", "\u{2212}"] } else { &[""] };
+    signs.iter().flat_map(|sign| forms.iter().map(move |form| format!("{sign}{form}"))).collect()
+}
+
+/// Digits with a comma before every third from the end.
+fn grouped(digits: &str) -> String {
+    let mut out = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}

@@ -1,0 +1,173 @@
+//! Several rewards as one: `total = Σ weight · value`, with every part kept.
+//!
+//! A total hides which part moved it, so the parts are what is stored and logged; the total is a view of them
+//! ([`schema::Verdict::total`]). A part that carries weight and could not be judged leaves the whole sample unjudged.
+
+use crate::{Error, Result, Reward};
+use schema::{Group, Metrics, Part, ScoredGroup, Verdict};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One reward of the sum.
+pub struct Term {
+    /// Its name in metrics and in the store.
+    pub name: String,
+    /// Its factor.
+    pub weight: f64,
+    /// What judges.
+    pub reward: Box<dyn Reward>,
+}
+
+/// A weighted sum of rewards that keeps its parts.
+pub struct WeightedSum {
+    terms: Vec<Term>,
+}
+
+impl WeightedSum {
+    /// Joins terms. Their names must differ, and at least one must carry weight.
+    pub fn new(terms: Vec<Term>) -> Result<Self> {
+        let mut names = BTreeSet::new();
+        for Term { name, weight, .. } in &terms {
+            if name.is_empty() || name.contains(['/', '\n']) {
+                return Err(Error::input(format!("reward `{name}`: a name must not be empty nor hold a slash")));
+            }
+            if !names.insert(name) {
+                return Err(Error::input(format!("two rewards are called `{name}`; give one of them a `name`")));
+            }
+            if !weight.is_finite() {
+                return Err(Error::input(format!("reward `{name}`: the weight {weight} is not a finite number")));
+            }
+        }
+        if terms.iter().all(|term| term.weight == 0.0) {
+            return Err(Error::input("no reward carries weight; add a [[reward]] table whose `weight` is not 0"));
+        }
+        Ok(Self { terms })
+    }
+
+    /// The terms, in the config's order.
+    pub fn terms(&self) -> &[Term] {
+        &self.terms
+    }
+
+    /// Judges groups: each reward sees all of them in one call. Fails only if a reward does not return exactly one
+    /// judgement per sample.
+    pub fn score(&mut self, groups: Vec<Group>) -> Result<Vec<ScoredGroup>> {
+        let mut verdicts: Vec<Vec<Verdict>> =
+            groups.iter().map(|group| vec![Verdict { parts: Vec::new() }; group.samples.len()]).collect();
+        for Term { name, weight, reward } in &mut self.terms {
+            let judgements = reward.score(&groups);
+            let fits = judgements.len() == groups.len()
+                && judgements.iter().zip(&groups).all(|(judged, group)| judged.len() == group.samples.len());
+            if !fits {
+                return Err(Error::runtime(format!("reward `{name}` must return one judgement per sample")));
+            }
+            let version = reward.version();
+            for (verdict, judgement) in verdicts.iter_mut().flatten().zip(judgements.into_iter().flatten()) {
+                let (value, status) = judgement.into_part();
+                let part = Part { name: name.clone(), version: version.clone(), weight: *weight, value, status };
+                verdict.parts.push(part);
+            }
+        }
+        let scored = groups.into_iter().zip(verdicts).map(|(group, verdicts)| ScoredGroup::new(group, verdicts));
+        Ok(scored.collect::<std::result::Result<_, _>>()?)
+    }
+}
+
+/// What each part did, over the samples that it judged: `rewards/<name>/mean`, `rewards/<name>/std` (with Bessel's
+/// correction, as in TRL; 0 for one sample) and `rewards/<name>/unjudged_fraction`. A part that judged nothing has no
+/// mean.
+pub fn metrics(scored: &[ScoredGroup]) -> Metrics {
+    let mut values: BTreeMap<&str, Vec<Option<f64>>> = BTreeMap::new();
+    let parts = scored.iter().flat_map(ScoredGroup::verdicts).flat_map(|verdict| &verdict.parts);
+    for part in parts {
+        values.entry(&part.name).or_default().push(part.value.map(f64::from));
+    }
+    let mut metrics = Metrics::new();
+    for (name, values) in values {
+        let judged: Vec<f64> = values.iter().copied().flatten().collect();
+        if !judged.is_empty() {
+            let mean = judged.iter().sum::<f64>() / judged.len() as f64;
+            let squares: f64 = judged.iter().map(|value| (value - mean).powi(2)).sum();
+            metrics.set(format!("rewards/{name}/mean"), mean);
+            metrics.set(format!("rewards/{name}/std"), (squares / (judged.len().max(2) - 1) as f64).sqrt());
+        }
+        let unjudged = (values.len() - judged.len()) as f64 / values.len() as f64;
+        metrics.set(format!("rewards/{name}/unjudged_fraction"), unjudged);
+    }
+    metrics
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::group;
+    use crate::{Judgement, build, rule};
+
+    /// Judges by a list, whatever the text.
+    struct Fixed(Vec<Vec<Judgement>>);
+
+    impl Reward for Fixed {
+        fn name(&self) -> &'static str {
+            "fixed"
+        }
+        fn version(&self) -> String {
+            "1".into()
+        }
+        fn score(&mut self, _: &[Group]) -> Vec<Vec<Judgement>> {
+            self.0.clone()
+        }
+    }
+
+    fn fixed(name: &str, weight: f64, values: &[Option<f32>]) -> Term {
+        let judge = |value: &Option<f32>| value.map_or(Judgement::unjudged("asleep"), Judgement::of);
+        let reward = Box::new(Fixed(vec![values.iter().map(judge).collect()]));
+        Term { name: name.into(), weight, reward }
+    }
+
+    #[test]
+    fn the_total_is_the_sum_of_weighted_parts_and_the_parts_stay() {
+        let terms = vec![fixed("a", 1.0, &[Some(1.0), Some(0.0)]), fixed("b", 0.5, &[Some(-1.0), None])];
+        let scored = WeightedSum::new(terms).unwrap().score(vec![group("", Some(""), &["x", "y"])]).unwrap();
+        assert_eq!(scored[0].rewards(), [Some(0.5), None]);
+        assert_eq!(scored[0].verdicts()[0].parts[1].value, Some(-1.0));
+        assert_eq!(scored[0].verdicts()[1].parts[1].status, schema::PartStatus::Unjudged("asleep".into()));
+    }
+
+    #[test]
+    fn metrics_are_over_what_was_judged() {
+        let term = fixed("a", 1.0, &[Some(1.0), Some(0.0), Some(0.5), None]);
+        let texts = ["", "", "", ""];
+        let scored = WeightedSum::new(vec![term]).unwrap().score(vec![group("", None, &texts)]).unwrap();
+        let metrics = metrics(&scored);
+        assert_eq!(metrics.get("rewards/a/mean"), Some(0.5));
+        // The squared deviations 1/4 + 1/4 + 0, over 3 - 1, are 1/4.
+        assert_eq!(metrics.get("rewards/a/std"), Some(0.5));
+        assert_eq!(metrics.get("rewards/a/unjudged_fraction"), Some(0.25));
+    }
+
+    #[test]
+    fn a_reward_that_miscounts_is_found_out() {
+        let mut sum = WeightedSum::new(vec![fixed("a", 1.0, &[Some(1.0)])]).unwrap();
+        let error = sum.score(vec![group("", None, &["x", "y"])]).unwrap_err();
+        assert!(!error.is_input() && error.to_string().contains("one judgement per sample"), "{error}");
+    }
+
+    #[test]
+    fn bad_configs_are_refused_with_a_sentence() {
+        let config = |name: Option<&str>, weight| crate::Config {
+            name: name.map(Into::into),
+            weight,
+            rule: rule::Config::MathAnswer(rule::math_answer::Config::default()),
+        };
+        let problem = |configs: &[crate::Config]| {
+            let error = build(configs).err().expect("this config is bad");
+            assert!(error.is_input());
+            error.to_string()
+        };
+        assert!(problem(&[]).contains("no reward carries weight"));
+        assert!(problem(&[config(None, 0.0)]).contains("no reward carries weight"));
+        assert!(problem(&[config(None, f64::NAN)]).contains("not a finite number"));
+        assert!(problem(&[config(None, 1.0), config(None, 1.0)]).contains("two rewards are called `math_answer`"));
+        assert!(problem(&[config(Some("a/b"), 1.0)]).contains("slash"));
+        assert_eq!(build(&[config(None, 1.0), config(Some("again"), 1.0)]).unwrap().terms().len(), 2);
+    }
+}

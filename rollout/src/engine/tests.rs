@@ -1,0 +1,141 @@
+//! Whatever the batch, the same seeds draw the same samples.
+
+use super::*;
+use model::adapter::{AdapterConfig, Lora};
+use model::architecture::RandomModel;
+use model::device::DeviceName;
+use model::packed::{Packed, Sequences};
+use model::{Config, Weights};
+
+fn policy() -> Policy {
+    let config = Config {
+        random: Some(RandomModel::default()),
+        device: DeviceName::new("cpu"),
+        adapter: AdapterConfig::Lora(Lora { rank: 2, ..Lora::default() }),
+        ..Config::default()
+    };
+    Policy::load(&config, &Seed::new(1)).unwrap()
+}
+
+fn requests(settings: &SamplerSettings) -> Vec<Request> {
+    (0..5u32)
+        .map(|index| Request {
+            prompt_ids: (0..=index).map(|token| 40 + 3 * token).collect(),
+            samples: 3 - index as usize % 3,
+            settings: settings.clone(),
+            seed: Seed::new(2).at(u64::from(index)),
+        })
+        .collect()
+}
+
+fn drawn(policy: &Policy, max_running: usize, settings: &SamplerSettings) -> Vec<Vec<Sample>> {
+    let config = EngineConfig { max_running, prefill_tokens: 8 };
+    Engine::new(policy, config).run(requests(settings), &mut |_| ()).unwrap()
+}
+
+fn settings() -> SamplerSettings {
+    SamplerSettings { max_new_tokens: 12, ..SamplerSettings::default() }
+}
+
+#[test]
+fn samples_do_not_depend_on_the_batch() {
+    let policy = policy();
+    let all = drawn(&policy, 64, &settings());
+    assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2, 1, 3, 2]);
+    for max_running in [1, 2, 7] {
+        for (group, other) in all.iter().flatten().zip(drawn(&policy, max_running, &settings()).iter().flatten()) {
+            assert_eq!(group.ids, other.ids, "with {max_running} rows");
+            for (a, b) in group.logprobs.iter().zip(&other.logprobs) {
+                assert!((a - b).abs() < 1e-4, "{a} against {b}");
+            }
+        }
+    }
+    assert_ne!(all[0][0].ids, all[0][1].ids, "samples of a group differ");
+}
+
+#[test]
+fn greedy_output_does_not_depend_on_the_batch_or_the_seed() {
+    let policy = policy();
+    let greedy = settings().greedy();
+    let all = drawn(&policy, 64, &greedy);
+    assert_eq!(all[0][0].ids, all[0][1].ids);
+    for (a, b) in all.iter().flatten().zip(drawn(&policy, 1, &greedy).iter().flatten()) {
+        assert_eq!(a.ids, b.ids);
+    }
+}
+
+#[test]
+fn recorded_logprobs_are_the_trainers() {
+    let policy = policy();
+    let settings = SamplerSettings { temperature: 0.7, top_k: 50, ..settings() };
+    let samples = drawn(&policy, 3, &settings);
+    for (request, samples) in requests(&settings).iter().zip(&samples) {
+        let completions = samples.iter().map(|sample| &sample.ids[..]).collect();
+        let sequences = Sequences { prompt: &request.prompt_ids, completions };
+        let packed = Packed::new(&[sequences], policy.network().dimensions().vocab, policy.device()).unwrap();
+        let scored = Vec::<f32>::try_from(&policy.logprobs(&packed, 0.7, Weights::Policy)).unwrap();
+        let recorded: Vec<f32> = samples.iter().flat_map(|sample| sample.logprobs.clone()).collect();
+        for (a, b) in scored.iter().zip(&recorded) {
+            assert!((a - b).abs() < 1e-4, "{a} against {b}");
+        }
+    }
+}
+
+#[test]
+fn stop_strings_cut_the_text_and_keep_the_tokens() {
+    let policy = policy();
+    let whole = drawn(&policy, 64, &settings());
+    // a byte that the first sample is known to contain
+    let sample = &whole[0][0];
+    let (place, stop) = sample.text.char_indices().find(|(_, letter)| letter.is_ascii_graphic()).unwrap();
+    let stopped = drawn(&policy, 64, &SamplerSettings { stop: vec![stop.to_string()], ..settings() });
+    assert_eq!(stopped[0][0].finish, Finish::Stop);
+    assert_eq!(stopped[0][0].text, sample.text[..place]);
+    assert_eq!(stopped[0][0].ids[..], sample.ids[..stopped[0][0].ids.len()]);
+}
+
+#[test]
+fn a_cancelled_request_frees_its_rows_and_disturbs_no_other() {
+    let policy = policy();
+    let alone = drawn(&policy, 64, &settings());
+    let mut engine = Engine::new(&policy, EngineConfig { max_running: 4, ..EngineConfig::default() });
+    let numbers: Vec<usize> = requests(&settings()).into_iter().map(|request| engine.submit(request).unwrap()).collect();
+    let mut finished = BTreeMap::new();
+    let mut keep = |events: Vec<Event>| {
+        for event in events {
+            if let Event::Finished { id, sample } = event {
+                finished.insert(id, sample);
+            }
+        }
+    };
+    keep(engine.step());
+    engine.cancel(numbers[1]);
+    while !engine.is_idle() {
+        assert!(engine.running() <= 4);
+        keep(engine.step());
+    }
+    assert!(finished.keys().all(|id| id.request != numbers[1]));
+    let last = SampleId { request: numbers[4], sample: 1 };
+    assert_eq!(finished[&last].ids, alone[4][1].ids);
+    assert_eq!(finished.len(), 9);
+}
+
+#[test]
+fn what_cannot_fit_is_refused() {
+    let mut engine = Engine::new(&policy(), EngineConfig::default());
+    let request = |prompt_ids, max_new_tokens| Request {
+        prompt_ids,
+        samples: 1,
+        settings: SamplerSettings { max_new_tokens, ..SamplerSettings::default() },
+        seed: Seed::new(0),
+    };
+    for (request, words) in [
+        (request(vec![], 1), "no tokens"),
+        (request(vec![1; 10], 5000), "exceed the model's context of 4096"),
+        (request(vec![100_000], 1), "vocabulary"),
+    ] {
+        let error = engine.submit(request).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains(words), "{error}");
+    }
+    assert!(engine.is_idle());
+}

@@ -1,0 +1,95 @@
+//! Which prompts a step gets: the next ones, in an order that is drawn anew for each pass over the data.
+//!
+//! The order of a pass follows from the seed and the pass's number alone, so a step's prompts do not depend on the
+//! steps before it. A step that crosses the end of a pass goes on with the next one. Endless sources have their own
+//! order and are read straight on.
+
+use super::PromptSource;
+use crate::{Error, Result};
+use schema::{Prompt, Seed};
+use std::cell::RefCell;
+
+/// A source, dealt out in steps.
+pub struct Epochs {
+    source: Box<dyn PromptSource>,
+    prompts_per_step: usize,
+    seed: Seed,
+    /// The pass that was last asked for, and its order.
+    order: RefCell<(u64, Vec<usize>)>,
+}
+
+impl Epochs {
+    /// Deals out `prompts_per_step` prompts of `source` per step, each pass in an order drawn from `seed`.
+    pub fn new(source: Box<dyn PromptSource>, prompts_per_step: usize, seed: Seed) -> Self {
+        Self { source, prompts_per_step, seed, order: RefCell::default() }
+    }
+
+    /// The prompts of a step; steps count from 1.
+    pub fn step(&self, step: u64) -> Result<Vec<Prompt>> {
+        let count = self.prompts_per_step as u64;
+        let first = step.saturating_sub(1) * count;
+        (first..first + count).map(|index| self.source.prompt(self.place(index)?)).collect()
+    }
+
+    /// How many passes over the data the first `steps` steps make; `None` for an endless source.
+    pub fn passes(&self, steps: u64) -> Option<f64> {
+        let len = self.source.len().filter(|len| *len > 0)?;
+        Some((steps * self.prompts_per_step as u64) as f64 / len as f64)
+    }
+
+    /// Where in the source the prompt stands that is dealt out as number `index`.
+    fn place(&self, index: u64) -> Result<u64> {
+        let Some(len) = self.source.len() else { return Ok(index) };
+        let pass = index.checked_div(len).ok_or_else(|| Error::input("there are no prompts"))?;
+        let mut order = self.order.borrow_mut();
+        if order.1.is_empty() || order.0 != pass {
+            *order = (pass, self.seed.at(pass).permutation(len as usize));
+        }
+        Ok(order.1[(index % len) as usize] as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Listed;
+    use super::*;
+
+    fn epochs(len: usize, prompts_per_step: usize) -> Epochs {
+        let prompts = (0..len).map(|number| Prompt::user(number.to_string())).collect();
+        Epochs::new(Box::new(Listed(prompts)), prompts_per_step, Seed::new(1))
+    }
+
+    fn questions(epochs: &Epochs, step: u64) -> Vec<String> {
+        epochs.step(step).unwrap().iter().map(|prompt| prompt.question().to_owned()).collect()
+    }
+
+    #[test]
+    fn each_pass_deals_out_every_prompt_once() {
+        let epochs = epochs(10, 4);
+        // Five steps of four are two passes over ten.
+        let dealt: Vec<String> = (1..=5).flat_map(|step| questions(&epochs, step)).collect();
+        let (first, second) = dealt.split_at(10);
+        assert_ne!(first, second);
+        for pass in [first, second] {
+            let mut numbers: Vec<usize> = pass.iter().map(|number| number.parse().unwrap()).collect();
+            numbers.sort_unstable();
+            assert_eq!(numbers, (0..10).collect::<Vec<_>>());
+        }
+        assert_eq!(epochs.passes(5), Some(2.0));
+    }
+
+    #[test]
+    fn a_step_does_not_depend_on_the_steps_before_it() {
+        let one = epochs(7, 3);
+        let forwards: Vec<_> = (1..=20).map(|step| questions(&one, step)).collect();
+        let another = epochs(7, 3);
+        let backwards: Vec<_> = (1..=20).rev().map(|step| questions(&another, step)).collect();
+        assert_eq!(forwards, backwards.into_iter().rev().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_step_may_be_longer_than_the_data() {
+        assert_eq!(questions(&epochs(2, 5), 1).len(), 5);
+        assert!(epochs(0, 1).step(1).unwrap_err().is_input());
+    }
+}

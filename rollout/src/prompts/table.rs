@@ -1,0 +1,183 @@
+//! Prompts from the rows of a file: which column is what, and which rows are held out.
+//!
+//! The names are those that data sets for TRL and verl use. A prompt is text or a list of messages; the answer is
+//! looked for under `answer`, `solution`, `ground_truth` and `reward_model.ground_truth` (verl's nesting); all other
+//! columns are kept as metadata, where rewards find them. GSM8K needs `prompt_column = "question"` alone.
+
+use super::{Form, Listed, PromptSource, Sources, with_system};
+use crate::{Error, Result};
+use schema::{Message, Prompt, PromptInput, Seed};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// Where an answer is looked for if the config names no column, in this order.
+const ANSWERS: [&str; 4] = ["answer", "solution", "ground_truth", "reward_model.ground_truth"];
+
+/// `[prompts.jsonl]`, `[prompts.parquet]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The file to train on. It has no default.
+    pub path: PathBuf,
+    /// A file whose prompts are held out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out_path: Option<PathBuf>,
+    /// How many rows of `path` to hold out instead: chosen at random but always the same, and with them every row that
+    /// has the same prompt.
+    pub held_out_count: usize,
+    /// The column with the prompt: text, or a list of messages with `role` and `content`.
+    pub prompt_column: String,
+    /// The column with the answer, with dots into nested ones; if not given, the first found of `answer`, `solution`,
+    /// `ground_truth` and `reward_model.ground_truth`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_column: Option<String>,
+    /// Whether a prompt that is text becomes a user turn or stays raw text.
+    #[serde(rename = "as")]
+    pub form: Form,
+    /// A system turn to put before each conversation that has none of its own; none if empty.
+    pub system: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            held_out_path: None,
+            held_out_count: 0,
+            prompt_column: "prompt".into(),
+            answer_column: None,
+            form: Form::Chat,
+            system: String::new(),
+        }
+    }
+}
+
+/// What a file holds.
+pub(super) struct Rows {
+    /// What the file calls a row.
+    pub(super) unit: &'static str,
+    /// Each row with its number in the file, counted from 1.
+    pub(super) rows: Vec<(usize, Map<String, Value>)>,
+}
+
+impl Config {
+    pub(super) fn open(&self, read: fn(&Path) -> Result<Rows>) -> Result<Sources> {
+        if self.path.as_os_str().is_empty() {
+            return Err(Error::input("the prompts need a `path` to a file"));
+        }
+        self.form.check(&self.system)?;
+        let all = self.prompts(&self.path, read)?;
+        let (train, held_out) = match (&self.held_out_path, self.held_out_count) {
+            (None, 0) => (all, Vec::new()),
+            (None, count) => split(all, count),
+            (Some(path), 0) => (all, self.prompts(path, read)?),
+            (Some(_), _) => return Err(Error::input("give `held_out_path` or `held_out_count`, not both")),
+        };
+        if train.is_empty() {
+            let (path, count) = (self.path.display(), self.held_out_count);
+            return Err(Error::input(format!("{path}: nothing is left to train on if {count} prompts are held out")));
+        }
+        let held_out = (!held_out.is_empty()).then(|| Box::new(Listed(held_out)) as Box<dyn PromptSource>);
+        Ok(Sources { train: Box::new(Listed(train)), held_out })
+    }
+
+    fn prompts(&self, path: &Path, read: fn(&Path) -> Result<Rows>) -> Result<Vec<Prompt>> {
+        let Rows { unit, rows } = read(path)?;
+        let Some((_, first)) = rows.first() else {
+            return Err(Error::input(format!("{} holds no prompts", path.display())));
+        };
+        if let Some(column) = &self.answer_column
+            && rows.iter().all(|(_, row)| find(row, column).is_none())
+        {
+            return Err(Error::input(format!("{}: {}", path.display(), missing("answer", column, first))));
+        }
+        rows.into_iter()
+            .map(|(number, row)| {
+                let at = |problem| Error::input(format!("{}: {unit} {number}: {problem}", path.display()));
+                self.prompt(row).map_err(at)
+            })
+            .collect()
+    }
+
+    /// Makes a prompt of a row, or says why it cannot.
+    fn prompt(&self, row: Map<String, Value>) -> std::result::Result<Prompt, String> {
+        let column = &self.prompt_column;
+        let Some(prompt) = row.get(column) else { return Err(missing("prompt", column, &row)) };
+        let input = match prompt {
+            Value::String(text) => self.form.input(&self.system, text.clone()),
+            Value::Array(messages) if !messages.is_empty() => {
+                let messages: Vec<Message> = serde_json::from_value(prompt.clone())
+                    .map_err(|error| format!("`{column}` is no list of messages with role and content: {error}"))?;
+                PromptInput::Messages(with_system(&self.system, messages))
+            }
+            other => return Err(format!("`{column}` must be text or a list of messages, but is {}", kind(other))),
+        };
+        let named = self.answer_column.as_deref();
+        let mut names = named.into_iter().chain(ANSWERS.into_iter().filter(|name| named.is_none() && name != column));
+        let found = names.find_map(|name| Some((name, find(&row, name)?)));
+        let answer = found.map(|(_, value)| value.as_str().map_or_else(|| value.to_string(), Into::into));
+        let used = [Some(column.as_str()), found.map(|(name, _)| name)];
+        let metadata = row.into_iter().filter(|(name, _)| !used.contains(&Some(name))).collect();
+        Ok(Prompt { input, answer, metadata })
+    }
+}
+
+/// Holds out `count` prompts, and keeps every row that asks the same from training.
+fn split(prompts: Vec<Prompt>, count: usize) -> (Vec<Prompt>, Vec<Prompt>) {
+    let order = Seed::new(0).child("held out").permutation(prompts.len());
+    let text = |prompt: &Prompt| serde_json::to_string(&prompt.input).unwrap_or_default();
+    let chosen: Vec<usize> = order.into_iter().take(count).collect();
+    let held_out: Vec<Prompt> = chosen.iter().map(|place| prompts[*place].clone()).collect();
+    let asked: HashSet<String> = held_out.iter().map(text).collect();
+    (prompts.into_iter().filter(|prompt| !asked.contains(&text(prompt))).collect(), held_out)
+}
+
+/// The value under a column's name or, failing that, under a path of nested columns; null counts as absent.
+fn find<'a>(row: &'a Map<String, Value>, column: &str) -> Option<&'a Value> {
+    let nested = || {
+        let (outer, inner) = column.split_once('.')?;
+        find(row.get(outer)?.as_object()?, inner)
+    };
+    row.get(column).or_else(nested).filter(|value| !value.is_null())
+}
+
+/// What to say when a column is not there.
+fn missing(what: &str, column: &str, row: &Map<String, Value>) -> String {
+    let names: Vec<String> = row.keys().map(|name| format!("`{name}`")).collect();
+    let nearest = row.keys().map(|name| (distance(name, column), name)).min();
+    let nearest = nearest.filter(|(distance, name)| *distance * 2 <= name.len());
+    let hint = nearest.map_or(String::new(), |(_, name)| format!("; did you mean `{name}`?"));
+    format!("there is no column `{column}` for {what}s, only {} (`{what}_column` names it){hint}", names.join(", "))
+}
+
+/// How many letters must be added, removed or changed to make one word of the other (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "an empty list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests;

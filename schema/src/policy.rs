@@ -1,0 +1,12 @@
+//! Which weights drew a sample.
+
+use serde::{Deserialize, Serialize};
+
+/// A policy's name: its place in the run, and a hash of its content so that a name can be checked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PolicyVersion {
+    /// How many training steps made it; 0 is the untouched model.
+    pub version: u64,
+    /// SHA-256, in hexadecimal, of the base model's identity and of the adapter's tensors.
+    pub hash: String,
+}

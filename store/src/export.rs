@@ -1,0 +1,217 @@
+//! Writing samples to a file that other programs read: JSON lines, CSV or Parquet, by the file's name.
+//!
+//! One row per sample, with TRL's column names where TRL has one (`prompt`, `completion`, `prompt_ids`,
+//! `completion_ids`, `logprobs`). Rows are written as they are read, so the store may be larger than the memory; all
+//! come from one state of the store, whatever is appended meanwhile. The file gets its name when it is whole.
+
+mod parquet;
+mod text;
+
+use crate::error::Doing;
+use crate::query::{bad_sql, question};
+use crate::read::{SampleId, StoredGroup, groups};
+use crate::run::by_id;
+use crate::sqlite::BEGIN_READ;
+use crate::{Error, Result, RunId, Store};
+use schema::{Part, PromptInput, SamplerSettings, Token};
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+
+/// Samples that are in memory at a time, and in a row group of Parquet.
+const ROWS_AT_ONCE: i64 = 1024;
+
+/// Which samples to export.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Those of one run; of every run if absent.
+    pub run: Option<RunId>,
+    /// Those for which this SQL expression over the columns of `sample_view` is true, as in `reward > 0.5`.
+    pub condition: Option<String>,
+}
+
+impl Store {
+    /// Writes the selected samples to `path`, whose extension says the format (`.jsonl`, `.csv` or `.parquet`), and
+    /// says how many there were. A file of that name is replaced once the new one is whole.
+    pub fn export(&self, path: &Path, selection: &Selection) -> Result<u64> {
+        let format = Format::of(path)?;
+        let select = select(selection)?;
+        let failed = |error: io::Error| Error::Write { path: path.to_owned(), reason: error.to_string() };
+        let partial = Partial::beside(path);
+        let mut writer = format.writer(&partial.path).map_err(failed)?;
+        let mut written = 0;
+        self.with(async |connection| {
+            const DOING: &str = "exporting samples";
+            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut names = HashMap::new();
+            let mut last = i64::MIN;
+            loop {
+                let found: Vec<(i64, i64)> = sqlx::query_as(AssertSqlSafe(select.clone()))
+                    .bind(last)
+                    .bind(ROWS_AT_ONCE)
+                    .fetch_all(&mut *snapshot)
+                    .await
+                    .map_err(bad_sql)?;
+                let Some((newest, _)) = found.last() else { return Ok(()) };
+                last = *newest;
+                writer.write(&rows(&mut snapshot, &found, &mut names).await?).map_err(failed)?;
+                written += found.len() as u64;
+            }
+        })?;
+        writer.finish().map_err(failed)?;
+        partial.keep_as(path).map_err(failed)?;
+        Ok(written)
+    }
+}
+
+/// One exported sample. The fields are the columns, in this order.
+#[derive(Debug, Serialize)]
+struct Row {
+    sample_id: i64,
+    run: String,
+    run_id: i64,
+    step: u64,
+    group_id: i64,
+    place: u64,
+    policy_version: u64,
+    policy_hash: String,
+    prompt: PromptInput,
+    question: String,
+    answer: Option<String>,
+    metadata: serde_json::Map<String, serde_json::Value>,
+    completion: String,
+    finish: &'static str,
+    reward: Option<f32>,
+    parts: Vec<Part>,
+    prompt_ids: Vec<Token>,
+    completion_ids: Vec<Token>,
+    logprobs: Vec<f32>,
+    mask: Vec<bool>,
+    settings: SamplerSettings,
+}
+
+/// Something that takes rows and makes a file of them.
+trait Writer {
+    fn write(&mut self, rows: &[Row]) -> io::Result<()>;
+
+    /// Completes the file and waits until it is on the disk.
+    fn finish(self: Box<Self>) -> io::Result<()>;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Jsonl,
+    Csv,
+    Parquet,
+}
+
+impl Format {
+    fn of(path: &Path) -> Result<Self> {
+        let extension = path.extension().map(OsStr::to_ascii_lowercase);
+        match extension.as_ref().and_then(|extension| extension.to_str()) {
+            Some("jsonl") => Ok(Self::Jsonl),
+            Some("csv") => Ok(Self::Csv),
+            Some("parquet") => Ok(Self::Parquet),
+            _ => Err(Error::UnknownFormat { path: path.to_owned() }),
+        }
+    }
+
+    fn writer(self, path: &Path) -> io::Result<Box<dyn Writer>> {
+        let file = BufWriter::new(File::create(path)?);
+        Ok(match self {
+            Self::Jsonl => Box::new(text::Jsonl(file)),
+            Self::Csv => Box::new(text::Csv::new(file)?),
+            Self::Parquet => Box::new(parquet::Parquet::new(file)?),
+        })
+    }
+}
+
+/// A file under a temporary name, removed unless it is kept.
+struct Partial {
+    path: PathBuf,
+}
+
+impl Partial {
+    fn beside(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Self { path: path.with_file_name(format!(".{name}.{}.partial", std::process::id())) }
+    }
+
+    fn keep_as(self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.path, path)
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // After a rename there is nothing to remove, and after a failure nobody to tell.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The statement that finds the next samples after `$1`, at most `$2` of them.
+fn select(selection: &Selection) -> Result<String> {
+    let run = selection.run.map_or_else(String::new, |run| format!("AND run_id = {run}"));
+    // The condition ends with a line break in case it ends with a comment.
+    let condition = selection.condition.as_ref().map_or_else(String::new, |text| format!("AND ({text}\n)"));
+    let sql = format!(
+        "SELECT sample_id, group_id FROM sample_view WHERE sample_id > $1 {run} {condition} ORDER BY sample_id LIMIT $2"
+    );
+    question(&sql).map(str::to_owned)
+}
+
+/// The rows of these samples, given as numbers of sample and group.
+async fn rows(
+    connection: &mut SqliteConnection,
+    found: &[(i64, i64)],
+    names: &mut HashMap<RunId, String>,
+) -> Result<Vec<Row>> {
+    let mut group_ids: Vec<i64> = found.iter().map(|(_, group)| *group).collect();
+    group_ids.sort_unstable();
+    group_ids.dedup();
+    let wanted: HashSet<SampleId> = found.iter().map(|(sample, _)| SampleId(*sample)).collect();
+    let mut rows = Vec::with_capacity(found.len());
+    for group in groups(connection, &group_ids).await? {
+        let name = match names.entry(group.run) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(by_id(connection, group.run).await?.name),
+        };
+        let chosen = (0..group.sample_ids.len()).filter(|place| wanted.contains(&group.sample_ids[*place]));
+        rows.extend(chosen.map(|place| row(&group, place, name)));
+    }
+    rows.sort_unstable_by_key(|row| row.sample_id);
+    Ok(rows)
+}
+
+fn row(stored: &StoredGroup, place: usize, run: &str) -> Row {
+    let (group, verdict) = (stored.scored.group(), &stored.scored.verdicts()[place]);
+    let sample = &group.samples[place];
+    Row {
+        sample_id: stored.sample_ids[place].0,
+        run: run.to_owned(),
+        run_id: stored.run.0,
+        step: stored.step,
+        group_id: stored.id.0,
+        place: place as u64,
+        policy_version: group.policy.version,
+        policy_hash: group.policy.hash.clone(),
+        prompt: group.prompt.input.clone(),
+        question: group.prompt.question().to_owned(),
+        answer: group.prompt.answer.clone(),
+        metadata: group.prompt.metadata.clone(),
+        completion: sample.text.clone(),
+        finish: sample.finish.as_str(),
+        reward: verdict.total(),
+        parts: verdict.parts.clone(),
+        prompt_ids: group.prompt_ids.clone(),
+        completion_ids: sample.ids.clone(),
+        logprobs: sample.logprobs.clone(),
+        mask: sample.mask.clone(),
+        settings: group.settings.clone(),
+    }
+}

@@ -1,0 +1,227 @@
+//! Reading groups back, bit for bit.
+
+use crate::error::Doing;
+use crate::sqlite::BEGIN_READ;
+use crate::{Error, Result, RunId, Store, blob};
+use schema::{Finish, Group, Part, PartStatus, PolicyVersion, Sample, ScoredGroup, Verdict};
+use serde::de::DeserializeOwned;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
+use std::collections::HashMap;
+use std::fmt;
+
+const DOING: &str = "reading samples";
+
+const STEP_WAS_COLLECTED: &str =
+    "SELECT COUNT(*) FROM steps WHERE run_id = $1 AND step = $2 AND collected_at IS NOT NULL";
+const GROUPS_OF_STEP: &str = "SELECT id FROM groups WHERE run_id = $1 AND step = $2 ORDER BY place";
+const GROUPS: &str = "SELECT g.id, g.run_id, g.step, g.settings, q.json, q.token_ids, p.version, p.hash
+    FROM groups g JOIN prompts q ON q.id = g.prompt_id JOIN policies p ON p.id = g.policy_id WHERE g.id IN ";
+const SAMPLES: &str = "SELECT group_id, id, length, finish, text, mask, token_ids, logprobs
+    FROM samples WHERE group_id IN ";
+const SAMPLES_ORDER: &str = " ORDER BY group_id, place";
+const REWARDS: &str = "SELECT r.sample_id, r.name, r.version, r.weight, r.value, r.status
+    FROM samples s JOIN rewards r ON r.sample_id = s.id AND r.scoring = 0 WHERE s.group_id IN ";
+const REWARDS_ORDER: &str = " ORDER BY r.sample_id, r.place";
+
+/// Groups a statement.
+const GROUPS_AT_ONCE: usize = 64;
+
+/// The number of a group in its store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(pub i64);
+
+/// The number of a sample in its store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SampleId(pub i64);
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for SampleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A group with where it came from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredGroup {
+    /// Its number.
+    pub id: GroupId,
+    /// The run that drew it.
+    pub run: RunId,
+    /// The step that drew it.
+    pub step: u64,
+    /// The number of each sample, in their order.
+    pub sample_ids: Vec<SampleId>,
+    /// The group itself, with the policy that drew it.
+    pub scored: ScoredGroup,
+}
+
+impl Store {
+    /// The groups of a step as they were appended, in order and bit for bit; `None` if the step was never appended.
+    /// A resumed run uses these instead of paying for the same samples again.
+    pub fn step_groups(&self, run: RunId, step: u64) -> Result<Option<Vec<ScoredGroup>>> {
+        self.with(async |connection| {
+            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let collected: i64 = sqlx::query_scalar(STEP_WAS_COLLECTED)
+                .bind(run.0)
+                .bind(step as i64)
+                .fetch_one(&mut *snapshot)
+                .await
+                .doing(DOING)?;
+            if collected == 0 {
+                return Ok(None);
+            }
+            let ids: Vec<i64> = sqlx::query_scalar(GROUPS_OF_STEP)
+                .bind(run.0)
+                .bind(step as i64)
+                .fetch_all(&mut *snapshot)
+                .await
+                .doing(DOING)?;
+            let groups = groups(&mut snapshot, &ids).await?;
+            Ok(Some(groups.into_iter().map(|group| group.scored).collect()))
+        })
+    }
+
+    /// The groups with these numbers, in the order asked for.
+    pub fn groups(&self, ids: &[GroupId]) -> Result<Vec<StoredGroup>> {
+        let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        self.with(async |connection| {
+            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            groups(&mut snapshot, &ids).await
+        })
+    }
+}
+
+/// The groups with these numbers, in the order asked for.
+pub(crate) async fn groups(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<StoredGroup>> {
+    let mut groups = Vec::with_capacity(ids.len());
+    for chunk in ids.chunks(GROUPS_AT_ONCE) {
+        let rows = fetch_in(connection, GROUPS, chunk, "").await?;
+        let mut verdicts = verdicts(connection, chunk).await?;
+        let mut samples: HashMap<i64, Vec<(SampleId, Sample)>> = HashMap::new();
+        for row in fetch_in(connection, SAMPLES, chunk, SAMPLES_ORDER).await? {
+            samples.entry(get(&row, "group_id")?).or_default().push(sample(&row)?);
+        }
+        let rows: HashMap<i64, SqliteRow> =
+            rows.into_iter().map(|row| Ok((get(&row, "id")?, row))).collect::<Result<_>>()?;
+        for id in chunk {
+            let row = rows.get(id).ok_or_else(|| damaged(format!("group {id} is missing")))?;
+            // A group may be asked for twice, so its parts are copied.
+            groups.push(group(row, samples.get(id).cloned().unwrap_or_default(), &mut verdicts)?);
+        }
+    }
+    Ok(groups)
+}
+
+/// Every row whose key is one of `ids`, which are at most [`GROUPS_AT_ONCE`].
+async fn fetch_in(
+    connection: &mut SqliteConnection,
+    select: &'static str,
+    ids: &[i64],
+    order: &'static str,
+) -> Result<Vec<SqliteRow>> {
+    // Always the same number of placeholders, so that the statement is prepared once.
+    let places: Vec<String> = (1..=GROUPS_AT_ONCE).map(|place| format!("${place}")).collect();
+    let mut query = sqlx::query(AssertSqlSafe(format!("{select}({}){order}", places.join(", "))));
+    for place in 0..GROUPS_AT_ONCE {
+        query = query.bind(ids.get(place).or(ids.last()));
+    }
+    query.fetch_all(connection).await.doing(DOING)
+}
+
+/// The parts of every sample's reward, by the sample's number.
+async fn verdicts(connection: &mut SqliteConnection, group_ids: &[i64]) -> Result<HashMap<i64, Verdict>> {
+    let mut verdicts: HashMap<i64, Verdict> = HashMap::new();
+    for row in fetch_in(connection, REWARDS, group_ids, REWARDS_ORDER).await? {
+        let sample_id = get(&row, "sample_id")?;
+        verdicts.entry(sample_id).or_insert_with(|| Verdict { parts: Vec::new() }).parts.push(part(&row)?);
+    }
+    Ok(verdicts)
+}
+
+fn group(
+    row: &SqliteRow,
+    samples: Vec<(SampleId, Sample)>,
+    verdicts: &mut HashMap<i64, Verdict>,
+) -> Result<StoredGroup> {
+    let id = GroupId(get(row, "id")?);
+    let (sample_ids, samples): (Vec<SampleId>, Vec<Sample>) = samples.into_iter().unzip();
+    let verdicts =
+        sample_ids.iter().map(|id| verdicts.get(&id.0).cloned().unwrap_or(Verdict { parts: Vec::new() })).collect();
+    let group = Group {
+        prompt: parse(row, "json")?,
+        prompt_ids: blob::to_tokens(&get::<Vec<u8>>(row, "token_ids")?)
+            .ok_or_else(|| damaged(format!("the prompt of group {id} has a torn token")))?,
+        policy: PolicyVersion { version: get::<i64>(row, "version")? as u64, hash: get(row, "hash")? },
+        settings: parse(row, "settings")?,
+        samples,
+    };
+    Ok(StoredGroup {
+        id,
+        run: RunId(get(row, "run_id")?),
+        step: get::<i64>(row, "step")? as u64,
+        sample_ids,
+        scored: ScoredGroup::new(group, verdicts).map_err(|error| damaged(error.to_string()))?,
+    })
+}
+
+fn sample(row: &SqliteRow) -> Result<(SampleId, Sample)> {
+    let id = SampleId(get(row, "id")?);
+    let length = get::<i64>(row, "length")? as usize;
+    let finish: String = get(row, "finish")?;
+    let mask: Option<Vec<u8>> = get(row, "mask")?;
+    let sample = || {
+        Some(Sample {
+            ids: blob::to_tokens(&row.try_get::<Vec<u8>, _>("token_ids").ok()?)?,
+            mask: blob::to_mask(mask.as_deref(), length)?,
+            logprobs: blob::to_logprobs(&row.try_get::<Vec<u8>, _>("logprobs").ok()?)?,
+            finish: Finish::parse(&finish)?,
+            text: row.try_get("text").ok()?,
+        })
+    };
+    let sample = sample().ok_or_else(|| damaged(format!("sample {id} cannot be decoded")))?;
+    if sample.ids.len() != length || sample.logprobs.len() != length {
+        return Err(damaged(format!("sample {id} should have {length} tokens")));
+    }
+    Ok((id, sample))
+}
+
+fn part(row: &SqliteRow) -> Result<Part> {
+    Ok(Part {
+        name: get(row, "name")?,
+        version: get(row, "version")?,
+        weight: get(row, "weight")?,
+        value: get::<Option<f64>>(row, "value")?.map(|value| value as f32),
+        status: status(&get::<String>(row, "status")?),
+    })
+}
+
+/// What the column `rewards.status` says.
+fn status(text: &str) -> PartStatus {
+    if text == "judged" {
+        return PartStatus::Judged;
+    }
+    PartStatus::Unjudged(text.strip_prefix("unjudged: ").unwrap_or(text).to_owned())
+}
+
+fn get<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
+    row: &'r SqliteRow,
+    column: &str,
+) -> Result<T> {
+    row.try_get(column).doing(DOING)
+}
+
+fn parse<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T> {
+    let json: String = get(row, column)?;
+    serde_json::from_str(&json).map_err(|error| damaged(format!("the column `{column}` holds {json}: {error}")))
+}
+
+fn damaged(what: String) -> Error {
+    Error::Damaged { what }
+}

@@ -1,0 +1,265 @@
+//! Runs, and what a run leaves behind step by step: metrics and checkpoints.
+
+use crate::error::Doing;
+use crate::time::{micros, moment, now};
+use crate::{Error, Result, Store};
+use schema::Metrics;
+use serde_json::{Map, Value};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+const BEGIN_RUN: &str = "INSERT INTO runs (name, status, config, program_version, model_hash, out_dir, started_at)
+    VALUES ($1, 'running', $2, $3, $4, $5, $6) RETURNING id";
+const RUN: &str = "SELECT * FROM runs WHERE id = $1";
+const RUNS: &str = "SELECT * FROM runs ORDER BY id";
+const RUN_NAMED: &str = "SELECT * FROM runs WHERE name = $1 ORDER BY id DESC LIMIT 1";
+const RUN_NAMES: &str = "SELECT name FROM runs GROUP BY name ORDER BY MAX(id) DESC LIMIT 10";
+const FINISH_RUN: &str = "UPDATE runs SET status = $2, finished_at = $3 WHERE id = $1";
+const FINISH_STEP: &str = "INSERT INTO steps (run_id, step, metrics, finished_at) VALUES ($1, $2, $3, $4)
+    ON CONFLICT (run_id, step) DO UPDATE SET metrics = excluded.metrics, finished_at = excluded.finished_at";
+const METRICS: &str = "SELECT step, metrics FROM steps WHERE run_id = $1 AND metrics IS NOT NULL ORDER BY step";
+const CHECKPOINT: &str = "INSERT INTO checkpoints (run_id, step, path, hash, created_at) VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (run_id, step) DO UPDATE
+    SET path = excluded.path, hash = excluded.hash, created_at = excluded.created_at";
+
+const READING: &str = "reading a run";
+
+/// The number of a run in its store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RunId(pub i64);
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How a run stands. A run whose process was killed still says `Running`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunStatus {
+    /// Under way, or killed.
+    Running,
+    /// All its steps are done.
+    Finished,
+    /// Stopped by its user; it can be resumed.
+    Interrupted,
+    /// Stopped by an error.
+    Failed,
+}
+
+impl RunStatus {
+    /// The word in the column `runs.status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Interrupted => "interrupted",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The reverse of [`RunStatus::as_str`].
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Running, Self::Finished, Self::Interrupted, Self::Failed]
+            .into_iter()
+            .find(|status| status.as_str() == word)
+    }
+}
+
+/// What is known about a run when it begins.
+#[derive(Debug, Clone)]
+pub struct NewRun {
+    /// What people call it; several runs may share a name.
+    pub name: String,
+    /// The resolved config, as TOML.
+    pub config: String,
+    /// The version of the program.
+    pub program_version: String,
+    /// The run folder.
+    pub out_dir: PathBuf,
+    /// The identity of the base model, as a hash.
+    pub model_hash: String,
+    /// When it began.
+    pub started_at: SystemTime,
+}
+
+/// A run as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Its number.
+    pub id: RunId,
+    /// What people call it.
+    pub name: String,
+    /// How it stands.
+    pub status: RunStatus,
+    /// The resolved config, as TOML.
+    pub config: String,
+    /// The version of the program that began it.
+    pub program_version: String,
+    /// The run folder.
+    pub out_dir: PathBuf,
+    /// The identity of the base model, as a hash.
+    pub model_hash: String,
+    /// When it began, to the microsecond.
+    pub started_at: SystemTime,
+    /// When it ended; `None` while it runs.
+    pub finished_at: Option<SystemTime>,
+}
+
+impl Store {
+    /// Adds a run, with the status [`RunStatus::Running`].
+    pub fn begin_run(&self, run: &NewRun) -> Result<RunId> {
+        self.with(async |connection| {
+            sqlx::query_scalar(BEGIN_RUN)
+                .bind(&run.name)
+                .bind(&run.config)
+                .bind(&run.program_version)
+                .bind(&run.model_hash)
+                .bind(run.out_dir.to_string_lossy())
+                .bind(micros(run.started_at))
+                .fetch_one(connection)
+                .await
+                .map(RunId)
+                .doing("adding a run")
+        })
+    }
+
+    /// The run with this number.
+    pub fn run(&self, run: RunId) -> Result<Run> {
+        self.with(async |connection| by_id(connection, run).await)
+    }
+
+    /// Every run, oldest first.
+    pub fn runs(&self) -> Result<Vec<Run>> {
+        self.with(async |connection| {
+            let rows = sqlx::query(RUNS).fetch_all(connection).await.doing("listing the runs")?;
+            rows.iter().map(from_row).collect()
+        })
+    }
+
+    /// The newest run with this name, or the run with this number.
+    pub fn find_run(&self, name_or_number: &str) -> Result<Run> {
+        self.with(async |connection| {
+            let named = sqlx::query(RUN_NAMED).bind(name_or_number).fetch_optional(&mut *connection).await;
+            if let Some(row) = named.doing("looking for a run")? {
+                return from_row(&row);
+            }
+            match name_or_number.parse() {
+                Ok(number) => by_id(connection, RunId(number)).await,
+                Err(_) => Err(no_such_run(connection, name_or_number).await?),
+            }
+        })
+    }
+
+    /// Notes how a run ended, or that it goes on again ([`RunStatus::Running`]).
+    pub fn finish_run(&self, run: RunId, status: RunStatus) -> Result<()> {
+        let finished_at = (status != RunStatus::Running).then(now);
+        self.with(async |connection| {
+            let done = sqlx::query(FINISH_RUN)
+                .bind(run.0)
+                .bind(status.as_str())
+                .bind(finished_at)
+                .execute(&mut *connection)
+                .await
+                .doing("noting how a run ended")?;
+            match done.rows_affected() {
+                0 => Err(no_such_run(connection, &run.to_string()).await?),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Keeps the metrics of a step; a later call for the same step replaces them.
+    pub fn finish_step(&self, run: RunId, step: u64, metrics: &Metrics) -> Result<()> {
+        self.with(async |connection| {
+            sqlx::query(FINISH_STEP)
+                .bind(run.0)
+                .bind(step as i64)
+                .bind(to_json(metrics))
+                .bind(now())
+                .execute(connection)
+                .await
+                .doing("keeping a step's metrics")?;
+            Ok(())
+        })
+    }
+
+    /// The metrics of every finished step of a run, in order. A number that was infinite comes back as NaN.
+    pub fn metrics(&self, run: RunId) -> Result<Vec<(u64, Metrics)>> {
+        self.with(async |connection| {
+            let rows: Vec<(i64, String)> =
+                sqlx::query_as(METRICS).bind(run.0).fetch_all(connection).await.doing("reading metrics")?;
+            rows.into_iter().map(|(step, json)| Ok((step as u64, from_json(&json, step)?))).collect()
+        })
+    }
+
+    /// Notes where the checkpoint of a step is, and the hash of its content.
+    pub fn checkpoint(&self, run: RunId, step: u64, path: &str, hash: &str) -> Result<()> {
+        self.with(async |connection| {
+            sqlx::query(CHECKPOINT)
+                .bind(run.0)
+                .bind(step as i64)
+                .bind(path)
+                .bind(hash)
+                .bind(now())
+                .execute(connection)
+                .await
+                .doing("noting a checkpoint")?;
+            Ok(())
+        })
+    }
+}
+
+/// The run with this number, or an error that lists which there are.
+pub(crate) async fn by_id(connection: &mut SqliteConnection, run: RunId) -> Result<Run> {
+    let row = sqlx::query(RUN).bind(run.0).fetch_optional(&mut *connection).await.doing("looking for a run")?;
+    match row {
+        Some(row) => from_row(&row),
+        None => Err(no_such_run(connection, &run.to_string()).await?),
+    }
+}
+
+async fn no_such_run(connection: &mut SqliteConnection, wanted: &str) -> Result<Error> {
+    let names: Vec<String> = sqlx::query_scalar(RUN_NAMES).fetch_all(connection).await.doing("listing the runs")?;
+    let known = if names.is_empty() { "it holds no run yet".into() } else { format!("it holds {}", names.join(", ")) };
+    Ok(Error::NoSuchRun { wanted: wanted.to_owned(), known })
+}
+
+fn from_row(row: &SqliteRow) -> Result<Run> {
+    let word: String = row.try_get("status").doing(READING)?;
+    let id = RunId(row.try_get("id").doing(READING)?);
+    let Some(status) = RunStatus::parse(&word) else {
+        return Err(Error::Damaged { what: format!("run {id} has the unknown status `{word}`") });
+    };
+    let finished_at: Option<i64> = row.try_get("finished_at").doing(READING)?;
+    Ok(Run {
+        id,
+        status,
+        name: row.try_get("name").doing(READING)?,
+        config: row.try_get("config").doing(READING)?,
+        program_version: row.try_get("program_version").doing(READING)?,
+        out_dir: PathBuf::from(row.try_get::<String, _>("out_dir").doing(READING)?),
+        model_hash: row.try_get("model_hash").doing(READING)?,
+        started_at: moment(row.try_get("started_at").doing(READING)?),
+        finished_at: finished_at.map(moment),
+    })
+}
+
+/// JSON knows neither NaN nor infinities: they become null.
+fn to_json(metrics: &Metrics) -> String {
+    metrics.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect::<Value>().to_string()
+}
+
+fn from_json(json: &str, step: i64) -> Result<Metrics> {
+    let damaged = || Error::Damaged { what: format!("the metrics of step {step} are not JSON numbers") };
+    let values: Map<String, Value> = serde_json::from_str(json).map_err(|_| damaged())?;
+    let mut metrics = Metrics::new();
+    for (name, value) in values {
+        let number = if value.is_null() { f64::NAN } else { value.as_f64().ok_or_else(damaged)? };
+        metrics.set(name, number);
+    }
+    Ok(metrics)
+}

@@ -1,0 +1,174 @@
+//! The store as a whole: what goes in comes out, once, whatever happens in between.
+
+mod asking;
+mod durability;
+mod opening;
+mod replaying;
+mod round_trip;
+
+use crate::{NewRun, RunId, Store, Table, Value};
+use schema::{
+    Finish, Group, Message, Part, PartStatus, PolicyVersion, Prompt, PromptInput, Sample, SamplerSettings, ScoredGroup,
+    Seed, Verdict,
+};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+use tempfile::TempDir;
+
+/// A new store in a folder that goes away with the test.
+fn new_store() -> (TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&url(&folder.path().join("proxrl.db"))).unwrap();
+    (folder, store)
+}
+
+fn url(path: &Path) -> String {
+    format!("sqlite://{}", path.display())
+}
+
+fn new_run(name: &str) -> NewRun {
+    NewRun {
+        name: name.into(),
+        config: "seed = 1\n".into(),
+        program_version: "0.1.0".into(),
+        out_dir: "runs/tiny".into(),
+        model_hash: "abc".into(),
+        started_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_793_696_707),
+    }
+}
+
+fn begin(store: &Store, name: &str) -> RunId {
+    store.begin_run(&new_run(name)).unwrap()
+}
+
+/// A sample of these tokens, each drawn with probability 1/2.
+fn sample(ids: &[u32], text: &str) -> Sample {
+    let logprob = 0.5f32.ln();
+    Sample {
+        ids: ids.into(),
+        mask: vec![true; ids.len()],
+        logprobs: vec![logprob; ids.len()],
+        finish: Finish::Eos,
+        text: text.into(),
+    }
+}
+
+fn verdict(value: Option<f32>) -> Verdict {
+    let status = match value {
+        Some(_) => PartStatus::Judged,
+        None => PartStatus::Unjudged("timed out".into()),
+    };
+    Verdict { parts: vec![Part { name: "exact".into(), version: "1".into(), weight: 1.0, value, status }] }
+}
+
+/// A group of one-token samples with these rewards.
+fn group(question: &str, version: u64, rewards: &[Option<f32>]) -> ScoredGroup {
+    let samples = rewards.iter().map(|reward| sample(&[7], &format!("{reward:?}"))).collect();
+    let group = Group {
+        prompt: Prompt::user(question).with_answer("4"),
+        prompt_ids: vec![1, 2, 3],
+        policy: PolicyVersion { version, hash: format!("hash {version}") },
+        settings: SamplerSettings::default(),
+        samples,
+    };
+    ScoredGroup::new(group, rewards.iter().map(|reward| verdict(*reward)).collect()).unwrap()
+}
+
+/// Groups with everything in them that is easily lost: odd floats, masks, empty samples, other scripts, nested
+/// metadata, reasons for having no judgement.
+fn rich_groups() -> Vec<ScoredGroup> {
+    let mut first = sample(&[0, 1, u32::MAX, 151_643, 5, 6, 7, 8, 9], "数学 ✅ \"quoted\"\r\n\tline");
+    first.mask[1] = false;
+    first.mask[8] = false;
+    first.logprobs =
+        vec![-0.1, -1e-45, -f32::MIN_POSITIVE, -17.25, -0.0, -1e-20, -3.4e38, f32::NEG_INFINITY, -1.0 / 3.0];
+    first.finish = Finish::Length;
+    let mut second = sample(&[42], "4");
+    second.finish = Finish::Stop;
+    let metadata = serde_json::json!({
+        "level": 0.1 + 0.2, "tiny": 5e-324, "zeta": [1, null, {"ключ": "значение"}], "alpha": 18_446_744_073_709_551_615u64
+    });
+    let messages =
+        vec![Message { role: "system".into(), content: "Be brief.".into() }, Message::user("What is 2+2? 🙂")];
+    let prompt = Prompt {
+        input: PromptInput::Messages(messages),
+        answer: Some("4".into()),
+        metadata: metadata.as_object().unwrap().clone(),
+    };
+    let settings = SamplerSettings {
+        temperature: 0.7,
+        top_p: 0.1 + 0.2,
+        stop: vec!["\n\n".into(), "終".into()],
+        ..SamplerSettings::default()
+    };
+    let part =
+        |name: &str, weight, value, status| Part { name: name.into(), version: "2".into(), weight, value, status };
+    let verdicts = vec![
+        Verdict {
+            parts: vec![
+                part("exact", 1.0, Some(0.1), PartStatus::Judged),
+                part("format", 1.0 / 3.0, Some(-1.5), PartStatus::Judged),
+            ],
+        },
+        Verdict {
+            parts: vec![
+                part("exact", 1.0, None, PartStatus::Unjudged("sandbox: killed, 超时".into())),
+                part("format", 0.0, Some(1.0), PartStatus::Judged),
+            ],
+        },
+        Verdict { parts: vec![] },
+    ];
+    let rich = Group {
+        prompt,
+        prompt_ids: vec![1, 49_151, 3],
+        policy: PolicyVersion { version: 3, hash: "f00d".into() },
+        settings,
+        samples: vec![first, second, sample(&[], "")],
+    };
+    let text = Group {
+        prompt: Prompt::text("Once upon a time"),
+        prompt_ids: vec![],
+        policy: PolicyVersion { version: 2, hash: "cafe".into() },
+        settings: SamplerSettings::default().greedy(),
+        samples: vec![sample(&[1, 2], "ab")],
+    };
+    vec![ScoredGroup::new(rich, verdicts).unwrap(), ScoredGroup::new(text, vec![verdict(Some(1.0))]).unwrap()]
+}
+
+/// Groups such as a real step has, different for each step.
+fn realistic_step(step: u64, groups: usize, samples: usize, tokens: usize) -> Vec<ScoredGroup> {
+    let seed = Seed::new(step);
+    let token = |place: usize| seed.below(place as u64, 49_152) as u32;
+    let scored = |number: usize| {
+        let samples: Vec<Sample> = (0..samples)
+            .map(|place| {
+                let ids: Vec<u32> = (0..tokens).map(|at| token((number * samples + place) * tokens + at)).collect();
+                let text = format!("step {step} group {number} sample {place}: the answer is {}", ids[0]);
+                Sample { logprobs: ids.iter().map(|id| -(*id as f32) / 10_000.0).collect(), ..sample(&ids, &text) }
+            })
+            .collect();
+        let verdicts = (0..samples.len()).map(|place| verdict(Some((place % 2) as f32))).collect();
+        let group = Group {
+            prompt: Prompt::user(format!("What is {step}+{number}? Answer with a number.")).with_answer("1"),
+            prompt_ids: (0..40).map(token).collect(),
+            policy: PolicyVersion { version: step, hash: format!("hash {step}") },
+            settings: SamplerSettings::default(),
+            samples,
+        };
+        ScoredGroup::new(group, verdicts).unwrap()
+    };
+    (0..groups).map(scored).collect()
+}
+
+/// The only value of an answer.
+fn one(table: &Table) -> &Value {
+    assert_eq!((table.columns.len(), table.rows.len()), (1, 1), "{table}");
+    &table.rows[0][0]
+}
+
+fn count(store: &Store, table: &str) -> i64 {
+    match one(&store.query(&format!("SELECT COUNT(*) FROM {table}")).unwrap()) {
+        Value::Integer(number) => *number,
+        other => panic!("{other:?}"),
+    }
+}

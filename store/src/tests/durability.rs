@@ -1,0 +1,132 @@
+//! A killed writer leaves whole steps, and readers never wait for a writer.
+
+use super::{begin, count, new_store, one, realistic_step, url};
+use crate::{Store, Value};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const CHILD: &str = "PROXRL_STORE_TEST_WRITER";
+const GROUPS: usize = 12;
+const SAMPLES: usize = 4;
+
+#[test]
+fn killed_while_writing() {
+    // The test starts itself as the process that it kills.
+    if let Ok(path) = std::env::var(CHILD) {
+        append_forever(Path::new(&path));
+    }
+    let (folder, store) = new_store();
+    let path = folder.path().join("proxrl.db");
+    let run = begin(&store, "victim");
+    drop(store);
+    let mut appended = 0;
+    for trial in 0..6 {
+        appended = write_and_kill(&path, Duration::from_micros(700 * trial)).unwrap_or(appended);
+        let store = Store::open(&url(&path)).unwrap();
+        let integrity = store.query("SELECT integrity_check FROM pragma_integrity_check").unwrap();
+        assert_eq!(one(&integrity), &Value::Text("ok".into()));
+        assert_eq!(store.query("SELECT * FROM pragma_foreign_key_check").unwrap().rows.len(), 0);
+        let steps = count(&store, "steps");
+        // What was reported as appended is there; at most the step in flight may be there besides.
+        assert!(
+            (appended + 1..=appended + 2).contains(&(steps as u64)),
+            "{steps} steps, {appended} was the last reported"
+        );
+        assert_eq!(count(&store, "groups"), steps * GROUPS as i64);
+        assert_eq!(count(&store, "samples"), steps * (GROUPS * SAMPLES) as i64);
+        assert_eq!(count(&store, "rewards"), steps * (GROUPS * SAMPLES) as i64);
+        let last = steps as u64 - 1;
+        assert_eq!(store.step_groups(run, last).unwrap().unwrap(), realistic_step(last, GROUPS, SAMPLES, 20));
+    }
+}
+
+fn append_forever(path: &Path) -> ! {
+    let store = Store::open(&url(path)).unwrap();
+    let run = store.find_run("victim").unwrap().id;
+    let first = count(&store, "steps") as u64;
+    for step in first.. {
+        store.append_step(run, step, &realistic_step(step, GROUPS, SAMPLES, 20), None).unwrap();
+        println!("appended {step}");
+    }
+    unreachable!("it is killed long before the numbers end")
+}
+
+/// Lets a writer append three steps and some of a fourth, kills it, and says which step it reported last.
+fn write_and_kill(path: &Path, delay: Duration) -> Option<u64> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tests::durability::killed_while_writing", "--nocapture"])
+        .env(CHILD, path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let reported = |line: String| line.rsplit_once("appended ").and_then(|(_, step)| step.parse().ok());
+    let third: Option<u64> = lines.by_ref().filter_map(reported).nth(2);
+    std::thread::sleep(delay);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // What it wrote to the pipe before it died counts as reported too.
+    lines.filter_map(reported).last().or(third)
+}
+
+#[test]
+fn a_reader_sees_whole_steps_while_another_connection_writes() {
+    let (folder, store) = new_store();
+    let url = url(&folder.path().join("proxrl.db"));
+    let run = begin(&store, "busy");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let reader = Store::open_read_only(&url).unwrap();
+                    let mut seen = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        let counts =
+                            reader.query("SELECT (SELECT COUNT(*) FROM steps), (SELECT COUNT(*) FROM samples)");
+                        let [Value::Integer(steps), Value::Integer(samples)] = counts.unwrap().rows[0][..] else {
+                            panic!("two counts")
+                        };
+                        assert_eq!(samples, steps * (GROUPS * SAMPLES) as i64);
+                        assert!(steps >= seen, "{steps} steps after {seen}");
+                        seen = steps;
+                    }
+                    seen
+                })
+            })
+            .collect();
+        for step in 0..20 {
+            store.append_step(run, step, &realistic_step(step, GROUPS, SAMPLES, 20), None).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        done.store(true, Ordering::Relaxed);
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), 20);
+        }
+    });
+}
+
+#[test]
+fn two_writers_take_turns() {
+    let (folder, store) = new_store();
+    let url = url(&folder.path().join("proxrl.db"));
+    let runs = [begin(&store, "one"), begin(&store, "two")];
+    std::thread::scope(|scope| {
+        for run in runs {
+            let url = &url;
+            scope.spawn(move || {
+                let writer = Store::open(url).unwrap();
+                for step in 0..10 {
+                    writer.append_step(run, step, &realistic_step(step, 2, 2, 5), None).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!((count(&store, "steps"), count(&store, "samples")), (20, 80));
+    // Both asked the same questions.
+    assert_eq!(count(&store, "prompts"), 20);
+}

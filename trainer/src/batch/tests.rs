@@ -1,0 +1,70 @@
+//! How scored groups are cut.
+
+use super::*;
+use crate::algorithm::{Config, Grpo, build};
+use crate::testing::scored;
+
+fn cut(micro_batch_tokens: usize) -> Cut {
+    Cut { micro_batch_tokens, vocab: 100, device: model::device::HOST }
+}
+
+fn batches(rewards: &[&[f32]], settings: Grpo, tokens: usize) -> Vec<MiniBatch> {
+    let algorithm = build(&Config::Grpo(settings)).unwrap();
+    mini_batches(&scored(rewards), &*algorithm, cut(tokens), &Seed::new(0)).unwrap()
+}
+
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    Vec::<f32>::try_from(tensor).unwrap()
+}
+
+#[test]
+fn a_group_without_signal_is_counted_and_not_computed() {
+    // sample i of a group has i + 1 tokens: 1 + 2 in each of the groups
+    let batches = batches(&[&[1.0, 0.0], &[1.0, 1.0]], Grpo::default(), 100);
+    assert_eq!(batches.len(), 1);
+    assert_eq!(batches[0].trained_tokens, 6);
+    let micro = &batches[0].micro_batches[..];
+    assert_eq!(micro.len(), 1);
+    assert_eq!(micro[0].packed.scored_tokens(), 3);
+    assert_eq!(micro[0].denominator.divisor(), 6.0);
+    // (1 - 0.5) / (std + 1e-4) with Bessel's std of (1, 0), 0.7071
+    let advantages = floats(&micro[0].advantages);
+    for (advantage, expected) in advantages.iter().zip([0.707_01f32, -0.707_01, -0.707_01]) {
+        assert!((advantage - expected).abs() < 1e-4, "{advantages:?}");
+    }
+}
+
+#[test]
+fn a_penalty_computes_every_sample() {
+    let settings = Grpo { kl_coefficient: 0.1, ..Grpo::default() };
+    assert_eq!(batches(&[&[1.0, 1.0]], settings, 100)[0].micro_batches[0].packed.scored_tokens(), 3);
+}
+
+#[test]
+fn micro_batches_keep_to_the_limit_and_hold_every_sample_once() {
+    let rewards: &[&[f32]] = &[&[1.0, 0.0, 1.0, 0.0], &[0.0, 1.0, 0.0, 1.0]];
+    // a prompt has 3 tokens; samples enter with 0, 1, 2 and 3 tokens
+    for limit in [4, 5, 6, 9, 100] {
+        let batches = batches(rewards, Grpo::default(), limit);
+        let micro = &batches[0].micro_batches;
+        assert_eq!(micro.iter().map(|batch| batch.packed.scored_tokens()).sum::<usize>(), 20, "limit {limit}");
+        assert_eq!(micro.iter().map(|batch| batch.packed.sequences()).sum::<usize>(), 8);
+        assert_eq!(micro.len() == 1, limit == 100);
+    }
+}
+
+#[test]
+fn minibatches_share_the_groups_out() {
+    let rewards: &[&[f32]] = &[&[1.0, 0.0]; 5];
+    let batches = batches(rewards, Grpo { minibatches: 2, ..Grpo::default() }, 100);
+    let sizes: Vec<i64> = batches.iter().map(|batch| batch.trained_tokens).collect();
+    assert_eq!(sizes, [9, 6]);
+}
+
+#[test]
+fn unjudged_and_truncated_samples_stay_out() {
+    let all = batches(&[&[1.0, f32::NAN, 0.0]], Grpo::default(), 100);
+    assert_eq!(all[0].trained_tokens, 4);
+    let filtered = Grpo { mask_truncated_completions: true, ..Grpo::default() };
+    assert_eq!(batches(&[&[1.0, f32::NAN, 0.0]], filtered, 100)[0].trained_tokens, 1);
+}

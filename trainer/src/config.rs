@@ -1,0 +1,193 @@
+//! The config of a run: one TOML file, every key known, every default the vetted one.
+//!
+//! Unknown keys are errors that name the nearest key, because a key that is silently ignored costs a night. TRL's
+//! spellings are accepted where they mean the same. The resolved config, defaults included, is stored with the run.
+
+mod parse;
+
+pub use parse::Override;
+
+use crate::{Error, Result, algorithm, optimizer, prox};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The root of every random draw of the run.
+    #[serde(default)]
+    pub seed: u64,
+    /// Training steps; each collects, scores, stores and updates.
+    #[serde(alias = "max_steps")]
+    pub steps: u64,
+    /// Tokens that one forward and backward pass takes at most: what bounds the memory of training.
+    #[serde(default = "default_micro_batch_tokens")]
+    pub micro_batch_tokens: usize,
+    /// The network and its adapter.
+    #[serde(default)]
+    pub model: model::Config,
+    /// Where prompts come from.
+    pub prompts: rollout::prompts::Config,
+    /// How samples are drawn.
+    #[serde(default)]
+    pub rollout: rollout::Config,
+    /// What samples are worth: a weighted sum.
+    pub reward: Vec<reward::Config>,
+    /// The learning rule.
+    #[serde(default)]
+    pub algorithm: algorithm::Config,
+    /// The update rule.
+    #[serde(default)]
+    pub optimizer: optimizer::OptimizerConfig,
+    /// A constraint on the update, applied after each optimizer step; `SoRA`'s gates need one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prox: Option<prox::ProxConfig>,
+    /// When progress is saved.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// When and how held-out prompts are answered.
+    #[serde(default)]
+    pub evaluate: Evaluate,
+    /// Where samples are kept.
+    #[serde(default)]
+    pub store: Store,
+    /// Where metrics go, besides `metrics.jsonl`.
+    #[serde(default)]
+    pub tracker: Tracker,
+}
+
+fn default_micro_batch_tokens() -> usize {
+    2048
+}
+
+/// `[checkpoint]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Save after every this many steps; the last step is always saved.
+    #[serde(alias = "save_steps")]
+    pub every: u64,
+    /// Keep only the newest checkpoints; 0 keeps all.
+    #[serde(alias = "save_total_limit")]
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every: 10, keep: 2 }
+    }
+}
+
+/// `[evaluate]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Evaluate {
+    /// Answer the held-out prompts after every this many steps, besides before the first and after the last; 0 for
+    /// only those two.
+    #[serde(alias = "eval_steps")]
+    pub every: u64,
+    /// Held-out prompts to answer; 0 for all of them.
+    pub prompts: usize,
+    /// A completion counts as right if its reward is at least this.
+    pub threshold: f64,
+    /// Also draw this many samples per prompt at the rollout's temperature, for `pass@k`; 0 for greedy answers only.
+    pub samples: usize,
+}
+
+impl Default for Evaluate {
+    fn default() -> Self {
+        Self { every: 0, prompts: 0, threshold: 1.0, samples: 0 }
+    }
+}
+
+/// `[store]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Where samples are kept: `sqlite://FILE`.
+    pub url: String,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { url: "sqlite://proxrl.db".into() }
+    }
+}
+
+/// `[tracker]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tracker {
+    /// Write event files for `TensorBoard` into the run folder.
+    pub tensorboard: bool,
+}
+
+impl Default for Tracker {
+    fn default() -> Self {
+        Self { tensorboard: true }
+    }
+}
+
+impl Config {
+    /// Reads a config file, with `key=value` overrides on top, and checks it.
+    pub fn load(path: &Path, overrides: &[Override]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::input(format!("cannot read the config {}: {error}; configs/ has examples", path.display()))
+        })?;
+        Self::parse(&text, &path.display().to_string(), overrides)
+    }
+
+    /// Reads a config from its text; `name` is what errors call it.
+    pub fn parse(text: &str, name: &str, overrides: &[Override]) -> Result<Self> {
+        let config: Self = parse::parse(text, name, overrides)?;
+        config.check().map_err(|error| match error {
+            Error::Input(message) => Error::input(format!("{name}: {message}")),
+            error => error,
+        })?;
+        Ok(config)
+    }
+
+    /// The config with every default spelled out, as TOML.
+    pub fn resolved(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(|error| Error::runtime(format!("cannot write the resolved config: {error}")))
+    }
+
+    /// What can be refused before anything is loaded.
+    fn check(&self) -> Result<()> {
+        if self.steps == 0 {
+            return Err(Error::input("steps must be at least 1, but is 0"));
+        }
+        if self.micro_batch_tokens == 0 {
+            return Err(Error::input("micro_batch_tokens must be at least 1, but is 0"));
+        }
+        if self.checkpoint.every == 0 {
+            return Err(Error::input("checkpoint.every must be at least 1, but is 0"));
+        }
+        if self.reward.is_empty() {
+            return Err(Error::input("no [[reward]] is given; without one nothing can be learned"));
+        }
+        self.rollout.check()?;
+        let algorithm = algorithm::build(&self.algorithm)?;
+        let needs = algorithm.needs();
+        if self.rollout.group_size < needs.group_size {
+            return Err(Error::input(format!(
+                "rollout.group_size is {}, but algorithm.{} compares the samples of a group and needs at least {}",
+                self.rollout.group_size,
+                self.algorithm.name(),
+                needs.group_size
+            )));
+        }
+        if self.rollout.temperature == 0.0 {
+            return Err(Error::input(
+                "rollout.temperature is 0: greedy samples of one prompt are all alike, so nothing can be learned from them; 1.0 is usual",
+            ));
+        }
+        match (&self.model.adapter, &self.prox) {
+            (model::adapter::AdapterConfig::Lora(_), Some(_)) => {
+                Err(Error::input("[prox] closes gates, but adapter.lora has none; use [model.adapter.sora] or drop [prox]"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! From TOML text to a config, with errors that say where and what to write instead.
+
+use crate::{Error, Result};
+use serde::de::DeserializeOwned;
+use std::str::FromStr;
+use toml::{Table, Value};
+
+/// One `key=value` from the command line; the key is a dotted path such as `optimizer.adamw.learning_rate`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Override {
+    path: Vec<String>,
+    value: Value,
+    text: String,
+}
+
+impl FromStr for Override {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not of the form key=value"))?;
+        let path: Vec<String> = key.trim().split('.').map(str::to_owned).collect();
+        if path.iter().any(String::is_empty) {
+            return Err(format!("`{key}` is not a dotted key such as rollout.group_size"));
+        }
+        // What is not TOML (a bare word, a path) is a string.
+        let value = format!("value = {}", value.trim())
+            .parse::<Table>()
+            .ok()
+            .and_then(|mut table| table.remove("value"))
+            .unwrap_or_else(|| Value::String(value.trim().to_owned()));
+        Ok(Self { path, value, text: text.to_owned() })
+    }
+}
+
+/// Deserializes `text`; `name` is what errors call it.
+pub(super) fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[Override]) -> Result<T> {
+    let mut table = text.parse::<Table>().map_err(|error| located(&error, text, name))?;
+    if overrides.is_empty() {
+        return toml::from_str(text).map_err(|error| located(&error, text, name));
+    }
+    for (count, change) in overrides.iter().enumerate() {
+        set(&mut table, &change.path, &change.value)
+            .map_err(|problem| Error::input(format!("--set {}: {problem}", change.text)))?;
+        // Tried one by one only to say which override is at fault; a required key may still be missing before the last.
+        if count + 1 == overrides.len() {
+            continue;
+        }
+        if let Err(error) = table.clone().try_into::<T>() && !error.message().starts_with("missing field") {
+            return Err(Error::input(format!("--set {}: {}", change.text, reworded(error.message()))));
+        }
+    }
+    let resolved = toml::to_string(&table).map_err(|error| Error::runtime(error.to_string()))?;
+    toml::from_str(&resolved).map_err(|error| {
+        let last = overrides.last().map(|change| change.text.as_str()).unwrap_or_default();
+        match toml::from_str::<T>(text) {
+            Ok(_) => Error::input(format!("--set {last}: {}", reworded(error.message()))),
+            Err(error) => located(&error, text, name),
+        }
+    })
+}
+
+fn set(table: &mut Table, path: &[String], value: &Value) -> std::result::Result<(), String> {
+    let [first, rest @ ..] = path else { return Ok(()) };
+    if rest.is_empty() {
+        table.insert(first.clone(), value.clone());
+        return Ok(());
+    }
+    match table.entry(first.clone()).or_insert_with(|| Value::Table(Table::new())) {
+        Value::Table(inner) => set(inner, rest, value),
+        Value::Array(items) => {
+            let (index, rest) = (rest[0].parse::<usize>(), &rest[1..]);
+            match index.ok().and_then(|index| items.get_mut(index)) {
+                Some(Value::Table(inner)) if !rest.is_empty() => set(inner, rest, value),
+                _ => Err(format!("`{first}` is a list; write {first}.0.KEY for its first entry")),
+            }
+        }
+        _ => Err(format!("`{first}` is a value, not a table")),
+    }
+}
+
+/// `file:line: sentence`.
+fn located(error: &toml::de::Error, text: &str, name: &str) -> Error {
+    let message = reworded(error.message());
+    let Some(span) = error.span() else { return Error::input(format!("{name}: {message}")) };
+    let before = &text[..span.start.min(text.len())];
+    let line = before.matches('\n').count() + 1;
+    let written = text.lines().nth(line - 1).unwrap_or_default();
+    let own_header = written.trim_start().starts_with('[');
+    let table = before.lines().rev().find(|line| line.trim_start().starts_with('[')).filter(|_| !own_header);
+    let place = table.map(|table| format!(" in {}", table.trim())).unwrap_or_default();
+    Error::input(format!("{name}:{line}{place}: {message} (`{}`)", written.trim()))
+}
+
+/// serde's "unknown field" sentences with the nearest known key in front of the list.
+fn reworded(message: &str) -> String {
+    let message = message.trim();
+    let kind = ["unknown field", "unknown variant"].into_iter().find(|kind| message.starts_with(kind));
+    let Some(kind) = kind else { return message.lines().collect::<Vec<_>>().join("; ") };
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(wrong) = quoted.next() else { return message.to_owned() };
+    let known: Vec<&str> = quoted.collect();
+    let what = if kind == "unknown field" { "unknown key" } else { "unknown value" };
+    let list = known.join(", ");
+    match nearest(wrong, &known) {
+        Some(near) => format!("{what} `{wrong}`; did you mean `{near}`? Known here: {list}"),
+        None => format!("{what} `{wrong}`; known here: {list}"),
+    }
+}
+
+/// The candidate with the smallest edit distance, if it is near enough to be meant.
+fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let near = candidates.iter().map(|candidate| (distance(word, candidate), *candidate)).min()?;
+    (near.0 <= word.chars().count().max(3) / 2).then_some(near.1)
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Example {
+        steps: u32,
+        #[serde(default)]
+        inner: Inner,
+    }
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(default, deny_unknown_fields)]
+    struct Inner {
+        clip_low: f64,
+        stop: Vec<String>,
+    }
+
+    fn error(text: &str, overrides: &[&str]) -> String {
+        let overrides: Vec<Override> = overrides.iter().map(|text| text.parse().unwrap()).collect();
+        parse::<Example>(text, "a.toml", &overrides).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_unknown_key_is_placed_and_the_nearest_named() {
+        let message = error("steps = 1\n[inner]\nclip_lwo = 0.2\n", &[]);
+        assert!(message.starts_with("a.toml:3 in [inner]: unknown key `clip_lwo`; did you mean `clip_low`?"), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_type_is_placed() {
+        let message = error("steps = \"many\"\n", &[]);
+        assert!(message.starts_with("a.toml:1: invalid type: string \"many\", expected u32"), "{message}");
+        let message = error("steps = 1\n[inner\n", &[]);
+        assert!(message.starts_with("a.toml:2"), "{message}");
+    }
+
+    #[test]
+    fn overrides_reach_nested_keys_and_take_bare_words() {
+        let overrides: Vec<Override> =
+            ["inner.clip_low=0.3", "steps=7", "inner.stop=[\"a\"]"].map(|text| text.parse().unwrap()).into();
+        let example: Example = parse("steps = 1\n", "a.toml", &overrides).unwrap();
+        assert_eq!(example, Example { steps: 7, inner: Inner { clip_low: 0.3, stop: vec!["a".into()] } });
+        assert_eq!("a.b=~/models/x".parse::<Override>().unwrap().value, Value::String("~/models/x".into()));
+        assert!("novalue".parse::<Override>().is_err());
+    }
+
+    #[test]
+    fn a_wrong_override_is_named() {
+        let message = error("steps = 1\n", &["inner.clip_hi=1", "steps=2"]);
+        assert!(message.starts_with("--set inner.clip_hi=1: unknown key `clip_hi`"), "{message}");
+        let message = error("steps = 1\n", &["steps=x"]);
+        assert!(message.starts_with("--set steps=x: invalid type: string \"x\""), "{message}");
+    }
+
+    #[test]
+    fn distances() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(nearest("temprature", &["top_p", "temperature"]), Some("temperature"));
+        assert_eq!(nearest("zzz", &["temperature"]), None);
+    }
+}

@@ -1,0 +1,102 @@
+//! Held-out accuracy: greedy answers, and `pass@k` from sampled ones.
+
+use crate::Result;
+use model::Policy;
+use reward::WeightedSum;
+use rollout::EngineConfig;
+use rollout::collector::{Collector, Inline, Job, Progress};
+use schema::{Metrics, Prompt, SamplerSettings, ScoredGroup, Seed};
+
+/// Held-out prompts and how they are answered.
+#[derive(Debug, Clone)]
+pub struct HeldOut {
+    /// What is asked; training saw none of it.
+    pub prompts: Vec<Prompt>,
+    /// The rollout's settings; greedy answers differ from them in the temperature alone.
+    pub settings: SamplerSettings,
+    /// A completion counts as right if its reward is at least this.
+    pub threshold: f64,
+    /// Samples per prompt for `pass@k`; 0 for none.
+    pub samples: usize,
+    /// Where the randomness of sampled answers comes from.
+    pub seed: Seed,
+    /// The engine's settings.
+    pub engine: EngineConfig,
+}
+
+impl HeldOut {
+    /// Answers every prompt and scores the answers. `eval_accuracy` is `pass@1` of the greedy answer; an answer that
+    /// could not be judged is left out of it and counted in `eval_unjudged`.
+    pub fn evaluate(
+        &self,
+        policy: &Policy,
+        reward: &mut WeightedSum,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Metrics> {
+        let mut metrics = Metrics::new();
+        let greedy = self.answers(policy, reward, 1, self.settings.clone().greedy(), progress)?;
+        let rewards: Vec<f64> = greedy.iter().flat_map(|group| group.rewards()).flatten().map(f64::from).collect();
+        let right = rewards.iter().filter(|reward| **reward >= self.threshold).count();
+        metrics.set("eval_accuracy", right as f64 / rewards.len().max(1) as f64);
+        metrics.set("eval_reward", rewards.iter().sum::<f64>() / rewards.len().max(1) as f64);
+        metrics.set("eval_unjudged", (greedy.len() - rewards.len()) as f64);
+        let tokens: usize = greedy.iter().flat_map(|group| &group.group().samples).map(schema::Sample::len).sum();
+        metrics.set("eval_completions/mean_length", tokens as f64 / greedy.len().max(1) as f64);
+
+        if self.samples > 0 {
+            let sampled = self.answers(policy, reward, self.samples, self.settings.clone(), progress)?;
+            for k in powers_of_two(self.samples) {
+                let each: Vec<f64> = sampled.iter().filter_map(|group| self.pass_at(k, group)).collect();
+                metrics.set(format!("eval_pass@{k}"), each.iter().sum::<f64>() / each.len().max(1) as f64);
+            }
+        }
+        Ok(metrics)
+    }
+
+    fn answers(
+        &self,
+        policy: &Policy,
+        reward: &mut WeightedSum,
+        group_size: usize,
+        settings: SamplerSettings,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<ScoredGroup>> {
+        let mut collector = Inline::new(policy, self.engine.clone());
+        let job = Job { prompts: self.prompts.clone(), group_size, settings, seed: self.seed.clone() };
+        Ok(reward.score(collector.collect(job, progress)?)?)
+    }
+
+    fn pass_at(&self, k: usize, group: &ScoredGroup) -> Option<f64> {
+        let rewards: Vec<f32> = group.rewards().into_iter().flatten().collect();
+        let right = rewards.iter().filter(|reward| f64::from(**reward) >= self.threshold).count();
+        (rewards.len() >= k).then(|| pass_at_k(rewards.len(), right, k))
+    }
+}
+
+/// The chance that at least one of `k` draws without replacement from `samples`, of which `right` are right, is right:
+/// `1 − C(n−c, k) / C(n, k)`, the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
+pub fn pass_at_k(samples: usize, right: usize, k: usize) -> f64 {
+    let wrong = samples - right;
+    1.0 - (0..k).map(|i| (wrong as f64 - i as f64).max(0.0) / (samples as f64 - i as f64)).product::<f64>()
+}
+
+/// 1, 2, 4, … up to `limit`.
+fn powers_of_two(limit: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(1), |k| Some(2 * k)).take_while(move |k| *k <= limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pass_at_k_counts_combinations() {
+        // of 4 samples 1 is right: C(3,2)/C(4,2) = 3/6 of the pairs miss it
+        assert!((pass_at_k(4, 1, 2) - 0.5).abs() < 1e-12);
+        assert!((pass_at_k(4, 1, 1) - 0.25).abs() < 1e-12);
+        assert_eq!(pass_at_k(4, 0, 4), 0.0);
+        assert_eq!(pass_at_k(4, 1, 4), 1.0);
+        assert_eq!(pass_at_k(4, 4, 1), 1.0);
+        assert_eq!(powers_of_two(8).collect::<Vec<_>>(), [1, 2, 4, 8]);
+    }
+}

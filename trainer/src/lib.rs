@@ -1,0 +1,24 @@
+//! Algorithms, optimizers and the training loop.
+
+pub mod algorithm;
+pub mod batch;
+pub mod config;
+mod error;
+pub mod evaluate;
+mod learner;
+mod measure;
+pub mod objective;
+pub mod optimizer;
+mod plan;
+pub mod plot;
+pub mod prox;
+mod run;
+mod snapshot;
+#[cfg(test)]
+mod testing;
+pub mod tracker;
+
+pub use error::{Error, Result};
+pub use plan::{Estimate, estimate};
+pub use run::{Observer, Outcome, Phase, Silent, Summary, Target, evaluate, resumed_config, train, trained_policy};
+pub use snapshot::export_peft;

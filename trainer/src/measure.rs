@@ -1,0 +1,96 @@
+//! What is said about the samples of a step, by TRL's names.
+
+use schema::{Finish, Metrics, Sample, ScoredGroup};
+
+/// Rewards, lengths and signal of the samples of one step.
+///
+/// | metric | meaning |
+/// |---|---|
+/// | `reward`, `reward_std` | mean total reward; mean over groups of its deviation (Bessel) |
+/// | `frac_reward_zero_std` | share of groups whose rewards are all alike: they teach nothing |
+/// | `rewards/<name>/mean`, `rewards/<name>/std` | each part before weighting |
+/// | `completions/{mean,min,max}_length` | tokens drawn |
+/// | `completions/{mean,min,max}_terminated_length` | the same, of completions that were not cut |
+/// | `completions/clipped_ratio` | share of completions cut at the token limit |
+/// | `samples/unjudged` | samples that could not be judged and are not trained on |
+pub fn samples(groups: &[ScoredGroup]) -> Metrics {
+    let mut metrics = reward::metrics(groups);
+    let per_group: Vec<Vec<f64>> =
+        groups.iter().map(|group| group.rewards().into_iter().flatten().map(f64::from).collect()).collect();
+    let all: Vec<f64> = per_group.concat();
+    if !all.is_empty() {
+        metrics.set("reward", mean(&all));
+        let deviations: Vec<f64> = per_group.iter().filter(|rewards| !rewards.is_empty()).map(|r| deviation(r)).collect();
+        metrics.set("reward_std", mean(&deviations));
+        let flat = per_group.iter().filter(|rewards| rewards.windows(2).all(|pair| pair[0] == pair[1])).count();
+        metrics.set("frac_reward_zero_std", flat as f64 / groups.len() as f64);
+    }
+    let samples: Vec<&Sample> = groups.iter().flat_map(|group| &group.group().samples).collect();
+    metrics.set("samples/unjudged", (samples.len() - all.len()) as f64);
+
+    let lengths = |samples: &mut dyn Iterator<Item = &&Sample>| samples.map(|sample| sample.len() as f64).collect();
+    let cut = |sample: &&&Sample| sample.finish == Finish::Length;
+    let every: Vec<f64> = lengths(&mut samples.iter());
+    let terminated: Vec<f64> = lengths(&mut samples.iter().filter(|sample| !cut(sample)));
+    for (kind, lengths) in [("length", &every), ("terminated_length", &terminated)] {
+        if !lengths.is_empty() {
+            metrics.set(format!("completions/mean_{kind}"), mean(lengths));
+            metrics.set(format!("completions/min_{kind}"), lengths.iter().copied().fold(f64::INFINITY, f64::min));
+            metrics.set(format!("completions/max_{kind}"), lengths.iter().copied().fold(0.0, f64::max));
+        }
+    }
+    let clipped = samples.iter().filter(cut).count();
+    metrics.set("completions/clipped_ratio", clipped as f64 / samples.len().max(1) as f64);
+    metrics
+}
+
+/// Tokens drawn.
+pub fn generated_tokens(groups: &[ScoredGroup]) -> u64 {
+    groups.iter().flat_map(|group| &group.group().samples).map(|sample| sample.len() as u64).sum()
+}
+
+/// Tokens drawn and prompt tokens, each prompt counted once per sample as TRL's `num_tokens` does.
+pub fn seen_tokens(groups: &[ScoredGroup]) -> u64 {
+    let prompts: usize = groups.iter().map(|group| group.group().prompt_ids.len() * group.group().samples.len()).sum();
+    prompts as u64 + generated_tokens(groups)
+}
+
+/// The largest resident memory of this process so far, in MB (10^6 bytes), as the kernel counts it; 0 where it does not.
+pub fn peak_rss_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or(0.0) * 1024.0 / 1e6
+}
+
+pub(crate) fn mean(numbers: &[f64]) -> f64 {
+    numbers.iter().sum::<f64>() / numbers.len().max(1) as f64
+}
+
+/// With Bessel's correction; 0 for a single number.
+fn deviation(numbers: &[f64]) -> f64 {
+    let mean = mean(numbers);
+    let squares: f64 = numbers.iter().map(|x| (x - mean).powi(2)).sum();
+    (squares / numbers.len().saturating_sub(1).max(1) as f64).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::scored;
+
+    #[test]
+    fn rewards_and_lengths_are_counted() {
+        // two groups: rewards 1, 0 and 1, 1; lengths 1..=4, the last one cut
+        let metrics = samples(&scored(&[&[1.0, 0.0], &[1.0, 1.0]]));
+        assert_eq!(metrics.get("reward"), Some(0.75));
+        assert!((metrics.get("reward_std").unwrap() - 0.5f64.sqrt() / 2.0).abs() < 1e-12);
+        assert_eq!(metrics.get("frac_reward_zero_std"), Some(0.5));
+        assert_eq!(metrics.get("completions/mean_length"), Some(1.5));
+        assert_eq!(metrics.get("completions/max_length"), Some(2.0));
+        assert_eq!(metrics.get("completions/clipped_ratio"), Some(0.5));
+        assert_eq!(metrics.get("completions/mean_terminated_length"), Some(1.0));
+        assert_eq!(metrics.get("samples/unjudged"), Some(0.0));
+        assert!(peak_rss_mb() > 1.0);
+    }
+}

@@ -1,0 +1,109 @@
+//! The maths that every policy-gradient method shares: pure functions on tensors, no model and no state.
+//!
+//! A mini-batch is packed: the tokens of all its sequences lie end to end in flat `[token]` tensors, and [`Rows`] says
+//! which sequence a token belongs to and whether it is trained on. There is no padding, so nothing is computed twice
+//! or thrown away. The path from log-probabilities to one number is always the same:
+//!
+//! ```text
+//! surrogate (ratio, clip)  ×  rollout weight  +  β · KL  −  c · entropy   per token
+//! Denominator::aggregate                                                  one number
+//! ```
+//!
+//! | method | credit | level | clip | aggregation |
+//! |---|---|---|---|---|
+//! | PPO (Schulman 2017) | GAE, whitened | token | ±0.2 | token mean |
+//! | GRPO (DeepSeekMath 2024) | (R − mean)/std in the group | token | ±0.2 | sequence mean of token means |
+//! | Dr. GRPO (Liu 2025) | R − mean | token | ±0.2 | token sum over a constant |
+//! | DAPO (Yu 2025) | (R − mean)/std | token | −0.2, +0.28 | token mean |
+//! | GSPO (Zheng 2025) | (R − mean)/std | sequence, geometric mean | −3e-4, +4e-4 | sequence mean of token means |
+//! | RLOO (Ahmadian 2024) | leave-one-out | sequence sum or token | ±0.2 | sequence mean of token means |
+//! | CISPO (`MiniMax` 2025) | (R − mean)/std | token | stop-gradient weight | token mean |
+//! | Mix-PPG (`GePPO` 2021, ReMix 2025) | as its base | token, behaviour anchor | centre ± ε | as its base |
+//!
+//! Numerics, everywhere: masked entries are replaced by zero *before* any other operation (0 · NaN is NaN), log-ratios
+//! are clamped to ±20 before `exp`, and the loss is minimised, so penalties are added and bonuses subtracted.
+
+mod aggregate;
+mod correction;
+mod credit;
+mod kl;
+mod rows;
+mod surrogate;
+mod tally;
+mod value;
+
+pub use aggregate::{Aggregation, Denominator};
+pub use correction::{RolloutCorrection, effective_sample_share, mismatch_kl};
+pub use credit::{Scale, group_advantages, has_signal, leave_one_out, overlong_penalty};
+pub use kl::{AdaptiveKl, KlEstimator};
+pub use rows::Rows;
+pub use surrogate::{Anchor, Clip, EntropyBonus, KlPenalty, Level, LogProbs, Surrogate, TokenLosses, penalised};
+pub use tally::Tally;
+pub use value::{Gae, reward_to_go, token_rewards, value_losses};
+
+use tch::Tensor;
+
+/// Log-ratios are clamped to plus and minus this before `exp`, as verl and `OpenRLHF` do.
+const LOG_RATIO_LIMIT: f64 = 20.0;
+
+/// `exp` of a log-ratio that is first clamped to ±20, so that neither the value nor the gradient overflows.
+fn bounded_exp(log_ratio: &Tensor) -> Tensor {
+    log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+}
+
+#[cfg(test)]
+mod testing {
+    //! What the tests of this family share.
+
+    use super::Rows;
+    use tch::{Device, Tensor};
+
+    /// The tolerance of every value and gradient that the tests state, in f64.
+    pub(super) const TOLERANCE: f64 = 1e-6;
+
+    pub(super) fn device() -> Device {
+        Tensor::from(0.0).device()
+    }
+
+    pub(super) fn f64s(values: &[f64]) -> Tensor {
+        Tensor::from_slice(values)
+    }
+
+    /// Sequences of these lengths, every token trained on.
+    pub(super) fn full_rows(lengths: &[usize]) -> Rows {
+        Rows::new(lengths, &vec![true; lengths.iter().sum()], device()).unwrap()
+    }
+
+    pub(super) fn values(tensor: &Tensor) -> Vec<f64> {
+        Vec::<f64>::try_from(tensor.detach().flatten(0, -1)).unwrap()
+    }
+
+    pub(super) fn check(actual: &Tensor, expected: &[f64]) {
+        check_slice(&values(actual), expected);
+    }
+
+    pub(super) fn check_slice(actual: &[f64], expected: &[f64]) {
+        assert_eq!(actual.len(), expected.len(), "{actual:?} against {expected:?}");
+        for (place, (a, e)) in actual.iter().zip(expected).enumerate() {
+            assert!((a - e).abs() <= TOLERANCE, "entry {place} is {a}, expected {e}\n{actual:?}\n{expected:?}");
+        }
+    }
+
+    /// The gradient of the sum of `loss(x)` at `x`.
+    pub(super) fn gradient(x: &[f64], loss: impl Fn(&Tensor) -> Tensor) -> Vec<f64> {
+        let leaf = f64s(x).set_requires_grad(true);
+        loss(&leaf).sum(None).backward();
+        values(&leaf.grad())
+    }
+
+    /// Central differences of the sum of `loss(x)`, entry by entry.
+    pub(super) fn numeric_gradient(x: &[f64], loss: impl Fn(&Tensor) -> Tensor) -> Vec<f64> {
+        let step = 1e-6;
+        let at = |place: usize, offset: f64| {
+            let mut moved = x.to_vec();
+            moved[place] += offset;
+            loss(&f64s(&moved)).sum(None).double_value(&[])
+        };
+        (0..x.len()).map(|place| (at(place, step) - at(place, -step)) / (2.0 * step)).collect()
+    }
+}

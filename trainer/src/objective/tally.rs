@@ -1,0 +1,118 @@
+//! Means over all the micro-batches of a step, without waiting for the device in between.
+//!
+//! A metric is a sum over tokens and their number. Sums stay tensors until the step is over; only then are they read,
+//! once each. Names are those of TRL.
+
+use super::{Rows, TokenLosses};
+use schema::Metrics;
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+/// Running sums of named numbers.
+#[derive(Debug, Default)]
+pub struct Tally {
+    sums: BTreeMap<String, (Tensor, f64)>,
+    lowest: BTreeMap<String, Tensor>,
+    highest: BTreeMap<String, Tensor>,
+}
+
+impl Tally {
+    /// Nothing counted yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds `sum`, a scalar over `count` things, to a named mean.
+    pub fn add(&mut self, name: &str, sum: &Tensor, count: f64) {
+        let sum = sum.detach().to_kind(Kind::Double);
+        match self.sums.get_mut(name) {
+            Some((total, counted)) => {
+                // Not `+=`, which writes in place: the first sum may still be the caller's own tensor.
+                *total = &*total + sum;
+                *counted += count;
+            }
+            None => drop(self.sums.insert(name.to_owned(), (sum, count))),
+        }
+    }
+
+    /// Adds the trained tokens' values, `[token]` of any kind, to a named mean.
+    pub fn add_tokens(&mut self, name: &str, values: &Tensor, rows: &Rows) {
+        let values = values.detach().to_kind(Kind::Double);
+        self.add(name, &rows.sum(&values), rows.trained_tokens() as f64);
+    }
+
+    /// Adds how many tokens were clipped: `clip_ratio/{low_mean,low_min,high_mean,high_max,region_mean}`, where the
+    /// extremes are over micro-batches; and the mean ratio as `ratio/mean`.
+    pub fn add_clips(&mut self, losses: &TokenLosses, rows: &Rows) {
+        if rows.trained_tokens() == 0 {
+            return;
+        }
+        let region = losses.clipped_low.logical_or(&losses.clipped_high);
+        self.add_tokens("clip_ratio/low_mean", &losses.clipped_low, rows);
+        self.add_tokens("clip_ratio/high_mean", &losses.clipped_high, rows);
+        self.add_tokens("clip_ratio/region_mean", &region, rows);
+        self.add_tokens("ratio/mean", &losses.ratio, rows);
+
+        let low = rows.mean(&losses.clipped_low.to_kind(Kind::Double));
+        let high = rows.mean(&losses.clipped_high.to_kind(Kind::Double));
+        extreme(&mut self.lowest, "clip_ratio/low_min", &low, Tensor::minimum);
+        extreme(&mut self.highest, "clip_ratio/high_max", &high, Tensor::maximum);
+    }
+
+    /// Reads every mean and extreme. Means over nothing are left out.
+    pub fn metrics(&self) -> Metrics {
+        let mut metrics = Metrics::new();
+        for (name, (sum, count)) in self.sums.iter().filter(|(_, (_, count))| *count > 0.0) {
+            metrics.set(name, sum.double_value(&[]) / count);
+        }
+        for (name, value) in self.lowest.iter().chain(&self.highest) {
+            metrics.set(name, value.double_value(&[]));
+        }
+        metrics
+    }
+}
+
+fn extreme(known: &mut BTreeMap<String, Tensor>, name: &str, value: &Tensor, pick: fn(&Tensor, &Tensor) -> Tensor) {
+    let value = known.get(name).map_or_else(|| value.shallow_clone(), |known| pick(known, value));
+    known.insert(name.to_owned(), value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{f64s, full_rows};
+    use super::super::{LogProbs, Surrogate};
+    use super::*;
+
+    #[test]
+    fn means_are_over_tokens_not_over_micro_batches() {
+        let mut tally = Tally::new();
+        tally.add_tokens("entropy", &f64s(&[1.0, 2.0, 3.0]), &full_rows(&[3]));
+        tally.add_tokens("entropy", &f64s(&[10.0]), &full_rows(&[1]));
+        tally.add("nothing", &f64s(&[0.0]).sum(None), 0.0);
+        let metrics = tally.metrics();
+        assert_eq!(metrics.get("entropy"), Some(4.0));
+        assert_eq!(metrics.get("nothing"), None);
+    }
+
+    #[test]
+    fn clip_ratios_have_the_names_of_trl() {
+        let mut tally = Tally::new();
+        let zero = f64s(&[0.0; 4]);
+        let ratios = f64s(&[1.5, 0.5, 1.0, 1.0]).log();
+        let logprobs = LogProbs { policy: &ratios, proximal: &zero, behaviour: &zero };
+        for (advantages, sequences) in [([1.0, -1.0, 1.0, 1.0], [4]), ([1.0, 1.0, 1.0, 1.0], [4])] {
+            let rows = full_rows(&sequences);
+            tally.add_clips(&Surrogate::default().token_losses(logprobs, &f64s(&advantages), &rows), &rows);
+        }
+        let metrics = tally.metrics();
+        let expected = [
+            ("clip_ratio/high_max", 0.25),
+            ("clip_ratio/high_mean", 0.25),
+            ("clip_ratio/low_mean", 0.125),
+            ("clip_ratio/low_min", 0.0),
+            ("clip_ratio/region_mean", 0.375),
+            ("ratio/mean", 1.0),
+        ];
+        assert_eq!(metrics.iter().collect::<Vec<_>>(), expected);
+    }
+}

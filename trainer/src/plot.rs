@@ -1,0 +1,344 @@
+//! Pictures of a run: the raw values faint, their smoothed course on top, as SVG and as PNG.
+//!
+//! The smoothed value at a point is that of the straight line which fits the points around it best, up to a twentieth of
+//! all on either side: unlike a running mean it does not lag behind, nor does it bend at the ends. The PNG is drawn at
+//! three times its size and averaged down, because the rasteriser does not smooth thick lines. Its font (`DejaVu` Sans:
+//! Latin, Greek and Cyrillic) is part of the program, so no font needs to be installed.
+
+use crate::{Error, Result};
+use plotters::chart::{ChartBuilder, ChartContext, SeriesLabelPosition};
+use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+use plotters::style::{FontStyle, register_font};
+use std::sync::OnceLock;
+
+/// Width and height of the picture in pixels.
+const SIZE: (u32, u32) = (900, 500);
+
+/// The PNG is drawn this many times larger, then averaged down.
+const OVERSAMPLING: u32 = 3;
+
+/// Colours that people with colour blindness tell apart (Okabe and Ito, 2008).
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+];
+
+const INK: RGBColor = RGBColor(60, 60, 67);
+const GRID: RGBColor = RGBColor(226, 226, 231);
+
+/// Points of more than this many are drawn as a line only.
+const MOST_DOTS: usize = 400;
+
+/// What is drawn.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Curve {
+    /// Above the picture.
+    pub title: String,
+    /// Along the horizontal axis.
+    pub x_label: String,
+    /// Along the vertical axis.
+    pub y_label: String,
+    /// Named series of (x, y), x ascending. Points that are not finite are left out.
+    pub series: Vec<(String, Vec<(f64, f64)>)>,
+}
+
+/// A picture in two formats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drawn {
+    /// A scalable picture, as text.
+    pub svg: String,
+    /// The contents of a PNG file, 900 by 500 pixels.
+    pub png: Vec<u8>,
+}
+
+/// Draws a curve.
+///
+/// # Errors
+/// If no point is finite.
+pub fn draw(curve: &Curve) -> Result<Drawn> {
+    load_font()?;
+    let finite = |(name, points): &(String, Vec<(f64, f64)>)| {
+        let points = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
+        (name.clone(), points)
+    };
+    let curve = Curve { series: curve.series.iter().map(finite).collect(), ..curve.clone() };
+    Ok(Drawn { svg: draw_svg(&curve)?, png: draw_png(&curve)? })
+}
+
+fn draw_svg(curve: &Curve) -> Result<String> {
+    let mut svg = String::new();
+    let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+    paint(curve, &area, 1)?;
+    drop(area);
+    Ok(svg)
+}
+
+fn draw_png(curve: &Curve) -> Result<Vec<u8>> {
+    let large = (SIZE.0 * OVERSAMPLING, SIZE.1 * OVERSAMPLING);
+    let mut pixels = vec![255; (large.0 * large.1 * 3) as usize];
+    let area = BitMapBackend::with_buffer(&mut pixels, large).into_drawing_area();
+    paint(curve, &area, OVERSAMPLING)?;
+    drop(area);
+    encode(&shrink(&pixels))
+}
+
+/// Draws onto a white area whose lengths are all multiplied by `scale`.
+fn paint<B: DrawingBackend>(curve: &Curve, area: &DrawingArea<B, Shift>, scale: u32) -> Result<()>
+where
+    B::ErrorType: 'static,
+{
+    let (x, y) = ranges(curve)?;
+    let (rises, scale) = (rises(curve), scale as i32);
+    area.fill(&WHITE).map_err(unpainted)?;
+    let mut chart = ChartBuilder::on(area)
+        .caption(&curve.title, font(20, scale))
+        .margin(12 * scale)
+        .margin_right(24 * scale)
+        .x_label_area_size(46 * scale)
+        .y_label_area_size(64 * scale)
+        .build_cartesian_2d(x, y)
+        .map_err(unpainted)?;
+    chart
+        .configure_mesh()
+        .bold_line_style(GRID.stroke_width(scale as u32))
+        .light_line_style(TRANSPARENT)
+        .axis_style(INK.stroke_width(scale as u32))
+        .set_all_tick_mark_size(4 * scale)
+        .label_style(font(13, scale))
+        .axis_desc_style(font(15, scale))
+        .x_desc(&curve.x_label)
+        .y_desc(&curve.y_label)
+        .x_labels(10)
+        .y_labels(8)
+        .x_label_formatter(&|value| number(*value))
+        .y_label_formatter(&|value| number(*value))
+        .draw()
+        .map_err(unpainted)?;
+    for ((name, points), colour) in curve.series.iter().zip(COLOURS.iter().cycle()) {
+        paint_series(&mut chart, name, points, *colour, scale)?;
+    }
+    chart
+        .configure_series_labels()
+        // A rising curve leaves the lower right corner free, a falling one the upper right.
+        .position(if rises { SeriesLabelPosition::LowerRight } else { SeriesLabelPosition::UpperRight })
+        .margin(10 * scale as u32)
+        .legend_area_size(26 * scale as u32)
+        .background_style(WHITE.mix(0.8))
+        .label_font(font(14, scale))
+        .draw()
+        .map_err(unpainted)?;
+    area.present().map_err(unpainted)
+}
+
+type Chart<'a, B> = ChartContext<'a, B, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+fn paint_series<'a, B: DrawingBackend + 'a>(
+    chart: &mut Chart<'a, B>,
+    name: &str,
+    points: &[(f64, f64)],
+    colour: RGBColor,
+    scale: i32,
+) -> Result<()>
+where
+    B::ErrorType: 'static,
+{
+    let reach = points.len() / 20;
+    let key =
+        move |style: ShapeStyle| move |(x, y): (i32, i32)| PathElement::new(vec![(x, y), (x + 20 * scale, y)], style);
+    let bold = colour.stroke_width(5 * scale as u32 / 2);
+    if reach == 0 {
+        let line = chart.draw_series(LineSeries::new(points.iter().copied(), bold)).map_err(unpainted)?;
+        line.label(name).legend(key(bold));
+    } else {
+        let faint = colour.mix(0.3).stroke_width(scale as u32);
+        let line = chart.draw_series(LineSeries::new(points.iter().copied(), faint)).map_err(unpainted)?;
+        line.label(name).legend(key(faint));
+        let line = chart.draw_series(LineSeries::new(smoothed(points, reach), bold)).map_err(unpainted)?;
+        line.label(format!("{name}, smoothed")).legend(key(bold));
+    }
+    if points.len() <= MOST_DOTS {
+        let dot = |point: &(f64, f64)| Circle::new(*point, 5 * scale / 2, colour.mix(0.3).filled());
+        chart.draw_series(points.iter().map(dot)).map_err(unpainted)?;
+    }
+    Ok(())
+}
+
+/// At each point the value of the least-squares line through it and up to `reach` points on either side.
+fn smoothed(points: &[(f64, f64)], reach: usize) -> Vec<(f64, f64)> {
+    let fitted = |place: usize| {
+        let around = &points[place.saturating_sub(reach)..points.len().min(place + reach + 1)];
+        let mean = |of: &dyn Fn(&(f64, f64)) -> f64| around.iter().map(of).sum::<f64>() / around.len() as f64;
+        let (x, y) = (mean(&|point| point.0), mean(&|point| point.1));
+        let spread = mean(&|point| (point.0 - x).powi(2));
+        let slope = if spread > 0.0 { mean(&|point| (point.0 - x) * (point.1 - y)) / spread } else { 0.0 };
+        y + slope * (points[place].0 - x)
+    };
+    points.iter().enumerate().map(|(place, (x, _))| (*x, fitted(place))).collect()
+}
+
+/// The axes: all points, with a little air above and below.
+fn ranges(curve: &Curve) -> Result<(std::ops::Range<f64>, std::ops::Range<f64>)> {
+    let all = || curve.series.iter().flat_map(|(_, points)| points);
+    let range = |numbers: &mut dyn Iterator<Item = f64>| {
+        numbers.fold(None, |range: Option<(f64, f64)>, number| {
+            let (low, high) = range.unwrap_or((number, number));
+            Some((low.min(number), high.max(number)))
+        })
+    };
+    let (Some(x), Some(y)) = (range(&mut all().map(|point| point.0)), range(&mut all().map(|point| point.1))) else {
+        return Err(Error::input(format!("`{}` cannot be drawn: it has no finite point", curve.title)));
+    };
+    let air = |(low, high): (f64, f64), share: f64| {
+        let air = if high > low { (high - low) * share } else { 0.5_f64.max(high.abs() * 0.1) };
+        low - air..high + air
+    };
+    Ok((air(x, 0.01), air(y, 0.06)))
+}
+
+/// Whether the first series ends higher than it begins.
+fn rises(curve: &Curve) -> bool {
+    let points = curve.series.first().map_or(&[][..], |(_, points)| points);
+    let third = points.len().div_ceil(3);
+    let sum = |points: &[(f64, f64)]| points.iter().map(|(_, y)| y).sum::<f64>();
+    sum(&points[points.len() - third..]) >= sum(&points[..third])
+}
+
+/// A number on an axis, without the digits that say nothing.
+fn number(value: f64) -> String {
+    if value != 0.0 && !(1e-4..1e7).contains(&value.abs()) {
+        return format!("{value:.1e}");
+    }
+    let text = format!("{value:.6}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".to_owned() } else { text.to_owned() }
+}
+
+fn font(points: i32, scale: i32) -> TextStyle<'static> {
+    TextStyle::from(("sans-serif", points * scale)).color(&INK)
+}
+
+/// Registers the embedded font, once.
+fn load_font() -> Result<()> {
+    static LOADED: OnceLock<bool> = OnceLock::new();
+    let bytes = include_bytes!("../assets/DejaVuSans-subset.ttf");
+    let loaded = LOADED.get_or_init(|| register_font("sans-serif", FontStyle::Normal, bytes).is_ok());
+    if *loaded { Ok(()) } else { Err(Error::runtime("the embedded font cannot be read")) }
+}
+
+/// Averages blocks of pixels (red, green, blue) into one.
+fn shrink(pixels: &[u8]) -> Vec<u8> {
+    let (width, height, factor) = (SIZE.0 as usize, SIZE.1 as usize, OVERSAMPLING as usize);
+    let mut sums = vec![0u16; width * height * 3];
+    for (y, row) in pixels.chunks_exact(width * factor * 3).enumerate() {
+        let target = &mut sums[y / factor * width * 3..][..width * 3];
+        for (block, sum) in row.chunks_exact(factor * 3).zip(target.chunks_exact_mut(3)) {
+            for (place, value) in block.iter().enumerate() {
+                sum[place % 3] += u16::from(*value);
+            }
+        }
+    }
+    sums.into_iter().map(|sum| (sum / (factor * factor) as u16) as u8).collect()
+}
+
+fn encode(pixels: &[u8]) -> Result<Vec<u8>> {
+    let failed = |error: png::EncodingError| Error::runtime(format!("cannot write the picture as PNG: {error}"));
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, SIZE.0, SIZE.1);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.write_header().and_then(|mut writer| writer.write_image_data(pixels)).map_err(failed)?;
+    Ok(bytes)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that `map_err` wants")]
+fn unpainted<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> Error {
+    Error::runtime(format!("cannot draw the picture: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(points: usize) -> Curve {
+        let noise = |step: usize| ((step * 7919) % 101) as f64 / 101.0 - 0.5;
+        let reward = |step: usize| (step as f64, 1.0 - (-(step as f64) / 30.0).exp() + 0.3 * noise(step));
+        Curve {
+            title: "Mean reward".into(),
+            x_label: "step".into(),
+            y_label: "reward".into(),
+            series: vec![("reward".into(), (1..=points).map(reward).collect())],
+        }
+    }
+
+    #[test]
+    fn smoothing_neither_lags_nor_bends_at_the_ends() {
+        let line: Vec<(f64, f64)> = (0..9).map(|x| (f64::from(x), 2.0 * f64::from(x) - 1.0)).collect();
+        for ((_, smooth), (_, y)) in smoothed(&line, 3).into_iter().zip(&line) {
+            assert!((smooth - y).abs() < 1e-12);
+        }
+        // Inside, the middle of an evenly spaced window is its mean. At the left end, through (0, 0) and (1, 0).
+        let spike = [(0.0, 0.0), (1.0, 0.0), (2.0, 3.0), (3.0, 0.0), (4.0, 0.0)];
+        assert_eq!(smoothed(&spike, 1).iter().map(|point| point.1).collect::<Vec<_>>(), [0.0, 1.0, 1.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn the_svg_says_what_it_shows_and_escapes_it() {
+        let mut curve = curve(100);
+        curve.title = "a < b & c".into();
+        let svg = draw(&curve).unwrap().svg;
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+        assert!(svg.contains("a &lt; b &amp; c") && !svg.contains("a < b"));
+        assert!(svg.contains("reward, smoothed") && svg.contains("step"));
+    }
+
+    #[test]
+    fn the_png_is_a_picture_with_white_corners_and_a_line_in_it() {
+        let png = draw(&curve(100)).unwrap().png;
+        let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut pixels).unwrap();
+        assert_eq!((info.width, info.height), SIZE);
+        assert_eq!(pixels[..3], [255; 3]);
+        assert_eq!(pixels[pixels.len() - 3..], [255; 3]);
+        let blue = pixels.chunks(3).filter(|pixel| pixel[2] > 140 && pixel[0] < 60).count();
+        assert!(blue > 800, "{blue} pixels of the line");
+        // The title: dark pixels in the top margin, where only text can be.
+        let dark = pixels[..900 * 3 * 40].chunks(3).filter(|pixel| pixel[0] < 120).count();
+        assert!(dark > 100, "{dark} pixels of the title");
+    }
+
+    #[test]
+    fn the_same_curve_gives_the_same_bytes() {
+        assert_eq!(draw(&curve(40)).unwrap(), draw(&curve(40)).unwrap());
+    }
+
+    #[test]
+    fn one_point_equal_values_and_huge_values_can_be_drawn() {
+        for points in [vec![(1.0, 0.5)], vec![(1.0, 0.0), (2.0, 0.0)], vec![(0.0, -1e12), (1e9, 1e12), (2e9, f64::NAN)]]
+        {
+            let drawn = draw(&Curve { series: vec![("x".into(), points)], ..Curve::default() });
+            assert!(drawn.is_ok(), "{drawn:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_draw_is_said() {
+        for series in [vec![], vec![("reward".to_owned(), vec![(1.0, f64::NAN)])]] {
+            let error = draw(&Curve { title: "Mean reward".into(), series, ..Curve::default() }).unwrap_err();
+            assert!(error.is_input() && error.to_string().contains("Mean reward"), "{error}");
+        }
+    }
+
+    #[test]
+    fn axis_numbers_are_short() {
+        assert_eq!(
+            [0.0, -0.0, 10.0, 0.25, -1.5, 1e-5, 2.5e8].map(number),
+            ["0", "0", "10", "0.25", "-1.5", "1.0e-5", "2.5e8"]
+        );
+    }
+}

@@ -1,0 +1,242 @@
+//! The training loop: collect, score, store, update, publish; the same for every algorithm.
+//!
+//! A run is a folder: `config.toml` (resolved), `run.json` (its place in the store), `metrics.jsonl`, `checkpoints/`,
+//! `tensorboard/`, `reward.svg` and `.png`, and at the end `summary.json`. It can be killed at any moment: samples are
+//! committed before they are trained on, checkpoints appear whole or not at all, and a resumed run takes the samples of
+//! a step that it has already paid for from the store.
+
+mod folder;
+mod observer;
+
+pub use folder::{Summary, Target, resumed_config};
+pub use observer::{Observer, Phase, Silent};
+
+use crate::config::Config;
+use crate::learner::Learner;
+use crate::measure;
+use crate::plan::Plan;
+use crate::snapshot::{Snapshots, State};
+use crate::tracker::{JsonlTracker, TensorboardTracker, Tracker};
+use crate::{Error, Result};
+use folder::RunFolder;
+use model::Policy;
+use rollout::collector::Job;
+use schema::{Metrics, ScoredGroup, Seed};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use store::{RunId, RunStatus, Store};
+
+/// How a call of [`train`] ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Every step is done.
+    Finished(Summary),
+    /// The stop flag was raised; everything is saved.
+    Interrupted {
+        /// The run folder, for resuming.
+        folder: PathBuf,
+        /// The last finished step.
+        step: u64,
+    },
+}
+
+/// Runs a config to its end, or until `stop` is raised.
+pub fn train(config: &Config, target: &Target, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+    observer.phase(Phase::Loading);
+    let plan = Plan::build(config)?;
+    let (folder, store, run) = folder::open(config, target, plan.policy.identity())?;
+    let mut session = Session::open(config, plan, folder, store, run)?;
+    let outcome = session.run(observer, stop);
+    let status = match &outcome {
+        Ok(Outcome::Finished(_)) => RunStatus::Finished,
+        Ok(Outcome::Interrupted { .. }) => RunStatus::Interrupted,
+        Err(_) => RunStatus::Failed,
+    };
+    let recorded = session.store.finish_run(session.run, status);
+    observer.end();
+    let outcome = outcome?;
+    recorded?;
+    Ok(outcome)
+}
+
+/// Answers the held-out prompts of a config with the untouched model, or with the newest checkpoint of a run folder.
+pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn Observer) -> Result<Metrics> {
+    observer.phase(Phase::Loading);
+    let mut plan = Plan::build(config)?;
+    if let Some(folder) = checkpoint {
+        restore_newest(folder, &mut plan.policy)?;
+    }
+    let Some(held_out) = &plan.held_out else { return Ok(Metrics::new()) };
+    observer.phase(Phase::Evaluating);
+    held_out.evaluate(&plan.policy, &mut plan.reward, &mut |progress| observer.progress(Phase::Evaluating, progress))
+}
+
+/// The policy of a run's newest checkpoint.
+pub fn trained_policy(folder: &Path) -> Result<Policy> {
+    let config = resumed_config(folder, &[])?;
+    let mut policy = Policy::load(&config.model, &Seed::new(config.seed))?;
+    restore_newest(folder, &mut policy)?;
+    Ok(policy)
+}
+
+fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<()> {
+    let newest = Snapshots::new(folder, 0).newest()?;
+    let snapshot = newest.ok_or_else(|| Error::input(format!("{} has no checkpoint yet", folder.display())))?;
+    policy.adapter().restore(&snapshot.adapter)?;
+    policy.set_version(snapshot.state.step);
+    Ok(())
+}
+
+/// One call of [`train`].
+struct Session<'a> {
+    config: &'a Config,
+    plan: Plan,
+    learner: Learner,
+    folder: RunFolder,
+    snapshots: Snapshots,
+    store: Store,
+    run: RunId,
+    trackers: Vec<Box<dyn Tracker>>,
+    state: State,
+    saved: Option<u64>,
+}
+
+impl<'a> Session<'a> {
+    fn open(config: &'a Config, mut plan: Plan, folder: RunFolder, store: Store, run: RunId) -> Result<Self> {
+        let mut learner = Learner::new(config, &plan.policy)?;
+        let snapshots = Snapshots::new(folder.path(), config.checkpoint.keep);
+        let newest = snapshots.newest()?;
+        let saved = newest.as_ref().map(|snapshot| snapshot.state.step);
+        let state = match newest {
+            Some(snapshot) => {
+                let state = learner.restore(snapshot, &plan.policy)?;
+                plan.publish(state.step)?;
+                if plan.policy.version().hash != state.policy_hash {
+                    return Err(Error::input(format!(
+                        "{}: the restored policy is not the one that was saved; has the base model changed since?",
+                        snapshots.path(state.step).display()
+                    )));
+                }
+                state
+            }
+            None => State::start(&plan.policy.version().hash),
+        };
+        let mut trackers: Vec<Box<dyn Tracker>> = vec![Box::new(JsonlTracker::resume(&folder.metrics(), state.step)?)];
+        if config.tracker.tensorboard {
+            trackers.push(Box::new(TensorboardTracker::resume(&folder.tensorboard(), state.step)?));
+        }
+        Ok(Self { config, plan, learner, folder, snapshots, store, run, trackers, state, saved })
+    }
+
+    fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+        if self.saved.is_none() {
+            self.state.before = self.evaluate(observer)?;
+            self.save()?;
+        }
+        let steps = self.config.steps;
+        observer.begin(self.state.step + 1, steps);
+        while self.state.step < steps {
+            if stop.load(Ordering::SeqCst) {
+                self.save()?;
+                return Ok(Outcome::Interrupted { folder: self.folder.path().to_owned(), step: self.state.step });
+            }
+            let step = self.state.step + 1;
+            let metrics = self.step(step, observer)?;
+            observer.step(step, steps, &metrics);
+            if step.is_multiple_of(self.config.checkpoint.every) {
+                observer.phase(Phase::Saving);
+                self.save()?;
+            }
+        }
+        self.save()?;
+        for tracker in &mut self.trackers {
+            tracker.finish()?;
+        }
+        // The last step's own evaluation, if it had one, is in the metrics already; answering again costs seconds and
+        // keeps this correct after a resume that had no step left to do.
+        let after = self.evaluate(observer)?;
+        observer.phase(Phase::Saving);
+        let held_out = self.plan.held_out.as_ref().map_or(0, |held_out| held_out.prompts.len());
+        let summary = self.folder.summarise(self.config, held_out, &self.state, &after, self.run, self.plan.policy.adapter())?;
+        Ok(Outcome::Finished(summary))
+    }
+
+    /// One step of the loop.
+    fn step(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Metrics> {
+        let start = Instant::now();
+        let (scored, mut metrics) = self.samples(step, observer)?;
+        observer.phase(Phase::Updating);
+        let updating = Instant::now();
+        metrics.merge(self.learner.update(step, &scored, &self.plan.policy)?);
+        self.plan.publish(step)?;
+        metrics.set("time/update_s", updating.elapsed().as_secs_f64());
+
+        self.state.step = step;
+        self.state.policy_hash.clone_from(&self.plan.policy.version().hash);
+        self.state.generated_tokens += measure::generated_tokens(&scored);
+        self.state.num_tokens += measure::seen_tokens(&scored);
+        self.state.samples += scored.iter().map(|group| group.group().samples.len() as u64).sum::<u64>();
+        let seconds = start.elapsed().as_secs_f64();
+        self.state.train_seconds += seconds;
+        metrics.set("num_tokens", self.state.num_tokens as f64);
+        metrics.set("adapter/active_rank", self.plan.policy.adapter().active_rank());
+        metrics.set("step_time", seconds);
+        metrics.set("perf/generated_tokens_per_second", measure::generated_tokens(&scored) as f64 / seconds);
+        metrics.set("perf/peak_rss_mb", measure::peak_rss_mb());
+        if self.config.evaluate.every > 0 && step.is_multiple_of(self.config.evaluate.every) && step < self.config.steps {
+            metrics.merge(self.evaluate(observer)?);
+        }
+        for tracker in &mut self.trackers {
+            tracker.log(step, &metrics)?;
+        }
+        self.store.finish_step(self.run, step, &metrics)?;
+        Ok(metrics)
+    }
+
+    /// The scored samples of a step: from the store if an earlier session drew them, fresh ones otherwise. Fresh ones
+    /// are committed before anything is learned from them.
+    fn samples(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(Vec<ScoredGroup>, Metrics)> {
+        let start = Instant::now();
+        let scored = if let Some(scored) = self.store.step_groups(self.run, step)? {
+            scored
+        } else {
+            let job = Job {
+                prompts: self.plan.prompts.step(step)?,
+                group_size: self.config.rollout.group_size,
+                settings: self.config.rollout.sampler(),
+                seed: self.plan.seed.child("rollout").at(step),
+            };
+            observer.phase(Phase::Sampling);
+            let groups = self.plan.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+            observer.phase(Phase::Scoring);
+            let scored = self.plan.reward.score(groups)?;
+            let adapter = self.saved.map(|step| self.snapshots.path(step).display().to_string());
+            self.store.append_step(self.run, step, &scored, adapter.as_deref())?;
+            scored
+        };
+        let mut metrics = measure::samples(&scored);
+        metrics.set("time/rollout_s", start.elapsed().as_secs_f64());
+        Ok((scored, metrics))
+    }
+
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
+        let Some(held_out) = &self.plan.held_out else { return Ok(Metrics::new()) };
+        observer.phase(Phase::Evaluating);
+        let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
+        held_out.evaluate(&self.plan.policy, &mut self.plan.reward, &mut progress)
+    }
+
+    /// Saves the present state, unless it is saved already, and redraws the reward curve.
+    fn save(&mut self) -> Result<()> {
+        if self.saved == Some(self.state.step) {
+            return Ok(());
+        }
+        let snapshot = self.learner.snapshot(&self.state, &self.plan.policy);
+        let path = self.snapshots.save(&snapshot)?;
+        self.store.checkpoint(self.run, self.state.step, &path.display().to_string(), &self.state.policy_hash)?;
+        self.saved = Some(self.state.step);
+        self.folder.draw_reward()
+    }
+}
+

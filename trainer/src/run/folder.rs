@@ -1,0 +1,228 @@
+//! The run folder: what is in it, how it is made, and how a run is found again.
+#![expect(clippy::disallowed_methods, reason = "one of the few places that write files")]
+
+use crate::config::{Config, Override};
+use crate::plot::{self, Curve};
+use crate::snapshot::{State, write_atomically};
+use crate::{Error, Result, measure};
+use model::adapter::Adapter;
+use schema::Metrics;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use store::{NewRun, RunId, Store};
+
+/// Where a run lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A folder that must be new or empty.
+    New(PathBuf),
+    /// The folder of a run that stopped.
+    Resume(PathBuf),
+}
+
+/// What a finished run came to: `summary.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The run's number in the store.
+    pub run: i64,
+    /// The run folder.
+    pub folder: PathBuf,
+    /// Greedy held-out accuracy of the untouched model; absent without held-out prompts.
+    pub accuracy_before: Option<f64>,
+    /// Greedy held-out accuracy after the last step.
+    pub accuracy_after: Option<f64>,
+    /// How many held-out prompts there are.
+    pub held_out: usize,
+    /// Mean reward over the first ten steps.
+    pub reward_first10: f64,
+    /// Mean reward over the last ten steps.
+    pub reward_last10: f64,
+    /// Steps.
+    pub steps: u64,
+    /// Tokens drawn in training.
+    pub generated_tokens: u64,
+    /// Samples drawn in training.
+    pub samples: u64,
+    /// Seconds of training: sampling, scoring, storing and updating; held-out evaluation is not in it.
+    pub train_seconds: f64,
+    /// Largest resident memory of the process, in MB (10^6 bytes).
+    pub peak_rss_mb: f64,
+    /// Mean active ranks per adapted layer.
+    pub active_rank: f64,
+}
+
+/// The run's place in the store: `run.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Place {
+    run: i64,
+    store: String,
+}
+
+/// A run folder that exists.
+#[derive(Debug)]
+pub(super) struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    pub(super) fn tensorboard(&self) -> PathBuf {
+        self.path.join("tensorboard")
+    }
+
+    /// Draws the reward of every logged step, as SVG and PNG.
+    pub(super) fn draw_reward(&self) -> Result<()> {
+        let points: Vec<(f64, f64)> = self
+            .logged()?
+            .iter()
+            .filter_map(|row| Some((row.get("step")?.as_f64()?, row.get("reward")?.as_f64()?)))
+            .collect();
+        if points.is_empty() {
+            return Ok(());
+        }
+        let drawn = plot::draw(&Curve {
+            title: "Mean reward".into(),
+            x_label: "step".into(),
+            y_label: "reward".into(),
+            series: vec![("reward".into(), points)],
+        })?;
+        write_atomically(&self.path.join("reward.svg"), drawn.svg.as_bytes())?;
+        write_atomically(&self.path.join("reward.png"), &drawn.png)
+    }
+
+    /// Every line of `metrics.jsonl`.
+    fn logged(&self) -> Result<Vec<serde_json::Value>> {
+        let path = self.metrics();
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let line = |line| serde_json::from_str(line).map_err(|error| Error::runtime(format!("{}: {error}", path.display())));
+        text.lines().map(line).collect()
+    }
+
+    /// Writes `summary.json`.
+    pub(super) fn summarise(
+        &self,
+        config: &Config,
+        held_out: usize,
+        state: &State,
+        after: &Metrics,
+        run: RunId,
+        adapter: &Adapter,
+    ) -> Result<Summary> {
+        let rewards: Vec<f64> =
+            self.logged()?.iter().filter_map(|row| row.get("reward").and_then(serde_json::Value::as_f64)).collect();
+        let ten = rewards.len().min(10);
+        let summary = Summary {
+            run: run.0,
+            folder: self.path.clone(),
+            accuracy_before: state.before.get("eval_accuracy"),
+            accuracy_after: after.get("eval_accuracy"),
+            held_out,
+            reward_first10: measure::mean(&rewards[..ten]),
+            reward_last10: measure::mean(&rewards[rewards.len() - ten..]),
+            steps: config.steps,
+            generated_tokens: state.generated_tokens,
+            samples: state.samples,
+            train_seconds: state.train_seconds,
+            peak_rss_mb: measure::peak_rss_mb(),
+            active_rank: adapter.active_rank(),
+        };
+        let json = serde_json::to_string_pretty(&summary).map_err(|error| Error::runtime(error.to_string()))?;
+        write_atomically(&self.path.join("summary.json"), json.as_bytes())?;
+        Ok(summary)
+    }
+}
+
+/// Makes or finds the run folder, the store and the run's row in it. A new folder that cannot be used is removed again.
+pub(super) fn open(config: &Config, target: &Target, identity: &str) -> Result<(RunFolder, Store, RunId)> {
+    match target {
+        Target::Resume(path) => {
+            let folder = RunFolder { path: path.clone() };
+            let place = fs::read_to_string(path.join("run.json")).ok().and_then(|text| serde_json::from_str::<Place>(&text).ok());
+            match place {
+                Some(place) if place.store == config.store.url => {
+                    Ok((folder, Store::open(&config.store.url)?, RunId(place.run)))
+                }
+                Some(place) => Err(Error::input(format!(
+                    "the run's samples are in {}, but the config now says {}; a run cannot change its store",
+                    place.store, config.store.url
+                ))),
+                // It was killed before it had drawn anything.
+                None => begin(config, folder, identity),
+            }
+        }
+        Target::New(path) => {
+            let taken = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+            if taken {
+                return Err(Error::input(format!(
+                    "{} is not empty; go on with its run by --resume {0}, or choose another --out",
+                    path.display()
+                )));
+            }
+            let made = make_folders(path)?;
+            let begun = begin(config, RunFolder { path: path.clone() }, identity);
+            if begun.is_err() {
+                // Only folders that this call made, and only if still empty.
+                made.iter().rev().for_each(|folder| drop(fs::remove_dir(folder)));
+            }
+            begun
+        }
+    }
+}
+
+fn begin(config: &Config, folder: RunFolder, identity: &str) -> Result<(RunFolder, Store, RunId)> {
+    let resolved = config.resolved()?;
+    let store = Store::open(&config.store.url)?;
+    let name = folder.path.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
+    write_atomically(&folder.path.join("config.toml"), resolved.as_bytes())?;
+    let run = store.begin_run(&NewRun {
+        name,
+        config: resolved,
+        program_version: env!("CARGO_PKG_VERSION").into(),
+        out_dir: folder.path.clone(),
+        model_hash: identity.into(),
+        started_at: SystemTime::now(),
+    })?;
+    let place = Place { run: run.0, store: config.store.url.clone() };
+    let json = serde_json::to_string_pretty(&place).map_err(|error| Error::runtime(error.to_string()))?;
+    write_atomically(&folder.path.join("run.json"), json.as_bytes())?;
+    Ok((folder, store, run))
+}
+
+/// Makes a folder and its missing parents; returns those it made, outermost first.
+fn make_folders(path: &Path) -> Result<Vec<PathBuf>> {
+    let missing: Vec<PathBuf> = path
+        .ancestors()
+        .take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists())
+        .map(Path::to_path_buf)
+        .collect();
+    fs::create_dir_all(path).map_err(|error| {
+        Error::input(format!("cannot make the run folder {}: {error}; choose another with --out", path.display()))
+    })?;
+    // An existing folder may still refuse files.
+    let probe = path.join(".probe");
+    fs::write(&probe, []).and_then(|()| fs::remove_file(&probe)).map_err(|error| {
+        Error::input(format!("cannot write into the run folder {}: {error}; choose another with --out", path.display()))
+    })?;
+    Ok(missing.into_iter().rev().collect())
+}
+
+/// The config that a stopped run was started with, with changes on top.
+pub fn resumed_config(folder: &Path, overrides: &[Override]) -> Result<Config> {
+    let path = folder.join("config.toml");
+    if !path.exists() {
+        return Err(Error::input(format!(
+            "{} holds no config.toml, so it is not a run folder; runs are under runs/ unless --out said otherwise",
+            folder.display()
+        )));
+    }
+    Config::load(&path, overrides)
+}

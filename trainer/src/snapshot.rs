@@ -1,0 +1,217 @@
+//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//!
+//! A checkpoint is a folder `step_N` with the adapter and the optimizer's state as safetensors, and the rest as JSON.
+//! It is written under a temporary name, synced and renamed, so a folder named `step_N` is always whole. Randomness
+//! has addresses ([`schema::Seed`]) and samples are in the store, so neither is saved here.
+#![expect(clippy::disallowed_methods, reason = "one of the few places that write files")]
+
+mod peft;
+pub(crate) mod tensors;
+
+pub use peft::export_peft;
+
+use crate::{Error, Result};
+use schema::Metrics;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// The part of a run's state that is not tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// The last finished step; 0 before the first.
+    pub step: u64,
+    /// The content hash of the policy, checked after restoring.
+    pub policy_hash: String,
+    /// The algorithm's own state.
+    pub algorithm: serde_json::Value,
+    /// The optimizer's numbers that are not tensors.
+    pub optimizer: serde_json::Value,
+    /// Tokens drawn so far.
+    pub generated_tokens: u64,
+    /// Tokens seen so far, prompts included (TRL's `num_tokens`).
+    pub num_tokens: u64,
+    /// Samples drawn so far.
+    pub samples: u64,
+    /// Seconds of training so far, over all sessions.
+    pub train_seconds: f64,
+    /// The held-out metrics before the first step.
+    pub before: Metrics,
+}
+
+impl State {
+    /// Before the first step.
+    pub fn start(policy_hash: &str) -> Self {
+        Self {
+            step: 0,
+            policy_hash: policy_hash.to_owned(),
+            algorithm: serde_json::Value::Null,
+            optimizer: serde_json::Value::Null,
+            generated_tokens: 0,
+            num_tokens: 0,
+            samples: 0,
+            train_seconds: 0.0,
+            before: Metrics::new(),
+        }
+    }
+}
+
+/// One checkpoint, in memory.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Everything but tensors.
+    pub state: State,
+    /// The adapter's tensors by name.
+    pub adapter: Vec<(String, Tensor)>,
+    /// The optimizer's tensors by name.
+    pub optimizer: Vec<(String, Tensor)>,
+}
+
+const ADAPTER: &str = "adapter.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// The checkpoints of one run.
+#[derive(Debug, Clone)]
+pub struct Snapshots {
+    folder: PathBuf,
+    keep: usize,
+}
+
+impl Snapshots {
+    /// The checkpoints of this run folder, of which the newest `keep` stay (0: all).
+    pub fn new(run_folder: &Path, keep: usize) -> Self {
+        Self { folder: run_folder.join("checkpoints"), keep }
+    }
+
+    /// Writes a checkpoint and drops the oldest. Returns its folder.
+    pub fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
+        let name = format!("step_{}", snapshot.state.step);
+        let (partial, whole) = (self.folder.join(format!(".{name}.partial")), self.folder.join(&name));
+        let written = self.write(snapshot, &partial, &whole);
+        if written.is_err() {
+            // Best effort: the disk may be full, and the first error is the one to tell.
+            let _ = fs::remove_dir_all(&partial);
+        }
+        written.map_err(|error| {
+            Error::runtime(format!("cannot save the checkpoint {}: {error}; the run's earlier checkpoints are untouched", whole.display()))
+        })?;
+        self.drop_oldest();
+        Ok(whole)
+    }
+
+    fn write(&self, snapshot: &Snapshot, partial: &Path, whole: &Path) -> std::io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        if partial.exists() {
+            fs::remove_dir_all(partial)?;
+        }
+        fs::create_dir(partial)?;
+        write_synced(&partial.join(ADAPTER), &tensors::to_bytes(&snapshot.adapter)?)?;
+        write_synced(&partial.join(OPTIMIZER), &tensors::to_bytes(&snapshot.optimizer)?)?;
+        write_synced(&partial.join(STATE), serde_json::to_string_pretty(&snapshot.state)?.as_bytes())?;
+        if whole.exists() {
+            fs::remove_dir_all(whole)?;
+        }
+        fs::rename(partial, whole)?;
+        fs::File::open(&self.folder)?.sync_all()
+    }
+
+    /// Steps that have a checkpoint, oldest first.
+    pub fn steps(&self) -> Vec<u64> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let step = |name: &str| name.strip_prefix("step_")?.parse::<u64>().ok();
+        let mut steps: Vec<u64> = entries.filter_map(|entry| step(entry.file_name().to_str()?)).collect();
+        steps.sort_unstable();
+        steps
+    }
+
+    /// The folder of a step's checkpoint.
+    pub fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step_{step}"))
+    }
+
+    /// The newest checkpoint, if there is one.
+    pub fn newest(&self) -> Result<Option<Snapshot>> {
+        self.steps().last().map(|step| Snapshot::read(&self.path(*step))).transpose()
+    }
+
+    fn drop_oldest(&self) {
+        let steps = self.steps();
+        let surplus = if self.keep == 0 { 0 } else { steps.len().saturating_sub(self.keep) };
+        for step in &steps[..surplus] {
+            if let Err(error) = fs::remove_dir_all(self.path(*step)) {
+                tracing::warn!("cannot remove the old checkpoint {}: {error}", self.path(*step).display());
+            }
+        }
+    }
+}
+
+impl Snapshot {
+    /// Reads a checkpoint folder.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let problem = |file: &str, error: &dyn std::fmt::Display| {
+            Error::input(format!("{}: {error}; is this a checkpoint folder of a run?", folder.join(file).display()))
+        };
+        let text = fs::read_to_string(folder.join(STATE)).map_err(|error| problem(STATE, &error))?;
+        let state = serde_json::from_str(&text).map_err(|error| problem(STATE, &error))?;
+        let read = |file: &str| tensors::read(&folder.join(file));
+        Ok(Self { state, adapter: read(ADAPTER)?, optimizer: read(OPTIMIZER)? })
+    }
+}
+
+/// Writes a file and waits until it is on the disk.
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut file = fs::File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Writes a file under a temporary name and renames it, so that a reader sees the old or the new one, never a part.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = path.with_extension("partial");
+    write_synced(&partial, bytes)
+        .and_then(|()| fs::rename(&partial, path))
+        .map_err(|error| Error::runtime(format!("cannot write {}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(step: u64) -> Snapshot {
+        let state = State {
+            step,
+            optimizer: serde_json::json!({"updates": 3}),
+            train_seconds: 0.1 + 0.2,
+            ..State::start("abc")
+        };
+        let tensors = vec![("a.lora_A".to_owned(), Tensor::from_slice(&[1.5f32, -0.0, 1e-30]).reshape([1, 3]))];
+        Snapshot { state, optimizer: vec![("a.first".to_owned(), tensors[0].1.copy())], adapter: tensors }
+    }
+
+    #[test]
+    fn what_is_saved_comes_back_bit_for_bit_and_the_oldest_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::new(folder.path(), 2);
+        assert!(snapshots.newest().unwrap().is_none());
+        for step in [1, 2, 10] {
+            snapshots.save(&snapshot(step)).unwrap();
+        }
+        assert_eq!(snapshots.steps(), [2, 10]);
+        let newest = snapshots.newest().unwrap().unwrap();
+        assert_eq!(newest.state, snapshot(10).state);
+        assert_eq!(newest.adapter[0].0, "a.lora_A");
+        assert!(newest.adapter[0].1.equal(&snapshot(10).adapter[0].1));
+    }
+
+    #[test]
+    fn a_half_written_checkpoint_is_not_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::new(folder.path(), 2);
+        snapshots.save(&snapshot(1)).unwrap();
+        fs::create_dir(folder.path().join("checkpoints/.step_2.partial")).unwrap();
+        assert_eq!(snapshots.steps(), [1]);
+    }
+}

@@ -1,0 +1,42 @@
+//! Named tensors to and from safetensors files.
+
+use crate::{Error, Result};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::SafeTensors;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// Named tensors as the bytes of a safetensors file. Everything is written as f32.
+pub(crate) fn to_bytes(tensors: &[(String, Tensor)]) -> std::io::Result<Vec<u8>> {
+    let owned: Vec<(&str, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let flat = tensor.detach().to_device(model::device::HOST).to_kind(Kind::Float).contiguous();
+            let mut bytes = vec![0u8; flat.numel() * 4];
+            flat.copy_data_u8(&mut bytes, flat.numel());
+            (name.as_str(), tensor.size().iter().map(|size| *size as usize).collect(), bytes)
+        })
+        .collect();
+    let views = owned
+        .iter()
+        .map(|(name, shape, bytes)| Ok((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>();
+    views.and_then(|views| safetensors::serialize(views, None)).map_err(std::io::Error::other)
+}
+
+/// Reads every tensor of a safetensors file that [`to_bytes`] wrote.
+pub(crate) fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    let problem = |error: &dyn std::fmt::Display| Error::input(format!("{}: {error}", path.display()));
+    let bytes = std::fs::read(path).map_err(|error| problem(&error))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|error| problem(&format!("{error}; the file is damaged, use an earlier checkpoint")))?;
+    file.iter()
+        .map(|(name, view)| {
+            if view.dtype() != Dtype::F32 {
+                return Err(problem(&format!("tensor `{name}` is {:?}, expected f32", view.dtype())));
+            }
+            let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
+            Ok((name.to_owned(), Tensor::f_from_data_size(view.data(), &shape, Kind::Float)?))
+        })
+        .collect()
+}
