@@ -1,7 +1,8 @@
 //! `proxrl completions SHELL`: prints a script that teaches a shell the verbs and options, made from the parser itself.
 
-use crate::Cli;
+use crate::{Cli, screen};
 use clap::CommandFactory;
+use std::io::{ErrorKind, Write};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -11,5 +12,14 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) {
-    clap_complete::generate(args.shell, &mut Cli::command(), "proxrl", &mut std::io::stdout());
+    // Into memory first: clap panics when a reader such as `head` goes away.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "proxrl", &mut script);
+    match std::io::stdout().write_all(&script) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            screen::error(&error.into());
+            std::process::exit(1);
+        }
+        _ => {}
+    }
 }

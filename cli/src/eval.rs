@@ -3,8 +3,8 @@
 
 use crate::screen::{Screen, Usage, table};
 use std::path::PathBuf;
-use trainer::config::{Config, Override};
 use trainer::Observer;
+use trainer::config::{Config, Override};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

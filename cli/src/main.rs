@@ -49,7 +49,9 @@ fn main() -> ExitCode {
     let verb = Cli::parse().verb;
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_max_level(std::env::var("PROXRL_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::WARN))
+        .with_max_level(
+            std::env::var("PROXRL_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::WARN),
+        )
         .without_time()
         .with_target(false)
         .init();

@@ -20,11 +20,35 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let megabytes = |bytes: u64| format!("{} MB", thousands(bytes.div_ceil(1_000_000)));
     let rollout = &config.rollout;
     let rows = [
-        ("one step", format!("{} prompts x {} samples = {} samples", rollout.prompts_per_step, rollout.group_size, estimate.samples_per_step)),
-        ("updates in a step", format!("{} (micro-batches of at most {} tokens)", estimate.updates_per_step, thousands(config.micro_batch_tokens as u64))),
-        ("whole run", format!("{} steps, {} samples, at most {} drawn tokens", config.steps, thousands(estimate.samples), thousands(estimate.max_generated_tokens))),
+        (
+            "one step",
+            format!(
+                "{} prompts x {} samples = {} samples",
+                rollout.prompts_per_step, rollout.group_size, estimate.samples_per_step
+            ),
+        ),
+        (
+            "updates in a step",
+            format!(
+                "{} (micro-batches of at most {} tokens)",
+                estimate.updates_per_step,
+                thousands(config.micro_batch_tokens as u64)
+            ),
+        ),
+        (
+            "whole run",
+            format!(
+                "{} steps, {} samples, at most {} drawn tokens",
+                config.steps,
+                thousands(estimate.samples),
+                thousands(estimate.max_generated_tokens)
+            ),
+        ),
         ("held-out prompts", thousands(estimate.held_out as u64)),
-        ("parameters", format!("{} frozen, {} trained", thousands(estimate.parameters), thousands(estimate.trained_parameters))),
+        (
+            "parameters",
+            format!("{} frozen, {} trained", thousands(estimate.parameters), thousands(estimate.trained_parameters)),
+        ),
         ("memory: weights", megabytes(estimate.weight_bytes)),
         ("memory: adapter, gradients, optimizer", megabytes(estimate.adapter_bytes)),
         ("memory: keys and values", megabytes(estimate.cache_bytes)),

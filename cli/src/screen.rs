@@ -71,7 +71,8 @@ impl Observer for Screen {
         self.first_step = Some(first_step);
         if let Some(bar) = &self.bar {
             bar.set_style(
-                ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar()),
+                ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
             );
             bar.set_length(steps);
             bar.set_position(first_step - 1);

@@ -81,10 +81,31 @@ fn closing(config: &Config, summary: &Summary) -> String {
     let store = &config.store.url;
     let folder = summary.folder.display();
     let rows = [
-        ("held-out accuracy", format!("{} before, {} after ({} prompts, greedy)", percent(summary.accuracy_before), percent(summary.accuracy_after), summary.held_out)),
-        ("mean reward", format!("{:.3} in the first 10 steps, {:.3} in the last 10", summary.reward_first10, summary.reward_last10)),
-        ("generated", format!("{} tokens in {} samples", thousands(summary.generated_tokens), thousands(summary.samples))),
-        ("time", format!("{} training, peak memory {:.0} MB", clock(Duration::from_secs_f64(summary.train_seconds)), summary.peak_rss_mb)),
+        (
+            "held-out accuracy",
+            format!(
+                "{} before, {} after ({} prompts, greedy)",
+                percent(summary.accuracy_before),
+                percent(summary.accuracy_after),
+                summary.held_out
+            ),
+        ),
+        (
+            "mean reward",
+            format!("{:.3} in the first 10 steps, {:.3} in the last 10", summary.reward_first10, summary.reward_last10),
+        ),
+        (
+            "generated",
+            format!("{} tokens in {} samples", thousands(summary.generated_tokens), thousands(summary.samples)),
+        ),
+        (
+            "time",
+            format!(
+                "{} training, peak memory {:.0} MB",
+                clock(Duration::from_secs_f64(summary.train_seconds)),
+                summary.peak_rss_mb
+            ),
+        ),
         ("adapter", format!("active rank {:.1} of {}", summary.active_rank, config.model.adapter.rank())),
         ("samples are in", format!("{store}, run {}", summary.run)),
         ("run folder", format!("{folder} (reward.svg, metrics.jsonl, checkpoints)")),

@@ -243,16 +243,14 @@ impl Adapter {
             flat.copy_data_u8(&mut bytes, flat.numel());
             digest.update(&bytes);
         }
-        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        schema::hex(&digest.finalize())
     }
 
     /// Overwrites every tensor with the one of the same name.
     pub fn restore(&self, saved: &[(String, Tensor)]) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         for (name, own) in self.tensors() {
-            let (_, saved) = saved
-                .iter()
-                .find(|(saved, _)| *saved == name).ok_or_else(|| {
+            let (_, saved) = saved.iter().find(|(saved, _)| *saved == name).ok_or_else(|| {
                 Error::input(format!("the saved adapter has no tensor `{name}`; was it made with another config?"))
             })?;
             if saved.size() != own.size() {

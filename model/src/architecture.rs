@@ -63,8 +63,11 @@ impl TensorSource for Checkpoint {
     }
 }
 
+/// Reads a family's `config.json`.
+type ReadConfig = fn(&Value) -> Result<Dimensions>;
+
 /// The families by the hub's `model_type`. A new family is one file and its line here.
-const FAMILIES: &[(&str, fn(&Value) -> Result<Dimensions>)] =
+const FAMILIES: &[(&str, ReadConfig)] =
     &[("llama", llama::dimensions), ("qwen2", qwen2::dimensions), ("qwen3", qwen3::dimensions)];
 
 /// Builds the network of a checkpoint, each weight once, on `device` in `kind`.

@@ -25,8 +25,7 @@ impl DeviceName {
         let name = self.0.trim();
         let index = match name {
             "" | "auto" if matches!(cuda(), Cuda::Usable { .. }) => return Ok(Device::Cuda(0)),
-            "" | "auto" => return Ok(Device::Cpu),
-            "cpu" => return Ok(Device::Cpu),
+            "" | "auto" | "cpu" => return Ok(Device::Cpu),
             "cuda" => 0,
             _ => name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()).ok_or_else(|| {
                 Error::input(format!("device `{name}` is not known; use \"cpu\", \"cuda\", \"cuda:1\" or \"auto\""))

@@ -98,6 +98,7 @@ fn is_gguf(file: &str) -> bool {
 
 /// The hub, as the environment describes it.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "without downloads, nobody is asked and no token shown"))]
 struct Hub {
     cache: PathBuf,
     endpoint: String,

@@ -123,8 +123,7 @@ impl Policy {
         let mut digest = Sha256::new();
         digest.update(self.identity.as_bytes());
         digest.update(self.adapter.hash().as_bytes());
-        let hash = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        self.version = PolicyVersion { version, hash };
+        self.version = PolicyVersion { version, hash: schema::hex(&digest.finalize()) };
     }
 
     /// A second handle on the same tensors.

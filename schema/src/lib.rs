@@ -17,6 +17,7 @@
 //! | update | one optimizer step; a training step holds one or more |
 
 mod group;
+mod hex;
 mod metrics;
 mod policy;
 mod prompt;
@@ -25,6 +26,7 @@ mod sample;
 mod seed;
 
 pub use group::{Group, GroupError, ScoredGroup};
+pub use hex::hex;
 pub use metrics::Metrics;
 pub use policy::PolicyVersion;
 pub use prompt::{Message, Preference, Prompt, PromptInput};

@@ -1,5 +1,6 @@
 //! What a model is asked, and pairs of answers to it.
 
+use crate::hex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -90,15 +91,6 @@ pub struct Preference {
     pub chosen: String,
     /// The other completion.
     pub rejected: String,
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

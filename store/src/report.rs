@@ -7,7 +7,7 @@ use crate::sqlite::BEGIN_READ;
 use crate::table::{Table, Value};
 use crate::{Error, Result, RunId, Store, read, time};
 use schema::{PartStatus, PromptInput, Verdict};
-use serde_json::json;
+use serde::Serialize;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, FromRow, Row, SqliteConnection};
 
@@ -255,7 +255,7 @@ fn sample_record(group: &read::StoredGroup, id: SampleId, run: &Run) -> Result<T
         ("policy_hash", drawn.policy.hash.clone().into()),
         ("prompt", input.into()),
         ("answer", drawn.prompt.answer.clone().into()),
-        ("metadata", json!(drawn.prompt.metadata).to_string().into()),
+        ("metadata", json(&drawn.prompt.metadata).into()),
         ("completion", sample.text.clone().into()),
         ("finish", sample.finish.as_str().into()),
         ("reward", verdict.total().map(f64::from).into()),
@@ -263,10 +263,10 @@ fn sample_record(group: &read::StoredGroup, id: SampleId, run: &Run) -> Result<T
         ("length", (sample.len() as i64).into()),
         ("trained_tokens", (trained as i64).into()),
         ("logprob_sum", logprob_sum.into()),
-        ("settings", json!(drawn.settings).to_string().into()),
-        ("prompt_ids", json!(drawn.prompt_ids).to_string().into()),
-        ("completion_ids", json!(sample.ids).to_string().into()),
-        ("logprobs", json!(sample.logprobs).to_string().into()),
+        ("settings", json(&drawn.settings).into()),
+        ("prompt_ids", json(&drawn.prompt_ids).into()),
+        ("completion_ids", json(&sample.ids).into()),
+        ("logprobs", json(&sample.logprobs).into()),
     ]))
 }
 
@@ -281,6 +281,11 @@ fn parts_in_words(verdict: &Verdict) -> String {
         format!("{} {value} x {} (version {})", part.name, part.weight, part.version)
     };
     verdict.parts.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// JSON, with each `f32` as short as it can be.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("a record of strings and numbers is JSON")
 }
 
 fn record<const N: usize>(fields: [(&str, Value); N]) -> Table {

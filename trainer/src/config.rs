@@ -150,7 +150,8 @@ impl Config {
 
     /// The config with every default spelled out, as TOML.
     pub fn resolved(&self) -> Result<String> {
-        toml::to_string_pretty(self).map_err(|error| Error::runtime(format!("cannot write the resolved config: {error}")))
+        toml::to_string_pretty(self)
+            .map_err(|error| Error::runtime(format!("cannot write the resolved config: {error}")))
     }
 
     /// What can be refused before anything is loaded.
@@ -184,9 +185,9 @@ impl Config {
             ));
         }
         match (&self.model.adapter, &self.prox) {
-            (model::adapter::AdapterConfig::Lora(_), Some(_)) => {
-                Err(Error::input("[prox] closes gates, but adapter.lora has none; use [model.adapter.sora] or drop [prox]"))
-            }
+            (model::adapter::AdapterConfig::Lora(_), Some(_)) => Err(Error::input(
+                "[prox] closes gates, but adapter.lora has none; use [model.adapter.sora] or drop [prox]",
+            )),
             _ => Ok(()),
         }
     }

@@ -35,7 +35,7 @@ impl HeldOut {
     ) -> Result<Metrics> {
         let mut metrics = Metrics::new();
         let greedy = self.answers(policy, reward, 1, self.settings.clone().greedy(), progress)?;
-        let rewards: Vec<f64> = greedy.iter().flat_map(|group| group.rewards()).flatten().map(f64::from).collect();
+        let rewards: Vec<f64> = greedy.iter().flat_map(ScoredGroup::rewards).flatten().map(f64::from).collect();
         let right = rewards.iter().filter(|reward| **reward >= self.threshold).count();
         metrics.set("eval_accuracy", right as f64 / rewards.len().max(1) as f64);
         metrics.set("eval_reward", rewards.iter().sum::<f64>() / rewards.len().max(1) as f64);

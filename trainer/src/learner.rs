@@ -29,7 +29,7 @@ pub(crate) struct Learner {
 
 impl Learner {
     pub(crate) fn new(config: &Config, policy: &Policy) -> Result<Self> {
-        let role = |name: &str| if name.ends_with(".gate") { Role::Gate } else { Role::Weight };
+        let role = |name: &str| if name.rsplit('.').next() == Some("gate") { Role::Gate } else { Role::Weight };
         let parameters = policy
             .adapter()
             .tensors()

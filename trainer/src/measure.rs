@@ -13,14 +13,15 @@ use schema::{Finish, Metrics, Sample, ScoredGroup};
 /// | `completions/{mean,min,max}_terminated_length` | the same, of completions that were not cut |
 /// | `completions/clipped_ratio` | share of completions cut at the token limit |
 /// | `samples/unjudged` | samples that could not be judged and are not trained on |
-pub fn samples(groups: &[ScoredGroup]) -> Metrics {
+pub(crate) fn samples(groups: &[ScoredGroup]) -> Metrics {
     let mut metrics = reward::metrics(groups);
     let per_group: Vec<Vec<f64>> =
         groups.iter().map(|group| group.rewards().into_iter().flatten().map(f64::from).collect()).collect();
     let all: Vec<f64> = per_group.concat();
     if !all.is_empty() {
         metrics.set("reward", mean(&all));
-        let deviations: Vec<f64> = per_group.iter().filter(|rewards| !rewards.is_empty()).map(|r| deviation(r)).collect();
+        let deviations: Vec<f64> =
+            per_group.iter().filter(|rewards| !rewards.is_empty()).map(|r| deviation(r)).collect();
         metrics.set("reward_std", mean(&deviations));
         let flat = per_group.iter().filter(|rewards| rewards.windows(2).all(|pair| pair[0] == pair[1])).count();
         metrics.set("frac_reward_zero_std", flat as f64 / groups.len() as f64);
@@ -45,18 +46,18 @@ pub fn samples(groups: &[ScoredGroup]) -> Metrics {
 }
 
 /// Tokens drawn.
-pub fn generated_tokens(groups: &[ScoredGroup]) -> u64 {
+pub(crate) fn generated_tokens(groups: &[ScoredGroup]) -> u64 {
     groups.iter().flat_map(|group| &group.group().samples).map(|sample| sample.len() as u64).sum()
 }
 
 /// Tokens drawn and prompt tokens, each prompt counted once per sample as TRL's `num_tokens` does.
-pub fn seen_tokens(groups: &[ScoredGroup]) -> u64 {
+pub(crate) fn seen_tokens(groups: &[ScoredGroup]) -> u64 {
     let prompts: usize = groups.iter().map(|group| group.group().prompt_ids.len() * group.group().samples.len()).sum();
     prompts as u64 + generated_tokens(groups)
 }
 
 /// The largest resident memory of this process so far, in MB (10^6 bytes), as the kernel counts it; 0 where it does not.
-pub fn peak_rss_mb() -> f64 {
+pub(crate) fn peak_rss_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());

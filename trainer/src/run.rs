@@ -158,7 +158,8 @@ impl<'a> Session<'a> {
         let after = self.evaluate(observer)?;
         observer.phase(Phase::Saving);
         let held_out = self.plan.held_out.as_ref().map_or(0, |held_out| held_out.prompts.len());
-        let summary = self.folder.summarise(self.config, held_out, &self.state, &after, self.run, self.plan.policy.adapter())?;
+        let summary =
+            self.folder.summarise(self.config, held_out, &self.state, &after, self.run, self.plan.policy.adapter())?;
         Ok(Outcome::Finished(summary))
     }
 
@@ -184,7 +185,8 @@ impl<'a> Session<'a> {
         metrics.set("step_time", seconds);
         metrics.set("perf/generated_tokens_per_second", measure::generated_tokens(&scored) as f64 / seconds);
         metrics.set("perf/peak_rss_mb", measure::peak_rss_mb());
-        if self.config.evaluate.every > 0 && step.is_multiple_of(self.config.evaluate.every) && step < self.config.steps {
+        if self.config.evaluate.every > 0 && step.is_multiple_of(self.config.evaluate.every) && step < self.config.steps
+        {
             metrics.merge(self.evaluate(observer)?);
         }
         for tracker in &mut self.trackers {
@@ -208,7 +210,8 @@ impl<'a> Session<'a> {
                 seed: self.plan.seed.child("rollout").at(step),
             };
             observer.phase(Phase::Sampling);
-            let groups = self.plan.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+            let groups =
+                self.plan.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
             observer.phase(Phase::Scoring);
             let scored = self.plan.reward.score(groups)?;
             let adapter = self.saved.map(|step| self.snapshots.path(step).display().to_string());
@@ -239,4 +242,3 @@ impl<'a> Session<'a> {
         self.folder.draw_reward()
     }
 }
-

@@ -3,7 +3,6 @@
 //! A checkpoint is a folder `step_N` with the adapter and the optimizer's state as safetensors, and the rest as JSON.
 //! It is written under a temporary name, synced and renamed, so a folder named `step_N` is always whole. Randomness
 //! has addresses ([`schema::Seed`]) and samples are in the store, so neither is saved here.
-#![expect(clippy::disallowed_methods, reason = "one of the few places that write files")]
 
 mod peft;
 pub(crate) mod tensors;
@@ -19,7 +18,7 @@ use tch::Tensor;
 
 /// The part of a run's state that is not tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub(crate) struct State {
     /// The last finished step; 0 before the first.
     pub step: u64,
     /// The content hash of the policy, checked after restoring.
@@ -42,7 +41,7 @@ pub struct State {
 
 impl State {
     /// Before the first step.
-    pub fn start(policy_hash: &str) -> Self {
+    pub(crate) fn start(policy_hash: &str) -> Self {
         Self {
             step: 0,
             policy_hash: policy_hash.to_owned(),
@@ -59,7 +58,7 @@ impl State {
 
 /// One checkpoint, in memory.
 #[derive(Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// Everything but tensors.
     pub state: State,
     /// The adapter's tensors by name.
@@ -74,19 +73,19 @@ const STATE: &str = "state.json";
 
 /// The checkpoints of one run.
 #[derive(Debug, Clone)]
-pub struct Snapshots {
+pub(crate) struct Snapshots {
     folder: PathBuf,
     keep: usize,
 }
 
 impl Snapshots {
     /// The checkpoints of this run folder, of which the newest `keep` stay (0: all).
-    pub fn new(run_folder: &Path, keep: usize) -> Self {
+    pub(crate) fn new(run_folder: &Path, keep: usize) -> Self {
         Self { folder: run_folder.join("checkpoints"), keep }
     }
 
     /// Writes a checkpoint and drops the oldest. Returns its folder.
-    pub fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
+    pub(crate) fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
         let name = format!("step_{}", snapshot.state.step);
         let (partial, whole) = (self.folder.join(format!(".{name}.partial")), self.folder.join(&name));
         let written = self.write(snapshot, &partial, &whole);
@@ -95,7 +94,10 @@ impl Snapshots {
             let _ = fs::remove_dir_all(&partial);
         }
         written.map_err(|error| {
-            Error::runtime(format!("cannot save the checkpoint {}: {error}; the run's earlier checkpoints are untouched", whole.display()))
+            Error::runtime(format!(
+                "cannot save the checkpoint {}: {error}; the run's earlier checkpoints are untouched",
+                whole.display()
+            ))
         })?;
         self.drop_oldest();
         Ok(whole)
@@ -118,7 +120,7 @@ impl Snapshots {
     }
 
     /// Steps that have a checkpoint, oldest first.
-    pub fn steps(&self) -> Vec<u64> {
+    pub(crate) fn steps(&self) -> Vec<u64> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let step = |name: &str| name.strip_prefix("step_")?.parse::<u64>().ok();
         let mut steps: Vec<u64> = entries.filter_map(|entry| step(entry.file_name().to_str()?)).collect();
@@ -127,12 +129,12 @@ impl Snapshots {
     }
 
     /// The folder of a step's checkpoint.
-    pub fn path(&self, step: u64) -> PathBuf {
+    pub(crate) fn path(&self, step: u64) -> PathBuf {
         self.folder.join(format!("step_{step}"))
     }
 
     /// The newest checkpoint, if there is one.
-    pub fn newest(&self) -> Result<Option<Snapshot>> {
+    pub(crate) fn newest(&self) -> Result<Option<Snapshot>> {
         self.steps().last().map(|step| Snapshot::read(&self.path(*step))).transpose()
     }
 
@@ -149,7 +151,7 @@ impl Snapshots {
 
 impl Snapshot {
     /// Reads a checkpoint folder.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
         let problem = |file: &str, error: &dyn std::fmt::Display| {
             Error::input(format!("{}: {error}; is this a checkpoint folder of a run?", folder.join(file).display()))
         };
@@ -169,7 +171,7 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// Writes a file under a temporary name and renames it, so that a reader sees the old or the new one, never a part.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = path.with_extension("partial");
     write_synced(&partial, bytes)
         .and_then(|()| fs::rename(&partial, path))

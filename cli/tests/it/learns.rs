@@ -18,26 +18,57 @@ fn the_reward_rises_on_three_seeds() {
 fn a_run_leaves_what_the_readme_promises() {
     let desk = Desk::new();
     let shown = desk.ok(&["train", &config("tiny.toml"), "--set", "steps=4"]);
-    for words in ["held-out accuracy", "mean reward", "generated", "active rank", "sqlite://proxrl.db", "proxrl replay stats"] {
+    for words in
+        ["held-out accuracy", "mean reward", "generated", "active rank", "sqlite://proxrl.db", "proxrl replay stats"]
+    {
         assert!(shown.contains(words), "no `{words}` in\n{shown}");
     }
-    for file in ["config.toml", "run.json", "metrics.jsonl", "summary.json", "reward.svg", "reward.png", "checkpoints/step_4/state.json"] {
+    for file in [
+        "config.toml",
+        "run.json",
+        "metrics.jsonl",
+        "summary.json",
+        "reward.svg",
+        "reward.png",
+        "checkpoints/step_4/state.json",
+    ] {
         assert!(desk.path("runs/tiny").join(file).exists(), "no {file} in {:?}", desk.files());
     }
     assert!(desk.files().iter().any(|file| file.contains("runs/tiny/tensorboard/events.out.tfevents")));
     let summary = desk.summary("runs/tiny");
     for key in [
-        "accuracy_before", "accuracy_after", "reward_first10", "reward_last10", "generated_tokens", "train_seconds",
-        "peak_rss_mb", "active_rank", "samples",
+        "accuracy_before",
+        "accuracy_after",
+        "reward_first10",
+        "reward_last10",
+        "generated_tokens",
+        "train_seconds",
+        "peak_rss_mb",
+        "active_rank",
+        "samples",
     ] {
         assert!(summary[key].is_number(), "{key} in {summary}");
     }
     assert_eq!(summary["samples"], 4 * 4 * 8);
     let row = &desk.metrics("runs/tiny")[3];
     for key in [
-        "step", "reward", "reward_std", "frac_reward_zero_std", "rewards/digit/mean", "rewards/digit/std", "entropy",
-        "completions/mean_length", "completions/clipped_ratio", "clip_ratio/region_mean", "grad_norm", "learning_rate",
-        "mismatch_kl", "effective_sample_share", "num_tokens", "adapter/active_rank", "loss",
+        "step",
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "rewards/digit/mean",
+        "rewards/digit/std",
+        "entropy",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "clip_ratio/region_mean",
+        "grad_norm",
+        "learning_rate",
+        "mismatch_kl",
+        "effective_sample_share",
+        "num_tokens",
+        "adapter/active_rank",
+        "loss",
     ] {
         assert!(row[key].is_number(), "{key} in {row}");
     }
@@ -53,7 +84,17 @@ fn a_run_leaves_what_the_readme_promises() {
     assert!(accuracy["eval_pass@4"].as_f64().unwrap() >= accuracy["eval_pass@1"].as_f64().unwrap());
 
     let drawn = |seed: &str| {
-        let line = desk.ok(&["generate", "What is 1+1?", "--run", "runs/tiny", "--json", "--seed", seed, "--max-new-tokens", "8"]);
+        let line = desk.ok(&[
+            "generate",
+            "What is 1+1?",
+            "--run",
+            "runs/tiny",
+            "--json",
+            "--seed",
+            seed,
+            "--max-new-tokens",
+            "8",
+        ]);
         serde_json::from_str::<serde_json::Value>(&line).unwrap()
     };
     assert_eq!(drawn("1"), drawn("1"));
@@ -81,7 +122,8 @@ fn lora_several_epochs_and_a_kl_penalty_run() {
     let prox = lora.find("[prox.soft_threshold]").unwrap();
     let checkpoint = lora.find("[checkpoint]").unwrap();
     desk.write("lora.toml", format!("{}{}", &lora[..prox], &lora[checkpoint..]));
-    let sets = ["steps=3", "algorithm.grpo.num_iterations=2", "algorithm.grpo.minibatches=2", "algorithm.grpo.beta=0.05"];
+    let sets =
+        ["steps=3", "algorithm.grpo.num_iterations=2", "algorithm.grpo.minibatches=2", "algorithm.grpo.beta=0.05"];
     let mut args = vec!["train", "lora.toml", "--out", "run"];
     args.extend(sets.iter().flat_map(|set| ["--set", *set]));
     desk.ok(&args);

@@ -15,6 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 /// The sizes of a decoder, as the hub's `config.json` gives them.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent key of the hub's config.json")]
 pub struct Dimensions {
     /// Tokens in the vocabulary.
     pub vocab: i64,
@@ -194,7 +195,7 @@ impl Decoder {
         };
         let rope = Rope::new(d.head_dim, d.rope_theta, &d.rope_scaling, device, kind);
         let linears = builder.linears;
-        Ok(Self { linears, embedding, layers, norm, head, rope, dimensions })
+        Ok(Self { dimensions, linears, embedding, layers, norm, head, rope })
     }
 }
 
@@ -227,11 +228,11 @@ impl CausalLm for Decoder {
             let k = angles.rotate(&head_norm(heads(&k, d.kv_heads), layer.key_norm.as_ref()));
             let v = heads(&v, d.kv_heads);
             let attended = attention.attend(index, &q, &k, &v).reshape([-1, d.heads * d.head_dim]);
-            x = x + single(layer.output.forward(&attended, adapter));
+            x = &x + single(layer.output.forward(&attended, adapter));
 
             let normed = rms_norm(&x, &layer.post_norm, d.norm_epsilon);
             let [gate, up] = pair(layer.gate_up.forward(&normed, adapter));
-            x = x + single(layer.down.forward(&(gate.silu() * up), adapter));
+            x = &x + single(layer.down.forward(&(gate.silu() * up), adapter));
         }
         rms_norm(&x, &self.norm, d.norm_epsilon)
     }

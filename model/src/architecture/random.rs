@@ -81,7 +81,7 @@ impl TensorSource for Source {
         if name.ends_with("norm.weight") {
             return Ok(Tensor::from_slice(&vec![1.0f32; len]).reshape(shape));
         }
-        let deviation = if name.ends_with(".bias") { 0.02 } else { (shape[shape.len() - 1] as f32).sqrt().recip() };
+        let deviation = if shape.len() == 1 { 0.02 } else { (shape[shape.len() - 1] as f32).sqrt().recip() };
         let numbers: Vec<f32> = self.0.child(name).normals(len).into_iter().map(|x| x * deviation).collect();
         Ok(Tensor::from_slice(&numbers).reshape(shape))
     }

@@ -3,15 +3,15 @@
 use super::*;
 use std::fs;
 
-fn id(repository: &str, file: Option<&str>, revision: &str) -> Option<Id> {
-    Some(Id { repository: repository.into(), file: file.map(Into::into), revision: revision.into() })
+fn id(repository: &str, file: Option<&str>, revision: &str) -> Id {
+    Id { repository: repository.into(), file: file.map(Into::into), revision: revision.into() }
 }
 
 #[test]
 fn hub_ids_are_told_from_paths() {
-    assert_eq!(Id::parse("owner/name-1.5"), id("owner/name-1.5", None, "main"));
-    assert_eq!(Id::parse("owner/name@v1.0"), id("owner/name", None, "v1.0"));
-    assert_eq!(Id::parse("owner/name/model.Q4_1.gguf"), id("owner/name", Some("model.Q4_1.gguf"), "main"));
+    assert_eq!(Id::parse("owner/name-1.5"), Some(id("owner/name-1.5", None, "main")));
+    assert_eq!(Id::parse("owner/name@v1.0"), Some(id("owner/name", None, "v1.0")));
+    assert_eq!(Id::parse("owner/name/model.Q4_1.gguf"), Some(id("owner/name", Some("model.Q4_1.gguf"), "main")));
     for path in ["name", "/a/b", "./a", "../a", "a/", "a/b/c", "a/b c", "~/a", "a/b@", "a/b@../c", "a//b"] {
         assert_eq!(Id::parse(path), None, "{path}");
     }

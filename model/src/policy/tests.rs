@@ -66,7 +66,10 @@ fn packing_groups_changes_no_logprob() {
             // scored token by token, each with the whole past as its prompt: nothing shared, nothing packed
             for place in 0..completion.len() {
                 let past = [&prompt[..], &completion[..place]].concat();
-                alone.extend(logprobs(&policy, &[Sequences { prompt: &past, completions: vec![&completion[place..=place]] }]));
+                alone.extend(logprobs(
+                    &policy,
+                    &[Sequences { prompt: &past, completions: vec![&completion[place..=place]] }],
+                ));
             }
         }
         alone.extend(logprobs(&policy, &[Sequences { prompt: &other, completions: vec![&[20]] }]));
@@ -83,7 +86,12 @@ fn cached_decoding_equals_the_full_forward_pass() {
         let tensor = |numbers: &[i64]| Tensor::from_slice(numbers);
         let prompts = [vec![1i64, 2, 3, 4], vec![9, 8]];
         let mut prefill = Prefill::new(&[4, 2]);
-        policy.network.forward(&tensor(&prompts.concat()), &tensor(&[0, 1, 2, 3, 0, 1]), &mut prefill, &policy.adapter);
+        let _ = policy.network.forward(
+            &tensor(&prompts.concat()),
+            &tensor(&[0, 1, 2, 3, 0, 1]),
+            &mut prefill,
+            &policy.adapter,
+        );
         let mut cache = KvCache::new(policy.network.dimensions(), 3, 16, policy.device, policy.kind);
         for (slot, prefix) in prefill.into_prefixes().iter().enumerate() {
             cache.insert(slot, prefix);
@@ -94,8 +102,12 @@ fn cached_decoding_equals_the_full_forward_pass() {
         for (step, tokens) in next.iter().enumerate() {
             let lengths = [4 + step, 2 + step];
             let positions = lengths.map(|length| length as i64);
-            let hidden =
-                policy.network.forward(&tensor(tokens), &tensor(&positions), &mut cache.decode(&lengths), &policy.adapter);
+            let hidden = policy.network.forward(
+                &tensor(tokens),
+                &tensor(&positions),
+                &mut cache.decode(&lengths),
+                &policy.adapter,
+            );
             for (row, prompt) in prompts.iter().enumerate() {
                 let past: Vec<i64> = prompt.iter().copied().chain(next[..=step].iter().map(|pair| pair[row])).collect();
                 let positions: Vec<i64> = (0..past.len() as i64).collect();
@@ -110,7 +122,8 @@ fn cached_decoding_equals_the_full_forward_pass() {
 
 #[test]
 fn a_fresh_adapter_changes_nothing_and_a_trained_one_does() {
-    let packed = Packed::new(&[Sequences { prompt: &[1, 2], completions: vec![&[3, 4]] }], 259, crate::device::HOST).unwrap();
+    let packed =
+        Packed::new(&[Sequences { prompt: &[1, 2], completions: vec![&[3, 4]] }], 259, crate::device::HOST).unwrap();
     for (policy, same) in [(policy("llama"), true), (trained("llama"), false)] {
         let with = policy.logprobs(&packed, 1.0, Weights::Policy);
         assert_eq!(with.equal(&policy.logprobs(&packed, 1.0, Weights::Reference)), same);

@@ -20,10 +20,8 @@ pub(super) struct Draw<'a> {
 pub(super) fn draw(logits: &Tensor, rows: &[Draw<'_>]) -> Vec<(Token, f32)> {
     let device = logits.device();
     let temperatures: Vec<f32> = rows.iter().map(|row| row.settings.logprob_temperature() as f32).collect();
-    let mut logits = logits.to_kind(Kind::Float);
-    if temperatures.iter().any(|temperature| *temperature != 1.0) {
-        logits = logits / Tensor::from_slice(&temperatures).to_device(device).unsqueeze(1);
-    }
+    let scale = Tensor::from_slice(&temperatures).to_device(device).unsqueeze(1);
+    let logits = logits.to_kind(Kind::Float) / scale;
     let logprobs = logits.log_softmax(-1, Kind::Float);
 
     let greedy = |row: &Draw<'_>| row.settings.temperature == 0.0;

@@ -99,7 +99,8 @@ fn a_cancelled_request_frees_its_rows_and_disturbs_no_other() {
     let policy = policy();
     let alone = drawn(&policy, 64, &settings());
     let mut engine = Engine::new(&policy, EngineConfig { max_running: 4, ..EngineConfig::default() });
-    let numbers: Vec<usize> = requests(&settings()).into_iter().map(|request| engine.submit(request).unwrap()).collect();
+    let numbers: Vec<usize> =
+        requests(&settings()).into_iter().map(|request| engine.submit(request).unwrap()).collect();
     let mut finished = BTreeMap::new();
     let mut keep = |events: Vec<Event>| {
         for event in events {

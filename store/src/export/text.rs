@@ -2,7 +2,8 @@
 
 use super::{Row, Writer};
 use crate::table::csv_line;
-use serde_json::{Map, Value};
+use schema::PromptInput;
+use serde::Serialize;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
@@ -41,9 +42,7 @@ impl Writer for Csv {
     fn write(&mut self, rows: &[Row]) -> io::Result<()> {
         let mut text = String::new();
         for row in rows {
-            let fields: Map<String, Value> = serde_json::from_value(serde_json::to_value(row)?)?;
-            let fields: Vec<String> = fields.into_iter().map(|(_, value)| field(value)).collect();
-            csv_line(&mut text, fields.iter().map(String::as_str));
+            csv_line(&mut text, fields(row)?.iter().map(String::as_str));
         }
         self.0.write_all(text.as_bytes())
     }
@@ -53,12 +52,39 @@ impl Writer for Csv {
     }
 }
 
-fn field(value: Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text) => text,
-        other => other.to_string(),
-    }
+/// The fields of a line, in the header's order.
+fn fields(row: &Row) -> io::Result<[String; 21]> {
+    let prompt = match &row.prompt {
+        PromptInput::Text(text) => text.clone(),
+        PromptInput::Messages(turns) => json(turns)?,
+    };
+    Ok([
+        row.sample_id.to_string(),
+        row.run.clone(),
+        row.run_id.to_string(),
+        row.step.to_string(),
+        row.group_id.to_string(),
+        row.place.to_string(),
+        row.policy_version.to_string(),
+        row.policy_hash.clone(),
+        prompt,
+        row.question.clone(),
+        row.answer.clone().unwrap_or_default(),
+        json(&row.metadata)?,
+        row.completion.clone(),
+        row.finish.to_owned(),
+        row.reward.map_or_else(String::new, |reward| reward.to_string()),
+        json(&row.parts)?,
+        json(&row.prompt_ids)?,
+        json(&row.completion_ids)?,
+        json(&row.logprobs)?,
+        json(&row.mask)?,
+        json(&row.settings)?,
+    ])
+}
+
+fn json(value: &impl Serialize) -> io::Result<String> {
+    Ok(serde_json::to_string(value)?)
 }
 
 fn sync(file: BufWriter<File>) -> io::Result<()> {

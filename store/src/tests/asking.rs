@@ -236,6 +236,9 @@ fn csv_has_a_header_that_fits_and_selections_select() {
     assert!(lines[1].starts_with("6,two,2,0,3,1,0,hash 0,"), "{}", lines[1]);
     assert_eq!(export(None, "reward > 0.5 OR finish = 'stop'").unwrap(), 4);
     assert_eq!(export(None, "text LIKE '%数学%'").unwrap(), 1);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains(",\"数学 ✅ \"\"quoted\"\"\r\n\tline\",length,"), "{text}");
+    assert!(text.contains(",\"[0,1,4294967295,151643,5,6,7,8,9]\",\"[-0.1,"), "{text}");
 
     let before = fs::read(&path).unwrap();
     assert!(matches!(export(None, "nope = 1").unwrap_err(), Error::BadSql { .. }));

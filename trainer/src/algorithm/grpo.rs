@@ -171,10 +171,8 @@ impl Algorithm for Grpo {
                 KlPenalty { coefficient: self.kl_coefficient, estimator: self.kl_estimator, reference }
             })
             .collect();
-        let bonus = evaluation
-            .entropy
-            .as_ref()
-            .map(|entropy| EntropyBonus { coefficient: self.entropy_coefficient, entropy });
+        let bonus =
+            evaluation.entropy.as_ref().map(|entropy| EntropyBonus { coefficient: self.entropy_coefficient, entropy });
         let losses = penalised(&(tokens.losses * weights), policy, &penalties, bonus, rows);
         batch.denominator.aggregate(&losses, rows)
     }

@@ -55,7 +55,7 @@ fn micro_batches_keep_to_the_limit_and_hold_every_sample_once() {
 
 #[test]
 fn minibatches_share_the_groups_out() {
-    let rewards: &[&[f32]] = &[&[1.0, 0.0]; 5];
+    let rewards: &[&[f32]] = &[&[1.0, 0.0][..]; 5];
     let batches = batches(rewards, Grpo { minibatches: 2, ..Grpo::default() }, 100);
     let sizes: Vec<i64> = batches.iter().map(|batch| batch.trained_tokens).collect();
     assert_eq!(sizes, [9, 6]);

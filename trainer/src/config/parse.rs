@@ -45,7 +45,9 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[Ov
         if count + 1 == overrides.len() {
             continue;
         }
-        if let Err(error) = table.clone().try_into::<T>() && !error.message().starts_with("missing field") {
+        if let Err(error) = table.clone().try_into::<T>()
+            && !error.message().starts_with("missing field")
+        {
             return Err(Error::input(format!("--set {}: {}", change.text, reworded(error.message()))));
         }
     }
@@ -156,7 +158,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_placed_and_the_nearest_named() {
         let message = error("steps = 1\n[inner]\nclip_lwo = 0.2\n", &[]);
-        assert!(message.starts_with("a.toml:3 in [inner]: unknown key `clip_lwo`; did you mean `clip_low`?"), "{message}");
+        assert!(
+            message.starts_with("a.toml:3 in [inner]: unknown key `clip_lwo`; did you mean `clip_low`?"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -1,5 +1,4 @@
 //! The run folder: what is in it, how it is made, and how a run is found again.
-#![expect(clippy::disallowed_methods, reason = "one of the few places that write files")]
 
 use crate::config::{Config, Override};
 use crate::plot::{self, Curve};
@@ -103,7 +102,8 @@ impl RunFolder {
     fn logged(&self) -> Result<Vec<serde_json::Value>> {
         let path = self.metrics();
         let text = fs::read_to_string(&path).unwrap_or_default();
-        let line = |line| serde_json::from_str(line).map_err(|error| Error::runtime(format!("{}: {error}", path.display())));
+        let line =
+            |line| serde_json::from_str(line).map_err(|error| Error::runtime(format!("{}: {error}", path.display())));
         text.lines().map(line).collect()
     }
 
@@ -146,7 +146,9 @@ pub(super) fn open(config: &Config, target: &Target, identity: &str) -> Result<(
     match target {
         Target::Resume(path) => {
             let folder = RunFolder { path: path.clone() };
-            let place = fs::read_to_string(path.join("run.json")).ok().and_then(|text| serde_json::from_str::<Place>(&text).ok());
+            let place = fs::read_to_string(path.join("run.json"))
+                .ok()
+                .and_then(|text| serde_json::from_str::<Place>(&text).ok());
             match place {
                 Some(place) if place.store == config.store.url => {
                     Ok((folder, Store::open(&config.store.url)?, RunId(place.run)))

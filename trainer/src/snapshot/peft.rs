@@ -5,8 +5,8 @@
 
 use super::{tensors, write_synced};
 use crate::{Error, Result};
-use model::adapter::Adapter;
 use model::Policy;
+use model::adapter::Adapter;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -32,7 +32,6 @@ pub fn export_peft(policy: &Policy, base: &str, folder: &Path) -> Result<()> {
         "target_modules": targets,
     });
     let write = || -> std::io::Result<()> {
-        #[expect(clippy::disallowed_methods, reason = "exports are written here")]
         std::fs::create_dir_all(folder)?;
         write_synced(&folder.join("adapter_model.safetensors"), &tensors::to_bytes(&folded(adapter))?)?;
         write_synced(&folder.join("adapter_config.json"), serde_json::to_string_pretty(&config)?.as_bytes())

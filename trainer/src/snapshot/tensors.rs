@@ -1,8 +1,8 @@
 //! Named tensors to and from safetensors files.
 
 use crate::{Error, Result};
-use safetensors::tensor::{Dtype, TensorView};
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
