@@ -45,8 +45,9 @@ pub enum Outcome {
 pub fn train(config: &Config, target: &Target, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
     observer.phase(Phase::Loading);
     let plan = Plan::build(config)?;
+    let learner = Learner::new(config, &plan.policy)?;
     let (folder, store, run) = folder::open(config, target, plan.policy.identity())?;
-    let mut session = Session::open(config, plan, folder, store, run)?;
+    let mut session = Session::open(config, plan, learner, folder, store, run)?;
     let outcome = session.run(observer, stop);
     let status = match &outcome {
         Ok(Outcome::Finished(_)) => RunStatus::Finished,
@@ -103,8 +104,14 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn open(config: &'a Config, mut plan: Plan, folder: RunFolder, store: Store, run: RunId) -> Result<Self> {
-        let mut learner = Learner::new(config, &plan.policy)?;
+    fn open(
+        config: &'a Config,
+        mut plan: Plan,
+        mut learner: Learner,
+        folder: RunFolder,
+        store: Store,
+        run: RunId,
+    ) -> Result<Self> {
         let snapshots = Snapshots::new(folder.path(), config.checkpoint.keep);
         let newest = snapshots.newest()?;
         let saved = newest.as_ref().map(|snapshot| snapshot.state.step);
@@ -214,7 +221,8 @@ impl<'a> Session<'a> {
                 self.plan.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
             observer.phase(Phase::Scoring);
             let scored = self.plan.reward.score(groups)?;
-            let adapter = self.saved.map(|step| self.snapshots.path(step).display().to_string());
+            let kept = self.saved == Some(step - 1);
+            let adapter = kept.then(|| self.snapshots.path(step - 1).display().to_string());
             self.store.append_step(self.run, step, &scored, adapter.as_deref())?;
             scored
         };

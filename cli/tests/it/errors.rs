@@ -75,6 +75,10 @@ fn a_model_that_is_missing_or_broken() {
             desk.write(&format!("mute/{file}"), json.to_string());
         }
     }
+    let words = std::fs::read_to_string(desk.path("mute/tokenizer_config.json")).unwrap();
+    let mut words: serde_json::Value = serde_json::from_str(&words).unwrap();
+    words.as_object_mut().unwrap().remove("eos_token");
+    desk.write("mute/tokenizer_config.json", words.to_string());
     desk.write("mute.toml", with_model("mute"));
     refused(&desk, &["train", "mute.toml"], &["end-of-sequence"]);
 
@@ -131,8 +135,7 @@ fn a_store_from_a_newer_version() {
 /// Marks the store as written by a later version of the program.
 fn newer(store: &std::path::Path) {
     let sql = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); \
-               db.execute('INSERT INTO _sqlx_migrations (version, description, installed_on, success, checksum, execution_time) \
-               SELECT version + 1000, description, installed_on, success, checksum, execution_time FROM _sqlx_migrations LIMIT 1'); db.commit()";
+               db.execute('INSERT INTO schema_version SELECT 1000, program_version, applied_at FROM schema_version LIMIT 1'); db.commit()";
     let status = std::process::Command::new("python3").args(["-c", sql]).arg(store).status().unwrap();
     assert!(status.success());
 }

@@ -14,7 +14,7 @@ fn uninterrupted() -> Desk {
 
 fn samples(desk: &Desk) -> Vec<serde_json::Value> {
     desk.query(
-        "SELECT g.step, g.position, s.position AS place, hex(s.ids) AS ids, hex(s.logprobs) AS logprobs \
+        "SELECT g.step, g.place AS prompt, s.place, hex(s.token_ids) AS ids, hex(s.logprobs) AS logprobs \
          FROM samples s JOIN groups g ON g.id = s.group_id ORDER BY 1, 2, 3",
     )
 }

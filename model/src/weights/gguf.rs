@@ -19,7 +19,7 @@ use reader::{Entry, Header};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// The content of a GGUF file.
 pub(super) struct Gguf {
@@ -103,7 +103,7 @@ fn load(format: Format, shape: &[usize], bytes: &[u8]) -> Result<Tensor> {
         Format::F16 => Kind::Half,
         Format::Bf16 => Kind::BFloat16,
         Format::Quantised(blocks) => {
-            let tensor = Tensor::f_empty(&shape, (Kind::Float, Device::Cpu))?;
+            let tensor = Tensor::f_empty(&shape, (Kind::Float, crate::device::HOST))?;
             // SAFETY: the tensor was just made, contiguous and on the CPU, with `numel` floats that nobody else sees;
             // every one of them is written before it is read.
             let numbers = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) };

@@ -5,7 +5,8 @@ use super::*;
 use crate::adapter::Adapter;
 use crate::architecture;
 use crate::cache::Prefill;
-use tch::{Device, Kind};
+use crate::device::HOST;
+use tch::Kind;
 
 /// The largest difference of a logit that f32 arithmetic in another order may make.
 const TOLERANCE: f64 = 1e-4;
@@ -13,9 +14,9 @@ const TOLERANCE: f64 = 1e-4;
 /// The logits of a sequence, `[token, vocab]`.
 fn logits(checkpoint: &Checkpoint, ids: &Tensor) -> Tensor {
     let _guard = tch::no_grad_guard();
-    let network = architecture::load(checkpoint, Device::Cpu, Kind::Float).unwrap();
+    let network = architecture::load(checkpoint, HOST, Kind::Float).unwrap();
     let tokens = ids.size()[0];
-    let positions = Tensor::arange(tokens, (Kind::Int64, Device::Cpu));
+    let positions = Tensor::arange(tokens, (Kind::Int64, HOST));
     let hidden = network.forward(ids, &positions, &mut Prefill::new(&[tokens as usize]), &Adapter::none());
     hidden.matmul(&network.head().tr())
 }
