@@ -10,7 +10,7 @@ use trainer::config::{Config, Override};
 pub(crate) struct Args {
     /// A run folder (its newest checkpoint answers), or a config file (the untouched model answers).
     target: PathBuf,
-    /// Change one key of the config, such as evaluate.samples=8; may be given several times.
+    /// Change one key of the config, such as `evaluate.samples=8`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<Override>,
     /// Print one JSON object.

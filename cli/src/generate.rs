@@ -1,5 +1,4 @@
 //! `proxrl generate`: answers one prompt, token by token.
-#![expect(clippy::print_stdout, reason = "the answer is the program's output")]
 
 use crate::screen::Usage;
 use anyhow::Context;
@@ -58,13 +57,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let text = match &args.prompt {
-        Some(text) => text.clone(),
-        None => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
-            text.trim_end_matches('\n').to_owned()
-        }
+    let text = if let Some(text) = &args.prompt {
+        text.clone()
+    } else {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+        text.trim_end_matches('\n').to_owned()
     };
     if text.is_empty() {
         return Err(Usage("the prompt is empty; give it as an argument or on standard input".into()).into());
@@ -131,5 +129,5 @@ fn policy(args: &Args) -> anyhow::Result<Policy> {
         adapter: AdapterConfig::default(),
         ..Config::default()
     };
-    Ok(Policy::load(&config, &Seed::new(args.seed))?)
+    Ok(Policy::load(&config, &Seed::new(args.seed))?.base())
 }

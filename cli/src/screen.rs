@@ -7,6 +7,7 @@ use schema::Metrics;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
+use trainer::tracker::summary_line;
 use trainer::{Observer, Phase};
 
 /// A fault in the command line itself, found after parsing it.
@@ -31,7 +32,7 @@ pub(crate) fn note(line: &str) {
     eprintln!("{line}");
 }
 
-/// Shows a training run: a bar where there is a terminal, a line per step where there is none.
+/// Shows a training run: a line per step and, where there is a terminal, a bar below them.
 pub(crate) struct Screen {
     bar: Option<ProgressBar>,
     started: Instant,
@@ -42,13 +43,12 @@ pub(crate) struct Screen {
 
 impl Screen {
     pub(crate) fn new() -> Self {
-        Self {
-            bar: std::io::stderr().is_terminal().then(ProgressBar::no_length),
-            started: Instant::now(),
-            first_step: None,
-            recent: Vec::new(),
-            last: String::new(),
-        }
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::no_length().with_style(style("{spinner} {wide_msg}"));
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        Self { bar, started: Instant::now(), first_step: None, recent: Vec::new(), last: String::new() }
     }
 
     fn message(&self, text: &str) {
@@ -70,13 +70,9 @@ impl Observer for Screen {
         self.started = Instant::now();
         self.first_step = Some(first_step);
         if let Some(bar) = &self.bar {
-            bar.set_style(
-                ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}")
-                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
-            );
+            bar.set_style(style("{bar:24} {pos}/{len} {wide_msg}"));
             bar.set_length(steps);
             bar.set_position(first_step - 1);
-            bar.enable_steady_tick(Duration::from_millis(200));
         }
     }
 
@@ -89,26 +85,16 @@ impl Observer for Screen {
     }
 
     fn step(&mut self, step: u64, steps: u64, metrics: &Metrics) {
-        let value = |name: &str| metrics.get(name).unwrap_or(f64::NAN);
-        self.recent.push(value("reward"));
+        self.recent.push(metrics.get("reward").unwrap_or(f64::NAN));
         let last10 = &self.recent[self.recent.len().saturating_sub(10)..];
         let mean10 = last10.iter().sum::<f64>() / last10.len() as f64;
         let done = step + 1 - self.first_step.unwrap_or(1);
         let left = self.started.elapsed().mul_f64((steps - step) as f64 / done.max(1) as f64);
-        self.last = format!(
-            "reward {:.3} (last 10: {mean10:.3}) · {:.0} tokens/s · length {:.1} · rank {:.1} · {} left",
-            value("reward"),
-            value("perf/generated_tokens_per_second"),
-            value("completions/mean_length"),
-            value("adapter/active_rank"),
-            clock(left),
-        );
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(step);
-                bar.set_message(self.last.clone());
-            }
-            None => eprintln!("step {step}/{steps} · {}", self.last),
+        self.last = format!("{} left · last 10 steps: reward {mean10:.3}", clock(left));
+        self.note(&format!("step {step}/{steps} · {} · {}", summary_line(metrics), self.last));
+        if let Some(bar) = &self.bar {
+            bar.set_position(step);
+            bar.set_message(self.last.clone());
         }
     }
 
@@ -117,6 +103,10 @@ impl Observer for Screen {
             bar.finish_and_clear();
         }
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// `1:02:03`, or `2:03` below an hour.

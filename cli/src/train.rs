@@ -14,7 +14,7 @@ pub(crate) struct Args {
     /// The config file, such as configs/quickstart.toml.
     #[arg(required_unless_present = "resume", conflicts_with = "resume")]
     config: Option<PathBuf>,
-    /// Change one key of the config, such as rollout.group_size=4; may be given several times.
+    /// Change one key of the config, such as `rollout.group_size=4`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<Override>,
     /// The run folder; runs/<config name> by default.

@@ -83,6 +83,14 @@ impl Policy {
         Ok(policy)
     }
 
+    /// The same network without its adapter: the base model.
+    #[must_use]
+    pub fn base(mut self) -> Self {
+        self.adapter = Adapter::none();
+        self.set_version(0);
+        self
+    }
+
     /// The network alone.
     pub fn network(&self) -> &dyn CausalLm {
         &*self.network

@@ -12,6 +12,7 @@ use model::logprob::Want;
 use model::{Policy, Weights};
 use schema::{Metrics, ScoredGroup, Seed};
 use serde_json::json;
+use tch::Tensor;
 
 /// The algorithm, the optimizer and the constraint, and the parameters that they move.
 pub(crate) struct Learner {
@@ -29,12 +30,13 @@ pub(crate) struct Learner {
 
 impl Learner {
     pub(crate) fn new(config: &Config, policy: &Policy) -> Result<Self> {
-        let role = |name: &str| if name.rsplit('.').next() == Some("gate") { Role::Gate } else { Role::Weight };
-        let parameters = policy
-            .adapter()
-            .tensors()
-            .map(|(name, tensor)| Parameter::new(name.clone(), tensor.shallow_clone(), role(&name)))
-            .collect();
+        let gate_scale = config.optimizer.gate_learning_rate_scale();
+        let parameter = |name: String, tensor: &Tensor| {
+            let gate = name.rsplit('.').next() == Some("gate");
+            let (role, learning_rate_scale) = if gate { (Role::Gate, gate_scale) } else { (Role::Weight, 1.0) };
+            Parameter { learning_rate_scale, ..Parameter::new(name, tensor.shallow_clone(), role) }
+        };
+        let parameters = policy.adapter().tensors().map(|(name, tensor)| parameter(name, tensor)).collect();
         Ok(Self {
             algorithm: algorithm::build(&config.algorithm)?,
             optimizer: config.optimizer.build()?,
@@ -133,7 +135,7 @@ impl Learner {
         let Some(prox) = &self.prox else { return };
         let _no_grad = tch::no_grad_guard();
         for parameter in self.parameters.iter_mut().filter(|parameter| parameter.role == Role::Gate) {
-            prox.apply(&mut parameter.tensor, learning_rate);
+            prox.apply(&mut parameter.tensor, learning_rate * parameter.learning_rate_scale);
         }
     }
 

@@ -34,7 +34,7 @@ mod value;
 
 pub use aggregate::{Aggregation, Denominator};
 pub use correction::{RolloutCorrection, effective_sample_share, mismatch_kl};
-pub use credit::{Scale, group_advantages, has_signal, leave_one_out, overlong_penalty};
+pub use credit::{Scale, group_advantages, has_signal, leave_one_out};
 pub use kl::{AdaptiveKl, KlEstimator};
 pub use rows::Rows;
 pub use surrogate::{Anchor, Clip, EntropyBonus, KlPenalty, Level, LogProbs, Surrogate, TokenLosses, penalised};

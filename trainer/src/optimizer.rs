@@ -144,6 +144,14 @@ impl OptimizerConfig {
         }
     }
 
+    /// What the learning rate of gates is multiplied by: the [`Parameter::learning_rate_scale`] of gates.
+    pub fn gate_learning_rate_scale(&self) -> f64 {
+        match self {
+            Self::Adamw(config) => config.gate.learning_rate_scale,
+            Self::Sgd(_) => 1.0,
+        }
+    }
+
     /// Gradients are scaled down to this global norm; 0 for no limit.
     pub fn max_grad_norm(&self) -> f64 {
         match self {

@@ -7,7 +7,7 @@ mod console;
 mod jsonl;
 mod tensorboard;
 
-pub use console::{ConsoleTracker, summary_line};
+pub use console::summary_line;
 pub use jsonl::JsonlTracker;
 pub use tensorboard::TensorboardTracker;
 

@@ -113,6 +113,20 @@ fn a_run_leaves_what_the_readme_promises() {
 }
 
 #[test]
+fn bf16_trains_and_its_sampler_and_trainer_nearly_agree() {
+    let desk = Desk::new();
+    let sets = ["steps=3", "model.dtype=bf16"];
+    let mut args = vec!["train".to_owned(), config("tiny.toml"), "--out".into(), "run".into()];
+    args.extend(sets.iter().flat_map(|set| ["--set".to_owned(), (*set).to_owned()]));
+    desk.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let rows = desk.metrics("run");
+    assert!(rows.iter().any(|row| row["updates/taken"].as_f64().unwrap() > 0.0));
+    for row in rows.iter().filter(|row| row["mismatch_kl"].is_number()) {
+        assert!(row["mismatch_kl"].as_f64().unwrap() < 0.01, "{row}");
+    }
+}
+
+#[test]
 fn lora_several_epochs_and_a_kl_penalty_run() {
     let desk = Desk::new();
     let text = std::fs::read_to_string(config("tiny.toml")).unwrap();

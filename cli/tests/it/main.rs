@@ -1,6 +1,7 @@
 //! The integration tests, in one program so that libtorch is linked once.
 //!
 //! `architecture` and `tidy` hold the house's rules that no compiler checks; the others run the `proxrl` program.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod architecture;
 mod configs;

@@ -65,16 +65,6 @@ where
     !all_equal(&judged(group))
 }
 
-/// What a completion of `length` tokens is fined for coming close to the limit (DAPO, Yu et al. 2025): nothing up to
-/// `limit − cache` tokens, then linearly down to −1 at the limit, and −1 beyond. A `cache` of 0 fines nothing.
-pub fn overlong_penalty(length: usize, limit: usize, cache: usize) -> f64 {
-    if cache == 0 {
-        return 0.0;
-    }
-    let over = length.saturating_sub(limit.saturating_sub(cache));
-    -(over as f64 / cache as f64).min(1.0)
-}
-
 /// The rewards that there are.
 fn judged<R: Into<f64> + Copy>(group: &[Option<R>]) -> Vec<f64> {
     group.iter().filter_map(|reward| finite(*reward)).collect()
@@ -188,12 +178,5 @@ mod tests {
         }
         let credit = leave_one_out(&some(&rewards));
         assert_eq!(leave_one_out(&some(&permuted)), order.map(|place| credit[place]));
-    }
-
-    #[test]
-    fn overlong_completions_are_fined_linearly() {
-        let fines = [0, 16_384, 16_385, 18_432, 20_480, 25_000].map(|length| overlong_penalty(length, 20_480, 4096));
-        check_slice(&fines, &[0.0, 0.0, -0.000_244_140_62, -0.5, -1.0, -1.0]);
-        assert_eq!(overlong_penalty(100, 50, 0), 0.0);
     }
 }

@@ -156,7 +156,7 @@ impl AdamW {
             Role::Gate => {
                 let gate = &self.config.gate;
                 moments.advance(&gradient, gate.betas);
-                moments.move_gate(&mut weight, learning_rate * gate.learning_rate_scale, gate.betas, gate.eps);
+                moments.move_gate(&mut weight, learning_rate, gate.betas, gate.eps);
             }
         }
         if moments.master.is_some() {

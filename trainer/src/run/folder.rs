@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use store::{NewRun, RunId, Store};
+use store::{NewRun, RunId, RunStatus, Store};
 
 /// Where a run lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,7 +151,10 @@ pub(super) fn open(config: &Config, target: &Target, identity: &str) -> Result<(
                 .and_then(|text| serde_json::from_str::<Place>(&text).ok());
             match place {
                 Some(place) if place.store == config.store.url => {
-                    Ok((folder, Store::open(&config.store.url)?, RunId(place.run)))
+                    let (store, run) = (Store::open(&config.store.url)?, RunId(place.run));
+                    store.run(run)?;
+                    store.finish_run(run, RunStatus::Running)?;
+                    Ok((folder, store, run))
                 }
                 Some(place) => Err(Error::input(format!(
                     "the run's samples are in {}, but the config now says {}; a run cannot change its store",
