@@ -8,7 +8,7 @@ set -eu
 program=$1
 prefix=$2
 
-if [ -z "$(find "$program" -maxdepth 0 2>/dev/null)" ]; then
+if [ ! -x "$program" ]; then
     echo "install: there is no $program; run \`make build\`" >&2
     exit 1
 fi
@@ -29,6 +29,13 @@ else
             install -m 755 "$libtorch/$library" "$prefix/lib/proxrl/$library"
         fi
     done
+    if [ -e "$libtorch/../build-version" ]; then
+        install -m 644 "$libtorch/../build-version" "$prefix/lib/proxrl/build-version"
+    fi
 fi
 install -m 755 "$program" "$prefix/bin/proxrl"
+# Line numbers for backtraces are most of the file.
+if command -v strip >/dev/null; then
+    strip --strip-debug "$prefix/bin/proxrl"
+fi
 echo "install: $prefix/bin/proxrl"

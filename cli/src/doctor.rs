@@ -45,8 +45,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
 fn libtorch() -> String {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let Some(library) = loaded_library(&maps, "libtorch_cpu.so") else { return "loaded from an unknown place".into() };
-    // The file that libtorch's own archives carry in their top folder.
-    let version = library.ancestors().nth(2).and_then(|folder| fs::read_to_string(folder.join("build-version")).ok());
+    // libtorch's own archives carry this file in their top folder, an installed proxrl beside the libraries.
+    let mut folders = library.ancestors().skip(1).take(2);
+    let version = folders.find_map(|folder| fs::read_to_string(folder.join("build-version")).ok());
     let version = version.map_or_else(|| "version not recorded".into(), |version| version.trim().to_owned());
     format!("{version}, {}", library.display())
 }

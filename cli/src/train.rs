@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// Change one key of the config, such as `rollout.group_size=4`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<Override>,
-    /// The run folder; runs/<config name> by default.
+    /// The run folder; by default `runs/` and the name of the config.
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
     /// Go on with the run in this folder from its newest checkpoint.
