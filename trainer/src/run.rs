@@ -47,14 +47,14 @@ pub fn train(config: &Config, target: &Target, observer: &mut dyn Observer, stop
     let plan = Plan::build(config)?;
     let learner = Learner::new(config, &plan.policy)?;
     let (folder, store, run) = folder::open(config, target, plan.policy.identity())?;
-    let mut session = Session::open(config, plan, learner, folder, store, run)?;
-    let outcome = session.run(observer, stop);
+    let mut training = Training::open(config, plan, learner, folder, store, run)?;
+    let outcome = training.run(observer, stop);
     let status = match &outcome {
         Ok(Outcome::Finished(_)) => RunStatus::Finished,
         Ok(Outcome::Interrupted { .. }) => RunStatus::Interrupted,
         Err(_) => RunStatus::Failed,
     };
-    let recorded = session.store.finish_run(session.run, status);
+    let recorded = training.store.finish_run(training.run, status);
     observer.end();
     let outcome = outcome?;
     recorded?;
@@ -90,7 +90,7 @@ fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<()> {
 }
 
 /// One call of [`train`].
-struct Session<'a> {
+struct Training<'a> {
     config: &'a Config,
     plan: Plan,
     learner: Learner,
@@ -103,7 +103,7 @@ struct Session<'a> {
     saved: Option<u64>,
 }
 
-impl<'a> Session<'a> {
+impl<'a> Training<'a> {
     fn open(
         config: &'a Config,
         mut plan: Plan,
@@ -203,7 +203,7 @@ impl<'a> Session<'a> {
         Ok(metrics)
     }
 
-    /// The scored samples of a step: from the store if an earlier session drew them, fresh ones otherwise. Fresh ones
+    /// The scored samples of a step: from the store if an earlier call drew them, fresh ones otherwise. Fresh ones
     /// are committed before anything is learned from them.
     fn samples(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(Vec<ScoredGroup>, Metrics)> {
         let start = Instant::now();

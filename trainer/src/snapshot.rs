@@ -33,7 +33,7 @@ pub(crate) struct State {
     pub num_tokens: u64,
     /// Samples drawn so far.
     pub samples: u64,
-    /// Seconds of training so far, over all sessions.
+    /// Seconds of training so far, over every call that it was resumed by.
     pub train_seconds: f64,
     /// The held-out metrics before the first step.
     pub before: Metrics,

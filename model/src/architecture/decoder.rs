@@ -73,6 +73,16 @@ impl<'a> Fields<'a> {
         self.0.get(key).and_then(Value::as_bool).unwrap_or(false)
     }
 
+    /// Refuses a config that turns windowed attention on: no layer here forgets.
+    pub(super) fn refuse_sliding_window(&self) -> Result<()> {
+        if self.flag("use_sliding_window") {
+            return Err(Error::input(
+                "config.json: use_sliding_window = true is not supported; models that were released with it off work",
+            ));
+        }
+        Ok(())
+    }
+
     fn positive(&self, key: &str) -> Result<i64> {
         self.optional(key)?.ok_or_else(|| Error::input(format!("config.json: `{key}` is missing")))
     }

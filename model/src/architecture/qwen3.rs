@@ -2,16 +2,12 @@
 //! its own.
 
 use super::decoder::{Dimensions, Fields};
-use crate::{Error, Result};
+use crate::Result;
 use serde_json::Value;
 
 pub(super) fn dimensions(config: &Value) -> Result<Dimensions> {
     let fields = Fields::new(config);
-    if fields.flag("use_sliding_window") {
-        return Err(Error::input(
-            "config.json: use_sliding_window = true is not supported; models that were released with it off work",
-        ));
-    }
+    fields.refuse_sliding_window()?;
     let mut dimensions = fields.dimensions()?;
     dimensions.qkv_bias = fields.flag("attention_bias");
     dimensions.output_bias = fields.flag("attention_bias");
