@@ -19,7 +19,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 /// Fine-tune language models by reinforcement learning, and keep every sample.
 #[derive(Debug, Parser)]
-#[command(name = "proxrl", version, about, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "proxrl", version, propagate_version = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     verb: Verb,
