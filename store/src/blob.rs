@@ -3,9 +3,8 @@
 //! A token is a little-endian `u32`, a log-probability a little-endian `f32` with every bit kept, a mask one bit a
 //! token, lowest first. Most masks are all true, and those take no bytes at all.
 
-use schema::Token;
+use schema::{Token, hex};
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
 
 /// Four bytes a token.
 pub(crate) fn from_tokens(ids: &[Token]) -> Vec<u8> {
@@ -46,14 +45,6 @@ pub(crate) fn to_mask(bytes: Option<&[u8]>, len: usize) -> Option<Vec<bool>> {
 /// The SHA-256 of some bytes, in hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Answers in rows and columns, as text for people, JSON for programs and CSV for spreadsheets.
 
-use crate::blob::hex;
+use schema::hex;
 use serde_json::{Map, Number};
 use std::fmt::{self, Write};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};

@@ -160,8 +160,7 @@ impl<'a> Training<'a> {
         for tracker in &mut self.trackers {
             tracker.finish()?;
         }
-        // The last step's own evaluation, if it had one, is in the metrics already; answering again costs seconds and
-        // keeps this correct after a resume that had no step left to do.
+        // The last step has no evaluation of its own: this is it, also after a resume that had no step left to do.
         let after = self.evaluate(observer)?;
         observer.phase(Phase::Saving);
         let held_out = self.plan.held_out.as_ref().map_or(0, |held_out| held_out.prompts.len());
