@@ -6,6 +6,7 @@ pub mod attention;
 pub mod cache;
 pub mod chat_template;
 mod config;
+mod critic;
 pub mod device;
 mod error;
 pub mod hub;
@@ -16,5 +17,6 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use config::Config;
+pub use critic::{Critic, Values};
 pub use error::{Error, Result};
-pub use policy::{Evaluation, Policy, Weights};
+pub use policy::{Evaluation, Policy};

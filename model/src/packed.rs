@@ -46,6 +46,16 @@ pub struct Packed {
 impl Packed {
     /// Packs groups for a network with `vocab` tokens.
     pub fn new(groups: &[Sequences<'_>], vocab: i64, device: Device) -> Result<Self> {
+        Self::pack(groups, vocab, device, 0)
+    }
+
+    /// The same with one more place behind each completion: that of the hidden state *after* its last token, which a
+    /// score of the whole is read from. The token that such a place scores means nothing.
+    pub fn with_ends(groups: &[Sequences<'_>], vocab: i64, device: Device) -> Result<Self> {
+        Self::pack(groups, vocab, device, 1)
+    }
+
+    fn pack(groups: &[Sequences<'_>], vocab: i64, device: Device, ends: usize) -> Result<Self> {
         let (mut ids, mut positions, mut predictors, mut targets) = (vec![], vec![], vec![], vec![]);
         let (mut sequence_of_token, mut layout) = (vec![], vec![]);
         let mut sequences = 0;
@@ -61,14 +71,15 @@ impl Packed {
             let last_of_prompt = ids.len() as i64 - 1;
             let mut lengths = Vec::with_capacity(group.completions.len());
             for completion in &group.completions {
-                let inputs = completion.len().saturating_sub(1);
+                let scored = completion.len() + ends;
+                let inputs = scored.saturating_sub(1);
                 let start = ids.len() as i64;
                 predictors.extend(
-                    (0..completion.len() as i64)
-                        .map(|place| if place == 0 { last_of_prompt } else { start + place - 1 }),
+                    (0..scored as i64).map(|place| if place == 0 { last_of_prompt } else { start + place - 1 }),
                 );
                 targets.extend(completion.iter().map(|id| i64::from(*id)));
-                sequence_of_token.extend(std::iter::repeat_n(sequences as i64, completion.len()));
+                targets.extend(std::iter::repeat_n(0, ends));
+                sequence_of_token.extend(std::iter::repeat_n(sequences as i64, scored));
                 ids.extend(completion[..inputs].iter().map(|id| i64::from(*id)));
                 positions.extend((0..inputs).map(|place| (prompt + place) as i64));
                 lengths.push(inputs);
@@ -131,6 +142,16 @@ mod tests {
         assert_eq!(numbers(&packed.predictors), [2, 3, 2]);
         assert_eq!(packed.sequence_of_token(), [0, 0, 1]);
         assert_eq!(packed.sequences(), 3);
+    }
+
+    #[test]
+    fn an_end_is_scored_by_the_state_after_the_last_token() {
+        let group = Sequences { prompt: &[1, 2, 3], completions: vec![&[4, 5], &[]] };
+        let packed = Packed::with_ends(&[group], 10, HOST).unwrap();
+        let numbers = |x: &Tensor| Vec::<i64>::try_from(x).unwrap();
+        assert_eq!(numbers(&packed.ids), [1, 2, 3, 4, 5]);
+        assert_eq!(numbers(&packed.predictors), [2, 3, 4, 2]);
+        assert_eq!(packed.sequence_of_token(), [0, 0, 0, 1]);
     }
 
     #[test]

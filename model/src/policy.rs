@@ -7,6 +7,7 @@
 use crate::adapter::Adapter;
 use crate::architecture::{self, CausalLm};
 use crate::config::Config;
+use crate::critic::{Critic, Values};
 use crate::logprob::{self, Want};
 use crate::packed::Packed;
 use crate::tokenizer::Tokenizer;
@@ -26,15 +27,6 @@ pub struct Policy {
     version: PolicyVersion,
     device: Device,
     kind: Kind,
-}
-
-/// Which weights score a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weights {
-    /// The network with its adapter.
-    Policy,
-    /// The network without its adapter: the reference policy.
-    Reference,
 }
 
 impl Policy {
@@ -148,16 +140,26 @@ impl Policy {
         }
     }
 
+    /// A second handle on the network with another adapter, which is not copied: another policy over one base.
+    #[must_use]
+    pub fn with_adapter(&self, adapter: Adapter) -> Self {
+        let mut other = Self { adapter, ..self.share() };
+        other.set_version(self.version.version);
+        other
+    }
+
     /// Scores a packed batch and keeps what the gradient needs.
     ///
     /// * `temperature`: that of the sampler, by which logits are divided
-    pub fn evaluate(&self, packed: &Packed, temperature: f64, want: Want) -> Evaluation {
+    /// * `critic`: values every prefix too
+    pub fn evaluate(&self, packed: &Packed, temperature: f64, want: Want, critic: Option<&Critic>) -> Evaluation {
         let graph = self.hidden(packed, &self.adapter);
         let hidden = graph.detach();
         let scores = logprob::score(&hidden, self.network.head(), &packed.targets, temperature, want);
         Evaluation {
             logprobs: scores.logprobs.set_requires_grad(true),
             entropy: scores.entropy.map(|entropy| entropy.set_requires_grad(true)),
+            values: critic.map(|critic| Values::new(self.value_graph(packed, critic, Some(&graph)))),
             graph,
             hidden,
             head: self.network.head().shallow_clone(),
@@ -166,14 +168,36 @@ impl Policy {
         }
     }
 
-    /// Log-probabilities of a packed batch, `[token]` f32, without gradient.
-    pub fn logprobs(&self, packed: &Packed, temperature: f64, weights: Weights) -> Tensor {
+    /// Values of the prefix before each token of a packed batch, and what their gradient needs.
+    pub fn evaluate_values(&self, packed: &Packed, critic: &Critic) -> Values {
+        Values::new(self.value_graph(packed, critic, None))
+    }
+
+    /// Log-probabilities of a packed batch under the network with `adapter`, `[token]` f32, without gradient.
+    pub fn logprobs(&self, packed: &Packed, temperature: f64, adapter: &Adapter) -> Tensor {
         let _no_grad = tch::no_grad_guard();
-        let hidden = match weights {
-            Weights::Policy => self.hidden(packed, &self.adapter),
-            Weights::Reference => self.hidden(packed, &Adapter::none()),
-        };
-        logprob::score(&hidden, self.network.head(), &packed.targets, temperature, Want::Logprobs).logprobs
+        self.score(&self.hidden(packed, adapter), packed, temperature)
+    }
+
+    /// Log-probabilities under the policy and values of the prefix before each token, both `[token]` f32, without
+    /// gradient.
+    pub fn logprobs_and_values(&self, packed: &Packed, temperature: f64, critic: &Critic) -> (Tensor, Tensor) {
+        let _no_grad = tch::no_grad_guard();
+        let hidden = self.hidden(packed, &self.adapter);
+        let values = self.value_graph(packed, critic, Some(&hidden));
+        (self.score(&hidden, packed, temperature), values)
+    }
+
+    fn score(&self, hidden: &Tensor, packed: &Packed, temperature: f64) -> Tensor {
+        logprob::score(hidden, self.network.head(), &packed.targets, temperature, Want::Logprobs).logprobs
+    }
+
+    /// `hidden` is the policy's own, if it has been computed already.
+    fn value_graph(&self, packed: &Packed, critic: &Critic, hidden: Option<&Tensor>) -> Tensor {
+        match (critic.adapter(), hidden) {
+            (None, Some(hidden)) => critic.values(hidden),
+            (own, _) => critic.values(&self.hidden(packed, own.unwrap_or(&self.adapter))),
+        }
     }
 
     /// The hidden state before each scored token, `[scored, hidden]`.
@@ -210,6 +234,8 @@ pub struct Evaluation {
     pub logprobs: Tensor,
     /// `[token]` f32, a leaf; only where asked for.
     pub entropy: Option<Tensor>,
+    /// The critic's; only where asked for.
+    pub values: Option<Values>,
     graph: Tensor,
     hidden: Tensor,
     head: Tensor,
@@ -218,15 +244,22 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Adds the gradient of `loss` (a scalar) to the adapter's gradients.
+    /// Adds the gradient of `loss` (a scalar) to the gradients of the adapter and of the critic.
     pub fn backward(self, loss: &Tensor) {
         let mut leaves = vec![&self.logprobs];
         leaves.extend(&self.entropy);
+        let values_at = leaves.len();
+        leaves.extend(self.values.iter().map(|values| &values.leaf));
         let gradients = Tensor::run_backward(&[loss], &leaves, false, false);
         let gradient = |index: usize| gradients.get(index).filter(|gradient| gradient.defined());
+        let by_entropy = self.entropy.as_ref().and(gradient(1));
         let by_hidden =
-            logprob::gradient(&self.hidden, &self.head, &self.targets, self.temperature, gradient(0), gradient(1));
-        (self.graph * by_hidden).sum(Kind::Float).backward();
+            logprob::gradient(&self.hidden, &self.head, &self.targets, self.temperature, gradient(0), by_entropy);
+        let policy = (&self.graph * by_hidden).sum(Kind::Float);
+        match self.values.as_ref().zip(gradient(values_at)) {
+            Some((values, gradient)) => (policy + values.pulled(gradient)).backward(),
+            None => policy.backward(),
+        }
     }
 }
 

@@ -65,7 +65,7 @@ pub struct StoredGroup {
 impl Store {
     /// The groups of a step as they were appended, in order and bit for bit; `None` if the step was never appended.
     /// A resumed run uses these instead of paying for the same samples again.
-    pub fn step_groups(&self, run: RunId, step: u64) -> Result<Option<Vec<ScoredGroup>>> {
+    pub fn step_groups(&self, run: RunId, step: u64) -> Result<Option<Vec<StoredGroup>>> {
         self.with(async |connection| {
             let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
             let collected: i64 = sqlx::query_scalar(STEP_WAS_COLLECTED)
@@ -83,8 +83,7 @@ impl Store {
                 .fetch_all(&mut *snapshot)
                 .await
                 .doing(DOING)?;
-            let groups = groups(&mut snapshot, &ids).await?;
-            Ok(Some(groups.into_iter().map(|group| group.scored).collect()))
+            Ok(Some(groups(&mut snapshot, &ids).await?))
         })
     }
 

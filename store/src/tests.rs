@@ -41,6 +41,12 @@ fn begin(store: &Store, name: &str) -> RunId {
     store.begin_run(&new_run(name)).unwrap()
 }
 
+/// The groups of a step without their numbers.
+fn step_groups(store: &Store, run: RunId, step: u64) -> crate::Result<Option<Vec<ScoredGroup>>> {
+    let groups = store.step_groups(run, step)?;
+    Ok(groups.map(|groups| groups.into_iter().map(|group| group.scored).collect()))
+}
+
 /// A sample of these tokens, each drawn with probability 1/2.
 fn sample(ids: &[u32], text: &str) -> Sample {
     let logprob = 0.5f32.ln();

@@ -5,30 +5,79 @@
 //! below.
 
 mod grpo;
+pub(crate) mod policy_gradient;
 
 pub use grpo::{Grpo, LossType, ScaleRewards};
 
 use crate::batch::Batch;
 use crate::objective::{Denominator, Tally};
 use crate::{Error, Result};
-use model::Evaluation;
-use schema::{Sample, ScoredGroup};
+use schema::{Metrics, Sample, ScoredGroup};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// What an algorithm wants the loop to supply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What an algorithm wants the loop to supply, in every step.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Needs {
-    /// The smallest group it can learn from.
-    pub group_size: usize,
+    /// Where samples come from.
+    pub samples: Samples,
+    /// What the loss is a function of.
+    pub reads: Reads,
     /// Log-probabilities under the reference policy: the network with its adapter off.
     pub reference: bool,
-    /// Passes over the samples of a step.
-    pub epochs: usize,
-    /// Optimizer updates in one pass.
-    pub minibatches: usize,
+    /// A critic, which values every prefix.
+    pub critic: Option<CriticNeeds>,
+    /// Credit depends on what the policies say of each token, so every sample is scored before credit is given.
+    pub scored_credit: bool,
     /// Samples whose credit is exactly zero.
     pub zero_credit: ZeroCredit,
+}
+
+impl Default for Needs {
+    /// What a method without a critic needs that learns from groups and penalises nothing.
+    fn default() -> Self {
+        Self {
+            samples: Samples::Drawn { group_size: 2 },
+            reads: Reads::Tokens,
+            reference: false,
+            critic: None,
+            scored_credit: false,
+            zero_credit: ZeroCredit::Skip,
+        }
+    }
+}
+
+/// Where the samples of an algorithm come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Samples {
+    /// The policy draws them, and rewards judge them.
+    Drawn {
+        /// The smallest group it can learn from.
+        group_size: usize,
+    },
+    /// Completions of a data set, one per prompt.
+    Demonstrations,
+    /// Two completions of a data set per prompt: the chosen one, then the rejected one. They are never parted.
+    Pairs,
+}
+
+/// What a loss is a function of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// The log-probability of every token, and the critic's value before it where there is a critic.
+    Tokens,
+    /// The critic's value after the last token of each sample, and nothing else. A sample has one more place behind its
+    /// last token, and that one alone is trained on.
+    Ends,
+}
+
+/// The critic that an algorithm wants.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CriticNeeds {
+    /// It reads the hidden states through an adapter of its own, not through the policy's.
+    pub own_adapter: bool,
+    /// Multiplies the learning rate of its tensors.
+    pub learning_rate_scale: f64,
 }
 
 /// What becomes of samples whose credit is exactly zero.
@@ -40,13 +89,109 @@ pub enum ZeroCredit {
     Compute,
 }
 
+/// How one step learns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    /// Passes over the samples.
+    pub epochs: usize,
+    /// Optimizer updates in one pass.
+    pub minibatches: usize,
+    /// Stop the step's updates once the policy is this far from where the step began, in nats per token (mean of k3).
+    pub max_proximal_kl: Option<f64>,
+    /// Draw up to this many times as many prompts until there are enough groups that carry a signal (DAPO's dynamic
+    /// sampling); 1 takes what comes.
+    pub max_rounds: usize,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { epochs: 1, minibatches: 1, max_proximal_kl: None, max_rounds: 1 }
+    }
+}
+
+impl Schedule {
+    /// Optimizer updates in the step, unless it stops early.
+    pub fn updates(&self) -> u64 {
+        (self.epochs * self.minibatches) as u64
+    }
+}
+
+/// What credit is given by.
+#[derive(Debug, Clone, Copy)]
+pub struct Evidence<'a> {
+    /// The samples of the step with their rewards.
+    pub groups: &'a [ScoredGroup],
+    /// What the policies say of each sample of each group; there if [`Needs::scored_credit`].
+    pub scores: Option<&'a [Vec<SampleScores>]>,
+}
+
+/// What the policies said of one sample at the start of the step, one entry per token.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SampleScores {
+    /// Log-probabilities under the policy that is trained.
+    pub logprobs: Vec<f32>,
+    /// Log-probabilities under the reference policy; empty if it is not needed.
+    pub reference: Vec<f32>,
+    /// The critic's value of the prefix before each token; empty without a critic.
+    pub values: Vec<f32>,
+}
+
+/// What a sample is worth to the update.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Credit {
+    /// One advantage for every token.
+    Whole(f64),
+    /// An advantage for each token, and the return that the critic is fitted to (empty without a critic).
+    Tokens {
+        /// One per token of the sample; ignored where the sample's mask is off.
+        advantages: Vec<f32>,
+        /// One per token, or none.
+        returns: Vec<f32>,
+    },
+}
+
+impl Credit {
+    /// Whether it moves nothing.
+    pub fn is_zero(&self) -> bool {
+        match self {
+            Self::Whole(advantage) => *advantage == 0.0,
+            Self::Tokens { advantages, returns } => returns.is_empty() && advantages.iter().all(|a| *a == 0.0),
+        }
+    }
+}
+
+/// The credit of each sample of each group; `None` for a sample that is not trained on.
+pub type Credits = Vec<Vec<Option<Credit>>>;
+
+/// One advantage per sample as [`Credits`].
+pub(crate) fn whole(advantages: Vec<Vec<Option<f64>>>) -> Credits {
+    let credit = |advantage: Option<f64>| advantage.map(Credit::Whole);
+    advantages.into_iter().map(|group| group.into_iter().map(credit).collect()).collect()
+}
+
+/// What a forward pass says of a batch; the leaves that a loss is a function of.
+#[derive(Debug, Clone, Copy)]
+pub struct Outputs<'a> {
+    /// `[token]`: log-probabilities under the policy. Empty if the algorithm reads ends.
+    pub logprobs: &'a Tensor,
+    /// `[token]`: the entropy of the distribution that each token was drawn from, in nats.
+    pub entropy: Option<&'a Tensor>,
+    /// `[token]`: the critic's value of the prefix before each token.
+    pub values: Option<&'a Tensor>,
+}
+
 /// A learning rule.
 pub trait Algorithm {
     /// What the loop must supply.
     fn needs(&self) -> Needs;
 
-    /// The advantage of each sample of each group; `None` for a sample that is not trained on.
-    fn credit(&self, groups: &[ScoredGroup]) -> Vec<Vec<Option<f64>>>;
+    /// How this step learns; steps count from 1.
+    fn schedule(&self, _step: u64) -> Schedule {
+        Schedule::default()
+    }
+
+    /// What each sample is worth. What is worth knowing about it goes to `metrics`.
+    fn credit(&self, evidence: &Evidence<'_>, metrics: &mut Metrics) -> Credits;
 
     /// Whether the tokens of this sample are in the loss and its denominator.
     fn trains_on(&self, _sample: &Sample) -> bool {
@@ -57,7 +202,10 @@ pub trait Algorithm {
     fn denominator(&self, trained_per_sequence: &[i64]) -> Denominator;
 
     /// The share of this batch in the loss, a scalar that is minimised; its measurements go to `tally`.
-    fn loss(&self, batch: &Batch, evaluation: &Evaluation, tally: &mut Tally) -> Tensor;
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor;
+
+    /// After the updates of a step over `samples` samples: adapts what depends on its metrics.
+    fn finish_step(&mut self, _metrics: &mut Metrics, _samples: usize) {}
 
     /// What must be saved to go on.
     fn state(&self) -> serde_json::Value {

@@ -7,7 +7,8 @@ mod parse;
 
 pub use parse::Override;
 
-use crate::{Error, Result, algorithm, optimizer, prox};
+use crate::algorithm::{self, Samples};
+use crate::{Error, Result, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -170,13 +171,13 @@ impl Config {
         }
         self.rollout.check()?;
         let algorithm = algorithm::build(&self.algorithm)?;
-        let needs = algorithm.needs();
-        if self.rollout.group_size < needs.group_size {
+        if let Samples::Drawn { group_size } = algorithm.needs().samples
+            && self.rollout.group_size < group_size
+        {
             return Err(Error::input(format!(
-                "rollout.group_size is {}, but algorithm.{} compares the samples of a group and needs at least {}",
+                "rollout.group_size is {}, but algorithm.{} compares the samples of a group and needs at least {group_size}",
                 self.rollout.group_size,
                 self.algorithm.name(),
-                needs.group_size
             )));
         }
         if self.rollout.temperature == 0.0 {

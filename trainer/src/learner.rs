@@ -1,15 +1,16 @@
-//! One step's learning: credit, batches, losses, updates.
+//! One step's learning: scores, credit, batches, losses, updates.
 
-use crate::algorithm::{self, Algorithm};
-use crate::batch::{Batch, Cut, MiniBatch, mini_batches};
+use crate::algorithm::{self, Algorithm, Credits, Evidence, Outputs, Reads, SampleScores, Samples};
+use crate::batch::{Batch, Cut, Material, MiniBatch, mini_batches, score_samples};
 use crate::config::Config;
-use crate::objective::{Tally, effective_sample_share, mismatch_kl};
+use crate::objective::{KlEstimator, Tally, effective_sample_share, mismatch_kl};
 use crate::optimizer::{self, Optimizer, OptimizerState, Parameter, Rate, Role, Update};
 use crate::prox::Prox;
 use crate::snapshot::{Snapshot, State};
 use crate::{Error, Result};
+use model::adapter::Adapter;
 use model::logprob::Want;
-use model::{Policy, Weights};
+use model::{Critic, Policy};
 use schema::{Metrics, ScoredGroup, Seed};
 use serde_json::json;
 use tch::Tensor;
@@ -17,6 +18,9 @@ use tch::Tensor;
 /// The algorithm, the optimizer and the constraint, and the parameters that they move.
 pub(crate) struct Learner {
     algorithm: Box<dyn Algorithm>,
+    critic: Option<Critic>,
+    /// The reference policy's adapter: none, for the untouched network.
+    reference: Adapter,
     optimizer: Box<dyn Optimizer>,
     prox: Option<Box<dyn Prox>>,
     parameters: Vec<Parameter>,
@@ -30,18 +34,15 @@ pub(crate) struct Learner {
 
 impl Learner {
     pub(crate) fn new(config: &Config, policy: &Policy) -> Result<Self> {
-        let gate_scale = config.optimizer.gate_learning_rate_scale();
-        let parameter = |name: String, tensor: &Tensor| {
-            let gate = name.rsplit('.').next() == Some("gate");
-            let (role, learning_rate_scale) = if gate { (Role::Gate, gate_scale) } else { (Role::Weight, 1.0) };
-            Parameter { learning_rate_scale, ..Parameter::new(name, tensor.shallow_clone(), role) }
-        };
-        let parameters = policy.adapter().tensors().map(|(name, tensor)| parameter(name, tensor)).collect();
+        let algorithm = algorithm::build(&config.algorithm)?;
+        let critic = critic(config, &*algorithm, policy)?;
         Ok(Self {
-            algorithm: algorithm::build(&config.algorithm)?,
+            parameters: parameters(config, &*algorithm, policy, critic.as_ref()),
+            algorithm,
+            critic,
+            reference: Adapter::none(),
             optimizer: config.optimizer.build()?,
             prox: config.prox.as_ref().map(crate::prox::ProxConfig::build).transpose()?,
-            parameters,
             rate: config.optimizer.rate(),
             max_grad_norm: config.optimizer.max_grad_norm(),
             temperature: config.rollout.sampler().logprob_temperature(),
@@ -55,28 +56,49 @@ impl Learner {
         })
     }
 
+    /// The rule that it learns by.
+    pub(crate) fn algorithm(&self) -> &dyn Algorithm {
+        &*self.algorithm
+    }
+
+    /// The critic, if the algorithm has one.
+    pub(crate) fn critic(&self) -> Option<&Critic> {
+        self.critic.as_ref()
+    }
+
     /// Learns from the samples of one step. Where no sample has a gradient (every group's rewards are alike), nothing
     /// moves, the optimizer's momentum included.
-    pub(crate) fn update(&mut self, step: u64, scored: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {
-        let needs = self.algorithm.needs();
-        let seed = self.seed.at(step);
-        let mut batches = mini_batches(scored, &*self.algorithm, self.cut, &seed)?;
-        let per_step = (needs.epochs * needs.minibatches) as u64;
-        self.score_anchors(&mut batches, policy);
-
-        let mut tally = Tally::new();
+    pub(crate) fn update(&mut self, step: u64, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {
+        let schedule = self.algorithm.schedule(step);
         let mut metrics = Metrics::new();
+        let mut batches = self.batches(step, groups, policy, &mut metrics)?;
+        self.score_anchors(&mut batches, schedule.updates() > 1, policy);
+
+        let before: u64 = (1..step).map(|step| self.algorithm.schedule(step).updates()).sum();
+        let total: u64 = before + (step..=self.steps).map(|step| self.algorithm.schedule(step).updates()).sum::<u64>();
+        let mut tally = Tally::new();
         let (mut taken, mut skipped, mut loss, mut norms, mut rate) = (0u64, 0u64, 0.0, 0.0, 0.0);
-        for epoch in 0..needs.epochs {
+        'updates: for epoch in 0..schedule.epochs {
             for (index, batch) in batches.iter().enumerate() {
                 if batch.micro_batches.is_empty() {
                     continue;
                 }
-                loss += batch.micro_batches.iter().map(|part| self.accumulate(part, policy, &mut tally)).sum::<f64>();
-                let number = (step - 1) * per_step + (epoch * needs.minibatches + index) as u64;
-                rate = self.rate.at(number, self.steps * per_step);
-                let update = optimizer::update(&mut *self.optimizer, &mut self.parameters, rate, self.max_grad_norm)?;
-                match update {
+                let mut own = Tally::new();
+                let batch_loss: f64 =
+                    batch.micro_batches.iter().map(|part| self.accumulate(part, policy, &mut own)).sum();
+                let too_far = schedule
+                    .max_proximal_kl
+                    .is_some_and(|limit| own.mean("proximal_kl").is_some_and(|moved| moved > limit));
+                tally.merge(own);
+                if too_far {
+                    self.forget_gradients();
+                    metrics.set("updates/stopped_by_kl", 1.0);
+                    break 'updates;
+                }
+                loss += batch_loss;
+                let number = before + (epoch * schedule.minibatches + index) as u64;
+                rate = self.rate.at(number, total);
+                match optimizer::update(&mut *self.optimizer, &mut self.parameters, rate, self.max_grad_norm)? {
                     Update::Taken { grad_norm } => {
                         taken += 1;
                         norms += grad_norm;
@@ -100,34 +122,127 @@ impl Learner {
         metrics.set("tokens/trained", batches.iter().map(|batch| batch.trained_tokens).sum::<i64>() as f64);
         let computed = batches.iter().flat_map(|batch| &batch.micro_batches).map(|batch| batch.packed.scored_tokens());
         metrics.set("tokens/computed", computed.sum::<usize>() as f64);
+        let samples = groups.iter().map(|group| group.group().samples.len()).sum();
+        self.algorithm.finish_step(&mut metrics, samples);
         Ok(metrics)
     }
 
-    /// Fills in the log-probabilities that must be those of the step's beginning.
-    fn score_anchors(&self, batches: &mut [MiniBatch], policy: &Policy) {
+    /// What the algorithm measures on samples that it does not learn from, by its own metrics' names and `loss`.
+    pub(crate) fn measure(&mut self, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {
+        let mut metrics = Metrics::new();
+        let mut batches = self.batches(1, groups, policy, &mut metrics)?;
+        self.score_anchors(&mut batches, false, policy);
+        let mut tally = Tally::new();
+        let mut loss = 0.0;
+        for batch in batches.iter().flat_map(|batch| &batch.micro_batches) {
+            loss += self.accumulate(batch, policy, &mut tally);
+        }
+        self.forget_gradients();
+        metrics.merge(tally.metrics());
+        metrics.set("loss", loss / batches.len().max(1) as f64);
+        Ok(metrics)
+    }
+
+    /// Loss and gradients of a whole step, of which nothing is applied.
+    #[cfg(test)]
+    pub(crate) fn gradients(&self, groups: &[ScoredGroup], policy: &Policy) -> (f64, Vec<Tensor>) {
+        let mut batches = self.batches(1, groups, policy, &mut Metrics::new()).expect("the samples are consistent");
+        self.score_anchors(&mut batches, false, policy);
+        let parts = batches.iter().flat_map(|batch| &batch.micro_batches);
+        let loss = parts.map(|part| self.accumulate(part, policy, &mut Tally::new())).sum();
+        (loss, self.parameters.iter().map(|parameter| parameter.tensor.grad()).collect())
+    }
+
+    /// Gives credit and cuts batches.
+    fn batches(
+        &self,
+        step: u64,
+        groups: &[ScoredGroup],
+        policy: &Policy,
+        metrics: &mut Metrics,
+    ) -> Result<Vec<MiniBatch>> {
+        let scores = self.algorithm.needs().scored_credit.then(|| self.score(groups, policy)).transpose()?;
+        let scores = scores.as_deref();
+        let credits: Credits = self.algorithm.credit(&Evidence { groups, scores }, metrics);
+        let material = Material { groups, credits: &credits, scores };
+        mini_batches(&material, &*self.algorithm, &self.algorithm.schedule(step), self.cut, &self.seed.at(step))
+    }
+
+    /// Scores every sample of the step under every policy that the algorithm asks for.
+    fn score(&self, groups: &[ScoredGroup], policy: &Policy) -> Result<Vec<Vec<SampleScores>>> {
+        let reference = self.algorithm.needs().reference;
+        let scores = score_samples(groups, self.cut, |packed| {
+            let mut columns = match &self.critic {
+                Some(critic) => {
+                    let (logprobs, values) = policy.logprobs_and_values(packed, self.temperature, critic);
+                    vec![logprobs, values]
+                }
+                None => vec![policy.logprobs(packed, self.temperature, policy.adapter())],
+            };
+            if reference {
+                columns.push(policy.logprobs(packed, self.temperature, &self.reference));
+            }
+            columns
+        })?;
+        let sample = |columns: Vec<Vec<f32>>| {
+            let mut columns = columns.into_iter();
+            let logprobs = columns.next().unwrap_or_default();
+            let values = self.critic.as_ref().and_then(|_| columns.next()).unwrap_or_default();
+            SampleScores { logprobs, values, reference: columns.next().unwrap_or_default() }
+        };
+        Ok(scores.into_iter().map(|group| group.into_iter().map(sample).collect()).collect())
+    }
+
+    /// Fills in the log-probabilities that must be those of the step's beginning and are not known yet.
+    fn score_anchors(&self, batches: &mut [MiniBatch], several: bool, policy: &Policy) {
         let needs = self.algorithm.needs();
-        let several = needs.epochs * needs.minibatches > 1;
+        if needs.reads == Reads::Ends {
+            return;
+        }
         for batch in batches.iter_mut().flat_map(|batch| &mut batch.micro_batches) {
-            let score = |weights| policy.logprobs(&batch.packed, self.temperature, weights);
-            let proximal = several.then(|| score(Weights::Policy));
-            let reference = needs.reference.then(|| score(Weights::Reference));
-            (batch.proximal_logprobs, batch.reference_logprobs) = (proximal, reference);
+            let score = |adapter| policy.logprobs(&batch.packed, self.temperature, adapter);
+            if several && batch.proximal_logprobs.is_none() {
+                batch.proximal_logprobs = Some(score(policy.adapter()));
+            }
+            if needs.reference && batch.reference_logprobs.is_none() {
+                batch.reference_logprobs = Some(score(&self.reference));
+            }
         }
     }
 
     /// Adds the gradient of one micro-batch; returns its share of the loss.
     fn accumulate(&self, batch: &Batch, policy: &Policy, tally: &mut Tally) -> f64 {
-        let evaluation = policy.evaluate(&batch.packed, self.temperature, Want::Entropy);
-        let (rows, logprobs, behaviour) = (&batch.rows, &evaluation.logprobs, &batch.behaviour_logprobs);
-        let tokens = rows.trained_tokens() as f64;
-        tally.add("mismatch_kl", &(mismatch_kl(logprobs, behaviour, rows) * tokens), tokens);
-        tally.add("effective_sample_share", &(effective_sample_share(logprobs, behaviour, rows) * tokens), tokens);
-        if let Some(entropy) = &evaluation.entropy {
-            tally.add_tokens("entropy", entropy, rows);
+        let needs = self.algorithm.needs();
+        if let (Reads::Ends, Some(critic)) = (needs.reads, &self.critic) {
+            let values = policy.evaluate_values(&batch.packed, critic);
+            let nothing = values.leaf.narrow(0, 0, 0);
+            let outputs = Outputs { logprobs: &nothing, entropy: None, values: Some(&values.leaf) };
+            let loss = self.algorithm.loss(batch, outputs, tally);
+            values.backward(&loss);
+            return loss.double_value(&[]);
         }
-        let loss = self.algorithm.loss(batch, &evaluation, tally);
+        let evaluation = policy.evaluate(&batch.packed, self.temperature, Want::Entropy, self.critic.as_ref());
+        let logprobs = &evaluation.logprobs;
+        if matches!(needs.samples, Samples::Drawn { .. }) {
+            tally_policies(batch, logprobs, tally);
+        }
+        if let Some(entropy) = &evaluation.entropy {
+            tally.add_tokens("entropy", entropy, &batch.rows);
+        }
+        let outputs = Outputs {
+            logprobs,
+            entropy: evaluation.entropy.as_ref(),
+            values: evaluation.values.as_ref().map(|values| &values.leaf),
+        };
+        let loss = self.algorithm.loss(batch, outputs, tally);
         evaluation.backward(&loss);
         loss.double_value(&[])
+    }
+
+    fn forget_gradients(&mut self) {
+        for parameter in &mut self.parameters {
+            parameter.tensor.zero_grad();
+        }
     }
 
     /// Applies the constraint to every gate.
@@ -142,21 +257,30 @@ impl Learner {
     /// Everything that [`Learner::restore`] needs.
     pub(crate) fn snapshot(&self, state: &State, policy: &Policy) -> Snapshot {
         let optimizer = self.optimizer.state();
-        Snapshot {
-            state: State {
-                algorithm: self.algorithm.state(),
-                optimizer: json!({ "rule": optimizer.rule, "scalars": optimizer.scalars }),
-                ..state.clone()
-            },
-            adapter: policy.adapter().tensors().map(|(name, tensor)| (name, tensor.shallow_clone())).collect(),
-            optimizer: optimizer.tensors,
+        let copies = |tensors: &mut dyn Iterator<Item = (String, &Tensor)>| {
+            tensors.map(|(name, tensor)| (name, tensor.shallow_clone())).collect::<Vec<_>>()
+        };
+        let mut snapshot = Snapshot::new(State {
+            algorithm: self.algorithm.state(),
+            optimizer: json!({ "rule": optimizer.rule, "scalars": optimizer.scalars }),
+            ..state.clone()
+        });
+        snapshot.insert("adapter", copies(&mut policy.adapter().tensors()));
+        snapshot.insert("optimizer", optimizer.tensors);
+        if let Some(critic) = &self.critic {
+            snapshot.insert("critic", copies(&mut critic.tensors()));
         }
+        snapshot
     }
 
     /// Goes on from a checkpoint; the policy's adapter is overwritten in place.
-    pub(crate) fn restore(&mut self, snapshot: Snapshot, policy: &Policy) -> Result<State> {
-        let Snapshot { state, adapter, optimizer: tensors } = snapshot;
-        policy.adapter().restore(&adapter)?;
+    pub(crate) fn restore(&mut self, mut snapshot: Snapshot, policy: &Policy) -> Result<State> {
+        policy.adapter().restore(snapshot.part("adapter")?)?;
+        if let Some(critic) = &self.critic {
+            critic.restore(snapshot.part("critic")?)?;
+        }
+        let tensors = snapshot.take("optimizer")?;
+        let state = snapshot.state;
         self.algorithm.restore(&state.algorithm)?;
         let scalars = serde_json::from_value(state.optimizer["scalars"].clone())
             .map_err(|error| Error::input(format!("the checkpoint's optimizer state cannot be read: {error}")))?;
@@ -164,4 +288,42 @@ impl Learner {
         self.optimizer.restore(OptimizerState { rule, scalars, tensors })?;
         Ok(state)
     }
+}
+
+/// How far the policies that drew, began and are, lie apart.
+fn tally_policies(batch: &Batch, logprobs: &Tensor, tally: &mut Tally) {
+    let (rows, behaviour) = (&batch.rows, &batch.behaviour_logprobs);
+    let tokens = rows.trained_tokens() as f64;
+    tally.add("mismatch_kl", &(mismatch_kl(logprobs, behaviour, rows) * tokens), tokens);
+    tally.add("effective_sample_share", &(effective_sample_share(logprobs, behaviour, rows) * tokens), tokens);
+    if let Some(proximal) = &batch.proximal_logprobs {
+        // k3 of the drawn tokens, which come from the step's first policy: KL(proximal ‖ policy).
+        tally.add_tokens("proximal_kl", &KlEstimator::K3.estimate(proximal, &logprobs.detach()), rows);
+    }
+}
+
+/// The critic that the algorithm asks for.
+fn critic(config: &Config, algorithm: &dyn Algorithm, policy: &Policy) -> Result<Option<Critic>> {
+    let Some(needs) = algorithm.needs().critic else { return Ok(None) };
+    let own = || {
+        let seed = Seed::new(config.seed).child("critic");
+        config.model.adapter.build(policy.network(), &seed, policy.device())
+    };
+    let adapter = needs.own_adapter.then(own).transpose()?;
+    Ok(Some(Critic::new(policy.network(), adapter, policy.device())))
+}
+
+/// Everything that is trained: the adapter, and the critic where there is one.
+fn parameters(config: &Config, algorithm: &dyn Algorithm, policy: &Policy, critic: Option<&Critic>) -> Vec<Parameter> {
+    let gate_scale = config.optimizer.gate_learning_rate_scale();
+    let parameter = |name: String, tensor: &Tensor, scale: f64| {
+        let gate = name.rsplit('.').next() == Some("gate");
+        let (role, own_scale) = if gate { (Role::Gate, gate_scale) } else { (Role::Weight, 1.0) };
+        Parameter { learning_rate_scale: scale * own_scale, ..Parameter::new(name, tensor.shallow_clone(), role) }
+    };
+    let critic_scale = algorithm.needs().critic.map_or(1.0, |needs| needs.learning_rate_scale);
+    let adapter = policy.adapter().tensors().map(|(name, tensor)| parameter(name, tensor, 1.0));
+    let critic =
+        critic.into_iter().flat_map(Critic::tensors).map(|(name, tensor)| parameter(name, tensor, critic_scale));
+    adapter.chain(critic).collect()
 }

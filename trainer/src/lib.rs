@@ -14,6 +14,7 @@ pub mod plot;
 pub mod prox;
 mod run;
 mod snapshot;
+mod source;
 #[cfg(test)]
 mod testing;
 pub mod tracker;

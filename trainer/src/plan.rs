@@ -3,22 +3,23 @@
 use crate::algorithm;
 use crate::config::Config;
 use crate::evaluate::HeldOut;
+use crate::source::{Rollouts, Source};
 use crate::{Error, Result};
 use model::Policy;
 use model::cache::KvCache;
 use reward::WeightedSum;
-use rollout::collector::{Collector, Inline};
+use rollout::collector::Inline;
 use rollout::prompts::{Epochs, PromptSource, Sources};
 use schema::{Prompt, Seed};
 
 /// The parts of a run.
 pub(crate) struct Plan {
     pub(crate) policy: Policy,
-    pub(crate) collector: Box<dyn Collector>,
+    pub(crate) source: Box<dyn Source>,
     pub(crate) reward: WeightedSum,
-    pub(crate) prompts: Epochs,
     pub(crate) held_out: Option<HeldOut>,
-    pub(crate) seed: Seed,
+    /// The first prompt of the run, for an estimate of lengths.
+    first_prompt: Prompt,
 }
 
 impl Plan {
@@ -28,16 +29,24 @@ impl Plan {
         let reward = reward::build(&config.reward)?;
         let Sources { train, held_out } = config.prompts.open(&seed.child("prompts"))?;
         let held_out = held_out.map(|source| held_out_prompts(&*source, config, &seed)).transpose()?.flatten();
+        let first_prompt = train.prompt(0)?;
         let policy = Policy::load(&config.model, &seed)?;
-        let collector = Box::new(Inline::new(&policy, config.rollout.engine.clone()));
-        let prompts = Epochs::new(train, config.rollout.prompts_per_step, seed.child("epochs"));
-        Ok(Self { policy, collector, reward, prompts, held_out, seed })
+        let rollout = &config.rollout;
+        let source = Rollouts {
+            collector: Box::new(Inline::new(&policy, rollout.engine.clone())),
+            prompts: Epochs::new(train, rollout.prompts_per_step, seed.child("epochs")),
+            prompts_per_step: rollout.prompts_per_step,
+            group_size: rollout.group_size,
+            settings: rollout.sampler(),
+            seed: seed.child("rollout"),
+        };
+        Ok(Self { policy, source: Box::new(source), reward, held_out, first_prompt })
     }
 
     /// Names the policy after the step that made it and samples from it from now on.
     pub(crate) fn publish(&mut self, step: u64) -> Result<()> {
         self.policy.set_version(step);
-        Ok(self.collector.publish(&self.policy)?)
+        self.source.publish(&self.policy)
     }
 }
 
@@ -99,12 +108,12 @@ impl Estimate {
 pub fn estimate(config: &Config) -> Result<Estimate> {
     let plan = Plan::build(config)?;
     let (rollout, dimensions) = (&config.rollout, plan.policy.network().dimensions());
-    let needs = algorithm::build(&config.algorithm)?.needs();
+    let updates_per_step = algorithm::build(&config.algorithm)?.schedule(1).updates();
     let samples_per_step = (rollout.prompts_per_step * rollout.group_size) as u64;
     let parameters = dimensions.parameters() as u64;
     let trained_parameters = plan.policy.adapter().parameters() as u64;
     let bytes = plan.policy.kind().elt_size_in_bytes() as u64;
-    let first = plan.policy.tokenizer().prompt_ids(&plan.prompts.step(1)?[0])?;
+    let first = plan.policy.tokenizer().prompt_ids(&plan.first_prompt)?;
     let capacity = (first.len() + rollout.max_new_tokens as usize).next_multiple_of(64);
     // Saved per token and layer: the residual stream and its two norms, q, k, v, rotated q and k, attention's output,
     // gate, up, silu and their product, and each adapter's inner and outer product.
@@ -117,7 +126,7 @@ pub fn estimate(config: &Config) -> Result<Estimate> {
     let logits = 4 << 26;
     Ok(Estimate {
         samples_per_step,
-        updates_per_step: (needs.epochs * needs.minibatches) as u64,
+        updates_per_step,
         samples: samples_per_step * config.steps,
         max_generated_tokens: samples_per_step * config.steps * u64::from(rollout.max_new_tokens),
         held_out: plan.held_out.as_ref().map_or(0, |held_out| held_out.prompts.len()),

@@ -16,12 +16,12 @@ use crate::learner::Learner;
 use crate::measure;
 use crate::plan::Plan;
 use crate::snapshot::{Snapshots, State};
+use crate::source::{Desk, StepSamples};
 use crate::tracker::{JsonlTracker, TensorboardTracker, Tracker};
 use crate::{Error, Result};
 use folder::RunFolder;
 use model::Policy;
-use rollout::collector::Job;
-use schema::{Metrics, ScoredGroup, Seed};
+use schema::{Metrics, Seed};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -84,7 +84,7 @@ pub fn trained_policy(folder: &Path) -> Result<Policy> {
 fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<()> {
     let newest = Snapshots::new(folder, 0).newest()?;
     let snapshot = newest.ok_or_else(|| Error::input(format!("{} has no checkpoint yet", folder.display())))?;
-    policy.adapter().restore(&snapshot.adapter)?;
+    policy.adapter().restore(snapshot.part("adapter")?)?;
     policy.set_version(snapshot.state.step);
     Ok(())
 }
@@ -172,24 +172,26 @@ impl<'a> Training<'a> {
     /// One step of the loop.
     fn step(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Metrics> {
         let start = Instant::now();
-        let (scored, mut metrics) = self.samples(step, observer)?;
+        let samples = self.samples(step, observer)?;
+        let mut metrics = samples.metrics.clone();
+        metrics.set("time/rollout_s", start.elapsed().as_secs_f64());
         observer.phase(Phase::Updating);
         let updating = Instant::now();
-        metrics.merge(self.learner.update(step, &scored, &self.plan.policy)?);
+        metrics.merge(self.learner.update(step, samples.trained(), &self.plan.policy)?);
         self.plan.publish(step)?;
         metrics.set("time/update_s", updating.elapsed().as_secs_f64());
 
         self.state.step = step;
         self.state.policy_hash.clone_from(&self.plan.policy.version().hash);
-        self.state.generated_tokens += measure::generated_tokens(&scored);
-        self.state.num_tokens += measure::seen_tokens(&scored);
-        self.state.samples += scored.iter().map(|group| group.group().samples.len() as u64).sum::<u64>();
+        self.state.generated_tokens += samples.generated_tokens();
+        self.state.num_tokens += measure::seen_tokens(&samples.fresh);
+        self.state.samples += samples.fresh.iter().map(|group| group.group().samples.len() as u64).sum::<u64>();
         let seconds = start.elapsed().as_secs_f64();
         self.state.train_seconds += seconds;
         metrics.set("num_tokens", self.state.num_tokens as f64);
         metrics.set("adapter/active_rank", self.plan.policy.adapter().active_rank());
         metrics.set("step_time", seconds);
-        metrics.set("perf/generated_tokens_per_second", measure::generated_tokens(&scored) as f64 / seconds);
+        metrics.set("perf/generated_tokens_per_second", samples.generated_tokens() as f64 / seconds);
         metrics.set("perf/peak_rss_mb", measure::peak_rss_mb());
         if self.config.evaluate.every > 0 && step.is_multiple_of(self.config.evaluate.every) && step < self.config.steps
         {
@@ -202,32 +204,16 @@ impl<'a> Training<'a> {
         Ok(metrics)
     }
 
-    /// The scored samples of a step: from the store if an earlier call drew them, fresh ones otherwise. Fresh ones
-    /// are committed before anything is learned from them.
-    fn samples(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(Vec<ScoredGroup>, Metrics)> {
-        let start = Instant::now();
-        let scored = if let Some(scored) = self.store.step_groups(self.run, step)? {
-            scored
-        } else {
-            let job = Job {
-                prompts: self.plan.prompts.step(step)?,
-                group_size: self.config.rollout.group_size,
-                settings: self.config.rollout.sampler(),
-                seed: self.plan.seed.child("rollout").at(step),
-            };
-            observer.phase(Phase::Sampling);
-            let groups =
-                self.plan.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
-            observer.phase(Phase::Scoring);
-            let scored = self.plan.reward.score(groups)?;
-            let kept = self.saved == Some(step - 1);
-            let adapter = kept.then(|| self.snapshots.path(step - 1).display().to_string());
-            self.store.append_step(self.run, step, &scored, adapter.as_deref())?;
-            scored
+    fn samples(&mut self, step: u64, observer: &mut dyn Observer) -> Result<StepSamples> {
+        let kept = self.saved == Some(step - 1);
+        let desk = Desk {
+            store: &self.store,
+            run: self.run,
+            reward: &mut self.plan.reward,
+            adapter: kept.then(|| self.snapshots.path(step - 1).display().to_string()),
+            observer,
         };
-        let mut metrics = measure::samples(&scored);
-        metrics.set("time/rollout_s", start.elapsed().as_secs_f64());
-        Ok((scored, metrics))
+        self.plan.source.step(step, &self.learner.algorithm().schedule(step), desk)
     }
 
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {

@@ -12,6 +12,7 @@ pub use peft::export_peft;
 use crate::{Error, Result};
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -61,15 +62,12 @@ impl State {
 pub(crate) struct Snapshot {
     /// Everything but tensors.
     pub state: State,
-    /// The adapter's tensors by name.
-    pub adapter: Vec<(String, Tensor)>,
-    /// The optimizer's tensors by name.
-    pub optimizer: Vec<(String, Tensor)>,
+    /// Named tensors, by the name of the file that they are in: `adapter`, `optimizer`, `critic`, …
+    parts: BTreeMap<String, Vec<(String, Tensor)>>,
 }
 
-const ADAPTER: &str = "adapter.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+const EXTENSION: &str = "safetensors";
 
 /// The checkpoints of one run.
 #[derive(Debug, Clone)]
@@ -109,8 +107,9 @@ impl Snapshots {
             fs::remove_dir_all(partial)?;
         }
         fs::create_dir(partial)?;
-        write_synced(&partial.join(ADAPTER), &tensors::to_bytes(&snapshot.adapter)?)?;
-        write_synced(&partial.join(OPTIMIZER), &tensors::to_bytes(&snapshot.optimizer)?)?;
+        for (name, part) in &snapshot.parts {
+            write_synced(&partial.join(name).with_extension(EXTENSION), &tensors::to_bytes(part)?)?;
+        }
         write_synced(&partial.join(STATE), serde_json::to_string_pretty(&snapshot.state)?.as_bytes())?;
         if whole.exists() {
             fs::remove_dir_all(whole)?;
@@ -150,16 +149,47 @@ impl Snapshots {
 }
 
 impl Snapshot {
+    /// A checkpoint without tensors.
+    pub(crate) fn new(state: State) -> Self {
+        Self { state, parts: BTreeMap::new() }
+    }
+
+    /// Adds named tensors under the name of their file.
+    pub(crate) fn insert(&mut self, name: &str, tensors: Vec<(String, Tensor)>) {
+        self.parts.insert(name.to_owned(), tensors);
+    }
+
+    /// The tensors of one file.
+    pub(crate) fn part(&self, name: &str) -> Result<&[(String, Tensor)]> {
+        self.parts.get(name).map(|part| &part[..]).ok_or_else(|| missing(name))
+    }
+
+    /// Takes the tensors of one file out.
+    pub(crate) fn take(&mut self, name: &str) -> Result<Vec<(String, Tensor)>> {
+        self.parts.remove(name).ok_or_else(|| missing(name))
+    }
+
     /// Reads a checkpoint folder.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
-        let problem = |file: &str, error: &dyn std::fmt::Display| {
-            Error::input(format!("{}: {error}; is this a checkpoint folder of a run?", folder.join(file).display()))
+        let path = folder.join(STATE);
+        let problem = |error: &dyn std::fmt::Display| {
+            Error::input(format!("{}: {error}; is this a checkpoint folder of a run?", path.display()))
         };
-        let text = fs::read_to_string(folder.join(STATE)).map_err(|error| problem(STATE, &error))?;
-        let state = serde_json::from_str(&text).map_err(|error| problem(STATE, &error))?;
-        let read = |file: &str| tensors::read(&folder.join(file));
-        Ok(Self { state, adapter: read(ADAPTER)?, optimizer: read(OPTIMIZER)? })
+        let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
+        let mut snapshot = Self::new(serde_json::from_str(&text).map_err(|error| problem(&error))?);
+        for entry in fs::read_dir(folder).map_err(|error| problem(&error))?.flatten() {
+            let file = entry.path();
+            let name = file.file_stem().and_then(|stem| stem.to_str());
+            if let Some(name) = name.filter(|_| file.extension().is_some_and(|extension| extension == EXTENSION)) {
+                snapshot.insert(name, tensors::read(&file)?);
+            }
+        }
+        Ok(snapshot)
     }
+}
+
+fn missing(part: &str) -> Error {
+    Error::input(format!("the checkpoint has no {part}.{EXTENSION}; was it made with another config?"))
 }
 
 /// Writes a file and waits until it is on the disk.
@@ -189,8 +219,11 @@ mod tests {
             train_seconds: 0.1 + 0.2,
             ..State::start("abc")
         };
-        let tensors = vec![("a.lora_A".to_owned(), Tensor::from_slice(&[1.5f32, -0.0, 1e-30]).reshape([1, 3]))];
-        Snapshot { state, optimizer: vec![("a.first".to_owned(), tensors[0].1.copy())], adapter: tensors }
+        let tensor = Tensor::from_slice(&[1.5f32, -0.0, 1e-30]).reshape([1, 3]);
+        let mut snapshot = Snapshot::new(state);
+        snapshot.insert("optimizer", vec![("a.first".to_owned(), tensor.copy())]);
+        snapshot.insert("adapter", vec![("a.lora_A".to_owned(), tensor)]);
+        snapshot
     }
 
     #[test]
@@ -204,8 +237,11 @@ mod tests {
         assert_eq!(snapshots.steps(), [2, 10]);
         let newest = snapshots.newest().unwrap().unwrap();
         assert_eq!(newest.state, snapshot(10).state);
-        assert_eq!(newest.adapter[0].0, "a.lora_A");
-        assert!(newest.adapter[0].1.equal(&snapshot(10).adapter[0].1));
+        let [adapter, expected] =
+            [&newest, &snapshot(10)].map(|snapshot| snapshot.part("adapter").unwrap()[0].1.copy());
+        assert_eq!(newest.part("adapter").unwrap()[0].0, "a.lora_A");
+        assert!(adapter.equal(&expected));
+        assert!(newest.part("critic").unwrap_err().is_input());
     }
 
     #[test]

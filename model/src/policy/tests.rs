@@ -38,7 +38,7 @@ const FAMILIES: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
 fn logprobs(policy: &Policy, groups: &[Sequences<'_>]) -> Vec<f32> {
     let packed = Packed::new(groups, policy.network.dimensions().vocab, policy.device).unwrap();
-    Vec::<f32>::try_from(&policy.logprobs(&packed, 1.0, Weights::Policy)).unwrap()
+    Vec::<f32>::try_from(&policy.logprobs(&packed, 1.0, policy.adapter())).unwrap()
 }
 
 fn close(a: &[f32], b: &[f32]) {
@@ -125,8 +125,8 @@ fn a_fresh_adapter_changes_nothing_and_a_trained_one_does() {
     let packed =
         Packed::new(&[Sequences { prompt: &[1, 2], completions: vec![&[3, 4]] }], 259, crate::device::HOST).unwrap();
     for (policy, same) in [(policy("llama"), true), (trained("llama"), false)] {
-        let with = policy.logprobs(&packed, 1.0, Weights::Policy);
-        assert_eq!(with.equal(&policy.logprobs(&packed, 1.0, Weights::Reference)), same);
+        let with = policy.logprobs(&packed, 1.0, policy.adapter());
+        assert_eq!(with.equal(&policy.logprobs(&packed, 1.0, &Adapter::none())), same);
     }
     assert_ne!(policy("llama").version().hash, trained("llama").version().hash);
     assert_eq!(policy("llama").version(), policy("llama").version());
@@ -141,7 +141,7 @@ fn gradients_reach_every_adapter_tensor_and_agree_with_finite_differences() {
     let loss = |evaluation: &Evaluation| {
         (&evaluation.logprobs * &weights).sum(Kind::Float) + evaluation.entropy.as_ref().unwrap().sum(Kind::Float)
     };
-    let evaluation = policy.evaluate(&packed, 0.8, Want::Entropy);
+    let evaluation = policy.evaluate(&packed, 0.8, Want::Entropy, None);
     let value = loss(&evaluation);
     evaluation.backward(&value);
     for (name, tensor) in policy.adapter.tensors() {
@@ -153,7 +153,7 @@ fn gradients_reach_every_adapter_tensor_and_agree_with_finite_differences() {
         let _no_grad = tch::no_grad_guard();
         let entry = tensor.view(-1).get(0);
         let _ = entry.shallow_clone().g_add_scalar_(offset);
-        let value = loss(&policy.evaluate(&packed, 0.8, Want::Entropy)).double_value(&[]);
+        let value = loss(&policy.evaluate(&packed, 0.8, Want::Entropy, None)).double_value(&[]);
         let _ = entry.shallow_clone().g_add_scalar_(-offset);
         value
     };

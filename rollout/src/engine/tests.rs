@@ -1,11 +1,11 @@
 //! Whatever the batch, the same seeds draw the same samples.
 
 use super::*;
+use model::Config;
 use model::adapter::{AdapterConfig, Lora};
 use model::architecture::RandomModel;
 use model::device::DeviceName;
 use model::packed::{Packed, Sequences};
-use model::{Config, Weights};
 
 fn policy() -> Policy {
     let config = Config {
@@ -73,7 +73,7 @@ fn recorded_logprobs_are_the_trainers() {
         let completions = samples.iter().map(|sample| &sample.ids[..]).collect();
         let sequences = Sequences { prompt: &request.prompt_ids, completions };
         let packed = Packed::new(&[sequences], policy.network().dimensions().vocab, policy.device()).unwrap();
-        let scored = Vec::<f32>::try_from(&policy.logprobs(&packed, 0.7, Weights::Policy)).unwrap();
+        let scored = Vec::<f32>::try_from(&policy.logprobs(&packed, 0.7, policy.adapter())).unwrap();
         let recorded: Vec<f32> = samples.iter().flat_map(|sample| sample.logprobs.clone()).collect();
         for (a, b) in scored.iter().zip(&recorded) {
             assert!((a - b).abs() < 1e-4, "{a} against {b}");

@@ -9,6 +9,10 @@ use crate::{Error, Result};
 use schema::{Prompt, Seed};
 use std::cell::RefCell;
 
+/// Where the numbers of additional prompts begin, and how many rounds of them a step has room for.
+const MORE: u64 = 1 << 48;
+const MAX_ROUNDS: u64 = 1 << 10;
+
 /// A source, dealt out in steps.
 pub struct Epochs {
     source: Box<dyn PromptSource>,
@@ -26,8 +30,17 @@ impl Epochs {
 
     /// The prompts of a step; steps count from 1.
     pub fn step(&self, step: u64) -> Result<Vec<Prompt>> {
+        self.from(step.saturating_sub(1) * self.prompts_per_step as u64)
+    }
+
+    /// As many prompts besides those of a step, in the given round: from passes of their own, so that the prompts of
+    /// later steps stay what they are.
+    pub fn more(&self, step: u64, round: u64) -> Result<Vec<Prompt>> {
+        self.from(MORE + (step * MAX_ROUNDS + round % MAX_ROUNDS) * self.prompts_per_step as u64)
+    }
+
+    fn from(&self, first: u64) -> Result<Vec<Prompt>> {
         let count = self.prompts_per_step as u64;
-        let first = step.saturating_sub(1) * count;
         (first..first + count).map(|index| self.source.prompt(self.place(index)?)).collect()
     }
 
@@ -85,6 +98,17 @@ mod tests {
         let another = epochs(7, 3);
         let backwards: Vec<_> = (1..=20).rev().map(|step| questions(&another, step)).collect();
         assert_eq!(forwards, backwards.into_iter().rev().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn more_prompts_differ_by_round_and_leave_the_steps_alone() {
+        let epochs = epochs(50, 4);
+        let texts = |prompts: Vec<Prompt>| prompts.iter().map(|p| p.question().to_owned()).collect::<Vec<_>>();
+        let before = questions(&epochs, 3);
+        let (one, two) = (texts(epochs.more(3, 1).unwrap()), texts(epochs.more(3, 2).unwrap()));
+        assert!(one.len() == 4 && one != two);
+        assert_eq!(texts(epochs.more(3, 1).unwrap()), one);
+        assert_eq!(questions(&epochs, 3), before);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is appended comes back bit for bit, and only once.
 
-use super::{begin, count, group, new_run, new_store, rich_groups};
+use super::{begin, count, group, new_run, new_store, rich_groups, step_groups};
 use crate::{Error, RunStatus};
 use schema::Metrics;
 use std::time::SystemTime;
@@ -11,7 +11,7 @@ fn groups_come_back_bit_for_bit() {
     let run = begin(&store, "rich");
     let groups = rich_groups();
     store.append_step(run, 3, &groups, Some("checkpoints/step_3")).unwrap();
-    let back = store.step_groups(run, 3).unwrap().unwrap();
+    let back = step_groups(&store, run, 3).unwrap().unwrap();
     assert_eq!(back, groups);
     let bits = |groups: &[schema::ScoredGroup]| -> Vec<u32> {
         groups.iter().flat_map(|g| &g.group().samples).flat_map(|s| &s.logprobs).map(|p| p.to_bits()).collect()
@@ -25,9 +25,9 @@ fn groups_come_back_bit_for_bit() {
 fn a_step_that_was_never_appended_differs_from_an_empty_one() {
     let (_folder, store) = new_store();
     let run = begin(&store, "empty");
-    assert_eq!(store.step_groups(run, 0).unwrap(), None);
+    assert_eq!(step_groups(&store, run, 0).unwrap(), None);
     store.append_step(run, 0, &[], None).unwrap();
-    assert_eq!(store.step_groups(run, 0).unwrap(), Some(vec![]));
+    assert_eq!(step_groups(&store, run, 0).unwrap(), Some(vec![]));
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn appending_a_step_twice_changes_nothing() {
     let error = store.append_step(run, 1, &other, None).unwrap_err();
     assert!(matches!(error, Error::StepExists { step: 1, .. }), "{error}");
     assert!(!error.is_input());
-    assert_eq!(store.step_groups(run, 1).unwrap().unwrap(), rich_groups());
+    assert_eq!(step_groups(&store, run, 1).unwrap().unwrap(), rich_groups());
     assert_eq!((count(&store, "samples"), count(&store, "policies"), count(&store, "prompts")), (4, 2, 2));
     // The store is as usable as before.
     store.append_step(run, 2, &other, None).unwrap();
@@ -55,7 +55,7 @@ fn a_policy_version_has_one_content() {
     let changed = schema::ScoredGroup::new(changed, vec![super::verdict(Some(1.0))]).unwrap();
     let error = store.append_step(run, 2, &[changed], None).unwrap_err();
     assert!(error.to_string().contains("policy version 5 of run 1"), "{error}");
-    assert_eq!(store.step_groups(run, 2).unwrap(), None);
+    assert_eq!(step_groups(&store, run, 2).unwrap(), None);
     assert_eq!((count(&store, "groups"), count(&store, "prompts"), count(&store, "steps")), (1, 1, 1));
 }
 
@@ -71,7 +71,7 @@ fn prompts_are_kept_once_per_tokenization() {
     let other = schema::ScoredGroup::new(other, vec![super::verdict(Some(1.0))]).unwrap();
     store.append_step(two, 1, std::slice::from_ref(&other), None).unwrap();
     assert_eq!(count(&store, "prompts"), 2);
-    assert_eq!(store.step_groups(two, 1).unwrap().unwrap(), [other]);
+    assert_eq!(step_groups(&store, two, 1).unwrap().unwrap(), [other]);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn runs_steps_and_checkpoints() {
     assert_eq!((step, back.get("reward")), (0, Some(0.1 + 0.2)));
     assert!(back.get("kl").unwrap().is_nan());
     // Metrics that come before the samples do not stand for them.
-    assert_eq!(store.step_groups(first, 0).unwrap(), None);
+    assert_eq!(step_groups(&store, first, 0).unwrap(), None);
     store.append_step(first, 0, &rich_groups(), None).unwrap();
     assert_eq!(store.metrics(first).unwrap().len(), 1);
 

@@ -10,15 +10,15 @@
 //! The defaults are those of today's practice and of TRL: token-mean aggregation (DAPO), no KL term, one update per
 //! step, where the ratio is 1 and the clip does nothing. The reference policy is the network with its adapter off.
 
-use super::{Algorithm, Needs, ZeroCredit};
+use super::policy_gradient::{self, PolicyGradient, unless_zero};
+use super::{Algorithm, Credits, Evidence, Needs, Outputs, Schedule, ZeroCredit, whole};
+use crate::Result;
 use crate::batch::Batch;
 use crate::objective::{
-    Aggregation, Anchor, Clip, Denominator, EntropyBonus, KlEstimator, KlPenalty, Level, LogProbs, RolloutCorrection,
-    Scale, Surrogate, Tally, group_advantages, penalised,
+    Aggregation, Anchor, Clip, Denominator, KlEstimator, Level, RolloutCorrection, Scale, Surrogate, Tally,
+    group_advantages,
 };
-use crate::{Error, Result};
-use model::Evaluation;
-use schema::{Finish, Sample, ScoredGroup};
+use schema::{Finish, Metrics, Sample, ScoredGroup};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -95,55 +95,49 @@ impl Default for Grpo {
 impl Grpo {
     /// The settings, if they make sense.
     pub(super) fn checked(self) -> Result<Self> {
-        let not_negative = [
+        let numbers = [
             ("clip_low", self.clip_low),
             ("clip_high", self.clip_high),
             ("delta", self.delta),
             ("kl_coefficient", self.kl_coefficient),
             ("scale_epsilon", self.scale_epsilon),
         ];
-        if let Some((key, value)) = not_negative.into_iter().find(|(_, value)| !value.is_finite() || *value < 0.0) {
-            return Err(Error::input(format!("algorithm.grpo.{key} must be 0 or more, but is {value}")));
-        }
-        if self.dual_clip != 0.0 && self.dual_clip <= 1.0 {
-            return Err(Error::input(format!(
-                "algorithm.grpo.dual_clip must be above 1 (3 is usual) or 0 for none, but is {}",
-                self.dual_clip
-            )));
-        }
-        if self.epochs == 0 || self.minibatches == 0 {
-            return Err(Error::input("algorithm.grpo.epochs and algorithm.grpo.minibatches must be at least 1"));
-        }
+        policy_gradient::not_negative("grpo", &numbers)?;
+        policy_gradient::dual_clip("grpo", self.dual_clip)?;
+        policy_gradient::at_least_one("grpo", &[("epochs", self.epochs), ("minibatches", self.minibatches)])?;
         Ok(self)
     }
 
-    fn surrogate(&self) -> Surrogate {
-        let positive = |value: f64| (value > 0.0).then_some(value);
-        Surrogate {
-            level: self.ratio_level,
-            anchor: Anchor::Proximal,
-            clip: Clip::Ratio { low: self.clip_low, high: self.clip_high },
-            dual_clip: positive(self.dual_clip),
-            delta: positive(self.delta),
+    fn policy_gradient(&self) -> PolicyGradient {
+        PolicyGradient {
+            surrogate: Surrogate {
+                level: self.ratio_level,
+                anchor: Anchor::Proximal,
+                clip: Clip::Ratio { low: self.clip_low, high: self.clip_high },
+                dual_clip: unless_zero(self.dual_clip),
+                delta: unless_zero(self.delta),
+            },
+            kl_coefficient: self.kl_coefficient,
+            kl_estimator: self.kl_estimator,
+            entropy_coefficient: self.entropy_coefficient,
+            correction: self.rollout_correction,
         }
     }
 }
 
 impl Algorithm for Grpo {
     fn needs(&self) -> Needs {
-        let penalised = self.kl_coefficient != 0.0 || self.entropy_coefficient != 0.0;
-        Needs {
-            group_size: 2,
-            reference: self.kl_coefficient != 0.0,
-            epochs: self.epochs,
-            minibatches: self.minibatches,
-            zero_credit: if penalised { ZeroCredit::Compute } else { ZeroCredit::Skip },
-        }
+        let computed = if self.policy_gradient().penalises() { ZeroCredit::Compute } else { ZeroCredit::Skip };
+        Needs { reference: self.kl_coefficient != 0.0, zero_credit: computed, ..Needs::default() }
     }
 
-    fn credit(&self, groups: &[ScoredGroup]) -> Vec<Vec<Option<f64>>> {
-        let rewards: Vec<_> = groups.iter().map(ScoredGroup::rewards).collect();
-        group_advantages(&rewards, self.scale_rewards, self.scale_epsilon)
+    fn schedule(&self, _step: u64) -> Schedule {
+        Schedule { epochs: self.epochs, minibatches: self.minibatches, ..Schedule::default() }
+    }
+
+    fn credit(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {
+        let rewards: Vec<_> = evidence.groups.iter().map(ScoredGroup::rewards).collect();
+        whole(group_advantages(&rewards, self.scale_rewards, self.scale_epsilon))
     }
 
     fn trains_on(&self, sample: &Sample) -> bool {
@@ -154,26 +148,7 @@ impl Algorithm for Grpo {
         Denominator::of(self.aggregation, trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, evaluation: &Evaluation, tally: &mut Tally) -> Tensor {
-        let rows = &batch.rows;
-        let policy = &evaluation.logprobs;
-        let proximal = batch.proximal_logprobs.as_ref().map_or_else(|| policy.detach(), Tensor::shallow_clone);
-        let logprobs = LogProbs { policy, proximal: &proximal, behaviour: &batch.behaviour_logprobs };
-        let tokens = self.surrogate().token_losses(logprobs, &batch.advantages, rows);
-        tally.add_clips(&tokens, rows);
-
-        let weights = self.rollout_correction.weights(&proximal, &batch.behaviour_logprobs, rows);
-        let penalties: Vec<KlPenalty<'_>> = batch
-            .reference_logprobs
-            .iter()
-            .map(|reference| {
-                tally.add_tokens("kl", &KlEstimator::K3.estimate(policy, reference), rows);
-                KlPenalty { coefficient: self.kl_coefficient, estimator: self.kl_estimator, reference }
-            })
-            .collect();
-        let bonus =
-            evaluation.entropy.as_ref().map(|entropy| EntropyBonus { coefficient: self.entropy_coefficient, entropy });
-        let losses = penalised(&(tokens.losses * weights), policy, &penalties, bonus, rows);
-        batch.denominator.aggregate(&losses, rows)
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+        self.policy_gradient().loss(batch, outputs, tally)
     }
 }

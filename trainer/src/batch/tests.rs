@@ -1,8 +1,9 @@
 //! How scored groups are cut.
 
 use super::*;
-use crate::algorithm::{Config, Grpo, build};
+use crate::algorithm::{Config, Evidence, Grpo, build};
 use crate::testing::scored;
+use schema::Metrics;
 
 fn cut(micro_batch_tokens: usize) -> Cut {
     Cut { micro_batch_tokens, vocab: 100, device: model::device::HOST }
@@ -10,7 +11,10 @@ fn cut(micro_batch_tokens: usize) -> Cut {
 
 fn batches(rewards: &[&[f32]], settings: Grpo, tokens: usize) -> Vec<MiniBatch> {
     let algorithm = build(&Config::Grpo(settings)).unwrap();
-    mini_batches(&scored(rewards), &*algorithm, cut(tokens), &Seed::new(0)).unwrap()
+    let groups = scored(rewards);
+    let credits = algorithm.credit(&Evidence { groups: &groups, scores: None }, &mut Metrics::new());
+    let material = Material { groups: &groups, credits: &credits, scores: None };
+    mini_batches(&material, &*algorithm, &algorithm.schedule(1), cut(tokens), &Seed::new(0)).unwrap()
 }
 
 fn floats(tensor: &Tensor) -> Vec<f32> {

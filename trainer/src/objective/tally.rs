@@ -59,6 +59,25 @@ impl Tally {
         extreme(&mut self.highest, "clip_ratio/high_max", &high, Tensor::maximum);
     }
 
+    /// Adds what another tally counted.
+    pub fn merge(&mut self, other: Self) {
+        for (name, (sum, count)) in other.sums {
+            self.add(&name, &sum, count);
+        }
+        for (name, value) in other.lowest {
+            extreme(&mut self.lowest, &name, &value, Tensor::minimum);
+        }
+        for (name, value) in other.highest {
+            extreme(&mut self.highest, &name, &value, Tensor::maximum);
+        }
+    }
+
+    /// Reads one mean; `None` over nothing.
+    pub fn mean(&self, name: &str) -> Option<f64> {
+        let (sum, count) = self.sums.get(name)?;
+        (*count > 0.0).then(|| sum.double_value(&[]) / count)
+    }
+
     /// Reads every mean and extreme. Means over nothing are left out.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::new();

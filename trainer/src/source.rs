@@ -1,0 +1,61 @@
+//! Where the samples of a step come from: drawn now, drawn earlier, or read from a file.
+
+mod rollouts;
+
+pub(crate) use rollouts::Rollouts;
+
+use crate::algorithm::Schedule;
+use crate::run::Observer;
+use crate::{Result, measure};
+use model::Policy;
+use reward::WeightedSum;
+use schema::{Metrics, ScoredGroup};
+use store::{RunId, SampleId, Store};
+
+/// What a source works with.
+pub(crate) struct Desk<'a> {
+    /// Where samples are kept.
+    pub store: &'a Store,
+    /// The run that they belong to.
+    pub run: RunId,
+    /// What they are worth.
+    pub reward: &'a mut WeightedSum,
+    /// Where the weights of the present policy are kept, if they are.
+    pub adapter: Option<String>,
+    /// Who watches.
+    pub observer: &'a mut dyn Observer,
+}
+
+/// The samples of one step.
+#[derive(Debug, Default)]
+pub(crate) struct StepSamples {
+    /// What this step drew (or read).
+    pub fresh: Vec<ScoredGroup>,
+    /// The store's numbers of the fresh samples, group by group; empty if they are not in the store.
+    pub ids: Vec<Vec<SampleId>>,
+    /// What to learn from, where that is not all that was drawn.
+    pub chosen: Option<Vec<ScoredGroup>>,
+    /// What is worth knowing about them.
+    pub metrics: Metrics,
+}
+
+impl StepSamples {
+    /// What to learn from.
+    pub(crate) fn trained(&self) -> &[ScoredGroup] {
+        self.chosen.as_deref().unwrap_or(&self.fresh)
+    }
+
+    /// Tokens that were drawn.
+    pub(crate) fn generated_tokens(&self) -> u64 {
+        measure::generated_tokens(&self.fresh)
+    }
+}
+
+/// Supplies each step with samples.
+pub(crate) trait Source {
+    /// Makes this policy the one that the next samples come from.
+    fn publish(&mut self, policy: &Policy) -> Result<()>;
+
+    /// The samples of a step: the same ones if it is asked again after a crash.
+    fn step(&mut self, step: u64, schedule: &Schedule, desk: Desk<'_>) -> Result<StepSamples>;
+}

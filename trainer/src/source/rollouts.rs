@@ -1,0 +1,85 @@
+//! Samples that the policy draws: asked of a collector, judged, and committed to the store before anything is learned
+//! from them. A resumed run finds the samples of a step that it has already paid for in the store.
+//!
+//! Dynamic sampling (Q. Yu et al. 2025, DAPO, arXiv 2503.14476): a group whose rewards are all alike teaches nothing,
+//! so further prompts are asked, round by round, until the step has as many groups with a signal as it has prompts.
+//! What that cost is counted, and every group is kept in the store, with a signal or without.
+
+use super::{Desk, Source, StepSamples};
+use crate::algorithm::Schedule;
+use crate::objective::has_signal;
+use crate::run::Phase;
+use crate::{Result, measure};
+use model::Policy;
+use rollout::collector::{Collector, Job};
+use rollout::prompts::Epochs;
+use schema::{Prompt, SamplerSettings, ScoredGroup, Seed};
+use store::StoredGroup;
+
+/// Draws samples.
+pub(crate) struct Rollouts {
+    pub(crate) collector: Box<dyn Collector>,
+    pub(crate) prompts: Epochs,
+    pub(crate) prompts_per_step: usize,
+    pub(crate) group_size: usize,
+    pub(crate) settings: SamplerSettings,
+    pub(crate) seed: Seed,
+}
+
+impl Source for Rollouts {
+    fn publish(&mut self, policy: &Policy) -> Result<()> {
+        Ok(self.collector.publish(policy)?)
+    }
+
+    fn step(&mut self, step: u64, schedule: &Schedule, mut desk: Desk<'_>) -> Result<StepSamples> {
+        let stored = match desk.store.step_groups(desk.run, step)? {
+            Some(stored) => stored,
+            None => {
+                let drawn = self.draw(step, schedule, &mut desk)?;
+                desk.store.append_step(desk.run, step, &drawn, desk.adapter.as_deref())?;
+                desk.store.step_groups(desk.run, step)?.unwrap_or_default()
+            }
+        };
+        Ok(self.samples(stored, schedule))
+    }
+}
+
+impl Rollouts {
+    /// Draws round after round until enough groups carry a signal; a single round where that does not matter.
+    fn draw(&mut self, step: u64, schedule: &Schedule, desk: &mut Desk<'_>) -> Result<Vec<ScoredGroup>> {
+        let seed = self.seed.at(step);
+        let mut drawn = self.round(self.prompts.step(step)?, seed.clone(), desk)?;
+        for round in 1..schedule.max_rounds as u64 {
+            if drawn.iter().filter(|group| has_signal(&group.rewards())).count() >= self.prompts_per_step {
+                break;
+            }
+            drawn.extend(self.round(self.prompts.more(step, round)?, seed.child("more").at(round), desk)?);
+        }
+        Ok(drawn)
+    }
+
+    fn round(&mut self, prompts: Vec<Prompt>, seed: Seed, desk: &mut Desk<'_>) -> Result<Vec<ScoredGroup>> {
+        let job = Job { prompts, group_size: self.group_size, settings: self.settings.clone(), seed };
+        let observer = &mut *desk.observer;
+        observer.phase(Phase::Sampling);
+        let groups = self.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+        observer.phase(Phase::Scoring);
+        Ok(desk.reward.score(groups)?)
+    }
+
+    fn samples(&self, stored: Vec<StoredGroup>, schedule: &Schedule) -> StepSamples {
+        let (ids, fresh): (Vec<_>, Vec<_>) = stored.into_iter().map(|group| (group.sample_ids, group.scored)).unzip();
+        let mut metrics = measure::samples(&fresh);
+        let chosen = (schedule.max_rounds > 1).then(|| {
+            let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
+            let chosen: Vec<ScoredGroup> = signal.take(self.prompts_per_step).cloned().collect();
+            let tokens = measure::generated_tokens(&fresh);
+            metrics.set("sampling/rounds", fresh.len().div_ceil(self.prompts_per_step) as f64);
+            metrics.set("sampling/groups_kept", chosen.len() as f64);
+            metrics.set("sampling/groups_dropped", (fresh.len() - chosen.len()) as f64);
+            metrics.set("sampling/tokens_dropped", (tokens - measure::generated_tokens(&chosen)) as f64);
+            chosen
+        });
+        StepSamples { fresh, ids, chosen, metrics }
+    }
+}
