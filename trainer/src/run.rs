@@ -86,7 +86,19 @@ fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<()> {
     let snapshot = newest.ok_or_else(|| Error::input(format!("{} has no checkpoint yet", folder.display())))?;
     policy.adapter().restore(snapshot.part("adapter")?)?;
     policy.set_version(snapshot.state.step);
-    Ok(())
+    check_restored(policy, &snapshot.state, folder)
+}
+
+/// The base model may have changed since the checkpoint was written; its adapter would then mean something else.
+fn check_restored(policy: &Policy, state: &State, run_folder: &Path) -> Result<()> {
+    if policy.version().hash == state.policy_hash {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "{}: the policy of step {} is not the one that was saved; has the base model changed since?",
+        run_folder.display(),
+        state.step
+    )))
 }
 
 /// One call of [`train`].
@@ -119,12 +131,7 @@ impl<'a> Training<'a> {
             Some(snapshot) => {
                 let state = learner.restore(snapshot, &plan.policy)?;
                 plan.publish(state.step)?;
-                if plan.policy.version().hash != state.policy_hash {
-                    return Err(Error::input(format!(
-                        "{}: the restored policy is not the one that was saved; has the base model changed since?",
-                        snapshots.path(state.step).display()
-                    )));
-                }
+                check_restored(&plan.policy, &state, folder.path())?;
                 state
             }
             None => State::start(&plan.policy.version().hash),

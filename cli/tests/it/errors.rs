@@ -132,6 +132,16 @@ fn a_store_from_a_newer_version() {
     assert!(!desk.path("other").exists(), "{:?}", desk.files());
 }
 
+#[test]
+fn a_checkpoint_over_another_base_model() {
+    let desk = Desk::new();
+    desk.ok(&["train", &config("tiny.toml"), "--set", "steps=1", "--out", "run"]);
+    let other = ["--set", "model.random.seed=9"];
+    for verb in [["eval", "run"].as_slice(), &["train", "--resume", "run"]] {
+        refused(&desk, &[verb, &other].concat(), &["not the one that was saved", "base model"]);
+    }
+}
+
 /// Marks the store as written by a later version of the program.
 fn newer(store: &std::path::Path) {
     let sql = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); \
