@@ -2,11 +2,13 @@
 //!
 //! A token is drawn by inverting the cumulative distribution at one uniform number, so a draw needs one number of
 //! randomness and not one per vocabulary entry, and the same number gives the same token whatever else is in the batch.
+//! The vocabulary is passed over as few times as possible: the largest logit, one exponential, one sum per block of
+//! tokens; then the block that holds the number is found, and the token in that block.
 //! The recorded log-probability is that of the raw softmax at the sampling temperature: top-k, top-p and min-p cut what
 //! can be drawn, not what is recorded.
 
 use schema::{SamplerSettings, Token};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// What one row wants.
 #[derive(Debug, Clone, Copy)]
@@ -18,56 +20,112 @@ pub(super) struct Draw<'a> {
 
 /// One token per row, with the log of its probability under the raw softmax.
 pub(super) fn draw(logits: &Tensor, rows: &[Draw<'_>]) -> Vec<(Token, f32)> {
-    let device = logits.device();
-    let temperatures: Vec<f32> = rows.iter().map(|row| row.settings.logprob_temperature() as f32).collect();
-    let scale = Tensor::from_slice(&temperatures).to_device(device).unsqueeze(1);
-    let logits = logits.to_kind(Kind::Float) / scale;
-    let logprobs = logits.log_softmax(-1, Kind::Float);
+    let logits = scaled(logits.to_kind(Kind::Float), rows);
+    let highest = logits.amax([-1i64].as_slice(), true);
+    let weights = (&logits - &highest).exp_();
+    let blocks = Blocks::new(&weights);
+    let logsumexp = blocks.total().log().to_kind(Kind::Float) + &highest;
 
     let greedy = |row: &Draw<'_>| row.settings.temperature == 0.0;
     let tokens = if rows.iter().all(greedy) {
-        logits.argmax(-1, false)
+        logits.argmax(-1, true)
     } else {
-        let drawn = invert(&truncated(logprobs.exp(), rows), rows, device);
+        let blocks = if rows.iter().any(|row| row.settings.truncates()) {
+            Blocks::new(&truncated(weights, rows))
+        } else {
+            blocks
+        };
+        let drawn = blocks.invert(rows);
         if rows.iter().any(greedy) {
             let greedy: Vec<bool> = rows.iter().map(greedy).collect();
-            logits.argmax(-1, false).where_self(&Tensor::from_slice(&greedy).to_device(device), &drawn)
+            let greedy = Tensor::from_slice(&greedy).to_device(logits.device()).unsqueeze(1);
+            logits.argmax(-1, true).where_self(&greedy, &drawn)
         } else {
             drawn
         }
     };
-    let chosen = logprobs.gather(1, &tokens.unsqueeze(1), false).squeeze_dim(1);
-    let tokens = Vec::<i64>::try_from(&tokens).expect("tokens are a vector of i64");
+    let chosen = (logits.gather(1, &tokens, false) - logsumexp).squeeze_dim(1);
+    let tokens = Vec::<i64>::try_from(&tokens.squeeze_dim(1)).expect("tokens are a vector of i64");
     let chosen = Vec::<f32>::try_from(&chosen).expect("log-probabilities are a vector of f32");
     tokens.into_iter().map(|token| token as Token).zip(chosen).collect()
 }
 
-/// The first token whose cumulative probability exceeds `uniform` of the total.
-fn invert(probabilities: &Tensor, rows: &[Draw<'_>], device: Device) -> Tensor {
-    let cumulative = probabilities.cumsum(-1, Kind::Double);
-    let uniforms: Vec<f64> = rows.iter().map(|row| row.uniform).collect();
-    let vocab = cumulative.size()[1];
-    let total = cumulative.narrow(1, vocab - 1, 1);
-    let target = Tensor::from_slice(&uniforms).to_device(device).unsqueeze(1) * total;
-    // Rounding of the product may reach the total itself; the last token of positive probability is then meant.
-    let last = probabilities.gt(0.0).to_kind(Kind::Int64) * Tensor::arange(vocab, (Kind::Int64, device));
-    let last = last.amax([1i64].as_slice(), true);
-    target.searchsorted(&cumulative, false, true, "right", None::<&Tensor>).minimum(&last).squeeze_dim(1)
+/// Each row divided by its temperature.
+fn scaled(logits: Tensor, rows: &[Draw<'_>]) -> Tensor {
+    let temperatures: Vec<f32> = rows.iter().map(|row| row.settings.logprob_temperature() as f32).collect();
+    if temperatures.iter().all(|temperature| *temperature == 1.0) {
+        return logits;
+    }
+    &logits / Tensor::from_slice(&temperatures).to_device(logits.device()).unsqueeze(1)
 }
 
-/// Zeroes what top-k, top-p and min-p cut, in the rows that ask for it.
-fn truncated(probabilities: Tensor, rows: &[Draw<'_>]) -> Tensor {
-    for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.settings.truncates()) {
-        let row_probabilities = probabilities.get(index as i64);
-        let kept = cut(&row_probabilities, row.settings);
-        row_probabilities.shallow_clone().copy_(&kept);
+/// Weights of tokens, `[row, vocab]`, with their sums over blocks of neighbouring tokens.
+struct Blocks {
+    /// `[row, block, token of the block]` f32
+    weights: Tensor,
+    /// `[row, block]` f64
+    sums: Tensor,
+}
+
+/// Tokens of a block at most. The square root of a vocabulary makes both searches equally short.
+const BLOCK: i64 = 256;
+
+impl Blocks {
+    fn new(weights: &Tensor) -> Self {
+        let (rows, vocab) = weights.size2().expect("weights are a matrix");
+        // Vocabularies are multiples of a power of two as a rule; the others are filled up with tokens of no weight.
+        let block = (BLOCK / 8..=BLOCK).rev().find(|size| vocab % size == 0).unwrap_or(BLOCK);
+        let missing = (block - vocab % block) % block;
+        let filled =
+            if missing == 0 { weights.shallow_clone() } else { weights.constant_pad_nd([0, missing].as_slice()) };
+        let weights = filled.reshape([rows, -1, block]);
+        let sums = weights.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float).to_kind(Kind::Double);
+        Self { weights, sums }
     }
-    probabilities
+
+    /// The sum of all weights of each row, `[row, 1]` f64.
+    fn total(&self) -> Tensor {
+        self.sums.sum_dim_intlist([-1i64].as_slice(), true, Kind::Double)
+    }
+
+    /// The first token at which the cumulative weight exceeds `uniform` of the total, `[row, 1]`.
+    fn invert(&self, rows: &[Draw<'_>]) -> Tensor {
+        let device = self.sums.device();
+        let uniforms: Vec<f64> = rows.iter().map(|row| row.uniform).collect();
+        let cumulative = self.sums.cumsum(-1, Kind::Double);
+        let end = cumulative.size()[1] - 1;
+        let target = Tensor::from_slice(&uniforms).to_device(device).unsqueeze(1) * cumulative.narrow(1, end, 1);
+        let block = first_above(&target, &cumulative, &self.sums);
+
+        let size = self.weights.size()[2];
+        let place = block.unsqueeze(2).expand([rows.len() as i64, 1, size], false);
+        let inside = self.weights.gather(1, &place, false).squeeze_dim(1);
+        let before = cumulative.gather(1, &block, false) - self.sums.gather(1, &block, false);
+        let token = first_above(&(target - before), &inside.cumsum(-1, Kind::Double), &inside);
+        block * size + token
+    }
+}
+
+/// The first place, `[row, 1]`, whose cumulative weight exceeds the target. Rounding may lift the target to the total;
+/// the last place of positive weight is then meant.
+fn first_above(target: &Tensor, cumulative: &Tensor, weights: &Tensor) -> Tensor {
+    let places = Tensor::arange(weights.size()[1], (Kind::Int64, weights.device()));
+    let last = (weights.gt(0.0).to_kind(Kind::Int64) * places).amax([1i64].as_slice(), true);
+    target.searchsorted(cumulative, false, true, "right", None::<&Tensor>).minimum(&last)
+}
+
+/// Zeroes what top-k, top-p and min-p cut, in the rows that ask for it. Only ratios of weights matter.
+fn truncated(weights: Tensor, rows: &[Draw<'_>]) -> Tensor {
+    for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.settings.truncates()) {
+        let own = weights.get(index as i64);
+        own.shallow_clone().copy_(&cut(&own, row.settings));
+    }
+    weights
 }
 
 /// One row, `[vocab]`, cut in the field's usual order: top-k, then top-p, then min-p.
-fn cut(probabilities: &Tensor, settings: &SamplerSettings) -> Tensor {
-    let (sorted, order) = probabilities.sort(0, true);
+fn cut(weights: &Tensor, settings: &SamplerSettings) -> Tensor {
+    let (sorted, order) = weights.sort(0, true);
     let rank = Tensor::arange(sorted.size()[0], (Kind::Int64, sorted.device()));
     let mut keep = sorted.ge_tensor(&(sorted.get(0) * settings.min_p));
     if settings.top_k > 0 {
@@ -81,7 +139,7 @@ fn cut(probabilities: &Tensor, settings: &SamplerSettings) -> Tensor {
         keep = keep.logical_and(&before.lt(settings.top_p));
     }
     let kept = sorted.where_self(&keep, &sorted.zeros_like());
-    probabilities.zeros_like().scatter_(0, &order, &kept)
+    weights.zeros_like().scatter_(0, &order, &kept)
 }
 
 #[cfg(test)]
@@ -110,6 +168,27 @@ mod tests {
             let (drawn, logprob) = draw_one(&settings, uniform);
             assert_eq!(drawn, token, "at {uniform}");
             assert!((logprob - probability.ln()).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn blocks_find_the_token_that_a_plain_search_finds() {
+        let settings = SamplerSettings::default();
+        let seed = schema::Seed::new(3);
+        for vocab in [7, 259, 512, 1000] {
+            let rows = 40;
+            let logits = Tensor::from_slice(&seed.at(vocab).normals((rows * vocab) as usize)) * 3.0;
+            let logits = logits.reshape([rows as i64, vocab as i64]);
+            let uniforms: Vec<f64> = (0..rows).map(|row| seed.uniform(row)).collect();
+            let draws: Vec<Draw<'_>> = uniforms.iter().map(|&uniform| Draw { settings: &settings, uniform }).collect();
+            let logprobs = logits.log_softmax(-1, Kind::Double);
+            let cumulative = logprobs.exp().cumsum(-1, Kind::Double);
+            for (row, (token, logprob)) in draw(&logits, &draws).into_iter().enumerate() {
+                let plain = Vec::<f64>::try_from(cumulative.get(row as i64)).unwrap();
+                assert_eq!(token as usize, plain.partition_point(|sum| *sum <= uniforms[row]), "vocabulary of {vocab}");
+                let expected = logprobs.double_value(&[row as i64, i64::from(token)]);
+                assert!((f64::from(logprob) - expected).abs() < 1e-5);
+            }
         }
     }
 
