@@ -75,6 +75,9 @@ fn config_rows(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Ve
     differing.map(|name| vec![format!("config {name}").into(), value(a, name), value(b, name), Value::Null]).collect()
 }
 
+/// Something to know of some steps.
+type Quantity = fn(&StepSums) -> Option<f64>;
+
 fn sample_rows(a: &[StepSums], b: &[StepSums]) -> Vec<Vec<Value>> {
     let mut rows = Vec::new();
     let count = |name: &str, a: i64, b: i64| vec![name.into(), a.into(), b.into(), (b - a).into()];
@@ -85,7 +88,6 @@ fn sample_rows(a: &[StepSums], b: &[StepSums]) -> Vec<Vec<Value>> {
     let start = |steps: &[StepSums]| StepSums::total(&steps[..steps.len().min(SOME)]);
     let end = |steps: &[StepSums]| StepSums::total(&steps[steps.len().saturating_sub(SOME)..]);
     let parts = [("first", start(a), start(b)), ("last", end(a), end(b))];
-    type Quantity = fn(&StepSums) -> Option<f64>;
     let quantities: [(&str, Quantity); 5] = [
         ("reward", StepSums::reward_mean),
         ("length", StepSums::length_mean),

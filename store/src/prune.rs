@@ -110,7 +110,7 @@ struct Step {
     run_name: String,
     imported: bool,
     finished: bool,
-    step: i64,
+    number: i64,
     samples: i64,
     tokens: i64,
     newest: i64,
@@ -125,7 +125,7 @@ impl FromRow<'_, SqliteRow> for Step {
             run_name: row.try_get("name")?,
             imported: row.try_get::<String, _>("kind")? == "import",
             finished: row.try_get::<String, _>("status")? == "finished",
-            step: row.try_get("step")?,
+            number: row.try_get("step")?,
             samples: row.try_get("samples")?,
             tokens: row.try_get("tokens")?,
             newest: row.try_get("newest")?,
@@ -139,7 +139,7 @@ impl Step {
     /// Whether its run may ask for it again.
     fn is_needed(&self) -> bool {
         let kept_from = self.checkpoint.map_or(i64::MIN, |checkpoint| checkpoint - MARGIN as i64);
-        !self.imported && !self.finished && self.step >= kept_from
+        !self.imported && !self.finished && self.number >= kept_from
     }
 
     /// Roughly the bytes that it takes: four for a token id, four for its log-probability, some for its text, and what
@@ -164,7 +164,7 @@ async fn choose(connection: &mut SqliteConnection, rule: &Prune) -> Result<(Prun
     let size_of = |steps: &[Step]| before as f64 * steps.iter().map(Step::weight).sum::<f64>() / total.max(1.0);
 
     let named = |step: &&Step| {
-        let old = rule.keep_steps.is_some_and(|keep| step.newest - step.step >= keep as i64);
+        let old = rule.keep_steps.is_some_and(|keep| step.newest - step.number >= keep as i64);
         let outgrown = rule.below_policy.is_some_and(|version| step.policy.is_some_and(|it| it < version as i64));
         old || (outgrown && !step.imported)
     };
@@ -209,8 +209,8 @@ fn by_run(steps: &[Step]) -> Table {
             own[0].run_name.clone().into(),
             run.into(),
             (own.len() as i64).into(),
-            own.iter().map(|step| step.step).min().into(),
-            own.iter().map(|step| step.step).max().into(),
+            own.iter().map(|step| step.number).min().into(),
+            own.iter().map(|step| step.number).max().into(),
             sum(|step| step.samples).into(),
             sum(|step| step.tokens).into(),
         ]);
@@ -221,9 +221,9 @@ fn by_run(steps: &[Step]) -> Table {
 async fn remove(connection: &mut SqliteConnection, step: &Step) -> Result<()> {
     let mut transaction = connection.begin_with(BEGIN_WRITE).await.doing(DOING)?;
     for sql in REMOVE {
-        sqlx::query(sql).bind(step.run).bind(step.step).execute(&mut *transaction).await.doing(DOING)?;
+        sqlx::query(sql).bind(step.run).bind(step.number).execute(&mut *transaction).await.doing(DOING)?;
     }
-    sqlx::query(MARK).bind(step.run).bind(step.step).bind(now()).execute(&mut *transaction).await.doing(DOING)?;
+    sqlx::query(MARK).bind(step.run).bind(step.number).bind(now()).execute(&mut *transaction).await.doing(DOING)?;
     transaction.commit().await.doing(DOING)
 }
 

@@ -112,7 +112,7 @@ impl Store {
             let mut script = "PRAGMA temp_store = MEMORY; PRAGMA query_only = OFF;\n".to_owned();
             for (name, sql) in views {
                 let sql = scoring.applied_to(&sql).replacen("CREATE VIEW", "CREATE TEMP VIEW", 1);
-                script.push_str(&format!("DROP VIEW IF EXISTS temp.{name};\n{sql};\n"));
+                script.extend(["DROP VIEW IF EXISTS temp.", &name, ";\n", &sql, ";\n"]);
             }
             script.push_str(if kept == 0 { "" } else { "PRAGMA query_only = ON;" });
             sqlx::raw_sql(AssertSqlSafe(script)).execute(connection).await.doing(DOING)?;

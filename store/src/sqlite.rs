@@ -66,6 +66,12 @@ impl Store {
         Ok(store)
     }
 
+    /// Opens a store for writing, but makes none where there is none.
+    pub fn open_existing(url: &str) -> Result<Self> {
+        let path = path_of(url)?;
+        if path.exists() { Self::open(url) } else { Err(Error::Missing { path }) }
+    }
+
     /// Opens a store for reading alone. Creates no file, and refuses every write.
     pub fn open_read_only(url: &str) -> Result<Self> {
         let path = path_of(url)?;

@@ -152,16 +152,17 @@ async fn named(connection: &mut SqliteConnection, sql: &'static str) -> Result<V
     }
 }
 
-/// SQLITE_CORRUPT.
+/// Whether SQLite says that the file is malformed.
 fn is_corrupt(error: &sqlx::Error) -> bool {
     primary_code(error) == Some(11)
 }
 
 async fn wrong_prompts(connection: &mut SqliteConnection) -> Result<Vec<String>> {
+    type Row = (i64, String, String, Vec<u8>, String);
     let mut wrong = Vec::new();
     let mut last = i64::MIN;
     loop {
-        let rows: Result<Vec<(i64, String, String, Vec<u8>, String)>, _> =
+        let rows: Result<Vec<Row>, _> =
             sqlx::query_as(HASHED_PROMPTS).bind(last).bind(AT_ONCE).fetch_all(&mut *connection).await;
         let rows = match rows {
             Ok(rows) => rows,

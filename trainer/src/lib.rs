@@ -5,6 +5,7 @@ pub mod batch;
 pub mod config;
 mod error;
 pub mod evaluate;
+pub mod import;
 mod learner;
 mod measure;
 pub mod objective;
@@ -12,6 +13,7 @@ pub mod optimizer;
 mod plan;
 pub mod plot;
 pub mod prox;
+pub mod rescore;
 mod run;
 mod snapshot;
 #[cfg(test)]

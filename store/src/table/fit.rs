@@ -29,13 +29,12 @@ pub(super) fn text(table: &Table) -> String {
     let mut text = said_once(table, &above);
     let cuts = (NARROWEST_CUT..=WIDEST_CELL).rev().step_by(4);
     let fitting = cuts.map(|cut| Grid::of(table, &columns, cut)).find(|grid| grid.width() <= WINDOW);
-    match fitting {
-        Some(grid) => text.push_str(&grid.text()),
-        None => {
-            let bands = bands(&Grid::of(table, &columns, NARROWEST_CUT).widths, &columns);
-            let bands: Vec<String> = bands.iter().map(|band| Grid::of(table, band, NARROWEST_CUT).text()).collect();
-            text.push_str(&bands.join("\n"));
-        }
+    if let Some(grid) = fitting {
+        text.push_str(&grid.text());
+    } else {
+        let bands = bands(&Grid::of(table, &columns, NARROWEST_CUT).widths, &columns);
+        let bands: Vec<String> = bands.iter().map(|band| Grid::of(table, band, NARROWEST_CUT).text()).collect();
+        text.push_str(&bands.join("\n"));
     }
     text
 }
@@ -64,12 +63,11 @@ fn bands(widths: &[usize], columns: &[usize]) -> Vec<Vec<usize>> {
     let mut bands: Vec<Vec<usize>> = Vec::new();
     let mut taken = WINDOW;
     for (column, width) in columns.iter().zip(widths).skip(1) {
-        match bands.last_mut().filter(|_| taken + GAP + width <= WINDOW) {
-            Some(band) => band.push(*column),
-            None => {
-                bands.push(vec![columns[0], *column]);
-                taken = widths[0];
-            }
+        if let Some(band) = bands.last_mut().filter(|_| taken + GAP + width <= WINDOW) {
+            band.push(*column);
+        } else {
+            bands.push(vec![columns[0], *column]);
+            taken = widths[0];
         }
         taken += GAP + width;
     }
