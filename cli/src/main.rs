@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         Verb::Train(args) => train::run(&args),
         Verb::Eval(args) => eval::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Generate(args) => generate::run(&args).map(|()| ExitCode::SUCCESS),
-        Verb::Replay(args) => replay::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Replay(args) => replay::run(&args),
         Verb::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Doctor => doctor::run().map(|()| ExitCode::SUCCESS),

@@ -1,12 +1,18 @@
-//! `proxrl replay`: asking the store what it holds.
+//! `proxrl replay`: asking the store what it holds, and keeping it in order.
 //!
-//! Everything here opens the store for reading alone, so it is safe beside a training run.
+//! Questions open the store for reading alone, so they are safe beside a training run. Three verbs write: `prune`,
+//! `rescore` and `import`.
+
+mod import;
+mod judge;
+mod keep;
 
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
-use store::{SampleId, Selection, Store, Table};
+use std::process::ExitCode;
+use store::{End, Ranking, RunId, SampleId, Scoring, Selection, Store, Table};
 
 /// What `proxrl replay` takes.
 #[derive(Debug, clap::Args)]
@@ -21,6 +27,24 @@ pub(crate) struct Args {
     format: Format,
 }
 
+/// Whose samples, and judged how.
+#[derive(Debug, clap::Args)]
+struct Scope {
+    /// Only this run, by name or number.
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
+    #[command(flatten)]
+    judged: Judged,
+}
+
+/// Which rewards count.
+#[derive(Debug, clap::Args)]
+struct Judged {
+    /// Which rewards count: `training`, `latest`, or the number of a scoring.
+    #[arg(long, value_name = "SCORING", default_value_t = Scoring::Training)]
+    scoring: Scoring,
+}
+
 #[derive(Debug, Subcommand)]
 enum Question {
     /// List the runs: status, steps, samples, mean reward of the first and the last step.
@@ -29,12 +53,34 @@ enum Question {
     Show {
         /// A sample's number, a run's name, or `run:` and a run's number.
         id: String,
+        #[command(flatten)]
+        judged: Judged,
     },
-    /// Sum up each policy version: samples, tokens, reward, length, share cut off, share of groups without signal.
+    /// Sum up each policy version: samples, tokens, age, reward, length, share cut off, share of groups without signal.
     Stats {
-        /// Only this run, by name or number.
+        #[command(flatten)]
+        scope: Scope,
+    },
+    /// Show the samples with the greatest rewards.
+    Top(Ends),
+    /// Show the samples with the smallest rewards.
+    Bottom(Ends),
+    /// Compare two runs: config keys that differ, samples at the start and at the end, metrics.
+    Diff {
+        /// One run, by name or number.
+        first: String,
+        /// The other.
+        second: String,
+        #[command(flatten)]
+        judged: Judged,
+    },
+    /// Look for signs of a hacked reward: length, repetition, duplicates, answer format, truncation, failing graders.
+    Audit {
+        /// The run, by name or number; the newest run by default.
         #[arg(long, value_name = "NAME")]
         run: Option<String>,
+        #[command(flatten)]
+        judged: Judged,
     },
     /// Answer a question in SQL. `sample_view` and `group_view` put the tables together.
     #[command(after_help = "Example: proxrl replay query \
@@ -42,23 +88,47 @@ enum Question {
     Query {
         /// A single statement that reads.
         sql: String,
+        #[command(flatten)]
+        judged: Judged,
     },
     /// Write samples to a file: JSON lines, CSV or Parquet, by its extension.
     Export {
         /// The file to write: .jsonl, .csv or .parquet.
         file: PathBuf,
-        /// Only this run, by name or number.
-        #[arg(long, value_name = "NAME")]
-        run: Option<String>,
+        #[command(flatten)]
+        scope: Scope,
         /// Only samples for which this is true, as in "reward > 0.5": SQL over the columns of `sample_view`.
         #[arg(long = "where", value_name = "SQL")]
         condition: Option<String>,
     },
+    /// List the later judgements that `rescore` made.
+    Scorings,
+    /// Check every page, reference, length, hash and count; exit code 1 and the rows' names if something is wrong.
+    Verify,
+    /// Remove the samples of old steps, but none that a run still needs, and say what that freed.
+    Prune(keep::Prune),
+    /// Judge stored samples again by the [[reward]] tables of a config, as a new scoring.
+    Rescore(judge::Rescore),
+    /// Bring in completions from elsewhere, with the log-probabilities that a model of yours gives them.
+    Import(import::Import),
+}
+
+/// What `top` and `bottom` take.
+#[derive(Debug, clap::Args)]
+struct Ends {
+    #[command(flatten)]
+    scope: Scope,
+    /// By this part of the reward instead of the sum.
+    #[arg(long, value_name = "NAME")]
+    part: Option<String>,
+    /// How many samples.
+    #[arg(short = 'n', long, default_value_t = 10)]
+    count: usize,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
-    /// Aligned columns, long cells cut.
+    /// Aligned columns that fit a hundred characters, long cells cut.
     Table,
     /// An array of objects.
     Json,
@@ -67,22 +137,77 @@ enum Format {
 }
 
 /// Answers one question.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let store = Store::open_read_only(&args.store)?;
-    let run_id = |run: &Option<String>| run.as_ref().map(|run| store.find_run(run).map(|run| run.id)).transpose();
-    match &args.question {
-        Question::Ls => print(&render(&store.list()?, args.format)),
-        Question::Show { id } => print(&render_record(&show(&store, id)?, args.format)),
-        Question::Stats { run } => print(&render(&store.stats(run_id(run)?)?, args.format)),
-        Question::Query { sql } => print(&render(&store.query(sql)?, args.format)),
-        Question::Export { file, run, condition } => {
-            let selection = Selection { run: run_id(run)?, condition: condition.clone() };
-            let samples = store.export(file, &selection)?;
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let (url, format) = (args.store.as_str(), args.format);
+    let text = match &args.question {
+        Question::Ls => render(&open(url)?.list()?, format),
+        Question::Show { id, judged } => render_record(&show(&judged.open(url)?, id)?, format),
+        Question::Stats { scope } => {
+            let (store, run) = scope.open(url)?;
+            render(&store.stats(run)?, format)
+        }
+        Question::Top(ends) => render(&ends.rank(url, End::Top)?, format),
+        Question::Bottom(ends) => render(&ends.rank(url, End::Bottom)?, format),
+        Question::Diff { first, second, judged } => {
+            let store = judged.open(url)?;
+            render(&store.diff(store.find_run(first)?.id, store.find_run(second)?.id)?, format)
+        }
+        Question::Audit { run, judged } => {
+            let store = judged.open(url)?;
+            render_record(&store.audit(newest(&store, run.as_deref())?)?, format)
+        }
+        Question::Query { sql, judged } => render(&judged.open(url)?.query(sql)?, format),
+        Question::Export { file, scope, condition } => {
+            let (store, run) = scope.open(url)?;
+            let samples = store.export(file, &Selection { run, condition: condition.clone() })?;
             let mut summary = Table::new(["file", "samples"]);
             summary.push(vec![file.to_string_lossy().into_owned().into(), (samples as i64).into()]);
-            print(&render(&summary, args.format))
+            render(&summary, format)
         }
+        Question::Scorings => render(&open(url)?.scorings()?, format),
+        Question::Verify => return keep::verify(&open(url)?, format),
+        Question::Prune(prune) => render(&prune.run(url)?, format),
+        Question::Rescore(rescore) => render(&rescore.run(url)?, format),
+        Question::Import(import) => render(&import.run(url)?, format),
+    };
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(url: &str) -> Result<Store> {
+    Ok(Store::open_read_only(url)?)
+}
+
+impl Judged {
+    fn open(&self, url: &str) -> Result<Store> {
+        let store = open(url)?;
+        // Without a choice the store's own views answer as they are.
+        Ok(if self.scoring == Scoring::Training { store } else { store.judged_by(self.scoring)? })
     }
+}
+
+impl Scope {
+    fn open(&self, url: &str) -> Result<(Store, Option<RunId>)> {
+        let store = self.judged.open(url)?;
+        let run = self.run.as_deref().map(|run| store.find_run(run)).transpose()?.map(|run| run.id);
+        Ok((store, run))
+    }
+}
+
+impl Ends {
+    fn rank(&self, url: &str, end: End) -> Result<Table> {
+        let (store, run) = self.scope.open(url)?;
+        Ok(store.rank(&Ranking { run, part: self.part.clone(), end, count: self.count })?)
+    }
+}
+
+/// The run of this name, or the newest one.
+fn newest(store: &Store, name: Option<&str>) -> Result<RunId> {
+    if let Some(name) = name {
+        return Ok(store.find_run(name)?.id);
+    }
+    let newest = store.runs()?.last().map(|run| run.id);
+    newest.ok_or_else(|| crate::screen::Usage("the store holds no run yet".into()).into())
 }
 
 fn show(store: &Store, id: &str) -> Result<Table> {
@@ -101,7 +226,7 @@ fn render(table: &Table, format: Format) -> String {
     }
 }
 
-/// One row with much to say reads better from top to bottom.
+/// Rows with much to say read better from top to bottom.
 fn render_record(table: &Table, format: Format) -> String {
     match format {
         Format::Table => table.to_record_text(),
@@ -135,8 +260,11 @@ mod tests {
         let args = Cli::try_parse_from(words).unwrap().replay;
         assert_eq!(args.store, "sqlite://a.db");
         assert!(matches!(args.format, Format::Json));
-        let Question::Export { condition, run, .. } = args.question else { panic!("{:?}", args.question) };
-        assert_eq!((condition.as_deref(), run), (Some("reward > 0"), None));
+        let Question::Export { condition, scope, .. } = args.question else { panic!("{:?}", args.question) };
+        assert_eq!(
+            (condition.as_deref(), scope.run, scope.judged.scoring),
+            (Some("reward > 0"), None, Scoring::Training)
+        );
     }
 
     #[test]
@@ -145,5 +273,18 @@ mod tests {
         let error = run(&args).unwrap_err();
         assert!(error.to_string().starts_with("there is no store at /none/proxrl.db;"), "{error}");
         assert!(error.downcast_ref::<store::Error>().unwrap().is_input());
+    }
+
+    #[test]
+    fn a_scoring_is_a_word_or_a_number() {
+        let scoring = |word: &str| {
+            let args = Cli::try_parse_from(["x", "top", "--scoring", word]);
+            args.map(|args| {
+                if let Question::Top(ends) = args.replay.question { Some(ends.scope.judged.scoring) } else { None }
+            })
+        };
+        assert_eq!(scoring("latest").unwrap(), Some(Scoring::Latest));
+        assert_eq!(scoring("2").unwrap(), Some(Scoring::Number(2)));
+        assert!(scoring("best").is_err());
     }
 }

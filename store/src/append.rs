@@ -1,10 +1,12 @@
 //! Appending a step's samples: all of them or none, and never twice.
 
 use crate::error::Doing;
+use crate::run::RunKind;
+use crate::scoring::FIRST_SCORING;
 use crate::sqlite::BEGIN_WRITE;
 use crate::time::now;
 use crate::{Error, Result, RunId, Store, blob, run};
-use schema::{PartStatus, PolicyVersion, Sample, ScoredGroup, Verdict};
+use schema::{Part, PartStatus, PolicyVersion, Sample, ScoredGroup, Verdict};
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 use std::collections::HashMap;
 
@@ -16,10 +18,11 @@ const COLLECT_STEP: &str = "INSERT INTO steps (run_id, step, groups, samples, to
     ON CONFLICT (run_id, step) DO UPDATE SET groups = excluded.groups, samples = excluded.samples,
         tokens = excluded.tokens, collected_at = excluded.collected_at
     WHERE steps.collected_at IS NULL";
-const POLICY: &str = "INSERT INTO policies (run_id, version, hash, adapter, created_at) VALUES ($1, $2, $3, $4, $5)
+const POLICY: &str = "INSERT INTO policies (run_id, version, hash, adapter, created_at, origin)
+    VALUES ($1, $2, $3, $4, $5, $6)
     ON CONFLICT (run_id, version) DO UPDATE SET adapter = COALESCE(excluded.adapter, policies.adapter)
     RETURNING id, hash";
-const FIND_PROMPT: &str = "SELECT id FROM prompts WHERE hash = $1 AND token_hash = $2";
+pub(crate) const FIND_PROMPT: &str = "SELECT id FROM prompts WHERE hash = $1 AND token_hash = $2";
 const ADD_PROMPT: &str = "INSERT INTO prompts (hash, token_hash, question, answer, json, length, token_ids)
     VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (hash, token_hash) DO UPDATE SET hash = excluded.hash
@@ -30,8 +33,8 @@ const ADD_GROUPS: Insert = Insert {
     returning: "RETURNING place, id",
 };
 const ADD_SAMPLES: Insert = Insert {
-    into: "samples (group_id, place, length, finish, logprob_sum, text, mask, token_ids, logprobs)",
-    columns: 9,
+    into: "samples (group_id, place, length, finish, logprob_sum, text, mask, token_ids, logprobs, hash)",
+    columns: 10,
     returning: "RETURNING group_id, place, id",
 };
 const ADD_REWARDS: Insert = Insert {
@@ -40,8 +43,6 @@ const ADD_REWARDS: Insert = Insert {
     returning: "",
 };
 
-/// The judgement that training saw.
-const FIRST_SCORING: i64 = 0;
 /// Rows a statement. One statement for many rows halves the time of an append; more rows gain nothing.
 const ROWS: usize = 64;
 
@@ -54,9 +55,9 @@ impl Store {
         check(groups)?;
         self.with(async |connection| {
             let mut transaction = connection.begin_with(BEGIN_WRITE).await.doing(DOING)?;
-            run::by_id(&mut transaction, run).await?;
+            let kind = run::by_id(&mut transaction, run).await?.kind;
             collect_step(&mut transaction, run, step, groups).await?;
-            let policies = add_policies(&mut transaction, run, groups, adapter).await?;
+            let policies = add_policies(&mut transaction, run, kind, groups, adapter).await?;
             let group_ids = add_groups(&mut transaction, run, step, groups, &policies).await?;
             let sample_ids = add_samples(&mut transaction, groups, &group_ids).await?;
             add_rewards(&mut transaction, groups, &group_ids, &sample_ids).await?;
@@ -111,6 +112,7 @@ async fn collect_step(connection: &mut SqliteConnection, run: RunId, step: u64, 
 async fn add_policies(
     connection: &mut SqliteConnection,
     run: RunId,
+    kind: RunKind,
     groups: &[ScoredGroup],
     adapter: Option<&str>,
 ) -> Result<HashMap<u64, i64>> {
@@ -129,6 +131,7 @@ async fn add_policies(
             .bind(hash)
             .bind(adapter.filter(|_| Some(*version) == newest))
             .bind(now())
+            .bind(kind.origin())
             .fetch_one(&mut *connection)
             .await
             .doing(DOING)?;
@@ -217,6 +220,9 @@ async fn add_samples(
     for chunk in samples.chunks(ROWS) {
         let mut insert = sqlx::query_as(AssertSqlSafe(ADD_SAMPLES.sql(chunk.len())));
         for (group_id, place, sample) in chunk {
+            let (mask, ids) = (blob::from_mask(&sample.mask), blob::from_tokens(&sample.ids));
+            let logprobs = blob::from_logprobs(&sample.logprobs);
+            let hash = blob::sample_hash(sample.finish.as_str(), &sample.text, mask.as_deref(), &ids, &logprobs);
             // SQLite keeps NaN as NULL.
             insert = insert
                 .bind(group_id)
@@ -225,9 +231,10 @@ async fn add_samples(
                 .bind(sample.finish.as_str())
                 .bind(sample.logprobs.iter().map(|logprob| f64::from(*logprob)).sum::<f64>())
                 .bind(&sample.text)
-                .bind(blob::from_mask(&sample.mask))
-                .bind(blob::from_tokens(&sample.ids))
-                .bind(blob::from_logprobs(&sample.logprobs));
+                .bind(mask)
+                .bind(ids)
+                .bind(logprobs)
+                .bind(hash);
         }
         let added: Vec<(i64, i64, i64)> = insert.fetch_all(&mut *connection).await.doing(DOING)?;
         ids.extend(added.into_iter().map(|(group_id, place, id)| ((group_id, place as usize), id)));
@@ -241,22 +248,43 @@ async fn add_rewards(
     group_ids: &[i64],
     sample_ids: &HashMap<(i64, usize), i64>,
 ) -> Result<()> {
-    let verdicts = groups
-        .iter()
-        .zip(group_ids)
-        .flat_map(|(scored, id)| scored.verdicts().iter().enumerate().map(|(place, verdict)| ((*id, place), verdict)));
-    let parts: Vec<_> = verdicts
-        .flat_map(|(key, verdict)| {
-            (0i64..).zip(&verdict.parts).map(move |(place, part)| (sample_ids[&key], place, part))
+    let verdicts = groups.iter().zip(group_ids).flat_map(|(scored, id)| {
+        scored.verdicts().iter().enumerate().map(|(place, verdict)| (sample_ids[&(*id, place)], verdict))
+    });
+    add_parts(connection, &part_rows(FIRST_SCORING, verdicts), DOING).await
+}
+
+/// A row of `rewards`, but for its moment.
+pub(crate) struct PartRow<'a> {
+    sample_id: i64,
+    scoring: i64,
+    place: i64,
+    part: &'a Part,
+}
+
+/// The rows that these samples' verdicts make in a scoring.
+pub(crate) fn part_rows<'a>(scoring: i64, verdicts: impl Iterator<Item = (i64, &'a Verdict)>) -> Vec<PartRow<'a>> {
+    let row = |sample_id, place, part| PartRow { sample_id, scoring, place, part };
+    verdicts
+        .flat_map(|(sample_id, verdict)| {
+            (0i64..).zip(&verdict.parts).map(move |(place, part)| row(sample_id, place, part))
         })
-        .collect();
+        .collect()
+}
+
+/// Adds rows of `rewards`.
+pub(crate) async fn add_parts(
+    connection: &mut SqliteConnection,
+    rows: &[PartRow<'_>],
+    doing: &'static str,
+) -> Result<()> {
     let created_at = now();
-    for chunk in parts.chunks(ROWS) {
+    for chunk in rows.chunks(ROWS) {
         let mut insert = sqlx::query(AssertSqlSafe(ADD_REWARDS.sql(chunk.len())));
-        for (sample_id, place, part) in chunk {
+        for PartRow { sample_id, scoring, place, part } in chunk {
             insert = insert
                 .bind(sample_id)
-                .bind(FIRST_SCORING)
+                .bind(scoring)
                 .bind(place)
                 .bind(&part.name)
                 .bind(&part.version)
@@ -265,7 +293,7 @@ async fn add_rewards(
                 .bind(status(&part.status))
                 .bind(created_at);
         }
-        insert.execute(&mut *connection).await.doing(DOING)?;
+        insert.execute(&mut *connection).await.doing(doing)?;
     }
     Ok(())
 }

@@ -74,6 +74,30 @@ pub enum Error {
     /// No sample has this number.
     #[error("the store holds no sample {0}; `proxrl replay query \"SELECT MAX(id) FROM samples\"` shows the last one")]
     NoSuchSample(i64),
+    /// No scoring has this number.
+    #[error("the store holds no scoring {0}; `proxrl replay scorings` lists them, and 0 is what training saw")]
+    NoSuchScoring(i64),
+    /// No part of a reward has this name.
+    #[error("no part of a reward is called `{wanted}`; {known}")]
+    NoSuchPart {
+        /// What was asked for.
+        wanted: String,
+        /// Which parts there are.
+        known: String,
+    },
+    /// The samples were removed by their user.
+    #[error(
+        "the samples of step {step} of run {run} were pruned; start a new run, or name a store that still has them"
+    )]
+    Pruned {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: u64,
+    },
+    /// A setting makes no sense.
+    #[error("{0}")]
+    Setting(String),
     /// A step's samples may be appended only once.
     #[error(
         "the samples of step {step} of run {run} are in the store already; read them back instead of appending them again"

@@ -12,7 +12,7 @@ use crate::query::{bad_sql, question};
 use crate::read::{SampleId, StoredGroup, groups};
 use crate::run::by_id;
 use crate::sqlite::BEGIN_READ;
-use crate::{Error, Result, RunId, Store};
+use crate::{Error, Result, RunId, Scoring, Store};
 use schema::{Part, PromptInput, SamplerSettings, Token};
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
@@ -59,7 +59,7 @@ impl Store {
                     .map_err(bad_sql)?;
                 let Some((newest, _)) = found.last() else { return Ok(()) };
                 last = *newest;
-                writer.write(&rows(&mut snapshot, &found, &mut names).await?).map_err(failed)?;
+                writer.write(&rows(&mut snapshot, &found, &mut names, self.scoring).await?).map_err(failed)?;
                 written += found.len() as u64;
             }
         })?;
@@ -170,13 +170,14 @@ async fn rows(
     connection: &mut SqliteConnection,
     found: &[(i64, i64)],
     names: &mut HashMap<RunId, String>,
+    scoring: Scoring,
 ) -> Result<Vec<Row>> {
     let mut group_ids: Vec<i64> = found.iter().map(|(_, group)| *group).collect();
     group_ids.sort_unstable();
     group_ids.dedup();
     let wanted: HashSet<SampleId> = found.iter().map(|(sample, _)| SampleId(*sample)).collect();
     let mut rows = Vec::with_capacity(found.len());
-    for group in groups(connection, &group_ids).await? {
+    for group in groups(connection, &group_ids, scoring).await? {
         let name = match names.entry(group.run) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(by_id(connection, group.run).await?.name),

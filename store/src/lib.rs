@@ -1,7 +1,7 @@
 //! Every sample ever paid for, in one SQLite file that answers SQL.
 //!
 //! The store is at once the training source of replay, the place a killed run resumes from, and the record that
-//! people ask questions of. It only ever grows: nothing here deletes a sample.
+//! people ask questions of. It only grows, until its user prunes it.
 //!
 //! | table | one row per |
 //! |---|---|
@@ -13,9 +13,10 @@
 //! | `rewards` | part of a sample's reward |
 //! | `steps` | training step, with its metrics |
 //! | `checkpoints` | checkpoint |
+//! | `scorings` | later judgement of stored samples |
 //!
 //! The views `sample_view`, `group_view` and `reward_view` put these together and make the blobs readable in plain
-//! SQL, from any SQLite client; `migrations/sqlite/0001_spine.sql` says what each column means.
+//! SQL, from any SQLite client; `migrations/sqlite/` says what each column means, and `docs/replay.md` what to ask.
 //!
 //! # Durability
 //!
@@ -30,25 +31,36 @@
 //! asynchronous runtime.
 
 mod append;
+mod audit;
 mod blob;
+mod diff;
 mod error;
 mod export;
+mod prune;
 mod query;
+mod ranking;
 mod read;
-mod replay;
+pub mod replay;
 mod report;
 mod run;
+mod scoring;
 mod sqlite;
 mod table;
 mod time;
+mod trend;
+mod verify;
 
 #[cfg(test)]
 mod tests;
 
 pub use error::{Error, Result};
 pub use export::Selection;
+pub use prune::{MARGIN, Prune, Pruned};
+pub use ranking::{End, Ranking};
 pub use read::{GroupId, SampleId, StoredGroup};
 pub use replay::{Recent, ReplaySampler, ReplayedGroup};
-pub use run::{NewRun, Run, RunId, RunStatus};
+pub use run::{NewRun, Run, RunId, RunKind, RunStatus};
+pub use scoring::Scoring;
 pub use sqlite::Store;
 pub use table::{Table, Value};
+pub use verify::Verification;

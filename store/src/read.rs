@@ -2,7 +2,7 @@
 
 use crate::error::Doing;
 use crate::sqlite::BEGIN_READ;
-use crate::{Error, Result, RunId, Store, blob};
+use crate::{Error, Result, RunId, Scoring, Store, blob};
 use schema::{Finish, Group, Part, PartStatus, PolicyVersion, Sample, ScoredGroup, Verdict};
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::SqliteRow;
@@ -13,7 +13,7 @@ use std::fmt;
 const DOING: &str = "reading samples";
 
 const STEP_WAS_COLLECTED: &str =
-    "SELECT COUNT(*) FROM steps WHERE run_id = $1 AND step = $2 AND collected_at IS NOT NULL";
+    "SELECT pruned_at IS NOT NULL FROM steps WHERE run_id = $1 AND step = $2 AND collected_at IS NOT NULL";
 const GROUPS_OF_STEP: &str = "SELECT id FROM groups WHERE run_id = $1 AND step = $2 ORDER BY place";
 const GROUPS: &str = "SELECT g.id, g.run_id, g.step, g.settings, q.json, q.token_ids, p.version, p.hash
     FROM groups g JOIN prompts q ON q.id = g.prompt_id JOIN policies p ON p.id = g.policy_id WHERE g.id IN ";
@@ -25,11 +25,16 @@ const REWARDS: &str = "SELECT r.sample_id, r.name, r.version, r.weight, r.value,
 const REWARDS_ORDER: &str = " ORDER BY r.sample_id, r.place";
 
 /// Groups a statement.
-const GROUPS_AT_ONCE: usize = 64;
+pub(crate) const GROUPS_AT_ONCE: usize = 64;
 
 /// The number of a group in its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(pub i64);
+
+impl GroupId {
+    /// Less than the number of any group: where a walk through all of them starts.
+    pub const FIRST: Self = Self(0);
+}
 
 /// The number of a sample in its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,14 +73,16 @@ impl Store {
     pub fn step_groups(&self, run: RunId, step: u64) -> Result<Option<Vec<StoredGroup>>> {
         self.with(async |connection| {
             let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
-            let collected: i64 = sqlx::query_scalar(STEP_WAS_COLLECTED)
+            let pruned: Option<bool> = sqlx::query_scalar(STEP_WAS_COLLECTED)
                 .bind(run.0)
                 .bind(step as i64)
-                .fetch_one(&mut *snapshot)
+                .fetch_optional(&mut *snapshot)
                 .await
                 .doing(DOING)?;
-            if collected == 0 {
-                return Ok(None);
+            match pruned {
+                None => return Ok(None),
+                Some(true) => return Err(Error::Pruned { run, step }),
+                Some(false) => {}
             }
             let ids: Vec<i64> = sqlx::query_scalar(GROUPS_OF_STEP)
                 .bind(run.0)
@@ -83,26 +90,31 @@ impl Store {
                 .fetch_all(&mut *snapshot)
                 .await
                 .doing(DOING)?;
-            Ok(Some(groups(&mut snapshot, &ids).await?))
+            Ok(Some(groups(&mut snapshot, &ids, Scoring::Training).await?))
         })
     }
 
-    /// The groups with these numbers, in the order asked for.
+    /// The groups with these numbers, in the order asked for, judged as this handle judges
+    /// ([`judged_by`](Store::judged_by)).
     pub fn groups(&self, ids: &[GroupId]) -> Result<Vec<StoredGroup>> {
         let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
         self.with(async |connection| {
             let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
-            groups(&mut snapshot, &ids).await
+            groups(&mut snapshot, &ids, self.scoring).await
         })
     }
 }
 
-/// The groups with these numbers, in the order asked for.
-pub(crate) async fn groups(connection: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<StoredGroup>> {
+/// The groups with these numbers, in the order asked for, with the verdicts of this scoring.
+pub(crate) async fn groups(
+    connection: &mut SqliteConnection,
+    ids: &[i64],
+    scoring: Scoring,
+) -> Result<Vec<StoredGroup>> {
     let mut groups = Vec::with_capacity(ids.len());
     for chunk in ids.chunks(GROUPS_AT_ONCE) {
         let rows = fetch_in(connection, GROUPS, chunk, "").await?;
-        let mut verdicts = verdicts(connection, chunk).await?;
+        let mut verdicts = verdicts(connection, chunk, scoring).await?;
         let mut samples: HashMap<i64, Vec<(SampleId, Sample)>> = HashMap::new();
         for row in fetch_in(connection, SAMPLES, chunk, SAMPLES_ORDER).await? {
             samples.entry(get(&row, "group_id")?).or_default().push(sample(&row)?);
@@ -119,11 +131,11 @@ pub(crate) async fn groups(connection: &mut SqliteConnection, ids: &[i64]) -> Re
 }
 
 /// Every row whose key is one of `ids`, which are at most [`GROUPS_AT_ONCE`].
-async fn fetch_in(
+pub(crate) async fn fetch_in(
     connection: &mut SqliteConnection,
-    select: &'static str,
+    select: &str,
     ids: &[i64],
-    order: &'static str,
+    order: &str,
 ) -> Result<Vec<SqliteRow>> {
     // Always the same number of placeholders, so that the statement is prepared once.
     let places: Vec<String> = (1..=GROUPS_AT_ONCE).map(|place| format!("${place}")).collect();
@@ -135,9 +147,13 @@ async fn fetch_in(
 }
 
 /// The parts of every sample's reward, by the sample's number.
-async fn verdicts(connection: &mut SqliteConnection, group_ids: &[i64]) -> Result<HashMap<i64, Verdict>> {
+async fn verdicts(
+    connection: &mut SqliteConnection,
+    group_ids: &[i64],
+    scoring: Scoring,
+) -> Result<HashMap<i64, Verdict>> {
     let mut verdicts: HashMap<i64, Verdict> = HashMap::new();
-    for row in fetch_in(connection, REWARDS, group_ids, REWARDS_ORDER).await? {
+    for row in fetch_in(connection, &scoring.applied_to(REWARDS), group_ids, REWARDS_ORDER).await? {
         let sample_id = get(&row, "sample_id")?;
         verdicts.entry(sample_id).or_insert_with(|| Verdict { parts: Vec::new() }).parts.push(part(&row)?);
     }

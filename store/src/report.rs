@@ -34,19 +34,23 @@ const POLICY_SUMS: &str = "WITH judged AS MATERIALIZED (
             SUM(CASE WHEN finish = 'length' THEN 1 ELSE 0 END) AS clipped,
             CASE WHEN MAX(reward) > MIN(reward) THEN 0 ELSE 1 END AS no_signal
         FROM judged GROUP BY group_id, policy_id)
-    SELECT runs.name AS run, runs.id AS run_id, p.version, p.hash, COUNT(*) AS groups,
+    SELECT runs.name AS run, runs.id AS run_id, p.version, p.hash, p.origin,
+        (SELECT MAX(newest.version) FROM policies newest WHERE newest.run_id = p.run_id) - p.version AS age,
+        (SELECT AVG(json_extract(t.metrics, '$.effective_sample_share')) FROM steps t WHERE t.run_id = p.run_id
+            AND t.step IN (SELECT g.step FROM groups g WHERE g.policy_id = p.id)) AS ess,
+        COUNT(*) AS groups,
         CAST(SUM(x.samples) AS BIGINT) AS samples, CAST(SUM(x.tokens) AS BIGINT) AS tokens,
         CAST(SUM(x.judged) AS BIGINT) AS judged, SUM(x.reward) AS reward, SUM(x.reward_squared) AS reward_squared,
         CAST(SUM(x.clipped) AS BIGINT) AS clipped, CAST(SUM(x.no_signal) AS BIGINT) AS no_signal
     FROM per_group x JOIN policies p ON p.id = x.policy_id JOIN runs ON runs.id = p.run_id
-    GROUP BY p.id, runs.id, runs.name, p.version, p.hash ORDER BY runs.id, p.version";
+    GROUP BY p.id, runs.id, runs.name, p.version, p.hash, p.origin ORDER BY runs.id, p.version";
 
 impl Store {
     /// One row per run, oldest first: how it stands, how much it sampled, and the mean reward of its first and its
     /// last step.
     pub fn list(&self) -> Result<Table> {
-        const COLUMNS: [&str; 9] =
-            ["id", "run", "status", "started", "steps", "samples", "tokens", "reward_first", "reward_last"];
+        const COLUMNS: [&str; 10] =
+            ["id", "run", "kind", "status", "started", "steps", "samples", "tokens", "reward_first", "reward_last"];
         self.with(async |connection| {
             let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
             let ids: Vec<i64> = sqlx::query_scalar(RUN_IDS).fetch_all(&mut *snapshot).await.doing(DOING)?;
@@ -57,6 +61,7 @@ impl Store {
                 table.push(vec![
                     id.into(),
                     run.name.into(),
+                    run.kind.as_str().into(),
                     run.status.as_str().into(),
                     time::words(time::micros(run.started_at)).into(),
                     progress.steps.into(),
@@ -70,14 +75,20 @@ impl Store {
         })
     }
 
-    /// One row per policy version, of one run or of all. `reward_std` divides by n - 1. `clipped` is the share of
+    /// One row per policy version, of one run or of all. `age` is how many versions the run's newest samples are ahead:
+    /// the staleness of these rows if they were replayed now. `reward_std` divides by n - 1. `clipped` is the share of
     /// samples that the token limit cut off, `no_signal` the share of groups in which no two judged rewards differ.
+    /// `ess` is the effective sample share that the trainer measured when it learned from these rows, from the steps'
+    /// metrics; of old rows under a newer policy the store cannot know it, because that takes the newer policy's
+    /// log-probabilities.
     pub fn stats(&self, run: Option<RunId>) -> Result<Table> {
-        const COLUMNS: [&str; 13] = [
+        const COLUMNS: [&str; 16] = [
             "run",
             "run_id",
             "policy",
             "hash",
+            "origin",
+            "age",
             "groups",
             "samples",
             "tokens",
@@ -87,6 +98,7 @@ impl Store {
             "length_mean",
             "clipped",
             "no_signal",
+            "ess",
         ];
         self.with(async |connection| {
             let sums: Vec<PolicySums> =
@@ -104,7 +116,7 @@ impl Store {
             let group: Option<i64> =
                 sqlx::query_scalar(GROUP_OF_SAMPLE).bind(sample.0).fetch_optional(&mut *snapshot).await.doing(DOING)?;
             let group = group.ok_or(Error::NoSuchSample(sample.0))?;
-            let groups = read::groups(&mut snapshot, &[group]).await?;
+            let groups = read::groups(&mut snapshot, &[group], self.scoring).await?;
             let run = by_id(&mut snapshot, groups[0].run).await?;
             sample_record(&groups[0], sample, &run)
         })
@@ -123,6 +135,7 @@ impl Store {
             Ok(record([
                 ("id", run.id.0.into()),
                 ("run", run.name.into()),
+                ("kind", run.kind.as_str().into()),
                 ("status", run.status.as_str().into()),
                 ("started", time::words(time::micros(run.started_at)).into()),
                 ("finished", run.finished_at.map(|moment| time::words(time::micros(moment))).into()),
@@ -174,6 +187,9 @@ struct PolicySums {
     run_id: i64,
     version: i64,
     hash: String,
+    origin: String,
+    age: i64,
+    ess: Option<f64>,
     groups: i64,
     samples: i64,
     tokens: i64,
@@ -191,6 +207,9 @@ impl FromRow<'_, SqliteRow> for PolicySums {
             run_id: row.try_get("run_id")?,
             version: row.try_get("version")?,
             hash: row.try_get("hash")?,
+            origin: row.try_get("origin")?,
+            age: row.try_get("age")?,
+            ess: row.try_get("ess")?,
             groups: row.try_get("groups")?,
             samples: row.try_get("samples")?,
             tokens: row.try_get("tokens")?,
@@ -212,6 +231,8 @@ impl PolicySums {
             self.run_id.into(),
             self.version.into(),
             self.hash.chars().take(12).collect::<String>().into(),
+            self.origin.clone().into(),
+            self.age.into(),
             self.groups.into(),
             self.samples.into(),
             self.tokens.into(),
@@ -221,6 +242,7 @@ impl PolicySums {
             share(self.tokens, self.samples).into(),
             share(self.clipped, self.samples).into(),
             share(self.no_signal, self.groups).into(),
+            self.ess.into(),
         ]
     }
 

@@ -11,8 +11,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-const BEGIN_RUN: &str = "INSERT INTO runs (name, status, config, program_version, model_hash, out_dir, started_at)
-    VALUES ($1, 'running', $2, $3, $4, $5, $6) RETURNING id";
+const BEGIN_RUN: &str = "INSERT INTO runs
+    (name, status, config, program_version, model_hash, out_dir, started_at, kind)
+    VALUES ($1, 'running', $2, $3, $4, $5, $6, $7) RETURNING id";
 const RUN: &str = "SELECT * FROM runs WHERE id = $1";
 const RUNS: &str = "SELECT * FROM runs ORDER BY id";
 const RUN_NAMED: &str = "SELECT * FROM runs WHERE name = $1 ORDER BY id DESC LIMIT 1";
@@ -69,6 +70,38 @@ impl RunStatus {
     }
 }
 
+/// Where a run's samples come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunKind {
+    /// Training drew them.
+    Training,
+    /// They were brought in from elsewhere, and a model of ours computed the log-probabilities beside them.
+    Import,
+}
+
+impl RunKind {
+    /// The word in the column `runs.kind`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Training => "training",
+            Self::Import => "import",
+        }
+    }
+
+    /// The reverse of [`RunKind::as_str`].
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Training, Self::Import].into_iter().find(|kind| kind.as_str() == word)
+    }
+
+    /// The word in the column `policies.origin`.
+    pub(crate) fn origin(self) -> &'static str {
+        match self {
+            Self::Training => "drawn",
+            Self::Import => "imported",
+        }
+    }
+}
+
 /// What is known about a run when it begins.
 #[derive(Debug, Clone)]
 pub struct NewRun {
@@ -93,6 +126,8 @@ pub struct Run {
     pub id: RunId,
     /// What people call it.
     pub name: String,
+    /// Where its samples come from.
+    pub kind: RunKind,
     /// How it stands.
     pub status: RunStatus,
     /// The resolved config, as TOML.
@@ -112,6 +147,16 @@ pub struct Run {
 impl Store {
     /// Adds a run, with the status [`RunStatus::Running`].
     pub fn begin_run(&self, run: &NewRun) -> Result<RunId> {
+        self.begin(run, RunKind::Training)
+    }
+
+    /// Adds a run for samples from elsewhere. The policy of every group that is appended to it is marked: it computed
+    /// the log-probabilities and did not draw.
+    pub fn begin_import(&self, run: &NewRun) -> Result<RunId> {
+        self.begin(run, RunKind::Import)
+    }
+
+    fn begin(&self, run: &NewRun, kind: RunKind) -> Result<RunId> {
         self.with(async |connection| {
             sqlx::query_scalar(BEGIN_RUN)
                 .bind(&run.name)
@@ -120,6 +165,7 @@ impl Store {
                 .bind(&run.model_hash)
                 .bind(run.out_dir.to_string_lossy())
                 .bind(micros(run.started_at))
+                .bind(kind.as_str())
                 .fetch_one(connection)
                 .await
                 .map(RunId)
@@ -189,11 +235,7 @@ impl Store {
 
     /// The metrics of every finished step of a run, in order. A number that was infinite comes back as NaN.
     pub fn metrics(&self, run: RunId) -> Result<Vec<(u64, Metrics)>> {
-        self.with(async |connection| {
-            let rows: Vec<(i64, String)> =
-                sqlx::query_as(METRICS).bind(run.0).fetch_all(connection).await.doing("reading metrics")?;
-            rows.into_iter().map(|(step, json)| Ok((step as u64, from_json(&json, step)?))).collect()
-        })
+        self.with(async |connection| metrics_of(connection, run).await)
     }
 
     /// Notes where the checkpoint of a step is, and the hash of its content.
@@ -211,6 +253,13 @@ impl Store {
             Ok(())
         })
     }
+}
+
+/// The metrics of every finished step of a run, in order.
+pub(crate) async fn metrics_of(connection: &mut SqliteConnection, run: RunId) -> Result<Vec<(u64, Metrics)>> {
+    let rows: Vec<(i64, String)> =
+        sqlx::query_as(METRICS).bind(run.0).fetch_all(connection).await.doing("reading metrics")?;
+    rows.into_iter().map(|(step, json)| Ok((step as u64, from_json(&json, step)?))).collect()
 }
 
 /// The run with this number, or an error that lists which there are.
@@ -234,9 +283,14 @@ fn from_row(row: &SqliteRow) -> Result<Run> {
     let Some(status) = RunStatus::parse(&word) else {
         return Err(Error::Damaged { what: format!("run {id} has the unknown status `{word}`") });
     };
+    let word: String = row.try_get("kind").doing(READING)?;
+    let Some(kind) = RunKind::parse(&word) else {
+        return Err(Error::Damaged { what: format!("run {id} is of the unknown kind `{word}`") });
+    };
     let finished_at: Option<i64> = row.try_get("finished_at").doing(READING)?;
     Ok(Run {
         id,
+        kind,
         status,
         name: row.try_get("name").doing(READING)?,
         config: row.try_get("config").doing(READING)?,

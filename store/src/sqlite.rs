@@ -5,7 +5,7 @@
 
 use crate::error::{Doing, PATIENCE_S, primary_code};
 use crate::time::now;
-use crate::{Error, Result};
+use crate::{Error, Result, Scoring};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use std::fs::File;
@@ -21,7 +21,8 @@ pub(crate) const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
 pub(crate) const BEGIN_READ: &str = "BEGIN";
 
 /// Schema version `n` is made by the first `n` of these. A published one never changes: add another.
-const MIGRATIONS: [&str; 1] = [include_str!("../migrations/sqlite/0001_spine.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("../migrations/sqlite/0001_spine.sql"), include_str!("../migrations/sqlite/0002_keeping.sql")];
 
 const CREATE_SCHEMA_VERSION: &str = "CREATE TABLE IF NOT EXISTS schema_version (
     version BIGINT PRIMARY KEY, program_version TEXT NOT NULL, applied_at BIGINT NOT NULL)";
@@ -37,6 +38,8 @@ pub struct Store {
     runtime: Runtime,
     /// Present until the store is dropped.
     connection: Mutex<Option<SqliteConnection>>,
+    /// Which judgement this handle's questions mean.
+    pub(crate) scoring: Scoring,
 }
 
 impl Store {
@@ -61,6 +64,12 @@ impl Store {
             store.with(async |connection| migrate(connection, &store.path).await)?;
         }
         Ok(store)
+    }
+
+    /// Opens a store for writing, but makes none where there is none.
+    pub fn open_existing(url: &str) -> Result<Self> {
+        let path = path_of(url)?;
+        if path.exists() { Self::open(url) } else { Err(Error::Missing { path }) }
     }
 
     /// Opens a store for reading alone. Creates no file, and refuses every write.
@@ -100,7 +109,7 @@ impl Store {
             Err(error) => return Err(cannot_open(path, error)),
         };
         tracing::debug!(path = %path.display(), "opened the store");
-        Ok(Self { path, runtime, connection: Mutex::new(Some(connection)) })
+        Ok(Self { path, runtime, connection: Mutex::new(Some(connection)), scoring: Scoring::default() })
     }
 
     fn refuse_newer(&self, found: i64) -> Result<()> {

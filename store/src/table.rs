@@ -1,12 +1,11 @@
 //! Answers in rows and columns, as text for people, JSON for programs and CSV for spreadsheets.
 
+mod fit;
+
 use schema::hex;
 use serde_json::{Map, Number};
 use std::fmt::{self, Write};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
-
-/// The widest a cell of a text table gets, in terminal columns.
-const WIDEST_CELL: usize = 48;
 
 /// One value of an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,26 +49,10 @@ impl Table {
     }
 
     /// A table for a terminal: aligned by what each character takes there, numbers to the right, long cells cut
-    /// with `…`. Line breaks and other control characters are written as escapes.
+    /// with `…`. Line breaks and other control characters are written as escapes. It fits in a hundred columns: what
+    /// says the same in every row stands above, and too many columns become bands.
     pub fn to_text(&self) -> String {
-        let mut lines = vec![self.columns.iter().map(|name| shorten(&escape(name, Breaks::Escaped))).collect()];
-        lines.extend(self.rows.iter().map(|row| row.iter().map(cell).collect::<Vec<_>>()));
-        let width = |column: usize| lines.iter().map(|line: &Vec<String>| line[column].width()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
-        let numeric: Vec<bool> = (0..self.columns.len()).map(|column| self.is_numeric(column)).collect();
-        lines.insert(1, widths.iter().map(|width| "─".repeat(*width)).collect());
-        let mut text = String::new();
-        for line in lines {
-            let mut cells = String::new();
-            for ((cell, width), numeric) in line.iter().zip(&widths).zip(&numeric) {
-                let padding = " ".repeat(width - cell.width());
-                let (left, right) = if *numeric { (padding.as_str(), "") } else { ("", padding.as_str()) };
-                let _ = write!(cells, "{left}{cell}{right}  ");
-            }
-            text.push_str(cells.trim_end());
-            text.push('\n');
-        }
-        text
+        fit::text(self)
     }
 
     /// Each row as a list of `name  value` lines, with nothing cut: for one row with much to say.
@@ -108,11 +91,6 @@ impl Table {
             csv_line(&mut text, fields.iter().map(String::as_str));
         }
         text
-    }
-
-    fn is_numeric(&self, column: usize) -> bool {
-        let mut values = self.rows.iter().map(|row| &row[column]).filter(|value| **value != Value::Null).peekable();
-        values.peek().is_some() && values.all(|value| matches!(value, Value::Integer(_) | Value::Real(_)))
     }
 }
 
@@ -186,9 +164,14 @@ enum Breaks {
     Escaped,
 }
 
-/// A value on one short line.
-fn cell(value: &Value) -> String {
-    shorten(&plain(value, Breaks::Escaped))
+/// A value on one line of at most `widest` terminal columns.
+fn cell(value: &Value, widest: usize) -> String {
+    shorten(&plain(value, Breaks::Escaped), widest)
+}
+
+/// The name of a column, likewise.
+fn escaped_name(table: &Table, column: usize) -> String {
+    shorten(&escape(&table.columns[column], Breaks::Escaped), fit::WIDEST_CELL)
 }
 
 /// A value for people: numbers to five significant digits, nothing that would steer a terminal.
@@ -234,15 +217,15 @@ fn escape(text: &str, breaks: Breaks) -> String {
     escaped
 }
 
-/// At most [`WIDEST_CELL`] terminal columns.
-fn shorten(text: &str) -> String {
-    if text.width() <= WIDEST_CELL {
+/// At most `widest` terminal columns of a text.
+fn shorten(text: &str, widest: usize) -> String {
+    if text.width() <= widest {
         return text.to_owned();
     }
     let mut width = 0;
     let kept = text.chars().take_while(|character| {
         width += character.width().unwrap_or(0);
-        width < WIDEST_CELL
+        width < widest
     });
     kept.chain(['…']).collect()
 }
@@ -290,10 +273,10 @@ tiny            0.25     8
 
     #[test]
     fn long_cells_are_cut() {
-        assert_eq!(shorten(&"a".repeat(48)), "a".repeat(48));
-        assert_eq!(shorten(&"a".repeat(49)), format!("{}…", "a".repeat(47)));
+        assert_eq!(shorten(&"a".repeat(48), 48), "a".repeat(48));
+        assert_eq!(shorten(&"a".repeat(49), 48), format!("{}…", "a".repeat(47)));
         // Each of these takes two columns: 23 of them and the dots take 47.
-        assert_eq!(shorten(&"数".repeat(40)), format!("{}…", "数".repeat(23)));
+        assert_eq!(shorten(&"数".repeat(40), 48), format!("{}…", "数".repeat(23)));
     }
 
     #[test]

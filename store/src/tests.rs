@@ -2,6 +2,8 @@
 
 mod asking;
 mod durability;
+mod judging;
+mod keeping;
 mod opening;
 mod replaying;
 mod round_trip;

@@ -139,6 +139,25 @@ impl Config {
         Self::parse(&text, &path.display().to_string(), overrides)
     }
 
+    /// Reads the `[[reward]]` tables of a config file, whatever else it holds.
+    pub fn load_rewards(path: &Path) -> Result<Vec<reward::Config>> {
+        #[derive(Deserialize)]
+        struct Rewards {
+            #[serde(default)]
+            reward: Vec<reward::Config>,
+        }
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::input(format!("cannot read the config {name}: {error}")))?;
+        let Rewards { reward } = parse::parse(&text, &name, &[])?;
+        if reward.is_empty() {
+            return Err(Error::input(format!(
+                "{name} has no [[reward]] table; add one, such as rule.math_answer = {{}}"
+            )));
+        }
+        Ok(reward)
+    }
+
     /// Reads a config from its text; `name` is what errors call it.
     pub fn parse(text: &str, name: &str, overrides: &[Override]) -> Result<Self> {
         let config: Self = parse::parse(text, name, overrides)?;

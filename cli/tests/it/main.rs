@@ -7,6 +7,8 @@ mod architecture;
 mod configs;
 mod errors;
 mod learns;
+mod replay;
+mod replay_docs;
 mod resume;
 mod support;
 mod tidy;

@@ -106,23 +106,27 @@ fn reports() {
     let verdicts = vec![super::verdict(Some(1.0)), super::verdict(None)];
     store.append_step(run, 0, &step_0, None).unwrap();
     store.append_step(run, 1, &[schema::ScoredGroup::new(cut, verdicts).unwrap()], None).unwrap();
+    let mut metrics = schema::Metrics::new();
+    metrics.set("effective_sample_share", 0.75);
+    store.finish_step(run, 0, &metrics).unwrap();
     store.finish_run(run, RunStatus::Finished).unwrap();
     begin(&store, "idle");
 
     // Rewards 0 1 1 1: mean 3/4, variance (0.5625 + 3 x 0.0625) / 3 = 1/4. One of two groups has no signal.
     let stats = store.stats(Some(run)).unwrap().to_csv();
     let expected = "\
-run,run_id,policy,hash,groups,samples,tokens,unjudged,reward_mean,reward_std,length_mean,clipped,no_signal\r\n\
-sums,1,0,hash 0,2,4,4,0,0.75,0.5,1,0,0.5\r\n\
-sums,1,1,hash 1,1,2,2,1,1,,1,0.5,1\r\n";
+run,run_id,policy,hash,origin,age,groups,samples,tokens,unjudged,reward_mean,reward_std,length_mean,clipped,\
+no_signal,ess\r\n\
+sums,1,0,hash 0,drawn,1,2,4,4,0,0.75,0.5,1,0,0.5,0.75\r\n\
+sums,1,1,hash 1,drawn,0,1,2,2,1,1,,1,0.5,1,\r\n";
     assert_eq!(stats, expected);
     assert_eq!(store.stats(None).unwrap().rows.len(), 2);
 
     let list = store.list().unwrap().to_csv();
     let expected = "\
-id,run,status,started,steps,samples,tokens,reward_first,reward_last\r\n\
-1,sums,finished,2026-11-03 09:05:07Z,2,6,6,0.75,1\r\n\
-2,idle,running,2026-11-03 09:05:07Z,0,0,0,,\r\n";
+id,run,kind,status,started,steps,samples,tokens,reward_first,reward_last\r\n\
+1,sums,training,finished,2026-11-03 09:05:07Z,2,6,6,0.75,1\r\n\
+2,idle,training,running,2026-11-03 09:05:07Z,0,0,0,,\r\n";
     assert_eq!(list, expected);
 
     let record = store.show_run(run).unwrap().to_record_text();

@@ -87,7 +87,7 @@ fn a_newer_store_is_refused_unchanged() {
     execute(&store, "INSERT INTO schema_version (version, program_version, applied_at) VALUES (99, '9.0', 0)");
     drop(store);
     let before = fs::read(&path).unwrap();
-    refused(&Store::open(&url(&path)).unwrap_err(), "has schema version 99, but this program knows versions up to 1");
+    refused(&Store::open(&url(&path)).unwrap_err(), "has schema version 99, but this program knows versions up to 2");
     refused(&Store::open_read_only(&url(&path)).unwrap_err(), "use a newer proxrl");
     assert_eq!(fs::read(&path).unwrap(), before);
 }

@@ -1,0 +1,102 @@
+//! `proxrl replay verify` and `prune`: is the store what was written, and how does it stay small.
+
+use super::{Format, print, render};
+use crate::screen::{note, thousands};
+use anyhow::Result;
+use std::process::ExitCode;
+use store::{Store, Table};
+
+/// What `prune` takes. A step goes if any of the rules names it.
+#[derive(Debug, clap::Args)]
+#[group(id = "rule", required = true, multiple = true, args = ["keep_steps", "below_policy", "max_size"])]
+pub(super) struct Prune {
+    /// Remove all but the newest this many steps of each run.
+    #[arg(long, value_name = "STEPS")]
+    keep_steps: Option<u64>,
+    /// Remove what policy versions below this one drew.
+    #[arg(long, value_name = "VERSION")]
+    below_policy: Option<u64>,
+    /// Remove the oldest steps until the store is about this large, as in 500M or 2G.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_size: Option<u64>,
+    /// Only this run, by name or number.
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
+    /// Say what would go, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Prune {
+    pub(super) fn run(&self, url: &str) -> Result<Table> {
+        let store = if self.dry_run { Store::open_read_only(url)? } else { Store::open_existing(url)? };
+        let run = self.run.as_deref().map(|run| store.find_run(run)).transpose()?.map(|run| run.id);
+        let rule = store::Prune {
+            run,
+            keep_steps: self.keep_steps,
+            below_policy: self.below_policy,
+            max_bytes: self.max_size,
+        };
+        let pruned = if self.dry_run { store.rehearse_prune(&rule)? } else { store.prune(&rule)? };
+        let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+        let (before, after) = (megabytes(pruned.bytes_before), megabytes(pruned.bytes_after));
+        let sizes = match (self.dry_run, pruned.shrunk) {
+            (true, _) => format!("would free the samples of {} steps: {before} to about {after}", pruned.steps),
+            (false, true) => format!("freed the samples of {} steps: {before} to {after}", pruned.steps),
+            (false, false) if pruned.steps == 0 => format!("nothing to remove; the store has {before}"),
+            (false, false) => format!(
+                "removed the samples of {} steps; the file keeps its {before} until no other process holds it",
+                pruned.steps
+            ),
+        };
+        note(&sizes);
+        if pruned.still_needed > 0 {
+            note(&format!("kept {} steps that a run which may be resumed still needs", thousands(pruned.still_needed)));
+        }
+        Ok(pruned.runs)
+    }
+}
+
+/// Checks everything; the exit code says whether all is well.
+pub(super) fn verify(store: &Store, format: Format) -> Result<ExitCode> {
+    let found = store.verify()?;
+    print(&render(&found.checks, format))?;
+    if found.unverifiable > 0 {
+        note(&format!(
+            "{} samples were stored before there were hashes: their content cannot be verified",
+            thousands(found.unverifiable)
+        ));
+    }
+    if found.is_sound() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    note(&format!("{} rows are wrong; restore them from a copy of {}", found.wrong, store.path().display()));
+    Ok(ExitCode::FAILURE)
+}
+
+/// Bytes, with K, M or G for powers of 1000.
+fn size(text: &str) -> std::result::Result<u64, String> {
+    let plain = text.trim_end_matches(['B', 'b']);
+    let units = [(['K', 'k'], 1e3), (['M', 'm'], 1e6), (['G', 'g'], 1e9), (['T', 't'], 1e12)];
+    let found = units.iter().find_map(|(unit, factor)| Some((plain.strip_suffix(*unit)?, *factor)));
+    let (digits, factor) = found.unwrap_or((plain, 1.0));
+    match digits.trim().parse::<f64>() {
+        Ok(number) if number >= 0.0 && number.is_finite() => Ok((number * factor) as u64),
+        _ => Err(format!("`{text}` is no size; write for example 500M or 2G")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("10", 10), ("500M", 500_000_000), ("1.5g", 1_500_000_000), ("2 KB", 2_000)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "M", "-1", "many", "NaN"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

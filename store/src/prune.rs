@@ -1,0 +1,233 @@
+//! Making room: removing the samples of old steps, never those that a run still needs.
+//!
+//! Whole steps go, oldest first, each in a transaction of its own, so that a training run beside it waits for one step
+//! at most. What is small stays: the run, the step's row with its metrics, the checkpoints; so a pruned run can still
+//! be plotted, compared and listed. The three counts of a pruned step become 0, replay no longer finds it, and reading
+//! it back is an error that says why.
+//!
+//! A run that may be resumed (any that is not finished) keeps every step from [`MARGIN`] steps before its newest
+//! checkpoint on: the steps behind the checkpoint are read back instead of drawn again, and those before it may be in
+//! the window of its replay. A replay without a limit on age draws otherwise after a pruning than before.
+
+use crate::error::Doing;
+use crate::sqlite::{BEGIN_READ, BEGIN_WRITE};
+use crate::table::Table;
+use crate::time::now;
+use crate::{Error, Result, RunId, Store};
+use sqlx::{Connection, FromRow, Row, SqliteConnection, sqlite::SqliteRow};
+
+const DOING: &str = "pruning";
+
+/// Steps before the newest checkpoint that a run which may be resumed keeps for its replay.
+pub const MARGIN: u64 = 16;
+
+const STEPS: &str = "SELECT t.run_id, runs.name, runs.kind, runs.status, t.step, t.samples, t.tokens, t.collected_at,
+        (SELECT MAX(x.step) FROM steps x WHERE x.run_id = t.run_id AND x.collected_at IS NOT NULL) AS newest,
+        (SELECT MAX(c.step) FROM checkpoints c WHERE c.run_id = t.run_id) AS checkpoint,
+        (SELECT MAX(p.version) FROM groups g JOIN policies p ON p.id = g.policy_id
+            WHERE g.run_id = t.run_id AND g.step = t.step) AS policy
+    FROM steps t JOIN runs ON runs.id = t.run_id
+    WHERE t.samples > 0 AND t.pruned_at IS NULL
+    ORDER BY t.collected_at, t.run_id, t.step";
+const REMOVE: [&str; 3] = [
+    "DELETE FROM rewards WHERE sample_id IN
+        (SELECT s.id FROM groups g JOIN samples s ON s.group_id = g.id WHERE g.run_id = $1 AND g.step = $2)",
+    "DELETE FROM samples WHERE group_id IN (SELECT id FROM groups WHERE run_id = $1 AND step = $2)",
+    "DELETE FROM groups WHERE run_id = $1 AND step = $2",
+];
+const MARK: &str =
+    "UPDATE steps SET groups = 0, samples = 0, tokens = 0, pruned_at = $3 WHERE run_id = $1 AND step = $2";
+const SWEEP: &str = "DELETE FROM prompts WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.prompt_id = prompts.id);
+    DELETE FROM policies WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.policy_id = policies.id);";
+const BYTES: &str = "SELECT (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)";
+/// The file shrinks when the write-ahead log is folded in.
+const SHRINK: &str = "VACUUM; PRAGMA wal_checkpoint(TRUNCATE);";
+
+/// Which steps go. A step goes if any of the rules names it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prune {
+    /// Of this run alone; of every run if absent.
+    pub run: Option<RunId>,
+    /// All but the newest this many steps of each run.
+    pub keep_steps: Option<u64>,
+    /// Those drawn by policy versions below this. Imported rows have no version of their own, and stay.
+    pub below_policy: Option<u64>,
+    /// The oldest, until the store is estimated to be at most this large, in bytes.
+    pub max_bytes: Option<u64>,
+}
+
+/// What was pruned, or would be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pruned {
+    /// One row per run: the steps that go, from and to, and what they hold.
+    pub runs: Table,
+    /// How many steps go.
+    pub steps: u64,
+    /// How many samples go.
+    pub samples: u64,
+    /// How many steps a rule named, but a run still needs.
+    pub still_needed: u64,
+    /// The size of the store before, in bytes.
+    pub bytes_before: u64,
+    /// Its size afterwards, in bytes: estimated until something was removed.
+    pub bytes_after: u64,
+    /// Whether the file was made smaller: not in a rehearsal, nor if another process held the store.
+    pub shrunk: bool,
+}
+
+impl Store {
+    /// Says what [`prune`](Store::prune) would remove, and changes nothing.
+    pub fn rehearse_prune(&self, rule: &Prune) -> Result<Pruned> {
+        Ok(self.with(async |connection| choose(connection, rule).await)?.0)
+    }
+
+    /// Removes the samples of the steps that the rule names, and gives their room back to the file system.
+    pub fn prune(&self, rule: &Prune) -> Result<Pruned> {
+        self.with(async |connection| {
+            let (mut pruned, steps) = choose(connection, rule).await?;
+            if steps.is_empty() {
+                return Ok(pruned);
+            }
+            for step in &steps {
+                remove(connection, step).await?;
+            }
+            sqlx::raw_sql(SWEEP).execute(&mut *connection).await.doing(DOING)?;
+            pruned.shrunk = match sqlx::raw_sql(SHRINK).execute(&mut *connection).await.doing(DOING) {
+                Ok(_) => true,
+                Err(Error::Locked { .. }) => false,
+                Err(error) => return Err(error),
+            };
+            pruned.bytes_after = bytes(connection).await?;
+            Ok(pruned)
+        })
+    }
+}
+
+/// A step that has samples.
+#[derive(Debug, Clone)]
+struct Step {
+    run: i64,
+    run_name: String,
+    imported: bool,
+    finished: bool,
+    number: i64,
+    samples: i64,
+    tokens: i64,
+    newest: i64,
+    checkpoint: Option<i64>,
+    policy: Option<i64>,
+}
+
+impl FromRow<'_, SqliteRow> for Step {
+    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            run: row.try_get("run_id")?,
+            run_name: row.try_get("name")?,
+            imported: row.try_get::<String, _>("kind")? == "import",
+            finished: row.try_get::<String, _>("status")? == "finished",
+            number: row.try_get("step")?,
+            samples: row.try_get("samples")?,
+            tokens: row.try_get("tokens")?,
+            newest: row.try_get("newest")?,
+            checkpoint: row.try_get("checkpoint")?,
+            policy: row.try_get("policy")?,
+        })
+    }
+}
+
+impl Step {
+    /// Whether its run may ask for it again.
+    fn is_needed(&self) -> bool {
+        let kept_from = self.checkpoint.map_or(i64::MIN, |checkpoint| checkpoint - MARGIN as i64);
+        !self.imported && !self.finished && self.number >= kept_from
+    }
+
+    /// Roughly the bytes that it takes: four for a token id, four for its log-probability, some for its text, and what
+    /// the rows of a sample and its rewards cost whatever their length.
+    fn weight(&self) -> f64 {
+        12.0 * self.tokens as f64 + 400.0 * self.samples as f64
+    }
+}
+
+/// What goes, in sum and step by step.
+async fn choose(connection: &mut SqliteConnection, rule: &Prune) -> Result<(Pruned, Vec<Step>)> {
+    if rule.keep_steps.is_none() && rule.below_policy.is_none() && rule.max_bytes.is_none() {
+        return Err(Error::Setting("nothing says what to prune; give an age, a policy version or a size".into()));
+    }
+    let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+    if let Some(run) = rule.run {
+        crate::run::by_id(&mut snapshot, run).await?;
+    }
+    let all: Vec<Step> = sqlx::query_as(STEPS).fetch_all(&mut *snapshot).await.doing(DOING)?;
+    let before = bytes(&mut snapshot).await?;
+    let total: f64 = all.iter().map(Step::weight).sum();
+    let size_of = |steps: &[Step]| before as f64 * steps.iter().map(Step::weight).sum::<f64>() / total.max(1.0);
+
+    let named = |step: &&Step| {
+        let old = rule.keep_steps.is_some_and(|keep| step.newest - step.number >= keep as i64);
+        let outgrown = rule.below_policy.is_some_and(|version| step.policy.is_some_and(|it| it < version as i64));
+        old || (outgrown && !step.imported)
+    };
+    let ours = || all.iter().filter(|step| rule.run.is_none_or(|run| run.0 == step.run));
+    let mut chosen: Vec<Step> = ours().filter(named).filter(|step| !step.is_needed()).cloned().collect();
+    let mut still_needed = ours().filter(named).filter(|step| step.is_needed()).count() as u64;
+    if let Some(most) = rule.max_bytes {
+        let others: Vec<&Step> = ours().filter(|step| !named(step)).collect();
+        for step in others {
+            if before as f64 - size_of(&chosen) <= most as f64 {
+                break;
+            }
+            if step.is_needed() {
+                still_needed += 1;
+            } else {
+                chosen.push(step.clone());
+            }
+        }
+    }
+    let pruned = Pruned {
+        runs: by_run(&chosen),
+        steps: chosen.len() as u64,
+        samples: chosen.iter().map(|step| step.samples as u64).sum(),
+        still_needed,
+        bytes_before: before,
+        bytes_after: (before as f64 - size_of(&chosen)).max(0.0) as u64,
+        shrunk: false,
+    };
+    Ok((pruned, chosen))
+}
+
+/// One row per run, in the order of their numbers.
+fn by_run(steps: &[Step]) -> Table {
+    let mut table = Table::new(["run", "run_id", "steps", "first", "last", "samples", "tokens"]);
+    let mut runs: Vec<i64> = steps.iter().map(|step| step.run).collect();
+    runs.sort_unstable();
+    runs.dedup();
+    for run in runs {
+        let own: Vec<&Step> = steps.iter().filter(|step| step.run == run).collect();
+        let sum = |value: fn(&Step) -> i64| own.iter().map(|step| value(step)).sum::<i64>();
+        table.push(vec![
+            own[0].run_name.clone().into(),
+            run.into(),
+            (own.len() as i64).into(),
+            own.iter().map(|step| step.number).min().into(),
+            own.iter().map(|step| step.number).max().into(),
+            sum(|step| step.samples).into(),
+            sum(|step| step.tokens).into(),
+        ]);
+    }
+    table
+}
+
+async fn remove(connection: &mut SqliteConnection, step: &Step) -> Result<()> {
+    let mut transaction = connection.begin_with(BEGIN_WRITE).await.doing(DOING)?;
+    for sql in REMOVE {
+        sqlx::query(sql).bind(step.run).bind(step.number).execute(&mut *transaction).await.doing(DOING)?;
+    }
+    sqlx::query(MARK).bind(step.run).bind(step.number).bind(now()).execute(&mut *transaction).await.doing(DOING)?;
+    transaction.commit().await.doing(DOING)
+}
+
+async fn bytes(connection: &mut SqliteConnection) -> Result<u64> {
+    let bytes: i64 = sqlx::query_scalar(BYTES).fetch_one(connection).await.doing(DOING)?;
+    Ok(bytes as u64)
+}

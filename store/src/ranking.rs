@@ -1,0 +1,95 @@
+//! The best and the worst samples: what the reward likes and what it does not.
+
+use crate::error::Doing;
+use crate::sqlite::BEGIN_READ;
+use crate::table::{Table, Value};
+use crate::{Error, Result, RunId, Store};
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+
+const DOING: &str = "ranking samples";
+
+// Numbers are ranked first, and only the winners' texts are read.
+const RANKED: &str = "WITH ranked (id, worth) AS (SELECT s.id, {worth}
+        WHERE g.run_id = COALESCE($1, g.run_id) AND {worth} IS NOT NULL
+        ORDER BY {worth} {direction}, s.id LIMIT $2)
+    SELECT s.id, runs.name, g.step, x.worth, s.length, s.finish, q.question, s.text
+    FROM ranked x JOIN samples s ON s.id = x.id JOIN groups g ON g.id = s.group_id
+    JOIN runs ON runs.id = g.run_id JOIN prompts q ON q.id = g.prompt_id
+    ORDER BY x.worth {direction}, s.id";
+const OF_REWARD: &str = "FROM groups g JOIN samples s ON s.group_id = g.id JOIN reward_view t ON t.sample_id = s.id";
+const OF_PART: &str = "FROM groups g JOIN samples s ON s.group_id = g.id
+    JOIN part_view t ON t.sample_id = s.id AND t.name = $3";
+const PARTS: &str = "SELECT DISTINCT name FROM (SELECT name FROM part_view LIMIT 10000) ORDER BY name";
+
+/// Which end of the ranking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The greatest rewards.
+    Top,
+    /// The smallest.
+    Bottom,
+}
+
+/// What to rank, and how much of it to show.
+#[derive(Debug, Clone)]
+pub struct Ranking {
+    /// Samples of one run; of every run if absent.
+    pub run: Option<RunId>,
+    /// By this part of the reward, before weighting; by the reward if absent.
+    pub part: Option<String>,
+    /// Which end.
+    pub end: End,
+    /// How many samples.
+    pub count: usize,
+}
+
+impl Store {
+    /// The best or the worst samples, one row each; unjudged ones have no rank. Of equal ones the older come first.
+    pub fn rank(&self, ranking: &Ranking) -> Result<Table> {
+        type Row = (i64, String, i64, f64, i64, String, String, String);
+        let (worth, from) = if ranking.part.is_some() { ("t.value", OF_PART) } else { ("t.reward", OF_REWARD) };
+        let direction = if ranking.end == End::Top { "DESC" } else { "ASC" };
+        let sql = RANKED
+            .replacen("{worth}", &format!("{worth} {from}"), 1)
+            .replace("{worth}", worth)
+            .replace("{direction}", direction);
+        self.with(async |connection| {
+            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql))
+                .bind(ranking.run.map(|run| run.0))
+                .bind(ranking.count as i64)
+                .bind(ranking.part.as_deref())
+                .fetch_all(&mut *snapshot)
+                .await
+                .doing(DOING)?;
+            if let (true, Some(part)) = (rows.is_empty(), &ranking.part) {
+                refuse_unknown(&mut snapshot, part).await?;
+            }
+            let name = ranking.part.as_deref().unwrap_or("reward");
+            let mut table = Table::new(["sample_id", "run", "step", name, "length", "finish", "question", "text"]);
+            for (id, run, step, worth, length, finish, question, text) in rows {
+                table.push(vec![
+                    id.into(),
+                    run.into(),
+                    step.into(),
+                    Value::Real(worth),
+                    length.into(),
+                    finish.into(),
+                    question.into(),
+                    text.into(),
+                ]);
+            }
+            Ok(table)
+        })
+    }
+}
+
+/// An empty ranking by a part that exists is an answer; by one that does not it is a slip.
+async fn refuse_unknown(connection: &mut SqliteConnection, part: &str) -> Result<()> {
+    let names: Vec<String> = sqlx::query_scalar(PARTS).fetch_all(connection).await.doing(DOING)?;
+    if names.iter().any(|name| name == part) {
+        return Ok(());
+    }
+    let known = if names.is_empty() { "there are none yet".into() } else { format!("there are {}", names.join(", ")) };
+    Err(Error::NoSuchPart { wanted: part.to_owned(), known })
+}

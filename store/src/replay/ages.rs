@@ -1,0 +1,37 @@
+//! How old the drawn rows are: what a run logs about its replay before it computes anything with it.
+//!
+//! Effective sample size and mismatch need the present policy's log-probabilities of the rows; they are computed where
+//! those are.
+
+use super::ReplayedGroup;
+use schema::Metrics;
+
+/// The ages of some drawn groups, in steps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ages {
+    /// The mean over groups.
+    pub mean: f64,
+    /// The greatest.
+    pub max: u64,
+}
+
+impl Ages {
+    /// Of these groups; `None` if there is none.
+    pub fn of(groups: &[ReplayedGroup]) -> Option<Self> {
+        let max = groups.iter().map(|group| group.age).max()?;
+        let mean = groups.iter().map(|group| group.age as f64).sum::<f64>() / groups.len() as f64;
+        Some(Self { mean, max })
+    }
+}
+
+/// `replay/groups`, `replay/samples`, and where something was drawn `replay/age_mean` and `replay/age_max`.
+pub fn metrics(groups: &[ReplayedGroup]) -> Metrics {
+    let mut metrics = Metrics::new();
+    metrics.set("replay/groups", groups.len() as f64);
+    metrics.set("replay/samples", groups.iter().map(|group| group.stored.sample_ids.len()).sum::<usize>() as f64);
+    if let Some(ages) = Ages::of(groups) {
+        metrics.set("replay/age_mean", ages.mean);
+        metrics.set("replay/age_max", ages.max as f64);
+    }
+    metrics
+}

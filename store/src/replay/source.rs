@@ -1,0 +1,183 @@
+//! What a rule may draw from: steps of one or more runs of one store, under one judgement.
+//!
+//! A group's address is (run, step, place). The table `steps` says how many groups each step has, so the n-th group of
+//! a source is found by arithmetic and one look-up in an index, and nothing is ever sorted or scanned for a draw.
+
+use crate::error::Doing;
+use crate::{Error, Result, RunId, Scoring, Store};
+use sqlx::{AssertSqlSafe, SqliteConnection};
+use std::collections::HashMap;
+use std::ops::Range;
+
+const DOING: &str = "drawing old groups";
+
+const STEPS: &str = "SELECT step, groups FROM steps
+    WHERE run_id = $1 AND step >= $2 AND step < $3 AND groups > 0 AND pruned_at IS NULL ORDER BY step";
+const END: &str = "SELECT COALESCE(MAX(step) + 1, 0) FROM steps WHERE run_id = $1";
+const GROUPS_AT: &str = "SELECT run_id, step, place, id FROM groups WHERE (run_id, step, place) IN (VALUES ";
+
+/// Addresses a statement.
+const ADDRESSES: usize = 64;
+
+/// Steps of one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Past {
+    /// The run.
+    pub run: RunId,
+    /// Its steps. Ages count back from the end.
+    pub steps: Range<u64>,
+}
+
+/// What a rule may draw from.
+#[derive(Debug, Clone)]
+pub struct Source<'a> {
+    pub(super) store: &'a Store,
+    pub(super) pasts: Vec<Past>,
+    pub(super) scoring: Scoring,
+}
+
+impl<'a> Source<'a> {
+    /// What a run stored before step `now`.
+    pub fn of(store: &'a Store, run: RunId, now: u64) -> Self {
+        Self { store, pasts: vec![Past { run, steps: 0..now }], scoring: Scoring::Training }
+    }
+
+    /// Everything that other runs of the store hold, for a run that starts from what they paid for. Their rows count
+    /// their age from the end of their own run.
+    pub fn runs(store: &'a Store, runs: &[RunId]) -> Result<Self> {
+        let past = async |connection: &mut SqliteConnection, run: RunId| {
+            crate::run::by_id(connection, run).await?;
+            let end: i64 = sqlx::query_scalar(END).bind(run.0).fetch_one(connection).await.doing(DOING)?;
+            Ok(Past { run, steps: 0..end as u64 })
+        };
+        let mut pasts = Vec::with_capacity(runs.len());
+        for run in runs {
+            pasts.push(store.with(async |connection| past(connection, *run).await)?);
+        }
+        Ok(Self { store, pasts, scoring: Scoring::Training })
+    }
+
+    /// This source and another run's past besides. A run that is here already is not counted twice.
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
+        let new = other.pasts.iter().filter(|past| self.pasts.iter().all(|known| known.run != past.run));
+        self.pasts.extend(new.cloned().collect::<Vec<_>>());
+        self
+    }
+
+    /// The same rows under another judgement. Fails if there is no such scoring.
+    pub fn scored(self, scoring: Scoring) -> Result<Self> {
+        self.store.with(async |connection| scoring.check(connection).await)?;
+        Ok(Self { scoring, ..self })
+    }
+
+    /// The part of it that is at most `max_age` steps old.
+    #[must_use]
+    pub fn within(&self, max_age: u64) -> Self {
+        let narrowed = |Past { run, steps }: &Past| {
+            let oldest = steps.end.saturating_sub(max_age);
+            Past { run: *run, steps: steps.start.max(oldest)..steps.end }
+        };
+        Self { store: self.store, pasts: self.pasts.iter().map(narrowed).collect(), scoring: self.scoring }
+    }
+
+    /// The steps that it reaches, run by run.
+    pub fn pasts(&self) -> &[Past] {
+        &self.pasts
+    }
+
+    /// How old a row of this run and step is.
+    pub(super) fn age(&self, run: RunId, step: u64) -> u64 {
+        let past = self.pasts.iter().find(|past| past.run == run);
+        past.map_or(0, |past| past.steps.end.saturating_sub(step))
+    }
+}
+
+/// Where a group stands.
+pub(super) type Address = (RunId, u64, u64);
+
+/// Every group of a source, by rank: run after run, step after step.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    /// Run and step.
+    steps: Vec<(RunId, u64)>,
+    /// The rank behind the last group of each.
+    ends: Vec<u64>,
+}
+
+impl Shelf {
+    pub(super) async fn of(connection: &mut SqliteConnection, pasts: &[Past]) -> Result<Self> {
+        let mut counts = Vec::new();
+        for Past { run, steps } in pasts {
+            let rows: Vec<(i64, i64)> = sqlx::query_as(STEPS)
+                .bind(run.0)
+                .bind(steps.start as i64)
+                .bind(steps.end as i64)
+                .fetch_all(&mut *connection)
+                .await
+                .doing(DOING)?;
+            counts.extend(rows.into_iter().map(|(step, groups)| (*run, step as u64, groups as u64)));
+        }
+        Ok(Self::new(&counts))
+    }
+
+    /// From the groups that each step has.
+    fn new(counts: &[(RunId, u64, u64)]) -> Self {
+        let ends = counts.iter().scan(0, |end, (_, _, groups)| {
+            *end += groups;
+            Some(*end)
+        });
+        Self { ends: ends.collect(), steps: counts.iter().map(|(run, step, _)| (*run, *step)).collect() }
+    }
+
+    /// How many groups there are.
+    pub(super) fn len(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Where the group of this rank stands.
+    pub(super) fn address(&self, rank: u64) -> Address {
+        let step = self.ends.partition_point(|end| *end <= rank);
+        let start = if step == 0 { 0 } else { self.ends[step - 1] };
+        let (run, number) = self.steps[step];
+        (run, number, rank - start)
+    }
+}
+
+/// The number of each addressed group, in their order.
+pub(super) async fn ids(connection: &mut SqliteConnection, addresses: &[Address]) -> Result<Vec<i64>> {
+    let mut ids: HashMap<Address, i64> = HashMap::with_capacity(addresses.len());
+    let row = |row: usize| format!("(${}, ${}, ${})", 3 * row - 2, 3 * row - 1, 3 * row);
+    let rows: Vec<String> = (1..=ADDRESSES).map(row).collect();
+    let sql = format!("{GROUPS_AT}{})", rows.join(", "));
+    for chunk in addresses.chunks(ADDRESSES) {
+        let mut query = sqlx::query_as(AssertSqlSafe(sql.clone()));
+        // Always the same number of places, so that the statement is prepared once.
+        for row in 0..ADDRESSES {
+            let (run, step, place) = chunk.get(row).unwrap_or(&chunk[0]);
+            query = query.bind(run.0).bind(*step as i64).bind(*place as i64);
+        }
+        let rows: Vec<(i64, i64, i64, i64)> = query.fetch_all(&mut *connection).await.doing(DOING)?;
+        ids.extend(rows.into_iter().map(|(run, step, place, id)| ((RunId(run), step as u64, place as u64), id)));
+    }
+    let id = |address: &Address| {
+        ids.get(address).copied().ok_or_else(|| Error::Damaged {
+            what: format!("step {} of run {} lacks its group {}", address.1, address.0, address.2),
+        })
+    };
+    addresses.iter().map(id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_become_runs_steps_and_places() {
+        // Ranks 0 and 1 are the groups of step 4, rank 2 is that of step 6, and rank 3 is another run's.
+        let shelf = Shelf::new(&[(RunId(1), 4, 2), (RunId(1), 6, 1), (RunId(2), 0, 1)]);
+        let all: Vec<Address> = (0..shelf.len()).map(|rank| shelf.address(rank)).collect();
+        assert_eq!(all, [(RunId(1), 4, 0), (RunId(1), 4, 1), (RunId(1), 6, 0), (RunId(2), 0, 0)]);
+        assert_eq!(Shelf::new(&[]).len(), 0);
+    }
+}

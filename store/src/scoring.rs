@@ -1,0 +1,197 @@
+//! Judging stored samples again: a new reward over old rows, with no generation.
+//!
+//! A judgement is a *scoring*. Scoring 0 is what training saw and never changes; each later one gets the next number,
+//! keeps the `[[reward]]` tables it was made with, and counts as the latest once it is finished. Rows are added some
+//! groups at a time, each time in a short transaction, so that a training run beside it never waits long; a scoring
+//! that was broken off stays visible under its number and is nobody's latest.
+//!
+//! The views speak of scoring 0. A store opened [`Store::judged_by`] another scoring has temporary views of the same
+//! names, which every question of that handle sees and nobody else does.
+
+use crate::append::{add_parts, part_rows};
+use crate::error::Doing;
+use crate::read::{GroupId, SampleId, StoredGroup};
+use crate::sqlite::{BEGIN_READ, BEGIN_WRITE};
+use crate::table::{Table, Value};
+use crate::time::{now, words};
+use crate::{Error, Result, RunId, Store};
+use schema::ScoredGroup;
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+use std::fmt;
+use std::str::FromStr;
+
+const BEGIN_SCORING: &str = "INSERT INTO scorings (run_id, config, created_at) VALUES ($1, $2, $3) RETURNING id";
+const FINISH_SCORING: &str = "UPDATE scorings SET finished_at = $2 WHERE id = $1";
+const KNOWN: &str = "SELECT COUNT(*) FROM scorings WHERE id = $1";
+const SCORINGS: &str = "SELECT c.id, runs.name, c.created_at, c.finished_at,
+        (SELECT COUNT(DISTINCT r.sample_id) FROM rewards r WHERE r.scoring = c.id), c.config
+    FROM scorings c LEFT JOIN runs ON runs.id = c.run_id ORDER BY c.id";
+const NEXT_GROUPS: &str = "SELECT id FROM groups WHERE id > $1 AND run_id = COALESCE($2, run_id) ORDER BY id LIMIT $3";
+const VIEWS: &str = "SELECT name, sql FROM sqlite_schema WHERE type = 'view' ORDER BY rowid";
+
+/// The judgement that training saw.
+pub(crate) const FIRST_SCORING: i64 = 0;
+
+/// How views and statements say which judgement they mean; what another judgement replaces.
+const OF_TRAINING: &str = "r.scoring = 0";
+
+/// Which judgement of a sample counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scoring {
+    /// The one that training saw.
+    #[default]
+    Training,
+    /// Of each sample the newest that is finished, which may be the one that training saw.
+    Latest,
+    /// The one with this number. A sample that it did not judge has no reward.
+    Number(i64),
+}
+
+impl Scoring {
+    /// The condition on rows of `rewards`, called `r`.
+    pub(crate) fn condition(self) -> String {
+        match self {
+            Self::Training => OF_TRAINING.into(),
+            Self::Latest => "r.scoring = (SELECT MAX(x.scoring) FROM rewards x WHERE x.sample_id = r.sample_id AND
+                (x.scoring = 0 OR x.scoring IN (SELECT c.id FROM scorings c WHERE c.finished_at IS NOT NULL)))"
+                .into(),
+            Self::Number(number) => format!("r.scoring = {number}"),
+        }
+    }
+
+    /// A statement or view that speaks of training's judgement, made to speak of this one.
+    pub(crate) fn applied_to(self, sql: &str) -> String {
+        sql.replace(OF_TRAINING, &self.condition())
+    }
+
+    /// Refuses a number that no scoring has.
+    pub(crate) async fn check(self, connection: &mut SqliteConnection) -> Result<()> {
+        let Self::Number(number) = self else { return Ok(()) };
+        let known: i64 =
+            sqlx::query_scalar(KNOWN).bind(number).fetch_one(connection).await.doing("looking for a scoring")?;
+        if known == 0 && number != FIRST_SCORING { Err(Error::NoSuchScoring(number)) } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Scoring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Training => f.write_str("training"),
+            Self::Latest => f.write_str("latest"),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Scoring {
+    type Err = String;
+
+    /// `training` (or 0), `latest`, or a number.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "training" | "0" => Ok(Self::Training),
+            "latest" => Ok(Self::Latest),
+            number => match number.parse() {
+                Ok(number) if number > FIRST_SCORING => Ok(Self::Number(number)),
+                _ => Err(format!("`{text}` is no scoring; write training, latest or a scoring's number")),
+            },
+        }
+    }
+}
+
+impl Store {
+    /// The same store, every question of which now means this judgement: views, reports, exports and SQL alike.
+    /// Training and resuming do not ask here; they always see scoring 0.
+    pub fn judged_by(mut self, scoring: Scoring) -> Result<Self> {
+        const DOING: &str = "choosing a scoring";
+        self.with(async |connection| {
+            scoring.check(connection).await?;
+            let views: Vec<(String, String)> = sqlx::query_as(VIEWS).fetch_all(&mut *connection).await.doing(DOING)?;
+            // Temporary views live in memory and change no file, but `query_only` would refuse them too.
+            let kept: i64 = sqlx::query_scalar("PRAGMA query_only").fetch_one(&mut *connection).await.doing(DOING)?;
+            let mut script = "PRAGMA temp_store = MEMORY; PRAGMA query_only = OFF;\n".to_owned();
+            for (name, sql) in views {
+                let sql = scoring.applied_to(&sql).replacen("CREATE VIEW", "CREATE TEMP VIEW", 1);
+                script.extend(["DROP VIEW IF EXISTS temp.", &name, ";\n", &sql, ";\n"]);
+            }
+            script.push_str(if kept == 0 { "" } else { "PRAGMA query_only = ON;" });
+            sqlx::raw_sql(AssertSqlSafe(script)).execute(connection).await.doing(DOING)?;
+            Ok(())
+        })?;
+        self.scoring = scoring;
+        Ok(self)
+    }
+
+    /// Begins a new judgement of one run's samples, or of all; `config` is what judges, as TOML. Returns its number.
+    pub fn begin_scoring(&self, run: Option<RunId>, config: &str) -> Result<i64> {
+        self.with(async |connection| {
+            sqlx::query_scalar(BEGIN_SCORING)
+                .bind(run.map(|run| run.0))
+                .bind(config)
+                .bind(now())
+                .fetch_one(connection)
+                .await
+                .doing("beginning a scoring")
+        })
+    }
+
+    /// Adds verdicts to a scoring, all of them or none: those of `scored`, which judge the samples with these numbers.
+    pub fn add_scores(&self, scoring: i64, scored: &[(Vec<SampleId>, ScoredGroup)]) -> Result<()> {
+        const DOING: &str = "adding a scoring's verdicts";
+        let verdicts = scored.iter().flat_map(|(ids, group)| ids.iter().map(|id| id.0).zip(group.verdicts()));
+        let parts = part_rows(scoring, verdicts);
+        self.with(async |connection| {
+            let mut transaction = connection.begin_with(BEGIN_WRITE).await.doing(DOING)?;
+            add_parts(&mut transaction, &parts, DOING).await?;
+            transaction.commit().await.doing(DOING)
+        })
+    }
+
+    /// Makes a scoring the latest of the samples that it judged.
+    pub fn finish_scoring(&self, scoring: i64) -> Result<()> {
+        self.with(async |connection| {
+            let done = sqlx::query(FINISH_SCORING).bind(scoring).bind(now()).execute(connection).await;
+            match done.doing("finishing a scoring")?.rows_affected() {
+                0 => Err(Error::NoSuchScoring(scoring)),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// The next groups behind `after` (all, from [`GroupId::FIRST`] on), at most `count` of them, in the order of their
+    /// numbers, judged as this handle judges.
+    pub fn groups_after(&self, run: Option<RunId>, after: GroupId, count: usize) -> Result<Vec<StoredGroup>> {
+        const DOING: &str = "walking through the groups";
+        self.with(async |connection| {
+            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let ids: Vec<i64> = sqlx::query_scalar(NEXT_GROUPS)
+                .bind(after.0)
+                .bind(run.map(|run| run.0))
+                .bind(count as i64)
+                .fetch_all(&mut *snapshot)
+                .await
+                .doing(DOING)?;
+            crate::read::groups(&mut snapshot, &ids, self.scoring).await
+        })
+    }
+
+    /// One row per later judgement: its number, the run it judged, when, how many samples, and by what.
+    pub fn scorings(&self) -> Result<Table> {
+        type Row = (i64, Option<String>, i64, Option<i64>, i64, String);
+        self.with(async |connection| {
+            let rows: Vec<Row> = sqlx::query_as(SCORINGS).fetch_all(connection).await.doing("listing the scorings")?;
+            let mut table = Table::new(["scoring", "run", "began", "status", "samples", "config"]);
+            for (id, run, began, finished, samples, config) in rows {
+                table.push(vec![
+                    id.into(),
+                    run.unwrap_or_else(|| "every run".into()).into(),
+                    words(began).into(),
+                    Value::from(if finished.is_some() { "finished" } else { "unfinished" }),
+                    samples.into(),
+                    config.into(),
+                ]);
+            }
+            Ok(table)
+        })
+    }
+}

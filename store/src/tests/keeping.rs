@@ -1,0 +1,216 @@
+//! The store in order: what is broken is named, what is pruned is gone, and what is needed stays.
+
+use super::{begin, count, group, new_store, realistic_step, rich_groups, url};
+use crate::replay::Uniform;
+use crate::{Error, Prune, ReplaySampler, RunId, RunStatus, Store, Value};
+use schema::Seed;
+
+/// Does to a store what nobody should.
+fn execute(store: &Store, sql: &str) {
+    let sql = format!("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON; {sql}");
+    store
+        .with(async |connection| {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.unwrap();
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// What is wrong: check and rows.
+fn wrong(store: &Store) -> Vec<(String, String)> {
+    let text = |value: &Value| match value {
+        Value::Text(text) => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    let checks = store.verify().unwrap().checks.rows;
+    checks.iter().filter(|row| row[1] != Value::Integer(0)).map(|row| (text(&row[0]), text(&row[2]))).collect()
+}
+
+#[test]
+fn a_store_as_it_was_written_is_sound() {
+    let (_folder, store) = new_store();
+    let run = begin(&store, "sound");
+    store.append_step(run, 1, &rich_groups(), None).unwrap();
+    store.append_step(run, 2, &[], None).unwrap();
+    let found = store.verify().unwrap();
+    assert!(found.is_sound(), "{}", found.checks);
+    assert_eq!((found.wrong, found.unverifiable), (0, 0));
+}
+
+#[test]
+fn what_is_broken_is_named() {
+    let cases: &[(&str, &[(&str, &str)])] = &[
+        ("UPDATE samples SET text = 'other' WHERE id = 2", &[("hashes of samples", "sample 2")]),
+        ("UPDATE samples SET logprobs = zeroblob(36) WHERE id = 1", &[("hashes of samples", "sample 1")]),
+        (
+            "UPDATE samples SET token_ids = x'00' WHERE id = 2",
+            &[("lengths of samples", "sample 2"), ("hashes of samples", "sample 2")],
+        ),
+        ("UPDATE prompts SET json = replace(json, 'brief', 'long') WHERE id = 1", &[("hashes of prompts", "prompt 1")]),
+        (
+            "DELETE FROM samples WHERE id = 4",
+            &[
+                ("rewards without a sample", "rewards of sample 4"),
+                ("groups without samples", "group 2"),
+                ("steps whose counts are not theirs", "step 3 of run 1"),
+            ],
+        ),
+        (
+            "DELETE FROM groups WHERE id = 2",
+            &[
+                ("samples without a group", "sample 4"),
+                ("steps whose counts are not theirs", "step 3 of run 1"),
+                ("policies without samples", "policy version 2 of run 1"),
+                ("prompts that nobody asked", "prompt 2"),
+            ],
+        ),
+        ("DELETE FROM steps", &[("groups of no step", "group 1, group 2")]),
+        ("UPDATE steps SET tokens = 1", &[("steps whose counts are not theirs", "step 3 of run 1")]),
+        (
+            "UPDATE rewards SET value = NULL WHERE sample_id = 4",
+            &[("judged without a value, or the reverse", "scoring 0 of sample 4")],
+        ),
+        ("UPDATE rewards SET scoring = 5 WHERE sample_id = 4", &[("rewards of no scoring", "scoring 5 of sample 4")]),
+    ];
+    for (sql, expected) in cases {
+        let (_folder, store) = new_store();
+        let run = begin(&store, "broken");
+        store.append_step(run, 3, &rich_groups(), None).unwrap();
+        execute(&store, sql);
+        let expected: Vec<(String, String)> =
+            expected.iter().map(|(check, rows)| ((*check).to_owned(), (*rows).to_owned())).collect();
+        assert_eq!(wrong(&store), expected, "{sql}");
+    }
+}
+
+#[test]
+fn samples_from_before_the_hashes_are_said_to_be_unverifiable() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.db");
+    // A store as version 1 of the schema left it.
+    let old = "CREATE TABLE schema_version (version BIGINT PRIMARY KEY, program_version TEXT NOT NULL,
+            applied_at BIGINT NOT NULL);
+        INSERT INTO schema_version VALUES (1, '0.1.0', 0);
+        INSERT INTO runs VALUES (1, 'old', 'finished', '', '0.1.0', 'm', 'out', 0, 1);
+        INSERT INTO policies VALUES (1, 1, 0, 'h', NULL, 0);
+        INSERT INTO groups VALUES (1, 1, 1, 0, 1, 1, '{}');
+        INSERT INTO samples VALUES (1, 1, 0, 1, 'eos', -0.5, 'x', NULL, x'07000000', x'000000bf');
+        INSERT INTO steps VALUES (1, 1, 1, 1, 1, NULL, 0, NULL);";
+    let prompt = schema::Prompt::text("q");
+    let prompt_row = format!(
+        "INSERT INTO prompts VALUES (1, '{}', '{}', 'q', NULL, '{}', 1, x'01000000')",
+        prompt.hash(),
+        crate::blob::sha256(&[1, 0, 0, 0]),
+        serde_json::to_string(&prompt).unwrap()
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        use sqlx::{ConnectOptions, Connection};
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut connection = options.connect().await.unwrap();
+        let spine = include_str!("../../migrations/sqlite/0001_spine.sql");
+        for sql in [spine, &prompt_row, old] {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap();
+        }
+        connection.close().await.unwrap();
+    });
+    let error = Store::open_read_only(&url(&path)).unwrap_err();
+    assert!(error.to_string().contains("has schema version 1, and reading needs 2"), "{error}");
+    let store = Store::open(&url(&path)).unwrap();
+    let found = store.verify().unwrap();
+    assert!(found.is_sound(), "{}", found.checks);
+    assert_eq!(found.unverifiable, 1);
+    assert_eq!(store.step_groups(RunId(1), 1).unwrap().unwrap()[0].scored.group().samples[0].logprobs, [-0.5]);
+    // What is appended from now on can be verified.
+    let run = begin(&store, "new");
+    store.append_step(run, 1, &rich_groups(), None).unwrap();
+    assert_eq!(store.verify().unwrap().unverifiable, 1);
+}
+
+/// A finished run of `steps` steps, of two groups of two samples each.
+fn finished(store: &Store, name: &str, steps: u64) -> RunId {
+    let run = begin(store, name);
+    for step in 1..=steps {
+        store.append_step(run, step, &realistic_step(step, 2, 2, 50), None).unwrap();
+    }
+    store.finish_run(run, RunStatus::Finished).unwrap();
+    run
+}
+
+fn steps_left(store: &Store, run: RunId) -> Vec<i64> {
+    let sql = format!("SELECT DISTINCT step FROM groups WHERE run_id = {run} ORDER BY step");
+    store
+        .query(&sql)
+        .unwrap()
+        .rows
+        .iter()
+        .map(|row| if let Value::Integer(step) = row[0] { step } else { -1 })
+        .collect()
+}
+
+#[test]
+fn old_steps_go_and_leave_their_metrics() {
+    let (_folder, store) = new_store();
+    let run = finished(&store, "old", 10);
+    let mut metrics = schema::Metrics::new();
+    metrics.set("reward", 0.5);
+    store.finish_step(run, 1, &metrics).unwrap();
+    let rule = Prune { keep_steps: Some(3), ..Prune::default() };
+    let rehearsed = store.rehearse_prune(&rule).unwrap();
+    assert_eq!((rehearsed.steps, rehearsed.samples, rehearsed.still_needed), (7, 28, 0));
+    assert_eq!(steps_left(&store, run).len(), 10);
+    let pruned = store.prune(&rule).unwrap();
+    assert_eq!((pruned.steps, pruned.samples), (7, 28));
+    assert!(pruned.shrunk && pruned.bytes_after < pruned.bytes_before, "{pruned:?}");
+    assert_eq!(pruned.runs.to_csv(), "run,run_id,steps,first,last,samples,tokens\r\nold,1,7,1,7,28,1400\r\n");
+    assert_eq!(steps_left(&store, run), [8, 9, 10]);
+    assert_eq!((count(&store, "samples"), count(&store, "rewards"), count(&store, "prompts")), (12, 12, 6));
+    assert_eq!(store.metrics(run).unwrap()[0].1.get("reward"), Some(0.5));
+    assert!(store.verify().unwrap().is_sound());
+    // Replay no longer finds them, and reading them back says why.
+    assert_eq!(Uniform.draw(&store, run, 11, 99, &Seed::new(1)).unwrap().len(), 6);
+    assert!(matches!(store.step_groups(run, 1).unwrap_err(), Error::Pruned { step: 1, .. }));
+    assert!(matches!(store.append_step(run, 1, &[], None).unwrap_err(), Error::StepExists { .. }));
+    // Once more is nothing more.
+    assert_eq!(store.prune(&rule).unwrap().steps, 0);
+}
+
+#[test]
+fn a_run_that_may_go_on_keeps_what_it_needs() {
+    let (_folder, store) = new_store();
+    let run = begin(&store, "going on");
+    for step in 1..=30 {
+        store.append_step(run, step, &[group("q", step, &[Some(1.0)])], None).unwrap();
+    }
+    let rule = Prune { keep_steps: Some(1), ..Prune::default() };
+    // Without a checkpoint the run starts over and asks for everything.
+    let pruned = store.rehearse_prune(&rule).unwrap();
+    assert_eq!((pruned.steps, pruned.still_needed), (0, 29));
+    // From its checkpoint at 25 it asks for 26 to 30, and its replay may reach back 16 steps: to step 9.
+    store.checkpoint(run, 20, "a", "h").unwrap();
+    store.checkpoint(run, 25, "b", "h").unwrap();
+    let pruned = store.prune(&rule).unwrap();
+    assert_eq!((pruned.steps, pruned.still_needed), (8, 21));
+    assert_eq!(steps_left(&store, run), (9..=30).collect::<Vec<_>>());
+    store.finish_run(run, RunStatus::Finished).unwrap();
+    assert_eq!(store.prune(&rule).unwrap().steps, 21);
+}
+
+#[test]
+fn versions_sizes_and_runs_choose_too() {
+    let (_folder, store) = new_store();
+    let (one, two) = (finished(&store, "one", 6), finished(&store, "two", 6));
+    // The samples of step n were drawn by version n.
+    let versions = Prune { run: Some(two), below_policy: Some(5), ..Prune::default() };
+    assert_eq!(store.prune(&versions).unwrap().steps, 4);
+    assert_eq!((steps_left(&store, one).len(), steps_left(&store, two)), (6, vec![5, 6]));
+    assert!(store.verify().unwrap().is_sound());
+    // By size the oldest go first: those of run one.
+    let bytes = store.rehearse_prune(&versions).unwrap().bytes_before;
+    let size = Prune { max_bytes: Some(bytes / 2), ..Prune::default() };
+    let pruned = store.rehearse_prune(&size).unwrap();
+    assert_eq!((pruned.steps, pruned.bytes_after), (4, bytes / 2));
+    store.prune(&size).unwrap();
+    assert_eq!((steps_left(&store, one), steps_left(&store, two)), (vec![5, 6], vec![5, 6]));
+    assert!(store.prune(&Prune::default()).unwrap_err().is_input());
+}

@@ -1,0 +1,212 @@
+//! Whether the store is what was written: pages, references, lengths, hashes, counts.
+//!
+//! SQLite's own check sees broken pages, not a flipped bit inside a blob: that is what the content hashes are for.
+//! Every check looks at everything and names the first rows that it finds wrong.
+
+use crate::error::{Doing, primary_code};
+use crate::sqlite::BEGIN_READ;
+use crate::table::Table;
+use crate::{Result, Store, blob};
+use schema::Prompt;
+use sqlx::{Connection, SqliteConnection};
+
+const DOING: &str = "verifying the store";
+
+/// Rows that a check names.
+const NAMED: usize = 10;
+/// Samples that are hashed at a time.
+const AT_ONCE: i64 = 512;
+
+const INTEGRITY: &str = "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'";
+const HASHED_SAMPLES: &str = "SELECT id, finish, text, mask, token_ids, logprobs, hash FROM samples
+    WHERE id > $1 ORDER BY id LIMIT $2";
+const HASHED_PROMPTS: &str = "SELECT id, json, hash, token_ids, token_hash FROM prompts WHERE id > $1
+    ORDER BY id LIMIT $2";
+
+/// What must not be found: a name, and a statement that names each row where it is.
+const RULES: [(&str, &str); 13] = [
+    (
+        "samples without a group",
+        "SELECT 'sample ' || id FROM samples s
+        WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.id = s.group_id)",
+    ),
+    (
+        "rewards without a sample",
+        "SELECT DISTINCT 'rewards of sample ' || sample_id FROM rewards r
+        WHERE NOT EXISTS (SELECT 1 FROM samples s WHERE s.id = r.sample_id)",
+    ),
+    (
+        "groups without a run, prompt or policy",
+        "SELECT 'group ' || id FROM groups g
+        WHERE NOT EXISTS (SELECT 1 FROM runs WHERE runs.id = g.run_id)
+            OR NOT EXISTS (SELECT 1 FROM prompts q WHERE q.id = g.prompt_id)
+            OR NOT EXISTS (SELECT 1 FROM policies p WHERE p.id = g.policy_id AND p.run_id = g.run_id)",
+    ),
+    (
+        "other references that lead nowhere",
+        "SELECT \"table\" || COALESCE(' ' || rowid, '') FROM pragma_foreign_key_check
+        WHERE \"table\" NOT IN ('samples', 'rewards', 'groups')",
+    ),
+    (
+        "groups without samples",
+        "SELECT 'group ' || id FROM groups g
+        WHERE NOT EXISTS (SELECT 1 FROM samples s WHERE s.group_id = g.id)",
+    ),
+    (
+        "groups of no step",
+        "SELECT 'group ' || id FROM groups g WHERE NOT EXISTS
+        (SELECT 1 FROM steps t WHERE t.run_id = g.run_id AND t.step = g.step AND t.collected_at IS NOT NULL)",
+    ),
+    (
+        "steps whose counts are not theirs",
+        "SELECT 'step ' || t.step || ' of run ' || t.run_id FROM steps t
+        LEFT JOIN (SELECT run_id, step, COUNT(*) AS groups, SUM(samples) AS samples, SUM(tokens) AS tokens,
+                MAX(place) AS last_place
+            FROM (SELECT g.run_id, g.step, g.place, COUNT(s.id) AS samples, COALESCE(SUM(s.length), 0) AS tokens
+                FROM groups g LEFT JOIN samples s ON s.group_id = g.id GROUP BY g.id)
+            GROUP BY run_id, step) x ON x.run_id = t.run_id AND x.step = t.step
+        WHERE t.groups <> COALESCE(x.groups, 0) OR t.samples <> COALESCE(x.samples, 0)
+            OR t.tokens <> COALESCE(x.tokens, 0) OR COALESCE(x.last_place + 1, 0) <> COALESCE(x.groups, 0)",
+    ),
+    (
+        "policies without samples",
+        "SELECT 'policy version ' || p.version || ' of run ' || p.run_id FROM policies p
+        WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.policy_id = p.id)",
+    ),
+    (
+        "prompts that nobody asked",
+        "SELECT 'prompt ' || id FROM prompts q
+        WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.prompt_id = q.id)",
+    ),
+    (
+        "lengths of samples",
+        "SELECT 'sample ' || id FROM samples WHERE length(token_ids) <> 4 * length
+        OR length(logprobs) <> 4 * length OR length(mask) <> (length + 7) / 8",
+    ),
+    ("lengths of prompts", "SELECT 'prompt ' || id FROM prompts WHERE length(token_ids) <> 4 * length"),
+    (
+        "judged without a value, or the reverse",
+        "SELECT 'scoring ' || scoring || ' of sample ' || sample_id FROM rewards
+        WHERE (status = 'judged') <> (value IS NOT NULL)",
+    ),
+    (
+        "rewards of no scoring",
+        "SELECT 'scoring ' || scoring || ' of sample ' || sample_id FROM rewards
+        WHERE scoring <> 0 AND scoring NOT IN (SELECT id FROM scorings)",
+    ),
+];
+
+/// What verifying found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verification {
+    /// One row per check: its name, how many rows are wrong, and the first of them.
+    pub checks: Table,
+    /// How many rows are wrong in all.
+    pub wrong: u64,
+    /// How many samples were stored before there were hashes, so that their content cannot be checked.
+    pub unverifiable: u64,
+}
+
+impl Verification {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.wrong == 0
+    }
+
+    fn add(&mut self, check: &str, found: &[String]) {
+        self.wrong += found.len() as u64;
+        let mut named = found.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        if found.len() > NAMED {
+            named.push_str(", …");
+        }
+        self.checks.push(vec![check.into(), (found.len() as i64).into(), named.into()]);
+    }
+}
+
+impl Store {
+    /// Reads the whole store and checks it, in one state of it, whatever is appended meanwhile. Writes nothing.
+    pub fn verify(&self) -> Result<Verification> {
+        self.with(async |connection| {
+            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let checks = Table::new(["check", "wrong", "rows"]);
+            let mut found = Verification { checks, wrong: 0, unverifiable: 0 };
+            found.add("pages", &named(&mut snapshot, INTEGRITY).await?);
+            for (check, sql) in RULES {
+                found.add(check, &named(&mut snapshot, sql).await?);
+            }
+            found.add("hashes of prompts", &wrong_prompts(&mut snapshot).await?);
+            let (wrong, unverifiable) = wrong_samples(&mut snapshot).await?;
+            found.add("hashes of samples", &wrong);
+            found.unverifiable = unverifiable;
+            Ok(found)
+        })
+    }
+}
+
+/// The rows that a rule names. What is too broken to be read counts as one.
+async fn named(connection: &mut SqliteConnection, sql: &'static str) -> Result<Vec<String>> {
+    match sqlx::query_scalar(sql).fetch_all(connection).await {
+        Ok(rows) => Ok(rows),
+        Err(error) if is_corrupt(&error) => Ok(vec![crate::sqlite::message(&error)]),
+        Err(error) => Err(error).doing(DOING),
+    }
+}
+
+/// Whether SQLite says that the file is malformed.
+fn is_corrupt(error: &sqlx::Error) -> bool {
+    primary_code(error) == Some(11)
+}
+
+async fn wrong_prompts(connection: &mut SqliteConnection) -> Result<Vec<String>> {
+    type Row = (i64, String, String, Vec<u8>, String);
+    let mut wrong = Vec::new();
+    let mut last = i64::MIN;
+    loop {
+        let rows: Result<Vec<Row>, _> =
+            sqlx::query_as(HASHED_PROMPTS).bind(last).bind(AT_ONCE).fetch_all(&mut *connection).await;
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) if is_corrupt(&error) => {
+                wrong.push(format!("unreadable behind prompt {last}"));
+                return Ok(wrong);
+            }
+            Err(error) => return Err(error).doing(DOING),
+        };
+        let Some((newest, ..)) = rows.last() else { return Ok(wrong) };
+        last = *newest;
+        for (id, json, hash, token_ids, token_hash) in &rows {
+            let prompt: Option<Prompt> = serde_json::from_str(json).ok();
+            if prompt.is_none_or(|prompt| prompt.hash() != *hash) || blob::sha256(token_ids) != *token_hash {
+                wrong.push(format!("prompt {id}"));
+            }
+        }
+    }
+}
+
+/// The samples that are not what was written, and how many cannot be told.
+async fn wrong_samples(connection: &mut SqliteConnection) -> Result<(Vec<String>, u64)> {
+    type Row = (i64, String, String, Option<Vec<u8>>, Vec<u8>, Vec<u8>, Option<String>);
+    let (mut wrong, mut unverifiable) = (Vec::new(), 0);
+    let mut last = i64::MIN;
+    loop {
+        let rows: Result<Vec<Row>, _> =
+            sqlx::query_as(HASHED_SAMPLES).bind(last).bind(AT_ONCE).fetch_all(&mut *connection).await;
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) if is_corrupt(&error) => {
+                wrong.push(format!("unreadable behind sample {last}"));
+                return Ok((wrong, unverifiable));
+            }
+            Err(error) => return Err(error).doing(DOING),
+        };
+        let Some((newest, ..)) = rows.last() else { return Ok((wrong, unverifiable)) };
+        last = *newest;
+        for (id, finish, text, mask, token_ids, logprobs, hash) in &rows {
+            match hash {
+                None => unverifiable += 1,
+                Some(hash) if *hash == blob::sample_hash(finish, text, mask.as_deref(), token_ids, logprobs) => {}
+                Some(_) => wrong.push(format!("sample {id}")),
+            }
+        }
+    }
+}

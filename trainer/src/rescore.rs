@@ -1,0 +1,151 @@
+//! A new reward over old samples, with no generation.
+//!
+//! Rewards and the store do not know each other; here they meet. Every stored group goes through the reward as a fresh
+//! one would, and the verdicts become a scoring of their own beside what training saw, so that a corrected or a second
+//! reward can be compared on the very same samples, and trained on.
+
+use crate::{Error, Result};
+use reward::Config;
+use schema::ScoredGroup;
+use serde::Serialize;
+use store::{GroupId, RunId, Store, StoredGroup};
+
+/// Groups that are in memory at a time, and in a transaction.
+const GROUPS: usize = 64;
+
+/// What a new judgement came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rescored {
+    /// Its number.
+    pub scoring: i64,
+    /// Samples that were judged again.
+    pub samples: u64,
+    /// Samples whose reward is not what training saw, those included that are judged by one of the two alone.
+    pub changed: u64,
+    /// Samples that could not be judged this time.
+    pub unjudged: u64,
+    /// The mean of the rewards that training saw; `None` if there were none.
+    pub reward_before: Option<f64>,
+    /// The mean of the new ones.
+    pub reward_after: Option<f64>,
+}
+
+/// Judges every stored sample of a run (of all runs, if none is named) by these rewards; `progress` hears how many
+/// samples are done. If it fails half-way, what is judged so far stays under its number, unfinished.
+pub fn rescore(
+    store: &Store,
+    rewards: &[Config],
+    run: Option<RunId>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Rescored> {
+    let mut reward = reward::build(rewards)?;
+    let mut groups = store.groups_after(run, GroupId::FIRST, GROUPS)?;
+    if groups.is_empty() {
+        return Err(Error::input("there are no samples to judge; `proxrl replay ls` shows what each run has"));
+    }
+    let scoring = store.begin_scoring(run, &tables(rewards)?)?;
+    let mut tally = Tally::default();
+    while let Some(last) = groups.last().map(|group| group.id) {
+        let fresh = groups.iter().map(|stored| stored.scored.group().clone()).collect();
+        let scored = reward.score(fresh)?;
+        tally.add(&groups, &scored);
+        let rows: Vec<_> = groups.into_iter().map(|stored| stored.sample_ids).zip(scored).collect();
+        store.add_scores(scoring, &rows)?;
+        progress(tally.samples);
+        groups = store.groups_after(run, last, GROUPS)?;
+    }
+    store.finish_scoring(scoring)?;
+    Ok(tally.result(scoring))
+}
+
+/// The `[[reward]]` tables as TOML.
+fn tables(rewards: &[Config]) -> Result<String> {
+    #[derive(Serialize)]
+    struct Tables<'a> {
+        reward: &'a [Config],
+    }
+    toml::to_string_pretty(&Tables { reward: rewards })
+        .map_err(|error| Error::runtime(format!("cannot write the rewards' config: {error}")))
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    samples: u64,
+    changed: u64,
+    before: (f64, u64),
+    after: (f64, u64),
+}
+
+impl Tally {
+    fn add(&mut self, groups: &[StoredGroup], scored: &[ScoredGroup]) {
+        for (old, new) in groups.iter().zip(scored) {
+            for (before, after) in old.scored.rewards().into_iter().zip(new.rewards()) {
+                self.samples += 1;
+                self.changed += u64::from(before != after);
+                for (sum, reward) in [(&mut self.before, before), (&mut self.after, after)] {
+                    *sum = (sum.0 + f64::from(reward.unwrap_or(0.0)), sum.1 + u64::from(reward.is_some()));
+                }
+            }
+        }
+    }
+
+    fn result(&self, scoring: i64) -> Rescored {
+        let mean = |(sum, count): (f64, u64)| (count > 0).then(|| sum / count as f64);
+        Rescored {
+            scoring,
+            samples: self.samples,
+            changed: self.changed,
+            unjudged: self.samples - self.after.1,
+            reward_before: mean(self.before),
+            reward_after: mean(self.after),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::scored;
+    use std::time::SystemTime;
+    use store::{NewRun, Scoring};
+
+    #[test]
+    fn stored_samples_get_a_second_judgement() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite://{}", folder.path().join("s.db").display())).unwrap();
+        let new = NewRun {
+            name: "old".into(),
+            config: String::new(),
+            program_version: "0".into(),
+            out_dir: "runs/old".into(),
+            model_hash: "m".into(),
+            started_at: SystemTime::UNIX_EPOCH,
+        };
+        let run = store.begin_run(&new).unwrap();
+        // 70 groups take two transactions. Sample i of a group has i + 1 tokens.
+        store.append_step(run, 1, &scored(&[&[0.0, 1.0][..]; 70]), None).unwrap();
+        let length: Vec<Config> = vec![toml::from_str("name = \"brief\"\nrule.length = { target = 1 }").unwrap()];
+        let mut heard = Vec::new();
+        let again = rescore(&store, &length, Some(run), &mut |samples| heard.push(samples)).unwrap();
+        assert_eq!(heard, [128, 140]);
+        assert_eq!((again.scoring, again.samples, again.unjudged), (1, 140, 0));
+        assert_eq!(again.reward_before, Some(0.5));
+        let latest = store.judged_by(Scoring::Latest).unwrap();
+        let group = &latest.groups(&[GroupId(70)]).unwrap()[0].scored;
+        // One token is the target; two are as far from it as the penalty goes.
+        assert_eq!(group.rewards(), [Some(0.0), Some(-1.0)]);
+        assert_eq!((again.changed, again.reward_after), (70, Some(-0.5)));
+        assert_eq!(group.verdicts()[0].parts[0].name, "brief");
+        let config = latest.query("SELECT config FROM scorings").unwrap();
+        assert!(config.to_csv().contains("[[reward]]"), "{config}");
+    }
+
+    #[test]
+    fn an_empty_store_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite://{}", folder.path().join("s.db").display())).unwrap();
+        let rule: Vec<Config> = vec![toml::from_str("rule.exact_match = {}").unwrap()];
+        assert!(rescore(&store, &rule, None, &mut |_| {}).unwrap_err().is_input());
+        assert!(store.scorings().unwrap().rows.is_empty());
+    }
+}
