@@ -60,10 +60,10 @@ fn rows_become_marked_groups_with_the_models_logprobs() {
     assert_eq!(policy.version(), &groups[0].scored.group().policy);
     let mut sum = 0.0;
     for scored in &groups {
-        for sample in scored.group().samples.iter().filter(|sample| !sample.is_empty()) {
-            let alone = Sequences { prompt: &scored.group().prompt_ids, completions: vec![&sample.ids] };
+        for sample in scored.scored.group().samples.iter().filter(|sample| !sample.is_empty()) {
+            let alone = Sequences { prompt: &scored.scored.group().prompt_ids, completions: vec![&sample.ids] };
             let packed = Packed::new(&[alone], policy.network().dimensions().vocab, policy.device()).unwrap();
-            let expected = Vec::<f32>::try_from(&policy.logprobs(&packed, 0.5, Weights::Policy)).unwrap();
+            let expected = Vec::<f32>::try_from(&policy.logprobs(&packed, 0.5, policy.adapter())).unwrap();
             for (stored, expected) in sample.logprobs.iter().zip(&expected) {
                 assert!((stored - expected).abs() < 1e-5, "{:?}: {stored} {expected}", sample.text);
             }
