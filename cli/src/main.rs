@@ -9,6 +9,7 @@ mod eval;
 mod export;
 mod generate;
 mod plan;
+mod plot;
 mod replay;
 mod screen;
 mod train;
@@ -39,6 +40,8 @@ enum Verb {
     Export(export::Args),
     /// Show what a config asks for before running it: samples, tokens, memory and every key.
     Plan(plan::Args),
+    /// Draw a metric of one or several runs.
+    Plot(plot::Args),
     /// Check this machine: libtorch, device, threads, cache and model.
     Doctor,
     /// Print a completion script for a shell.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Replay(args) => replay::run(&args),
         Verb::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Plot(args) => plot::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Doctor => doctor::run().map(|()| ExitCode::SUCCESS),
         Verb::Completions(args) => {
             completions::run(&args);

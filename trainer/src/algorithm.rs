@@ -4,10 +4,26 @@
 //! exactly what it needs, or refuses before anything is loaded. A new algorithm is one file and its line in the list
 //! below.
 
+mod cispo;
+mod dapo;
+mod dr_grpo;
+mod family;
 mod grpo;
+mod gspo;
 pub(crate) mod policy_gradient;
+mod reinforce;
+mod reinforce_pp;
+mod rloo;
 
+pub use cispo::Cispo;
+pub use dapo::Dapo;
+pub use dr_grpo::DrGrpo;
+pub use family::RatioOf;
 pub use grpo::{Grpo, LossType, ScaleRewards};
+pub use gspo::Gspo;
+pub use reinforce::{Baseline, Reinforce};
+pub use reinforce_pp::ReinforcePp;
+pub use rloo::Rloo;
 
 use crate::batch::Batch;
 use crate::objective::{Denominator, Tally};
@@ -256,6 +272,13 @@ macro_rules! algorithms {
 
 algorithms! {
     "grpo" Grpo(Grpo),
+    "dr_grpo" DrGrpo(DrGrpo),
+    "dapo" Dapo(Dapo),
+    "gspo" Gspo(Gspo),
+    "rloo" Rloo(Rloo),
+    "reinforce_pp" ReinforcePp(ReinforcePp),
+    "cispo" Cispo(Cispo),
+    "reinforce" Reinforce(Reinforce),
 }
 
 impl Default for Config {

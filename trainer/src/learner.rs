@@ -1,5 +1,7 @@
 //! One step's learning: scores, credit, batches, losses, updates.
 
+mod mismatch;
+
 use crate::algorithm::{self, Algorithm, Credits, Evidence, Outputs, Reads, SampleScores, Samples};
 use crate::batch::{Batch, Cut, Material, MiniBatch, mini_batches, score_samples};
 use crate::config::Config;
@@ -8,6 +10,7 @@ use crate::optimizer::{self, Optimizer, OptimizerState, Parameter, Rate, Role, U
 use crate::prox::Prox;
 use crate::snapshot::{Snapshot, State};
 use crate::{Error, Result};
+use mismatch::MismatchAlarm;
 use model::adapter::Adapter;
 use model::logprob::Want;
 use model::{Critic, Policy};
@@ -30,6 +33,7 @@ pub(crate) struct Learner {
     steps: u64,
     cut: Cut,
     seed: Seed,
+    mismatch: MismatchAlarm,
 }
 
 impl Learner {
@@ -53,6 +57,7 @@ impl Learner {
                 device: policy.device(),
             },
             seed: Seed::new(config.seed).child("minibatches"),
+            mismatch: MismatchAlarm::new(config.algorithm.name()),
         })
     }
 
@@ -112,6 +117,10 @@ impl Learner {
             }
         }
         metrics.merge(tally.metrics());
+        let fresh = groups.iter().all(|group| group.group().policy.hash == policy.version().hash);
+        if let Some(warning) = fresh.then(|| self.mismatch.check(&metrics)).flatten() {
+            tracing::warn!("step {step}: {warning}");
+        }
         if taken > 0 {
             metrics.set("loss", loss / (taken + skipped) as f64);
             metrics.set("grad_norm", norms / taken as f64);
@@ -294,7 +303,9 @@ impl Learner {
 fn tally_policies(batch: &Batch, logprobs: &Tensor, tally: &mut Tally) {
     let (rows, behaviour) = (&batch.rows, &batch.behaviour_logprobs);
     let tokens = rows.trained_tokens() as f64;
-    tally.add("mismatch_kl", &(mismatch_kl(logprobs, behaviour, rows) * tokens), tokens);
+    // What the updates of this step have moved is not a mismatch: that is `proximal_kl`.
+    let began = batch.proximal_logprobs.as_ref().unwrap_or(logprobs);
+    tally.add("mismatch_kl", &(mismatch_kl(began, behaviour, rows) * tokens), tokens);
     tally.add("effective_sample_share", &(effective_sample_share(logprobs, behaviour, rows) * tokens), tokens);
     if let Some(proximal) = &batch.proximal_logprobs {
         // k3 of the drawn tokens, which come from the step's first policy: KL(proximal ‖ policy).

@@ -17,6 +17,8 @@
 //! | DAPO (Yu 2025) | (R − mean)/std | token | −0.2, +0.28 | token mean |
 //! | GSPO (Zheng 2025) | (R − mean)/std | sequence, geometric mean | −3e-4, +4e-4 | sequence mean of token means |
 //! | RLOO (Ahmadian 2024) | leave-one-out | sequence sum or token | ±0.2 | sequence mean of token means |
+//! | REINFORCE++ (Hu 2025) | reward to go, whitened | token | ±0.2 | token mean |
+//! | REINFORCE (Williams 1992) | R − baseline | token | none | sequence mean of token sums |
 //! | CISPO (`MiniMax` 2025) | (R − mean)/std | token | stop-gradient weight | token mean |
 //! | Mix-PPG (`GePPO` 2021, ReMix 2025) | as its base | token, behaviour anchor | centre ± ε | as its base |
 //!
@@ -34,7 +36,7 @@ mod value;
 
 pub use aggregate::{Aggregation, Denominator};
 pub use correction::{RolloutCorrection, effective_sample_share, mismatch_kl};
-pub use credit::{Scale, group_advantages, has_signal, leave_one_out};
+pub use credit::{Scale, Variance, group_advantages, has_signal, leave_one_out, whiten};
 pub use kl::{AdaptiveKl, KlEstimator};
 pub use rows::Rows;
 pub use surrogate::{Anchor, Clip, EntropyBonus, KlPenalty, Level, LogProbs, Surrogate, TokenLosses, penalised};
@@ -52,37 +54,37 @@ fn bounded_exp(log_ratio: &Tensor) -> Tensor {
 }
 
 #[cfg(test)]
-mod testing {
-    //! What the tests of this family share.
+pub(crate) mod testing {
+    //! What the tests of this family share, here and in the methods.
 
     use super::Rows;
     use tch::{Device, Tensor};
 
     /// The tolerance of every value and gradient that the tests state, in f64.
-    pub(super) const TOLERANCE: f64 = 1e-6;
+    pub(crate) const TOLERANCE: f64 = 1e-6;
 
-    pub(super) fn device() -> Device {
+    pub(crate) fn device() -> Device {
         Tensor::from(0.0).device()
     }
 
-    pub(super) fn f64s(values: &[f64]) -> Tensor {
+    pub(crate) fn f64s(values: &[f64]) -> Tensor {
         Tensor::from_slice(values)
     }
 
     /// Sequences of these lengths, every token trained on.
-    pub(super) fn full_rows(lengths: &[usize]) -> Rows {
+    pub(crate) fn full_rows(lengths: &[usize]) -> Rows {
         Rows::new(lengths, &vec![true; lengths.iter().sum()], device()).unwrap()
     }
 
-    pub(super) fn values(tensor: &Tensor) -> Vec<f64> {
+    pub(crate) fn values(tensor: &Tensor) -> Vec<f64> {
         Vec::<f64>::try_from(tensor.detach().flatten(0, -1)).unwrap()
     }
 
-    pub(super) fn check(actual: &Tensor, expected: &[f64]) {
+    pub(crate) fn check(actual: &Tensor, expected: &[f64]) {
         check_slice(&values(actual), expected);
     }
 
-    pub(super) fn check_slice(actual: &[f64], expected: &[f64]) {
+    pub(crate) fn check_slice(actual: &[f64], expected: &[f64]) {
         assert_eq!(actual.len(), expected.len(), "{actual:?} against {expected:?}");
         for (place, (a, e)) in actual.iter().zip(expected).enumerate() {
             assert!((a - e).abs() <= TOLERANCE, "entry {place} is {a}, expected {e}\n{actual:?}\n{expected:?}");
@@ -90,14 +92,14 @@ mod testing {
     }
 
     /// The gradient of the sum of `loss(x)` at `x`.
-    pub(super) fn gradient(x: &[f64], loss: impl Fn(&Tensor) -> Tensor) -> Vec<f64> {
+    pub(crate) fn gradient(x: &[f64], loss: impl Fn(&Tensor) -> Tensor) -> Vec<f64> {
         let leaf = f64s(x).set_requires_grad(true);
         loss(&leaf).sum(None).backward();
         values(&leaf.grad())
     }
 
     /// Central differences of the sum of `loss(x)`, entry by entry.
-    pub(super) fn numeric_gradient(x: &[f64], loss: impl Fn(&Tensor) -> Tensor) -> Vec<f64> {
+    pub(crate) fn numeric_gradient(x: &[f64], loss: impl Fn(&Tensor) -> Tensor) -> Vec<f64> {
         let step = 1e-6;
         let at = |place: usize, offset: f64| {
             let mut moved = x.to_vec();

@@ -3,7 +3,12 @@
 //! The smoothed value at a point is that of the straight line which fits the points around it best, up to a twentieth of
 //! all on either side: unlike a running mean it does not lag behind, nor does it bend at the ends. The PNG is drawn at
 //! three times its size and averaged down, because the rasteriser does not smooth thick lines. Its font (`DejaVu` Sans:
-//! Latin, Greek and Cyrillic) is part of the program, so no font needs to be installed.
+//! Latin, Greek and Cyrillic) is part of the program, so no font needs to be installed. Of several series in one picture
+//! only the smoothed courses are drawn.
+
+mod runs;
+
+pub use runs::{Axis, curve_of_runs, write};
 
 use crate::{Error, Result};
 use plotters::chart::{ChartBuilder, ChartContext, SeriesLabelPosition};
@@ -19,14 +24,18 @@ const SIZE: (u32, u32) = (900, 500);
 /// The PNG is drawn this many times larger, then averaged down.
 const OVERSAMPLING: u32 = 3;
 
-/// Colours that people with colour blindness tell apart (Okabe and Ito, 2008).
-const COLOURS: [RGBColor; 6] = [
+/// Colours that people with colour blindness tell apart (Okabe and Ito, 2008; black, and three of P. Tol's at the end).
+const COLOURS: [RGBColor; 10] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
+    RGBColor(0, 0, 0),
+    RGBColor(136, 34, 85),
+    RGBColor(153, 153, 51),
+    RGBColor(119, 119, 119),
 ];
 
 const INK: RGBColor = RGBColor(60, 60, 67);
@@ -121,7 +130,10 @@ where
         .draw()
         .map_err(unpainted)?;
     for ((name, points), colour) in curve.series.iter().zip(COLOURS.iter().cycle()) {
-        paint_series(&mut chart, name, points, *colour, scale)?;
+        match curve.series.len() {
+            1 => paint_series(&mut chart, name, points, *colour, scale)?,
+            _ => paint_course(&mut chart, name, points, *colour, scale)?,
+        }
     }
     chart
         .configure_series_labels()
@@ -148,9 +160,7 @@ fn paint_series<'a, B: DrawingBackend + 'a>(
 where
     B::ErrorType: 'static,
 {
-    let reach = points.len() / 20;
-    let key =
-        move |style: ShapeStyle| move |(x, y): (i32, i32)| PathElement::new(vec![(x, y), (x + 20 * scale, y)], style);
+    let (reach, key) = (points.len() / 20, |style| key(style, scale));
     let bold = colour.stroke_width(5 * scale as u32 / 2);
     if reach == 0 {
         let line = chart.draw_series(LineSeries::new(points.iter().copied(), bold)).map_err(unpainted)?;
@@ -167,6 +177,28 @@ where
         chart.draw_series(points.iter().map(dot)).map_err(unpainted)?;
     }
     Ok(())
+}
+
+/// The smoothed course alone, for a picture that holds others.
+fn paint_course<'a, B: DrawingBackend + 'a>(
+    chart: &mut Chart<'a, B>,
+    name: &str,
+    points: &[(f64, f64)],
+    colour: RGBColor,
+    scale: i32,
+) -> Result<()>
+where
+    B::ErrorType: 'static,
+{
+    let bold = colour.stroke_width(2 * scale as u32);
+    let line = chart.draw_series(LineSeries::new(smoothed(points, points.len() / 20), bold)).map_err(unpainted)?;
+    line.label(name).legend(key(bold, scale));
+    Ok(())
+}
+
+/// How a line is shown in the legend.
+fn key(style: ShapeStyle, scale: i32) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
+    move |(x, y)| PathElement::new(vec![(x, y), (x + 20 * scale, y)], style)
 }
 
 /// At each point the value of the least-squares line through it and up to `reach` points on either side.
@@ -310,6 +342,14 @@ mod tests {
         // The title: dark pixels in the top margin, where only text can be.
         let dark = pixels[..900 * 3 * 40].chunks(3).filter(|pixel| pixel[0] < 120).count();
         assert!(dark > 100, "{dark} pixels of the title");
+    }
+
+    #[test]
+    fn several_series_are_told_apart_by_their_names() {
+        let mut both = curve(100);
+        both.series = vec![("grpo".into(), both.series[0].1.clone()), ("dapo".into(), vec![(1.0, 0.0), (100.0, 1.0)])];
+        let svg = draw(&both).unwrap().svg;
+        assert!(svg.contains("grpo") && svg.contains("dapo") && !svg.contains("smoothed"));
     }
 
     #[test]

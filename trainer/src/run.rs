@@ -196,6 +196,8 @@ impl<'a> Training<'a> {
         let seconds = start.elapsed().as_secs_f64();
         self.state.train_seconds += seconds;
         metrics.set("num_tokens", self.state.num_tokens as f64);
+        metrics.set("num_samples", self.state.samples as f64);
+        metrics.set("time/train_s", self.state.train_seconds);
         metrics.set("adapter/active_rank", self.plan.policy.adapter().active_rank());
         metrics.set("step_time", seconds);
         metrics.set("perf/generated_tokens_per_second", samples.generated_tokens() as f64 / seconds);

@@ -10,58 +10,40 @@
 //! The defaults are those of today's practice and of TRL: token-mean aggregation (DAPO), no KL term, one update per
 //! step, where the ratio is 1 and the clip does nothing. The reference policy is the network with its adapter off.
 
-use super::policy_gradient::{self, PolicyGradient, unless_zero};
-use super::{Algorithm, Credits, Evidence, Needs, Outputs, Schedule, ZeroCredit, whole};
+use super::family::{self, Method, Penalty, Shared, settings};
+use super::policy_gradient::{self, unless_zero};
+use super::{Credits, Evidence};
 use crate::Result;
-use crate::batch::Batch;
-use crate::objective::{
-    Aggregation, Anchor, Clip, Denominator, KlEstimator, Level, RolloutCorrection, Scale, Surrogate, Tally,
-    group_advantages,
-};
-use schema::{Finish, Metrics, Sample, ScoredGroup};
-use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use crate::objective::{Aggregation, Anchor, Clip, KlEstimator, Level, Scale, Surrogate};
+use schema::Metrics;
 
-/// `[algorithm.grpo]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Grpo {
-    /// How far the ratio may fall below 1 before its gradient is cut.
-    #[serde(alias = "epsilon")]
-    pub clip_low: f64,
-    /// How far the ratio may rise above 1 before its gradient is cut.
-    #[serde(alias = "epsilon_high")]
-    pub clip_high: f64,
-    /// Caps the ratio in the unclipped branch (two-sided clipping, INTELLECT-2); 0 for no cap.
-    pub delta: f64,
-    /// Caps the loss of tokens with negative advantage at this many advantages (dual clip); 0 for no cap.
-    pub dual_clip: f64,
-    /// Whether ratios are those of tokens or of whole sequences.
-    #[serde(alias = "importance_sampling_level")]
-    pub ratio_level: Level,
-    /// Weight of the KL penalty towards the reference policy; 0 turns it off.
-    #[serde(alias = "beta")]
-    pub kl_coefficient: f64,
-    /// How the KL penalty is estimated.
-    pub kl_estimator: KlEstimator,
-    /// Weight of the entropy bonus; 0 turns it off.
-    pub entropy_coefficient: f64,
-    /// How token losses become one loss.
-    #[serde(alias = "loss_type")]
-    pub aggregation: LossType,
-    /// What centred rewards are divided by.
-    pub scale_rewards: ScaleRewards,
-    /// Added to the deviation that rewards are divided by.
-    pub scale_epsilon: f64,
-    /// Leave completions that were cut at the token limit out of the loss (DAPO's overlong filtering).
-    pub mask_truncated_completions: bool,
-    /// Passes over the samples of a step.
-    #[serde(alias = "num_iterations")]
-    pub epochs: usize,
-    /// Optimizer updates in one pass.
-    pub minibatches: usize,
-    /// Correction of the mismatch between the sampler's and the trainer's log-probabilities.
-    pub rollout_correction: RolloutCorrection,
+settings! {
+    /// `[algorithm.grpo]`
+    pub struct Grpo, "grpo" {
+        /// How far the ratio may fall below 1 before its gradient is cut.
+        #[serde(alias = "epsilon")]
+        clip_low: f64 = 0.2,
+        /// How far the ratio may rise above 1 before its gradient is cut.
+        #[serde(alias = "epsilon_high")]
+        clip_high: f64 = 0.2,
+        /// Caps the ratio in the unclipped branch (two-sided clipping, INTELLECT-2); 0 for no cap.
+        delta: f64 = 0.0,
+        /// Caps the loss of tokens with negative advantage at this many advantages (dual clip); 0 for no cap.
+        dual_clip: f64 = 0.0,
+        /// Whether ratios are those of tokens or of whole sequences.
+        #[serde(alias = "importance_sampling_level")]
+        ratio_level: Level = Level::Token,
+        /// How the KL penalty is estimated.
+        kl_estimator: KlEstimator = KlEstimator::K3,
+        /// How token losses become one loss.
+        #[serde(alias = "loss_type")]
+        aggregation: LossType = Aggregation::TokenMean,
+        /// What centred rewards are divided by.
+        scale_rewards: ScaleRewards = Scale::Group,
+        /// Added to the deviation that rewards are divided by.
+        scale_epsilon: f64 = family::SCALE_EPSILON,
+    }
+    shared: Shared::default()
 }
 
 /// How token losses become one loss, by the field's names.
@@ -70,85 +52,103 @@ pub type LossType = Aggregation;
 /// What centred rewards are divided by: `group`, `batch` or `none`.
 pub type ScaleRewards = Scale;
 
-impl Default for Grpo {
-    fn default() -> Self {
-        Self {
-            clip_low: 0.2,
-            clip_high: 0.2,
-            delta: 0.0,
-            dual_clip: 0.0,
-            ratio_level: Level::Token,
-            kl_coefficient: 0.0,
-            kl_estimator: KlEstimator::K3,
-            entropy_coefficient: 0.0,
-            aggregation: Aggregation::TokenMean,
-            scale_rewards: Scale::Group,
-            scale_epsilon: 1e-4,
-            mask_truncated_completions: false,
-            epochs: 1,
-            minibatches: 1,
-            rollout_correction: RolloutCorrection::Off,
-        }
-    }
-}
-
 impl Grpo {
     /// The settings, if they make sense.
     pub(super) fn checked(self) -> Result<Self> {
+        policy_gradient::dual_clip("grpo", self.dual_clip)?;
         let numbers = [
             ("clip_low", self.clip_low),
             ("clip_high", self.clip_high),
             ("delta", self.delta),
-            ("kl_coefficient", self.kl_coefficient),
             ("scale_epsilon", self.scale_epsilon),
         ];
-        policy_gradient::not_negative("grpo", &numbers)?;
-        policy_gradient::dual_clip("grpo", self.dual_clip)?;
-        policy_gradient::at_least_one("grpo", &[("epochs", self.epochs), ("minibatches", self.minibatches)])?;
-        Ok(self)
-    }
-
-    fn policy_gradient(&self) -> PolicyGradient {
-        PolicyGradient {
-            surrogate: Surrogate {
-                level: self.ratio_level,
-                anchor: Anchor::Proximal,
-                clip: Clip::Ratio { low: self.clip_low, high: self.clip_high },
-                dual_clip: unless_zero(self.dual_clip),
-                delta: unless_zero(self.delta),
-            },
-            kl_coefficient: self.kl_coefficient,
-            kl_estimator: self.kl_estimator,
-            entropy_coefficient: self.entropy_coefficient,
-            correction: self.rollout_correction,
-        }
+        family::checked(self, &numbers)
     }
 }
 
-impl Algorithm for Grpo {
-    fn needs(&self) -> Needs {
-        let computed = if self.policy_gradient().penalises() { ZeroCredit::Compute } else { ZeroCredit::Skip };
-        Needs { reference: self.kl_coefficient != 0.0, zero_credit: computed, ..Needs::default() }
+impl Method for Grpo {
+    fn surrogate(&self) -> Surrogate {
+        Surrogate {
+            level: self.ratio_level,
+            anchor: Anchor::Proximal,
+            clip: Clip::Ratio { low: self.clip_low, high: self.clip_high },
+            dual_clip: unless_zero(self.dual_clip),
+            delta: unless_zero(self.delta),
+        }
     }
 
-    fn schedule(&self, _step: u64) -> Schedule {
-        Schedule { epochs: self.epochs, minibatches: self.minibatches, ..Schedule::default() }
+    fn aggregation(&self) -> Aggregation {
+        self.aggregation
     }
 
-    fn credit(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {
-        let rewards: Vec<_> = evidence.groups.iter().map(ScoredGroup::rewards).collect();
-        whole(group_advantages(&rewards, self.scale_rewards, self.scale_epsilon))
+    fn penalty(&self) -> Penalty {
+        Penalty::Loss(self.kl_estimator)
     }
 
-    fn trains_on(&self, sample: &Sample) -> bool {
-        !(self.mask_truncated_completions && sample.finish == Finish::Length)
+    fn advantages(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {
+        family::group_relative(evidence, self.scale_rewards, self.scale_epsilon)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algorithm::{Config, build};
+    use crate::objective::RolloutCorrection;
+    use crate::objective::testing::{check_slice, f64s};
+    use crate::testing::Losses;
+
+    /// Token losses 1, 2, 3, 4 | 10 | none: the policy has not moved, so each is minus its advantage.
+    fn unmoved() -> Losses {
+        let losses = [1.0, 2.0, 3.0, 4.0, 10.0];
+        Losses::unmoved(&[4, 1, 0], &losses.map(|loss| -loss))
     }
 
-    fn denominator(&self, trained_per_sequence: &[i64]) -> Denominator {
-        Denominator::of(self.aggregation, trained_per_sequence)
+    #[test]
+    fn every_mean_that_goes_by_this_name() {
+        let loss = |aggregation| unmoved().of(&Config::Grpo(Grpo { aggregation, ..Grpo::default() })).value;
+        check_slice(&[loss(Aggregation::TokenMean)], &[4.0]);
+        check_slice(&[loss(Aggregation::SequenceMeanTokenMean)], &[6.25]);
+        check_slice(&[loss(Aggregation::AllSequenceMeanTokenMean)], &[4.166_666_7]);
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
-        self.policy_gradient().loss(batch, outputs, tally)
+    #[test]
+    fn the_penalty_is_added_and_pulls_back() {
+        // One sequence, no credit: what is left is β · k3, over three tokens.
+        let settings = Grpo { kl_coefficient: 0.3, ..Grpo::default() };
+        let reference = Some(f64s(&[-1.2, -1.5, -0.5]));
+        let case = Losses { reference, ..Losses::at(&[3], &[0.0; 3], &[-1.0, -2.0, -0.5]) };
+        let loss = case.of(&Config::Grpo(settings));
+        check_slice(&[loss.value], &[0.1 * (0.018_730_753 + 0.148_721_27)]);
+        check_slice(&loss.gradient, &[0.018_126_925, -0.064_872_127, 0.0]);
+    }
+
+    #[test]
+    fn truncated_weights_make_it_decoupled_ppo() {
+        // The weights are proximal/behaviour = 1.5 and 0.75, the ratios 1.2 and 0.9 are inside the clip.
+        let logs = |x: [f64; 2]| f64s(&x.map(f64::ln));
+        let case = Losses {
+            behaviour: logs([0.1, 0.4]),
+            proximal: logs([0.15, 0.3]),
+            ..Losses::at(&[2], &[1.0, -1.0], &[0.18_f64.ln(), 0.27_f64.ln()])
+        };
+        let settings = Grpo {
+            rollout_correction: RolloutCorrection::TokenTruncate { cap: 1.4 },
+            clip_high: 0.3,
+            ..Grpo::default()
+        };
+        let loss = case.of(&Config::Grpo(settings));
+        check_slice(&[loss.value], &[(-1.4 * 1.2 + 0.75 * 0.9) / 2.0]);
+        check_slice(&loss.gradient, &[-1.4 * 1.2 / 2.0, 0.75 * 0.9 / 2.0]);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused_by_name() {
+        let refused = |settings: Grpo| build(&Config::Grpo(settings)).err().unwrap().to_string();
+        assert!(refused(Grpo { clip_low: -0.1, ..Grpo::default() }).contains("clip_low"));
+        assert!(refused(Grpo { dual_clip: 0.5, ..Grpo::default() }).contains("dual_clip"));
+        assert!(refused(Grpo { epochs: 0, ..Grpo::default() }).contains("epochs"));
+        let backwards = RolloutCorrection::TokenMask { floor: 5.0, cap: 0.5 };
+        assert!(refused(Grpo { rollout_correction: backwards, ..Grpo::default() }).contains("floor"));
     }
 }

@@ -52,16 +52,20 @@ fn credit(config: &Config, rewards: &[&[f32]]) -> Vec<Vec<Option<f64>>> {
 #[test]
 fn micro_batches_add_up_to_the_whole() {
     for config in Config::defaults() {
-        let rewards: &[&[f32]] = &[&[1.0, 0.0], &[0.0, 2.0]];
+        // Two groups of the same tokens: these rewards do not cancel out.
+        let rewards: &[&[f32]] = &[&[1.0, 0.0], &[0.5, 2.0, 0.0]];
         let (whole, gradients) = gradient(&config, rewards, 1000);
         let (parts, sums) = gradient(&config, rewards, 1);
         assert!((whole - parts).abs() < 1e-6, "{}: {whole} against {parts}", config.name());
-        for (a, b) in gradients.iter().zip(&sums).filter(|(a, _)| a.defined()) {
-            assert!((a - b).abs().max().double_value(&[]) < 1e-6, "{}", config.name());
-        }
-        let largest =
-            gradients.iter().filter(|g| g.defined()).map(|g| g.abs().max().double_value(&[])).fold(0.0, f64::max);
-        assert!(largest > 1e-5, "{}: {largest}", config.name());
+        let largest = |tensors: &mut dyn Iterator<Item = Tensor>| {
+            tensors.map(|tensor| tensor.abs().max().double_value(&[])).fold(0.0, f64::max)
+        };
+        let defined = || gradients.iter().zip(&sums).filter(|(a, _)| a.defined());
+        let apart = largest(&mut defined().map(|(a, b)| a - b));
+        let size = largest(&mut defined().map(|(a, _)| a.shallow_clone()));
+        // Gradients are f32: rounding grows with them.
+        assert!(apart < 1e-6 * size.max(1.0), "{}: {apart} apart of {size}", config.name());
+        assert!(size > 1e-3, "{}: {size}", config.name());
     }
 }
 
@@ -100,12 +104,4 @@ fn the_state_of_another_algorithm_is_refused() {
         algorithm.restore(&state).unwrap();
         assert!(algorithm.restore(&serde_json::json!({"another": 1})).unwrap_err().is_input());
     }
-}
-
-#[test]
-fn settings_out_of_range_are_refused_by_name() {
-    let refused = |settings: Grpo| build(&Config::Grpo(settings)).err().unwrap().to_string();
-    assert!(refused(Grpo { clip_low: -0.1, ..Grpo::default() }).contains("clip_low"));
-    assert!(refused(Grpo { dual_clip: 0.5, ..Grpo::default() }).contains("dual_clip"));
-    assert!(refused(Grpo { epochs: 0, ..Grpo::default() }).contains("epochs"));
 }

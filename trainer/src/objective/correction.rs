@@ -49,6 +49,22 @@ pub enum RolloutCorrection {
 }
 
 impl RolloutCorrection {
+    /// What is wrong with its bounds, in a sentence.
+    ///
+    /// # Errors
+    /// If a bound is not a number, the floor is negative, or the cap is not above the floor.
+    pub fn check(self) -> std::result::Result<(), String> {
+        let (floor, cap) = match self {
+            Self::Off => return Ok(()),
+            Self::TokenTruncate { cap } | Self::SequenceTruncate { cap } | Self::SequenceMask { cap } => (0.0, cap),
+            Self::TokenMask { floor, cap } | Self::GeometricMask { floor, cap } => (floor, cap),
+        };
+        if floor >= 0.0 && cap > floor && cap.is_finite() {
+            return Ok(());
+        }
+        Err(format!("cap must be above floor, and floor at least 0, but they are {cap} and {floor}"))
+    }
+
     /// The weight of each token, `[token]`, zero where masked and without gradient.
     pub fn weights(self, proximal: &Tensor, behaviour: &Tensor, rows: &Rows) -> Tensor {
         let log_ratio = log_ratio(proximal, behaviour, rows);
@@ -130,6 +146,18 @@ mod tests {
         // Geometric means are exp(0.3) = 1.35 and exp(-0.015) = 0.985.
         let geometric = weights(RolloutCorrection::GeometricMask { floor: 0.9, cap: 1.1 });
         check(&geometric, &[0.0, 0.0, 0.0, 0.951_229_42, 1.020_201_3]);
+    }
+
+    #[test]
+    fn bounds_that_would_keep_nothing_are_refused() {
+        use RolloutCorrection::{GeometricMask, Off, SequenceMask, TokenMask, TokenTruncate};
+        for good in [Off, TokenTruncate { cap: 2.0 }, GeometricMask { floor: 0.999, cap: 1.001 }] {
+            assert_eq!(good.check(), Ok(()));
+        }
+        let backwards = TokenMask { floor: 5.0, cap: 0.5 };
+        for bad in [TokenTruncate { cap: 0.0 }, SequenceMask { cap: f64::NAN }, backwards] {
+            assert!(bad.check().unwrap_err().contains("cap must be above floor"));
+        }
     }
 
     #[test]

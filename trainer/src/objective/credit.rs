@@ -6,6 +6,8 @@
 //! RLOO      A_i =  R_i − mean of the others     = n/(n − 1) · (R_i − mean)
 //! ```
 //!
+//! REINFORCE++ shifts and scales the credit of every token of a step together: [`whiten`].
+//!
 //! Numbers are f64 on the host: groups are small. A sample that could not be judged has no reward (`None`), takes no
 //! part in its group's statistics and gets no advantage, so that it is not trained on. Rewards that are all equal, and
 //! a sample alone in its group, teach nothing: their advantage is exactly 0.
@@ -63,6 +65,36 @@ where
     R: Into<f64> + Copy,
 {
     !all_equal(&judged(group))
+}
+
+/// Which variance numbers are divided by the root of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Variance {
+    /// The unbiased one, over n − 1 (verl).
+    #[default]
+    Bessel,
+    /// The mean of the squares, over n (`OpenRLHF`).
+    Biased,
+}
+
+/// Numbers shifted and scaled to mean 0 and variance 1, where 1e-8 is added to the variance. Numbers that are all equal
+/// become exactly 0; a single one has no variance and is left as it is.
+pub fn whiten(numbers: &[f64], variance: Variance) -> Vec<f64> {
+    if numbers.len() < 2 {
+        return numbers.to_vec();
+    }
+    if all_equal(numbers) {
+        return vec![0.0; numbers.len()];
+    }
+    let degrees = match variance {
+        Variance::Bessel => numbers.len() - 1,
+        Variance::Biased => numbers.len(),
+    };
+    let mean = mean(numbers);
+    let squares: f64 = numbers.iter().map(|number| (number - mean).powi(2)).sum();
+    let deviation = (squares / degrees as f64 + 1e-8).sqrt();
+    numbers.iter().map(|number| (number - mean) / deviation).collect()
 }
 
 /// The rewards that there are.
@@ -165,6 +197,16 @@ mod tests {
         // All rewards: 1, 0, 3, 3. Their mean is 7/4, so their variance is (9/16 + 49/16 + 25/16 + 25/16)/3 = 9/4.
         let credit = group_advantages(&[some(&[1.0, 0.0]), some(&[3.0, 3.0])], Scale::Batch, 0.0);
         assert_eq!(credit, [some(&[0.5 / 1.5, -0.5 / 1.5]), some(&[0.0, 0.0])]);
+    }
+
+    #[test]
+    fn whitened_numbers_have_mean_0_and_variance_1() {
+        // Mean 2; squares 1, 0 and 1: variance 1 with Bessel's correction, 2/3 without.
+        check_slice(&whiten(&[1.0, 2.0, 3.0], Variance::Bessel), &[-1.0, 0.0, 1.0]);
+        check_slice(&whiten(&[1.0, 2.0, 3.0], Variance::Biased), &[-(1.5_f64.sqrt()), 0.0, 1.5_f64.sqrt()]);
+        assert_eq!(whiten(&[0.1; 3], Variance::Bessel), [0.0; 3]);
+        assert_eq!(whiten(&[0.7], Variance::Bessel), [0.7]);
+        assert!(whiten(&[], Variance::Biased).is_empty());
     }
 
     #[test]
