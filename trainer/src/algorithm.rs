@@ -6,8 +6,10 @@
 
 mod grpo;
 pub(crate) mod policy_gradient;
+mod ppo;
 
 pub use grpo::{Grpo, LossType, ScaleRewards};
+pub use ppo::Ppo;
 
 use crate::batch::Batch;
 use crate::objective::{Denominator, Tally};
@@ -256,6 +258,7 @@ macro_rules! algorithms {
 
 algorithms! {
     "grpo" Grpo(Grpo),
+    "ppo" Ppo(Ppo),
 }
 
 impl Default for Config {

@@ -57,7 +57,9 @@ fn micro_batches_add_up_to_the_whole() {
         let (parts, sums) = gradient(&config, rewards, 1);
         assert!((whole - parts).abs() < 1e-6, "{}: {whole} against {parts}", config.name());
         for (a, b) in gradients.iter().zip(&sums).filter(|(a, _)| a.defined()) {
-            assert!((a - b).abs().max().double_value(&[]) < 1e-6, "{}", config.name());
+            // f32: what is above 1 is exact to a few units of its last place.
+            let tolerance = a.abs().max().double_value(&[]).max(0.25) * 4e-6;
+            assert!((a - b).abs().max().double_value(&[]) < tolerance, "{}", config.name());
         }
         let largest =
             gradients.iter().filter(|g| g.defined()).map(|g| g.abs().max().double_value(&[])).fold(0.0, f64::max);
