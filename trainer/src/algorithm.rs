@@ -14,6 +14,7 @@ pub(crate) mod policy_gradient;
 mod reinforce;
 mod reinforce_pp;
 mod rloo;
+mod ppo;
 
 pub use cispo::Cispo;
 pub use dapo::Dapo;
@@ -24,6 +25,7 @@ pub use gspo::Gspo;
 pub use reinforce::{Baseline, Reinforce};
 pub use reinforce_pp::ReinforcePp;
 pub use rloo::Rloo;
+pub use ppo::Ppo;
 
 use crate::batch::Batch;
 use crate::objective::{Denominator, Tally};
@@ -279,6 +281,7 @@ algorithms! {
     "reinforce_pp" ReinforcePp(ReinforcePp),
     "cispo" Cispo(Cispo),
     "reinforce" Reinforce(Reinforce),
+    "ppo" Ppo(Ppo),
 }
 
 impl Default for Config {
