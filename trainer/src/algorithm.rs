@@ -6,8 +6,12 @@
 
 mod grpo;
 pub(crate) mod policy_gradient;
+mod reward_model;
+mod sft;
 
 pub use grpo::{Grpo, LossType, ScaleRewards};
+pub use reward_model::RewardModel;
+pub use sft::Sft;
 
 use crate::batch::Batch;
 use crate::objective::{Denominator, Tally};
@@ -21,6 +25,8 @@ use tch::Tensor;
 pub struct Needs {
     /// Where samples come from.
     pub samples: Samples,
+    /// Tokens that an example of a data set may have, its prompt included; samples that are drawn have their own limit.
+    pub max_length: usize,
     /// What the loss is a function of.
     pub reads: Reads,
     /// Log-probabilities under the reference policy: the network with its adapter off.
@@ -38,6 +44,7 @@ impl Default for Needs {
     fn default() -> Self {
         Self {
             samples: Samples::Drawn { group_size: 2 },
+            max_length: 1024,
             reads: Reads::Tokens,
             reference: false,
             critic: None,
@@ -256,6 +263,8 @@ macro_rules! algorithms {
 
 algorithms! {
     "grpo" Grpo(Grpo),
+    "reward_model" RewardModel(RewardModel),
+    "sft" Sft(Sft),
 }
 
 impl Default for Config {

@@ -12,6 +12,7 @@ pub mod optimizer;
 mod plan;
 pub mod plot;
 pub mod prox;
+mod reward_model;
 mod run;
 mod snapshot;
 mod source;

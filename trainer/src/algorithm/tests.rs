@@ -56,11 +56,13 @@ fn micro_batches_add_up_to_the_whole() {
         let (whole, gradients) = gradient(&config, rewards, 1000);
         let (parts, sums) = gradient(&config, rewards, 1);
         assert!((whole - parts).abs() < 1e-6, "{}: {whole} against {parts}", config.name());
-        for (a, b) in gradients.iter().zip(&sums).filter(|(a, _)| a.defined()) {
-            assert!((a - b).abs().max().double_value(&[]) < 1e-6, "{}", config.name());
-        }
         let largest =
             gradients.iter().filter(|g| g.defined()).map(|g| g.abs().max().double_value(&[])).fold(0.0, f64::max);
+        for (a, b) in gradients.iter().zip(&sums).filter(|(a, _)| a.defined()) {
+            let difference = (a - b).abs().max().double_value(&[]);
+            // f32: what is large differs by more.
+            assert!(difference < 1e-6 * largest.max(1.0), "{}: {difference} of {largest}", config.name());
+        }
         assert!(largest > 1e-5, "{}: {largest}", config.name());
     }
 }
