@@ -22,10 +22,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let rows = [
         (
             "one step",
-            format!(
-                "{} prompts x {} samples = {} samples",
-                rollout.prompts_per_step, rollout.group_size, estimate.samples_per_step
-            ),
+            match estimate.samples_per_prompt {
+                0 => format!("{} rows of the data set", rollout.prompts_per_step),
+                samples => format!(
+                    "{} prompts x {samples} samples = {} samples",
+                    rollout.prompts_per_step, estimate.samples_per_step
+                ),
+            },
         ),
         (
             "updates in a step",

@@ -85,12 +85,13 @@ impl Observer for Screen {
     }
 
     fn step(&mut self, step: u64, steps: u64, metrics: &Metrics) {
-        self.recent.push(metrics.get("reward").unwrap_or(f64::NAN));
+        let name = if metrics.get("reward").is_some() { "reward" } else { "loss" };
+        self.recent.push(metrics.get(name).unwrap_or(f64::NAN));
         let last10 = &self.recent[self.recent.len().saturating_sub(10)..];
         let mean10 = last10.iter().sum::<f64>() / last10.len() as f64;
         let done = step + 1 - self.first_step.unwrap_or(1);
         let left = self.started.elapsed().mul_f64((steps - step) as f64 / done.max(1) as f64);
-        self.last = format!("{} left · last 10 steps: reward {mean10:.3}", clock(left));
+        self.last = format!("{} left · last 10 steps: {name} {mean10:.3}", clock(left));
         self.note(&format!("step {step}/{steps} · {} · {}", summary_line(metrics), self.last));
         if let Some(bar) = &self.bar {
             bar.set_position(step);

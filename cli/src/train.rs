@@ -77,39 +77,59 @@ fn listen_for_interrupts() -> anyhow::Result<()> {
 }
 
 fn closing(config: &Config, summary: &Summary) -> String {
-    let percent = |share: Option<f64>| share.map_or("–".to_owned(), |share| format!("{:.1} %", 100.0 * share));
-    let store = &config.store.url;
-    let folder = summary.folder.display();
-    let rows = [
+    let (store, run, folder) = (&config.store.url, summary.run, summary.folder.display());
+    let drawn = summary.generated_tokens > 0;
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let before_after = |before: Option<f64>, after: Option<f64>, show: &dyn Fn(f64) -> String| {
+        let show = |value: Option<f64>| value.map_or("–".to_owned(), show);
+        (before.or(after).is_some() || drawn).then(|| format!("{} before, {} after", show(before), show(after)))
+    };
+    let course = |first: Option<f64>, last: Option<f64>| {
+        Some(format!("{:.3} in the first 10 steps, {:.3} in the last 10", first?, last?))
+    };
+    let held_out = if drawn {
+        format!("({} prompts, greedy)", summary.held_out)
+    } else {
+        format!("({} examples)", summary.held_out)
+    };
+    let accuracy = before_after(summary.accuracy_before, summary.accuracy_after, &percent);
+    let loss = before_after(summary.loss_before, summary.loss_after, &|loss| format!("{loss:.4}")).filter(|_| !drawn);
+    let rows: [(&str, Option<String>); 10] = [
+        ("held-out accuracy", accuracy.map(|text| format!("{text} {held_out}"))),
+        ("held-out loss", loss.map(|text| format!("{text} {held_out}"))),
+        ("mean reward", course(summary.reward_first10, summary.reward_last10)),
+        ("mean loss", course(summary.loss_first10, summary.loss_last10)),
         (
-            "held-out accuracy",
-            format!(
-                "{} before, {} after ({} prompts, greedy)",
-                percent(summary.accuracy_before),
-                percent(summary.accuracy_after),
-                summary.held_out
-            ),
-        ),
-        (
-            "mean reward",
-            format!("{:.3} in the first 10 steps, {:.3} in the last 10", summary.reward_first10, summary.reward_last10),
-        ),
-        (
-            "generated",
-            format!("{} tokens in {} samples", thousands(summary.generated_tokens), thousands(summary.samples)),
+            if drawn { "generated" } else { "learned from" },
+            Some(if drawn {
+                format!("{} tokens in {} samples", thousands(summary.generated_tokens), thousands(summary.samples))
+            } else {
+                format!("{} completions of the data set", thousands(summary.samples))
+            }),
         ),
         (
             "time",
-            format!(
+            Some(format!(
                 "{} training, peak memory {:.0} MB",
                 clock(Duration::from_secs_f64(summary.train_seconds)),
                 summary.peak_rss_mb
-            ),
+            )),
         ),
-        ("adapter", format!("active rank {:.1} of {}", summary.active_rank, config.model.adapter.rank())),
-        ("samples are in", format!("{store}, run {}", summary.run)),
-        ("run folder", format!("{folder} (reward.svg, metrics.jsonl, checkpoints)")),
-        ("try next", format!("proxrl replay stats --store {store} --run {}", summary.run)),
+        ("adapter", Some(format!("active rank {:.1} of {}", summary.active_rank, config.model.adapter.rank()))),
+        ("samples are in", drawn.then(|| format!("{store}, run {run}"))),
+        (
+            "run folder",
+            Some(format!("{folder} ({}.svg, metrics.jsonl, checkpoints)", if drawn { "reward" } else { "loss" })),
+        ),
+        (
+            "try next",
+            Some(if drawn {
+                format!("proxrl replay stats --store {store} --run {run}")
+            } else {
+                format!("proxrl eval {folder}")
+            }),
+        ),
     ];
+    let rows: Vec<(&str, String)> = rows.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
     format!("\n{}", screen::table(&rows))
 }

@@ -22,6 +22,10 @@ pub struct Config {
     pub dtype: Dtype,
     /// Threads of libtorch on the CPU; 0 lets libtorch choose.
     pub threads: usize,
+    /// A run folder whose newest adapter training begins with, and which a KL penalty then pulls towards; a fresh
+    /// adapter if empty. The loop reads it, since a network knows nothing of runs.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub adapter_from: String,
     /// What is trained.
     pub adapter: AdapterConfig,
 }

@@ -23,6 +23,8 @@ pub struct Scores {
     pub logprobs: Tensor,
     /// `[token]` f32: entropy of each distribution, in nats; only where asked for.
     pub entropy: Option<Tensor>,
+    /// `[token]` bool: whether the target is the most likely token; only where asked for.
+    pub foremost: Option<Tensor>,
 }
 
 /// What to compute besides log-probabilities.
@@ -32,6 +34,8 @@ pub enum Want {
     Logprobs,
     /// The entropy of each distribution too.
     Entropy,
+    /// That, and whether each target is the most likely token.
+    Fit,
 }
 
 /// Scores `targets`, `[token]`, from the hidden states that predict them, `[token, hidden]`. No gradient flows.
@@ -42,17 +46,26 @@ pub fn score(hidden: &Tensor, head: &Tensor, targets: &Tensor, temperature: f64,
     let _no_grad = tch::no_grad_guard();
     let mut logprobs = Vec::new();
     let mut entropies = Vec::new();
+    let mut foremost = Vec::new();
     for (start, len) in chunks(targets.size()[0], head.size()[0]) {
         let distribution = Distribution::new(&hidden.narrow(0, start, len), head, temperature);
-        logprobs.push(distribution.logprobs(&targets.narrow(0, start, len)));
-        if want == Want::Entropy {
+        let targets = targets.narrow(0, start, len);
+        logprobs.push(distribution.logprobs(&targets));
+        if want != Want::Logprobs {
             entropies.push(distribution.entropy());
+        }
+        if want == Want::Fit {
+            foremost.push(distribution.logits.argmax(-1, false).eq_tensor(&targets));
         }
     }
     let joined = |parts: Vec<Tensor>| {
         if parts.is_empty() { Tensor::zeros([0], (Kind::Float, hidden.device())) } else { Tensor::cat(&parts, 0) }
     };
-    Scores { logprobs: joined(logprobs), entropy: (want == Want::Entropy).then(|| joined(entropies)) }
+    Scores {
+        logprobs: joined(logprobs),
+        entropy: (want != Want::Logprobs).then(|| joined(entropies)),
+        foremost: (want == Want::Fit).then(|| joined(foremost)),
+    }
 }
 
 /// The gradient of a loss with respect to the hidden states, `[token, hidden]`, given its gradients with respect to the
@@ -146,6 +159,17 @@ mod tests {
         ));
         let entropy = -(log_p.exp() * log_p).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
         assert!(scores.entropy.unwrap().allclose(&entropy, 1e-6, 1e-6, false));
+        assert!(scores.foremost.is_none());
+    }
+
+    #[test]
+    fn the_most_likely_token_is_known() {
+        let (hidden, head, _) = example();
+        let best = hidden.matmul(&head.tr()).argmax(-1, false);
+        let other = (&best + Tensor::from_slice(&[0i64, 1, 0])).remainder(5);
+        let scores = score(&hidden, &head, &other, 1.0, Want::Fit);
+        assert_eq!(Vec::<bool>::try_from(scores.foremost.unwrap()).unwrap(), [true, false, true]);
+        assert!(scores.entropy.is_some());
     }
 
     #[test]

@@ -159,6 +159,7 @@ impl Policy {
         Evaluation {
             logprobs: scores.logprobs.set_requires_grad(true),
             entropy: scores.entropy.map(|entropy| entropy.set_requires_grad(true)),
+            foremost: scores.foremost,
             values: critic.map(|critic| Values::new(self.value_graph(packed, critic, Some(&graph)))),
             graph,
             hidden,
@@ -234,6 +235,8 @@ pub struct Evaluation {
     pub logprobs: Tensor,
     /// `[token]` f32, a leaf; only where asked for.
     pub entropy: Option<Tensor>,
+    /// `[token]` bool: whether each token is the most likely one; only where asked for.
+    pub foremost: Option<Tensor>,
     /// The critic's; only where asked for.
     pub values: Option<Values>,
     graph: Tensor,

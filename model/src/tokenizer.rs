@@ -4,6 +4,7 @@
 //! file's vocabulary is put together in the same form. Around it stand the chat template and the tokens that end an
 //! answer, which the hub keeps in other files.
 
+mod answer;
 mod bytes;
 mod folder;
 mod gguf;

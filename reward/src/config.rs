@@ -1,38 +1,70 @@
 //! The `[[reward]]` tables of a config, and how they become one reward.
 
-use crate::{Error, Result, Term, WeightedSum, rule};
+use crate::{Error, Result, Reward, Term, WeightedSum, rule};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
-/// One `[[reward]]` table: a rule, its weight and, where one rule serves twice, a name.
+/// One `[[reward]]` table: a rule or a model, its weight and, where one serves twice, a name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The name in metrics (`rewards/<name>/mean`) and in the store; the rule's own if not given.
+    /// The name in metrics (`rewards/<name>/mean`) and in the store; the rule's own, or `model`, if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The factor of this reward in the sum; 0 records it without training on it.
     #[serde(default = "one")]
     pub weight: f64,
     /// The rule and its settings, as in `rule.math_answer = {}`.
-    pub rule: rule::Config,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<rule::Config>,
+    /// Instead of a rule, a reward model, as in `model = { path = "runs/reward_model" }`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelConfig>,
 }
+
+/// A network that judges.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The folder of the run that trained it.
+    pub path: PathBuf,
+}
+
+/// Makes a reward that runs a network, which this crate cannot.
+pub type OpenModel<'a> = dyn FnMut(&ModelConfig) -> Result<Box<dyn Reward>> + 'a;
 
 impl Config {
     /// The name under which this reward is reported.
     pub fn name(&self) -> &str {
-        self.name.as_deref().unwrap_or(self.rule.name())
+        let own = || self.rule.as_ref().map_or("model", rule::Config::name);
+        self.name.as_deref().unwrap_or_else(own)
+    }
+
+    fn build(&self, open: &mut OpenModel<'_>) -> Result<Term> {
+        let name = self.name();
+        let reward = match (&self.rule, &self.model) {
+            (Some(rule), None) => rule.build(),
+            (None, Some(model)) => open(model),
+            (None, None) => Err(Error::input("it needs a `rule` or a `model`, such as rule.math_answer = {}")),
+            (Some(_), Some(_)) => Err(Error::input("it has both a `rule` and a `model`; keep one of them")),
+        };
+        let named = |error: Error| match error {
+            Error::Input(problem) => Error::input(format!("reward `{name}`: {problem}")),
+            error => error,
+        };
+        Ok(Term { name: name.to_owned(), weight: self.weight, reward: reward.map_err(named)? })
     }
 }
 
 /// Builds every rule and joins them. Errors, all of them the config's: no reward at all, a bad setting, two of one
-/// name, no weight other than zero.
+/// name, no weight other than zero, a model.
 pub fn build(configs: &[Config]) -> Result<WeightedSum> {
-    let terms = configs.iter().map(|config| {
-        let name = config.name();
-        let reward = config.rule.build().map_err(|error| Error::input(format!("reward `{name}`: {error}")))?;
-        Ok(Term { name: name.to_owned(), weight: config.weight, reward })
-    });
-    WeightedSum::new(terms.collect::<Result<_>>()?)
+    build_with(configs, &mut |_| Err(Error::input("no network can run here, so it cannot be a `model`; use a `rule`")))
+}
+
+/// The same, with models made by `open`.
+pub fn build_with(configs: &[Config], open: &mut OpenModel<'_>) -> Result<WeightedSum> {
+    WeightedSum::new(configs.iter().map(|config| config.build(open)).collect::<Result<_>>()?)
 }
 
 fn one() -> f64 {

@@ -19,7 +19,7 @@ pub struct Contestant<'a> {
 }
 
 /// Compares samples that answer one prompt, drawn by one policy or by two.
-pub trait Judge: Send {
+pub trait Judge {
     /// What kind of judge this is.
     fn name(&self) -> &'static str;
 

@@ -27,7 +27,7 @@ mod weighted_sum;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Config, build};
+pub use config::{Config, ModelConfig, OpenModel, build, build_with};
 pub use error::{Error, Result};
 pub use judge::{Contestant, Judge};
 pub use reward::{Judgement, Reward, fingerprint};

@@ -48,7 +48,7 @@ impl Judgement {
 }
 
 /// A reward function: samples in, one judgement per sample out.
-pub trait Reward: Send {
+pub trait Reward {
     /// What kind of reward this is, such as `math_answer`; the config may give it another name.
     fn name(&self) -> &'static str;
 

@@ -177,14 +177,16 @@ fn a_config_reads_from_toml_and_writes_back() {
     assert_eq!(file.reward[1].name(), "brief");
     assert_eq!(build(&file.reward).unwrap().terms()[0].name, "math_answer");
     assert_eq!(toml::from_str::<File>(&toml::to_string(&file).unwrap()).unwrap(), file);
-    let defaults = every_rule().into_iter().map(|rule| Config { name: None, weight: 1.0, rule }).collect();
+    let defaults = every_rule()
+        .into_iter()
+        .map(|rule| Config { name: None, weight: 1.0, rule: Some(rule), model: None })
+        .collect();
     let defaults = File { reward: defaults };
     assert_eq!(toml::from_str::<File>(&toml::to_string(&defaults).unwrap()).unwrap(), defaults);
     for (key, problem) in [
         ("rule.math_answer = { exract = \"boxed\" }", "unknown field `exract`"),
         ("rule.maths = {}", "unknown variant `maths`"),
         ("weigth = 1\nrule.overlong = {}", "unknown field `weigth`"),
-        ("weight = 1", "missing field `rule`"),
     ] {
         let error = toml::from_str::<File>(&format!("[[reward]]\n{key}")).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");

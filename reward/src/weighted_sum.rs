@@ -43,6 +43,11 @@ impl WeightedSum {
         Ok(Self { terms })
     }
 
+    /// The sum of nothing, for runs that judge nothing: whatever it scores stays unjudged.
+    pub fn nothing() -> Self {
+        Self { terms: Vec::new() }
+    }
+
     /// The terms, in the config's order.
     pub fn terms(&self) -> &[Term] {
         &self.terms
@@ -156,7 +161,8 @@ mod tests {
         let config = |name: Option<&str>, weight| crate::Config {
             name: name.map(Into::into),
             weight,
-            rule: rule::Config::MathAnswer(rule::math_answer::Config::default()),
+            rule: Some(rule::Config::MathAnswer(rule::math_answer::Config::default())),
+            model: None,
         };
         let problem = |configs: &[crate::Config]| {
             let error = build(configs).err().expect("this config is bad");
@@ -169,5 +175,34 @@ mod tests {
         assert!(problem(&[config(None, 1.0), config(None, 1.0)]).contains("two rewards are called `math_answer`"));
         assert!(problem(&[config(Some("a/b"), 1.0)]).contains("slash"));
         assert_eq!(build(&[config(None, 1.0), config(Some("again"), 1.0)]).unwrap().terms().len(), 2);
+        let neither = crate::Config { rule: None, ..config(None, 1.0) };
+        assert!(problem(&[neither]).contains("needs a `rule` or a `model`"));
+        let model = Some(crate::ModelConfig { path: "runs/judge".into() });
+        assert!(problem(&[crate::Config { model: model.clone(), ..config(None, 1.0) }]).contains("keep one of them"));
+        assert!(
+            problem(&[crate::Config { rule: None, model, ..config(None, 1.0) }]).contains("no network can run here")
+        );
+    }
+
+    #[test]
+    fn a_model_comes_from_whoever_runs_networks() {
+        let model = Some(crate::ModelConfig { path: "runs/judge".into() });
+        let config = crate::Config { name: None, weight: 2.0, rule: None, model };
+        let mut asked = Vec::new();
+        let mut open = |config: &crate::ModelConfig| {
+            asked.push(config.path.clone());
+            Ok(Box::new(Fixed(vec![vec![Judgement::of(0.5)]])) as Box<dyn Reward>)
+        };
+        let mut sum = crate::build_with(&[config], &mut open).unwrap();
+        let scored = sum.score(vec![group("", None, &["x"])]).unwrap();
+        assert_eq!(scored[0].rewards(), [Some(1.0)]);
+        assert_eq!(scored[0].verdicts()[0].parts[0].name, "model");
+        assert_eq!(asked, [std::path::PathBuf::from("runs/judge")]);
+    }
+
+    #[test]
+    fn the_sum_of_nothing_judges_nothing() {
+        let scored = WeightedSum::nothing().score(vec![group("", None, &["x"])]).unwrap();
+        assert_eq!(scored[0].rewards(), [None]);
     }
 }

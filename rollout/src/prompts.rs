@@ -13,6 +13,7 @@
 
 pub mod arithmetic;
 mod epochs;
+pub mod examples;
 mod jsonl;
 mod parquet;
 pub mod table;
@@ -58,15 +59,31 @@ pub enum Config {
 }
 
 impl Config {
-    /// Opens the source; endless ones draw from `seed`. Errors are the input's: a file that is missing, empty or
-    /// malformed, a column that is not there, a setting that makes no sense.
+    /// Opens the source for its prompts; endless ones draw from `seed`. Errors are the input's: a file that is missing,
+    /// empty or malformed, a column that is not there, a setting that makes no sense.
     pub fn open(&self, seed: &Seed) -> Result<Sources> {
+        self.open_rows(RowKind::Prompts, seed)
+    }
+
+    /// Opens the source for rows of this kind, with the same errors; [`examples`] says where their completions are.
+    pub fn open_rows(&self, kind: RowKind, seed: &Seed) -> Result<Sources> {
         match self {
-            Self::Jsonl(config) => config.open(jsonl::read),
-            Self::Parquet(config) => config.open(parquet::read),
-            Self::Arithmetic(config) => config.open(seed),
+            Self::Jsonl(config) => config.open(kind, jsonl::read),
+            Self::Parquet(config) => config.open(kind, parquet::read),
+            Self::Arithmetic(config) => config.open(kind, seed),
         }
     }
+}
+
+/// What is asked of the rows of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowKind {
+    /// A prompt, which the policy answers.
+    Prompts,
+    /// A prompt and a completion to imitate.
+    Demonstrations,
+    /// A prompt, a chosen completion and a rejected one.
+    Pairs,
 }
 
 /// What a prompt that is plain text becomes.

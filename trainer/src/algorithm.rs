@@ -15,6 +15,8 @@ mod reinforce;
 mod reinforce_pp;
 mod rloo;
 mod ppo;
+mod reward_model;
+mod sft;
 
 pub use cispo::Cispo;
 pub use dapo::Dapo;
@@ -26,6 +28,8 @@ pub use reinforce::{Baseline, Reinforce};
 pub use reinforce_pp::ReinforcePp;
 pub use rloo::Rloo;
 pub use ppo::Ppo;
+pub use reward_model::RewardModel;
+pub use sft::Sft;
 
 use crate::batch::Batch;
 use crate::objective::{Denominator, Tally};
@@ -39,6 +43,8 @@ use tch::Tensor;
 pub struct Needs {
     /// Where samples come from.
     pub samples: Samples,
+    /// Tokens that an example of a data set may have, its prompt included; samples that are drawn have their own limit.
+    pub max_length: usize,
     /// What the loss is a function of.
     pub reads: Reads,
     /// Log-probabilities under the reference policy: the network with its adapter off.
@@ -56,6 +62,7 @@ impl Default for Needs {
     fn default() -> Self {
         Self {
             samples: Samples::Drawn { group_size: 2 },
+            max_length: 1024,
             reads: Reads::Tokens,
             reference: false,
             critic: None,
@@ -282,6 +289,8 @@ algorithms! {
     "cispo" Cispo(Cispo),
     "reinforce" Reinforce(Reinforce),
     "ppo" Ppo(Ppo),
+    "reward_model" RewardModel(RewardModel),
+    "sft" Sft(Sft),
 }
 
 impl Default for Config {

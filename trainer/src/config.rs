@@ -33,7 +33,8 @@ pub struct Config {
     /// How samples are drawn.
     #[serde(default)]
     pub rollout: rollout::Config,
-    /// What samples are worth: a weighted sum.
+    /// What samples are worth: a weighted sum. Algorithms that learn from a data set need none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reward: Vec<reward::Config>,
     /// The learning rule.
     #[serde(default)]
@@ -185,14 +186,25 @@ impl Config {
         if self.checkpoint.every == 0 {
             return Err(Error::input("checkpoint.every must be at least 1, but is 0"));
         }
+        self.rollout.check()?;
+        let algorithm = algorithm::build(&self.algorithm)?;
+        if let Samples::Drawn { group_size } = algorithm.needs().samples {
+            self.check_drawing(group_size)?;
+        }
+        match (&self.model.adapter, &self.prox) {
+            (model::adapter::AdapterConfig::Lora(_), Some(_)) => Err(Error::input(
+                "[prox] closes gates, but adapter.lora has none; use [model.adapter.sora] or drop [prox]",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a run needs that draws its samples in groups of at least `group_size`.
+    fn check_drawing(&self, group_size: usize) -> Result<()> {
         if self.reward.is_empty() {
             return Err(Error::input("no [[reward]] is given; without one nothing can be learned"));
         }
-        self.rollout.check()?;
-        let algorithm = algorithm::build(&self.algorithm)?;
-        if let Samples::Drawn { group_size } = algorithm.needs().samples
-            && self.rollout.group_size < group_size
-        {
+        if self.rollout.group_size < group_size {
             return Err(Error::input(format!(
                 "rollout.group_size is {}, but algorithm.{} compares the samples of a group and needs at least {group_size}",
                 self.rollout.group_size,
@@ -204,11 +216,6 @@ impl Config {
                 "rollout.temperature is 0: greedy samples of one prompt are all alike, so nothing can be learned from them; 1.0 is usual",
             ));
         }
-        match (&self.model.adapter, &self.prox) {
-            (model::adapter::AdapterConfig::Lora(_), Some(_)) => Err(Error::input(
-                "[prox] closes gates, but adapter.lora has none; use [model.adapter.sora] or drop [prox]",
-            )),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 }

@@ -1,11 +1,54 @@
-//! Held-out accuracy: greedy answers, and `pass@k` from sampled ones.
+//! What a run is measured by: greedy answers to held-out prompts, `pass@k` from sampled ones, and the algorithm's own
+//! loss on held-out examples.
 
 use crate::Result;
+use crate::learner::Learner;
 use model::Policy;
 use reward::WeightedSum;
 use rollout::EngineConfig;
 use rollout::collector::{Collector, Inline, Job, Progress};
 use schema::{Metrics, Prompt, SamplerSettings, ScoredGroup, Seed};
+
+/// Everything that a run is measured by.
+#[derive(Debug)]
+pub(crate) struct Exam {
+    /// Prompts to answer, where answers can be judged.
+    pub(crate) answers: Option<HeldOut>,
+    /// Examples to measure the loss on, where a data set is learned from.
+    pub(crate) examples: Vec<ScoredGroup>,
+}
+
+impl Exam {
+    /// Held-out prompts.
+    pub(crate) fn len(&self) -> usize {
+        self.answers.as_ref().map_or(self.examples.len(), |answers| answers.prompts.len())
+    }
+
+    /// Answers the prompts and measures the examples. What the algorithm measures has its own names behind `eval_`, and
+    /// `eval_perplexity`, the exponential of the loss, where that is one per token.
+    pub(crate) fn evaluate(
+        &self,
+        policy: &Policy,
+        learner: &Learner,
+        reward: &mut WeightedSum,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Metrics> {
+        let mut metrics = Metrics::new();
+        if !self.examples.is_empty() {
+            for (name, value) in learner.measure(&self.examples, policy)?.iter() {
+                metrics.set(format!("eval_{name}"), value);
+            }
+            let loss = metrics.get("eval_loss").filter(|_| metrics.get("eval_mean_token_accuracy").is_some());
+            if let Some(loss) = loss {
+                metrics.set("eval_perplexity", loss.exp());
+            }
+        }
+        if let Some(answers) = &self.answers {
+            metrics.merge(answers.evaluate(policy, reward, progress)?);
+        }
+        Ok(metrics)
+    }
+}
 
 /// Held-out prompts and how they are answered.
 #[derive(Debug, Clone)]

@@ -22,7 +22,7 @@ use tch::Tensor;
 pub(crate) struct Learner {
     algorithm: Box<dyn Algorithm>,
     critic: Option<Critic>,
-    /// The reference policy's adapter: none, for the untouched network.
+    /// The reference policy's adapter: none, for the untouched network, or a copy of the one that training began with.
     reference: Adapter,
     optimizer: Box<dyn Optimizer>,
     prox: Option<Box<dyn Prox>>,
@@ -40,16 +40,21 @@ impl Learner {
     pub(crate) fn new(config: &Config, policy: &Policy) -> Result<Self> {
         let algorithm = algorithm::build(&config.algorithm)?;
         let critic = critic(config, &*algorithm, policy)?;
+        let needs = algorithm.needs();
         Ok(Self {
             parameters: parameters(config, &*algorithm, policy, critic.as_ref()),
             algorithm,
             critic,
-            reference: Adapter::none(),
+            reference: if config.model.adapter_from.is_empty() { Adapter::none() } else { policy.adapter().copy() },
             optimizer: config.optimizer.build()?,
             prox: config.prox.as_ref().map(crate::prox::ProxConfig::build).transpose()?,
             rate: config.optimizer.rate(),
             max_grad_norm: config.optimizer.max_grad_norm(),
-            temperature: config.rollout.sampler().logprob_temperature(),
+            // What is read from a file was drawn at no temperature.
+            temperature: match needs.samples {
+                Samples::Drawn { .. } => config.rollout.sampler().logprob_temperature(),
+                Samples::Demonstrations | Samples::Pairs => 1.0,
+            },
             steps: config.steps,
             cut: Cut {
                 micro_batch_tokens: config.micro_batch_tokens,
@@ -137,7 +142,8 @@ impl Learner {
     }
 
     /// What the algorithm measures on samples that it does not learn from, by its own metrics' names and `loss`.
-    pub(crate) fn measure(&mut self, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {
+    pub(crate) fn measure(&self, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {
+        let _no_grad = tch::no_grad_guard();
         let mut metrics = Metrics::new();
         let mut batches = self.batches(1, groups, policy, &mut metrics)?;
         self.score_anchors(&mut batches, false, policy);
@@ -146,7 +152,6 @@ impl Learner {
         for batch in batches.iter().flat_map(|batch| &batch.micro_batches) {
             loss += self.accumulate(batch, policy, &mut tally);
         }
-        self.forget_gradients();
         metrics.merge(tally.metrics());
         metrics.set("loss", loss / batches.len().max(1) as f64);
         Ok(metrics)
@@ -219,7 +224,7 @@ impl Learner {
         }
     }
 
-    /// Adds the gradient of one micro-batch; returns its share of the loss.
+    /// Adds the gradient of one micro-batch, unless gradients are off; returns its share of the loss.
     fn accumulate(&self, batch: &Batch, policy: &Policy, tally: &mut Tally) -> f64 {
         let needs = self.algorithm.needs();
         if let (Reads::Ends, Some(critic)) = (needs.reads, &self.critic) {
@@ -227,13 +232,20 @@ impl Learner {
             let nothing = values.leaf.narrow(0, 0, 0);
             let outputs = Outputs { logprobs: &nothing, entropy: None, values: Some(&values.leaf) };
             let loss = self.algorithm.loss(batch, outputs, tally);
-            values.backward(&loss);
+            if loss.requires_grad() {
+                values.backward(&loss);
+            }
             return loss.double_value(&[]);
         }
-        let evaluation = policy.evaluate(&batch.packed, self.temperature, Want::Entropy, self.critic.as_ref());
+        let drawn = matches!(needs.samples, Samples::Drawn { .. });
+        let want = if drawn { Want::Entropy } else { Want::Fit };
+        let evaluation = policy.evaluate(&batch.packed, self.temperature, want, self.critic.as_ref());
         let logprobs = &evaluation.logprobs;
-        if matches!(needs.samples, Samples::Drawn { .. }) {
+        if drawn {
             tally_policies(batch, logprobs, tally);
+        }
+        if let Some(foremost) = &evaluation.foremost {
+            tally.add_tokens("mean_token_accuracy", foremost, &batch.rows);
         }
         if let Some(entropy) = &evaluation.entropy {
             tally.add_tokens("entropy", entropy, &batch.rows);
@@ -244,7 +256,9 @@ impl Learner {
             values: evaluation.values.as_ref().map(|values| &values.leaf),
         };
         let loss = self.algorithm.loss(batch, outputs, tally);
-        evaluation.backward(&loss);
+        if loss.requires_grad() {
+            evaluation.backward(&loss);
+        }
         loss.double_value(&[])
     }
 
@@ -279,14 +293,26 @@ impl Learner {
         if let Some(critic) = &self.critic {
             snapshot.insert("critic", copies(&mut critic.tensors()));
         }
+        if self.reference.layers().next().is_some() {
+            snapshot.insert("reference", copies(&mut self.reference.tensors()));
+        }
         snapshot
+    }
+
+    /// Takes the critic of a checkpoint over, if the algorithm has one.
+    pub(crate) fn restore_critic(&self, snapshot: &Snapshot) -> Result<()> {
+        match &self.critic {
+            Some(critic) => Ok(critic.restore(snapshot.part("critic")?)?),
+            None => Ok(()),
+        }
     }
 
     /// Goes on from a checkpoint; the policy's adapter is overwritten in place.
     pub(crate) fn restore(&mut self, mut snapshot: Snapshot, policy: &Policy) -> Result<State> {
         policy.adapter().restore(snapshot.part("adapter")?)?;
-        if let Some(critic) = &self.critic {
-            critic.restore(snapshot.part("critic")?)?;
+        self.restore_critic(&snapshot)?;
+        if self.reference.layers().next().is_some() {
+            self.reference.restore(snapshot.part("reference")?)?;
         }
         let tensors = snapshot.take("optimizer")?;
         let state = snapshot.state;

@@ -14,6 +14,7 @@ mod plan;
 pub mod plot;
 pub mod prox;
 pub mod rescore;
+mod reward_model;
 mod run;
 mod snapshot;
 mod source;

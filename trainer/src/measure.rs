@@ -29,10 +29,19 @@ pub(crate) fn samples(groups: &[ScoredGroup]) -> Metrics {
     let samples: Vec<&Sample> = groups.iter().flat_map(|group| &group.group().samples).collect();
     metrics.set("samples/unjudged", (samples.len() - all.len()) as f64);
 
-    let lengths = |samples: &mut dyn Iterator<Item = &&Sample>| samples.map(|sample| sample.len() as f64).collect();
-    let cut = |sample: &&&Sample| sample.finish == Finish::Length;
-    let every: Vec<f64> = lengths(&mut samples.iter());
-    let terminated: Vec<f64> = lengths(&mut samples.iter().filter(|sample| !cut(sample)));
+    metrics.merge(lengths(groups));
+    let clipped = samples.iter().filter(|sample| sample.finish == Finish::Length).count();
+    metrics.set("completions/clipped_ratio", clipped as f64 / samples.len().max(1) as f64);
+    metrics
+}
+
+/// Tokens of completions: `completions/{mean,min,max}_length`, and of those that were not cut.
+pub(crate) fn lengths(groups: &[ScoredGroup]) -> Metrics {
+    let mut metrics = Metrics::new();
+    let samples = || groups.iter().flat_map(|group| &group.group().samples);
+    let lengths = |samples: &mut dyn Iterator<Item = &Sample>| samples.map(|sample| sample.len() as f64).collect();
+    let every: Vec<f64> = lengths(&mut samples());
+    let terminated: Vec<f64> = lengths(&mut samples().filter(|sample| sample.finish != Finish::Length));
     for (kind, lengths) in [("length", &every), ("terminated_length", &terminated)] {
         if !lengths.is_empty() {
             metrics.set(format!("completions/mean_{kind}"), mean(lengths));
@@ -40,8 +49,6 @@ pub(crate) fn samples(groups: &[ScoredGroup]) -> Metrics {
             metrics.set(format!("completions/max_{kind}"), lengths.iter().copied().fold(0.0, f64::max));
         }
     }
-    let clipped = samples.iter().filter(cut).count();
-    metrics.set("completions/clipped_ratio", clipped as f64 / samples.len().max(1) as f64);
     metrics
 }
 

@@ -26,6 +26,7 @@
 //! are clamped to ±20 before `exp`, and the loss is minimised, so penalties are added and bonuses subtracted.
 
 mod aggregate;
+mod bradley_terry;
 mod correction;
 mod credit;
 mod kl;
@@ -35,6 +36,7 @@ mod tally;
 mod value;
 
 pub use aggregate::{Aggregation, Denominator};
+pub use bradley_terry::bradley_terry;
 pub use correction::{RolloutCorrection, effective_sample_share, mismatch_kl};
 pub use credit::{Scale, Variance, group_advantages, has_signal, leave_one_out, whiten};
 pub use kl::{AdaptiveKl, KlEstimator};

@@ -1,15 +1,17 @@
 //! What a config asks for, built: everything that the loop needs, or a sentence that says what is missing.
 
-use crate::algorithm;
+use crate::algorithm::{self, Needs, Reads};
 use crate::config::Config;
-use crate::evaluate::HeldOut;
-use crate::source::{Rollouts, Source};
+use crate::evaluate::{Exam, HeldOut};
+use crate::reward_model::RewardModel;
+use crate::run::start_from;
+use crate::source::{Examples, Reader, Rollouts, Source};
 use crate::{Error, Result};
 use model::Policy;
 use model::cache::KvCache;
 use reward::WeightedSum;
 use rollout::collector::Inline;
-use rollout::prompts::{Epochs, PromptSource, Sources};
+use rollout::prompts::{Epochs, PromptSource, RowKind, Sources};
 use schema::{Prompt, Seed};
 
 /// The parts of a run.
@@ -17,7 +19,7 @@ pub(crate) struct Plan {
     pub(crate) policy: Policy,
     pub(crate) source: Box<dyn Source>,
     pub(crate) reward: WeightedSum,
-    pub(crate) held_out: Option<HeldOut>,
+    pub(crate) exam: Option<Exam>,
     /// The first prompt of the run, for an estimate of lengths.
     first_prompt: Prompt,
 }
@@ -26,21 +28,41 @@ impl Plan {
     /// Builds what the config names: cheap things first, so that a wrong one is refused before weights are read.
     pub(crate) fn build(config: &Config) -> Result<Self> {
         let seed = Seed::new(config.seed);
-        let reward = reward::build(&config.reward)?;
-        let Sources { train, held_out } = config.prompts.open(&seed.child("prompts"))?;
-        let held_out = held_out.map(|source| held_out_prompts(&*source, config, &seed)).transpose()?.flatten();
+        check_rewards(&config.reward)?;
+        let needs = algorithm::build(&config.algorithm)?.needs();
+        let reader = Reader::new(needs.samples, needs.max_length);
+        let rows = reader.map_or(RowKind::Prompts, Reader::rows);
+        let Sources { train, held_out } = config.prompts.open_rows(rows, &seed.child("prompts"))?;
+        let count = held_out.as_deref().map_or(Ok(0), |source| held_out_count(source, config))?;
         let first_prompt = train.prompt(0)?;
-        let policy = Policy::load(&config.model, &seed)?;
+        let mut policy = Policy::load(&config.model, &seed)?;
+        if !config.model.adapter_from.is_empty() {
+            start_from(&config.model, &mut policy)?;
+        }
+        let reward = rewards(config, &policy)?;
+        let exam = held_out.filter(|_| count > 0).map(|source| {
+            let prompts = (0..count).map(|index| source.prompt(index)).collect::<rollout::Result<Vec<Prompt>>>()?;
+            let examples = match reader {
+                Some(reader) => reader.read(prompts.clone(), &policy)?.groups,
+                None => Vec::new(),
+            };
+            let answers = answers(config, needs, &seed).map(|answers| HeldOut { prompts, ..answers });
+            Ok::<_, Error>(Exam { answers, examples })
+        });
         let rollout = &config.rollout;
-        let source = Rollouts {
-            collector: Box::new(Inline::new(&policy, rollout.engine.clone())),
-            prompts: Epochs::new(train, rollout.prompts_per_step, seed.child("epochs")),
-            prompts_per_step: rollout.prompts_per_step,
-            group_size: rollout.group_size,
-            settings: rollout.sampler(),
-            seed: seed.child("rollout"),
+        let prompts = Epochs::new(train, rollout.prompts_per_step, seed.child("epochs"));
+        let source: Box<dyn Source> = match reader {
+            Some(reader) => Box::new(Examples::new(prompts, reader, &policy)),
+            None => Box::new(Rollouts {
+                collector: Box::new(Inline::new(&policy, rollout.engine.clone())),
+                prompts,
+                prompts_per_step: rollout.prompts_per_step,
+                group_size: rollout.group_size,
+                settings: rollout.sampler(),
+                seed: seed.child("rollout"),
+            }),
         };
-        Ok(Self { policy, source: Box::new(source), reward, held_out, first_prompt })
+        Ok(Self { policy, source, reward, exam: exam.transpose()?, first_prompt })
     }
 
     /// Names the policy after the step that made it and samples from it from now on.
@@ -50,27 +72,60 @@ impl Plan {
     }
 }
 
-fn held_out_prompts(source: &dyn PromptSource, config: &Config, seed: &Seed) -> Result<Option<HeldOut>> {
-    let evaluate = &config.evaluate;
-    let all = source.len().ok_or_else(|| Error::input("the held-out prompts are endless; set evaluate.prompts"))?;
-    let count = if evaluate.prompts == 0 { all } else { all.min(evaluate.prompts as u64) };
-    if count == 0 {
-        return Ok(None);
+/// Refuses what is wrong with the rewards as far as it can be seen before a network is loaded.
+fn check_rewards(rewards: &[reward::Config]) -> Result<()> {
+    for model in rewards.iter().filter_map(|reward| reward.model.as_ref()) {
+        RewardModel::check(&model.path)?;
     }
-    let prompts = (0..count).map(|index| source.prompt(index)).collect::<rollout::Result<Vec<Prompt>>>()?;
-    Ok(Some(HeldOut {
-        prompts,
+    let rules: Vec<reward::Config> = rewards.iter().filter(|reward| reward.model.is_none()).cloned().collect();
+    // Whether any reward carries weight can only be said of all of them.
+    if !rules.is_empty() && rules.len() == rewards.len() {
+        reward::build(&rules)?;
+    }
+    Ok(())
+}
+
+/// The rewards of a config, whose models share the policy's base where they can.
+fn rewards(config: &Config, policy: &Policy) -> Result<WeightedSum> {
+    if config.reward.is_empty() {
+        return Ok(WeightedSum::nothing());
+    }
+    let mut open = |model: &reward::ModelConfig| {
+        let opened = RewardModel::open(&model.path, policy, &config.model, config.micro_batch_tokens);
+        let opened = opened.map_err(|error| match error {
+            error if error.is_input() => reward::Error::input(error.to_string()),
+            error => reward::Error::Runtime(error.to_string()),
+        })?;
+        Ok(Box::new(opened) as Box<dyn reward::Reward>)
+    };
+    Ok(reward::build_with(&config.reward, &mut open)?)
+}
+
+/// How many held-out prompts the config asks for.
+fn held_out_count(source: &dyn PromptSource, config: &Config) -> Result<u64> {
+    let all = source.len().ok_or_else(|| Error::input("the held-out prompts are endless; set evaluate.prompts"))?;
+    Ok(if config.evaluate.prompts == 0 { all } else { all.min(config.evaluate.prompts as u64) })
+}
+
+/// How held-out prompts are answered: not at all where nothing judges answers, or where the adapter makes scores and not
+/// words.
+fn answers(config: &Config, needs: Needs, seed: &Seed) -> Option<HeldOut> {
+    let evaluate = &config.evaluate;
+    (!config.reward.is_empty() && needs.reads == Reads::Tokens).then(|| HeldOut {
+        prompts: Vec::new(),
         settings: config.rollout.sampler(),
         threshold: evaluate.threshold,
         samples: evaluate.samples,
         seed: seed.child("evaluate"),
         engine: config.rollout.engine.clone(),
-    }))
+    })
 }
 
 /// The arithmetic of a config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Estimate {
+    /// Samples drawn for a prompt; 0 if none is drawn and the step's prompts bring their completions.
+    pub samples_per_prompt: u64,
     /// Samples drawn in one step.
     pub samples_per_step: u64,
     /// Optimizer updates in one step.
@@ -108,13 +163,18 @@ impl Estimate {
 pub fn estimate(config: &Config) -> Result<Estimate> {
     let plan = Plan::build(config)?;
     let (rollout, dimensions) = (&config.rollout, plan.policy.network().dimensions());
-    let updates_per_step = algorithm::build(&config.algorithm)?.schedule(1).updates();
-    let samples_per_step = (rollout.prompts_per_step * rollout.group_size) as u64;
+    let algorithm = algorithm::build(&config.algorithm)?;
+    let drawn = matches!(algorithm.needs().samples, algorithm::Samples::Drawn { .. });
+    let updates_per_step = algorithm.schedule(1).updates();
+    let samples_per_prompt = if drawn { rollout.group_size as u64 } else { 0 };
+    let samples_per_step = rollout.prompts_per_step as u64 * samples_per_prompt;
+    let answers = plan.exam.as_ref().is_some_and(|exam| exam.answers.is_some());
     let parameters = dimensions.parameters() as u64;
     let trained_parameters = plan.policy.adapter().parameters() as u64;
     let bytes = plan.policy.kind().elt_size_in_bytes() as u64;
     let first = plan.policy.tokenizer().prompt_ids(&plan.first_prompt)?;
     let capacity = (first.len() + rollout.max_new_tokens as usize).next_multiple_of(64);
+    let cache = KvCache::bytes(dimensions, rollout.engine.max_running, capacity, plan.policy.kind());
     // Saved per token and layer: the residual stream and its two norms, q, k, v, rotated q and k, attention's output,
     // gate, up, silu and their product, and each adapter's inner and outer product.
     let widths = 8 * dimensions.hidden
@@ -125,16 +185,17 @@ pub fn estimate(config: &Config) -> Result<Estimate> {
     // Four chunks of 64 MiB live side by side in the gradient of the head.
     let logits = 4 << 26;
     Ok(Estimate {
+        samples_per_prompt,
         samples_per_step,
         updates_per_step,
         samples: samples_per_step * config.steps,
         max_generated_tokens: samples_per_step * config.steps * u64::from(rollout.max_new_tokens),
-        held_out: plan.held_out.as_ref().map_or(0, |held_out| held_out.prompts.len()),
+        held_out: plan.exam.as_ref().map_or(0, Exam::len),
         parameters,
         trained_parameters,
         weight_bytes: parameters * bytes,
         adapter_bytes: trained_parameters * 4 * 4,
-        cache_bytes: KvCache::bytes(dimensions, rollout.engine.max_running, capacity, plan.policy.kind()),
+        cache_bytes: if drawn || answers { cache } else { 0 },
         activation_bytes: activations + logits,
     })
 }

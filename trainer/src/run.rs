@@ -1,7 +1,7 @@
 //! The training loop: collect, score, store, update, publish; the same for every algorithm.
 //!
 //! A run is a folder: `config.toml` (resolved), `run.json` (its place in the store), `metrics.jsonl`, `checkpoints/`,
-//! `tensorboard/`, `reward.svg` and `.png`, and at the end `summary.json`. It can be killed at any moment: samples are
+//! `tensorboard/`, `reward.svg` and `.png` (`loss` without rewards), and at the end `summary.json`. It can be killed at any moment: samples are
 //! committed before they are trained on, checkpoints appear whole or not at all, and a resumed run takes the samples of
 //! a step that it has already paid for from the store.
 
@@ -12,10 +12,11 @@ pub use folder::{Summary, Target, resumed_config};
 pub use observer::{Observer, Phase, Silent};
 
 use crate::config::Config;
+use crate::evaluate::Exam;
 use crate::learner::Learner;
 use crate::measure;
 use crate::plan::Plan;
-use crate::snapshot::{Snapshots, State};
+use crate::snapshot::{Snapshot, Snapshots, State};
 use crate::source::{Desk, StepSamples};
 use crate::tracker::{JsonlTracker, TensorboardTracker, Tracker};
 use crate::{Error, Result};
@@ -65,12 +66,15 @@ pub fn train(config: &Config, target: &Target, observer: &mut dyn Observer, stop
 pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn Observer) -> Result<Metrics> {
     observer.phase(Phase::Loading);
     let mut plan = Plan::build(config)?;
+    let learner = Learner::new(config, &plan.policy)?;
     if let Some(folder) = checkpoint {
-        restore_newest(folder, &mut plan.policy)?;
+        let snapshot = restore_newest(folder, &mut plan.policy)?;
+        learner.restore_critic(&snapshot)?;
     }
-    let Some(held_out) = &plan.held_out else { return Ok(Metrics::new()) };
+    let Some(exam) = &plan.exam else { return Ok(Metrics::new()) };
     observer.phase(Phase::Evaluating);
-    held_out.evaluate(&plan.policy, &mut plan.reward, &mut |progress| observer.progress(Phase::Evaluating, progress))
+    let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
+    exam.evaluate(&plan.policy, &learner, &mut plan.reward, &mut progress)
 }
 
 /// The policy of a run's newest checkpoint.
@@ -81,12 +85,29 @@ pub fn trained_policy(folder: &Path) -> Result<Policy> {
     Ok(policy)
 }
 
-fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<()> {
+/// Brings back the policy of a run's newest checkpoint, which has more than that.
+pub(crate) fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<Snapshot> {
     let newest = Snapshots::new(folder, 0).newest()?;
     let snapshot = newest.ok_or_else(|| Error::input(format!("{} has no checkpoint yet", folder.display())))?;
     policy.adapter().restore(snapshot.part("adapter")?)?;
     policy.set_version(snapshot.state.step);
-    check_restored(policy, &snapshot.state, folder)
+    check_restored(policy, &snapshot.state, folder)?;
+    Ok(snapshot)
+}
+
+/// Fills a policy's fresh adapter with the newest one of the run that its config names.
+pub(crate) fn start_from(config: &model::Config, policy: &mut Policy) -> Result<()> {
+    let folder = Path::new(&config.adapter_from);
+    let saved = resumed_config(folder, &[])?.model.adapter;
+    if saved != config.adapter {
+        return Err(Error::input(format!(
+            "model.adapter_from: the adapter of {} was made by another config; give this run the same [model.adapter] table, which that folder's config.toml has",
+            folder.display()
+        )));
+    }
+    restore_newest(folder, policy)?;
+    policy.set_version(0);
+    Ok(())
 }
 
 /// The base model may have changed since the checkpoint was written; its adapter would then mean something else.
@@ -170,7 +191,7 @@ impl<'a> Training<'a> {
         // The last step has no evaluation of its own: this is it, also after a resume that had no step left to do.
         let after = self.evaluate(observer)?;
         observer.phase(Phase::Saving);
-        let held_out = self.plan.held_out.as_ref().map_or(0, |held_out| held_out.prompts.len());
+        let held_out = self.plan.exam.as_ref().map_or(0, Exam::len);
         let summary =
             self.folder.summarise(self.config, held_out, &self.state, &after, self.run, self.plan.policy.adapter())?;
         Ok(Outcome::Finished(summary))
@@ -191,8 +212,8 @@ impl<'a> Training<'a> {
         self.state.step = step;
         self.state.policy_hash.clone_from(&self.plan.policy.version().hash);
         self.state.generated_tokens += samples.generated_tokens();
-        self.state.num_tokens += measure::seen_tokens(&samples.fresh);
-        self.state.samples += samples.fresh.iter().map(|group| group.group().samples.len() as u64).sum::<u64>();
+        self.state.num_tokens += measure::seen_tokens(samples.seen());
+        self.state.samples += samples.seen().iter().map(|group| group.group().samples.len() as u64).sum::<u64>();
         let seconds = start.elapsed().as_secs_f64();
         self.state.train_seconds += seconds;
         metrics.set("num_tokens", self.state.num_tokens as f64);
@@ -200,7 +221,9 @@ impl<'a> Training<'a> {
         metrics.set("time/train_s", self.state.train_seconds);
         metrics.set("adapter/active_rank", self.plan.policy.adapter().active_rank());
         metrics.set("step_time", seconds);
-        metrics.set("perf/generated_tokens_per_second", samples.generated_tokens() as f64 / seconds);
+        if !samples.fresh.is_empty() {
+            metrics.set("perf/generated_tokens_per_second", samples.generated_tokens() as f64 / seconds);
+        }
         metrics.set("perf/peak_rss_mb", measure::peak_rss_mb());
         if self.config.evaluate.every > 0 && step.is_multiple_of(self.config.evaluate.every) && step < self.config.steps
         {
@@ -226,13 +249,13 @@ impl<'a> Training<'a> {
     }
 
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
-        let Some(held_out) = &self.plan.held_out else { return Ok(Metrics::new()) };
+        let Some(exam) = &self.plan.exam else { return Ok(Metrics::new()) };
         observer.phase(Phase::Evaluating);
         let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
-        held_out.evaluate(&self.plan.policy, &mut self.plan.reward, &mut progress)
+        exam.evaluate(&self.plan.policy, &self.learner, &mut self.plan.reward, &mut progress)
     }
 
-    /// Saves the present state, unless it is saved already, and redraws the reward curve.
+    /// Saves the present state, unless it is saved already, and redraws the run's curve.
     fn save(&mut self) -> Result<()> {
         if self.saved == Some(self.state.step) {
             return Ok(());
@@ -241,6 +264,6 @@ impl<'a> Training<'a> {
         let path = self.snapshots.save(&snapshot)?;
         self.store.checkpoint(self.run, self.state.step, &path.display().to_string(), &self.state.policy_hash)?;
         self.saved = Some(self.state.step);
-        self.folder.draw_reward()
+        self.folder.draw_course()
     }
 }

@@ -1,7 +1,9 @@
 //! Where the samples of a step come from: drawn now, drawn earlier, or read from a file.
 
+mod examples;
 mod rollouts;
 
+pub(crate) use examples::{Examples, Reader};
 pub(crate) use rollouts::Rollouts;
 
 use crate::algorithm::Schedule;
@@ -29,7 +31,7 @@ pub(crate) struct Desk<'a> {
 /// The samples of one step.
 #[derive(Debug, Default)]
 pub(crate) struct StepSamples {
-    /// What this step drew (or read).
+    /// What this step drew.
     pub fresh: Vec<ScoredGroup>,
     /// The store's numbers of the fresh samples, group by group; empty if they are not in the store.
     pub ids: Vec<Vec<SampleId>>,
@@ -43,6 +45,11 @@ impl StepSamples {
     /// What to learn from.
     pub(crate) fn trained(&self) -> &[ScoredGroup] {
         self.chosen.as_deref().unwrap_or(&self.fresh)
+    }
+
+    /// What the step drew or, where it drew nothing, read.
+    pub(crate) fn seen(&self) -> &[ScoredGroup] {
+        if self.fresh.is_empty() { self.trained() } else { &self.fresh }
     }
 
     /// Tokens that were drawn.

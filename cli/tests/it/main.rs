@@ -5,6 +5,7 @@
 
 mod architecture;
 mod configs;
+mod data;
 mod errors;
 mod learns;
 mod replay;

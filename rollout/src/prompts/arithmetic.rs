@@ -5,7 +5,8 @@
 //! the run's seed, and neither they nor their twins are ever trained on: whoever has seen 7+15 has seen 15+7, and
 //! 22-7 says what 22-15 is.
 
-use super::{Form, Listed, PromptSource, Sources};
+use super::examples::{CHOSEN, COMPLETION, REJECTED};
+use super::{Form, Listed, PromptSource, RowKind, Sources};
 use crate::{Error, Result};
 use schema::{Prompt, Seed};
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,12 @@ pub struct Config {
     pub held_out: usize,
     /// The question, with `{x}`, `{op}` and `{y}` where operands and operation go.
     pub template: String,
+    /// For supervised learning, the completion, with `{answer}` and the marks of `template`.
+    pub completion: String,
+    /// For learning from pairs, the better completion, with the same marks and `{wrong}`.
+    pub chosen: String,
+    /// The worse one; `{wrong}` is a number near the answer.
+    pub rejected: String,
     /// Whether the question is a user turn or raw text.
     #[serde(rename = "as")]
     pub form: Form,
@@ -38,6 +45,9 @@ impl Default for Config {
             max: 20,
             held_out: 150,
             template: "What is {x}{op}{y}? Answer with a number.".into(),
+            completion: "{answer}".into(),
+            chosen: "{answer}".into(),
+            rejected: "{wrong}".into(),
             form: Form::Chat,
             system: String::new(),
         }
@@ -59,7 +69,7 @@ pub enum Operation {
 }
 
 impl Config {
-    pub(super) fn open(&self, seed: &Seed) -> Result<Sources> {
+    pub(super) fn open(&self, kind: RowKind, seed: &Seed) -> Result<Sources> {
         self.check()?;
         let (train, held_out) = split(&self.questions(), self.held_out);
         if held_out.len() < self.held_out || train.is_empty() {
@@ -70,8 +80,10 @@ impl Config {
             );
             return Err(Error::input(problem));
         }
-        let held_out: Vec<Prompt> = held_out.iter().map(|question| question.prompt(self)).collect();
-        let draws = Draws { config: self.clone(), questions: train, seed: seed.child("arithmetic") };
+        let wrong = Seed::new(0).child("wrong");
+        let row = |(question, place): (&Question, u64)| question.row(self, kind, &wrong.at(place));
+        let held_out: Vec<Prompt> = held_out.iter().zip(0..).map(row).collect();
+        let draws = Draws { config: self.clone(), kind, questions: train, seed: seed.child("arithmetic") };
         Ok(Sources {
             train: Box::new(draws),
             held_out: (!held_out.is_empty()).then(|| Box::new(Listed(held_out)) as Box<dyn PromptSource>),
@@ -152,14 +164,43 @@ impl Question {
         }
     }
 
-    fn prompt(self, config: &Config) -> Prompt {
-        let op = match self.operation {
+    /// A number that is not the answer, at most ten away from it and not negative.
+    fn wrong(self, seed: &Seed) -> u32 {
+        let (answer, distance) = (self.answer(), 1 + seed.below(0, 10) as u32);
+        if distance <= answer && seed.below(1, 2) == 0 { answer - distance } else { answer + distance }
+    }
+
+    fn op(self) -> &'static str {
+        match self.operation {
             Operation::Add => "+",
             Operation::Subtract => "-",
             Operation::Multiply => "*",
+        }
+    }
+
+    fn fill(self, template: &str) -> String {
+        let (x, y, answer) = (self.x.to_string(), self.y.to_string(), self.answer().to_string());
+        template.replace("{x}", &x).replace("{op}", self.op()).replace("{y}", &y).replace("{answer}", &answer)
+    }
+
+    /// The question with the completions that this kind of row has; `seed` draws what is wrong.
+    fn row(self, config: &Config, kind: RowKind, seed: &Seed) -> Prompt {
+        let mut prompt = self.prompt(config);
+        let completions: &[(&str, &str)] = match kind {
+            RowKind::Prompts => &[],
+            RowKind::Demonstrations => &[(COMPLETION, &config.completion)],
+            RowKind::Pairs => &[(CHOSEN, &config.chosen), (REJECTED, &config.rejected)],
         };
-        let (x, y) = (self.x.to_string(), self.y.to_string());
-        let text = config.template.replace("{x}", &x).replace("{op}", op).replace("{y}", &y);
+        let wrong = self.wrong(seed).to_string();
+        let filled = completions
+            .iter()
+            .map(|(name, template)| ((*name).to_owned(), json!(self.fill(template).replace("{wrong}", &wrong))));
+        prompt.metadata.extend(filled);
+        prompt
+    }
+
+    fn prompt(self, config: &Config) -> Prompt {
+        let (text, op) = (self.fill(&config.template), self.op());
         let mut prompt = Prompt::text("").with_answer(self.answer().to_string());
         prompt.input = config.form.input(&config.system, text);
         prompt.metadata.extend([("x".into(), json!(self.x)), ("y".into(), json!(self.y)), ("op".into(), json!(op))]);
@@ -170,6 +211,7 @@ impl Question {
 /// Questions drawn uniformly, with replacement, for ever.
 struct Draws {
     config: Config,
+    kind: RowKind,
     questions: Vec<Question>,
     seed: Seed,
 }
@@ -181,7 +223,8 @@ impl PromptSource for Draws {
 
     fn prompt(&self, index: u64) -> Result<Prompt> {
         let place = self.seed.below(index, self.questions.len() as u64);
-        Ok(self.questions[place as usize].prompt(&self.config))
+        let wrong = self.seed.child("wrong").at(index);
+        Ok(self.questions[place as usize].row(&self.config, self.kind, &wrong))
     }
 }
 
@@ -244,7 +287,7 @@ mod tests {
 
     #[test]
     fn draws_follow_the_seed_and_reach_everything() {
-        let open = |seed| config(&[Operation::Add], 3, 2).open(&Seed::new(seed)).unwrap();
+        let open = |seed| config(&[Operation::Add], 3, 2).open(RowKind::Prompts, &Seed::new(seed)).unwrap();
         let (sources, again, other) = (open(1), open(1), open(2));
         assert_eq!(sources.train.len(), None);
         let draw = |sources: &Sources| -> Vec<String> {
@@ -262,9 +305,35 @@ mod tests {
     }
 
     #[test]
+    fn rows_have_the_completions_of_their_kind_and_a_wrong_number_is_wrong() {
+        let config = Config { rejected: "It is {wrong}.".into(), ..config(&[Operation::Subtract], 9, 5) };
+        let rows = |kind| {
+            let Sources { train, held_out } = config.open(kind, &Seed::new(0)).unwrap();
+            let drawn = (0..300).map(move |index| train.prompt(index).unwrap());
+            let held_out = held_out.unwrap();
+            drawn.chain((0..5).map(|index| held_out.prompt(index).unwrap())).collect::<Vec<_>>()
+        };
+        for row in rows(RowKind::Demonstrations) {
+            assert_eq!(row.metadata["completion"], json!(row.answer.unwrap()));
+            assert!(!row.metadata.contains_key("chosen"));
+        }
+        let mut above = 0;
+        for row in rows(RowKind::Pairs) {
+            let answer: i64 = row.answer.unwrap().parse().unwrap();
+            assert_eq!(row.metadata["chosen"], json!(answer.to_string()));
+            let wrong = row.metadata["rejected"].as_str().unwrap();
+            let wrong: i64 = wrong.trim_start_matches("It is ").trim_end_matches('.').parse().unwrap();
+            assert!(wrong >= 0 && wrong != answer && (wrong - answer).abs() <= 10, "{wrong} for {answer}");
+            above += usize::from(wrong > answer);
+        }
+        assert!(above < 305, "some wrong numbers are too small");
+        assert!(rows(RowKind::Prompts).iter().all(|row| row.metadata.len() == 3));
+    }
+
+    #[test]
     fn settings_without_sense_are_refused() {
         let problem = |config: Config| {
-            let error = config.open(&Seed::new(0)).err().expect("a bad config");
+            let error = config.open(RowKind::Prompts, &Seed::new(0)).err().expect("a bad config");
             assert!(error.is_input());
             error.to_string()
         };

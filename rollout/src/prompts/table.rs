@@ -4,7 +4,8 @@
 //! looked for under `answer`, `solution`, `ground_truth` and `reward_model.ground_truth` (verl's nesting); all other
 //! columns are kept as metadata, where rewards find them. GSM8K needs `prompt_column = "question"` alone.
 
-use super::{Form, Listed, PromptSource, Sources, with_system};
+use super::examples::{CHOSEN, COMPLETION, Columns, Given, REJECTED};
+use super::{Form, Listed, PromptSource, RowKind, Sources, with_system};
 use crate::{Error, Result};
 use schema::{Message, Prompt, PromptInput, Seed};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,12 @@ pub struct Config {
     pub held_out_count: usize,
     /// The column with the prompt: text, or a list of messages with `role` and `content`.
     pub prompt_column: String,
+    /// For supervised learning, the column with the completion: text, or a list with one assistant turn.
+    pub completion_column: String,
+    /// For learning from pairs, the column with the better completion: text, or a list of messages.
+    pub chosen_column: String,
+    /// The column with the worse one.
+    pub rejected_column: String,
     /// The column with the answer, with dots into nested ones; if not given, the first found of `answer`, `solution`,
     /// `ground_truth` and `reward_model.ground_truth`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,6 +54,9 @@ impl Default for Config {
             held_out_path: None,
             held_out_count: 0,
             prompt_column: "prompt".into(),
+            completion_column: COMPLETION.into(),
+            chosen_column: CHOSEN.into(),
+            rejected_column: REJECTED.into(),
             answer_column: None,
             form: Form::Chat,
             system: String::new(),
@@ -63,16 +73,16 @@ pub(super) struct Rows {
 }
 
 impl Config {
-    pub(super) fn open(&self, read: fn(&Path) -> Result<Rows>) -> Result<Sources> {
+    pub(super) fn open(&self, kind: RowKind, read: fn(&Path) -> Result<Rows>) -> Result<Sources> {
         if self.path.as_os_str().is_empty() {
             return Err(Error::input("the prompts need a `path` to a file"));
         }
         self.form.check(&self.system)?;
-        let all = self.prompts(&self.path, read)?;
+        let all = self.prompts(kind, &self.path, read)?;
         let (train, held_out) = match (&self.held_out_path, self.held_out_count) {
             (None, 0) => (all, Vec::new()),
             (None, count) => split(all, count),
-            (Some(path), 0) => (all, self.prompts(path, read)?),
+            (Some(path), 0) => (all, self.prompts(kind, path, read)?),
             (Some(_), _) => return Err(Error::input("give `held_out_path` or `held_out_count`, not both")),
         };
         if train.is_empty() {
@@ -83,7 +93,7 @@ impl Config {
         Ok(Sources { train: Box::new(Listed(train)), held_out })
     }
 
-    fn prompts(&self, path: &Path, read: fn(&Path) -> Result<Rows>) -> Result<Vec<Prompt>> {
+    fn prompts(&self, kind: RowKind, path: &Path, read: fn(&Path) -> Result<Rows>) -> Result<Vec<Prompt>> {
         let Rows { unit, rows } = read(path)?;
         let Some((_, first)) = rows.first() else {
             return Err(Error::input(format!("{} holds no prompts", path.display())));
@@ -96,30 +106,36 @@ impl Config {
         rows.into_iter()
             .map(|(number, row)| {
                 let at = |problem| Error::input(format!("{}: {unit} {number}: {problem}", path.display()));
-                self.prompt(row).map_err(at)
+                self.prompt(kind, row).map_err(at)
             })
             .collect()
     }
 
     /// Makes a prompt of a row, or says why it cannot.
-    fn prompt(&self, row: Map<String, Value>) -> std::result::Result<Prompt, String> {
+    fn prompt(&self, kind: RowKind, row: Map<String, Value>) -> std::result::Result<Prompt, String> {
         let column = &self.prompt_column;
-        let Some(prompt) = row.get(column) else { return Err(missing("prompt", column, &row)) };
-        let input = match prompt {
-            Value::String(text) => self.form.input(&self.system, text.clone()),
-            Value::Array(messages) if !messages.is_empty() => {
-                let messages: Vec<Message> = serde_json::from_value(prompt.clone())
-                    .map_err(|error| format!("`{column}` is no list of messages with role and content: {error}"))?;
-                PromptInput::Messages(with_system(&self.system, messages))
-            }
-            other => return Err(format!("`{column}` must be text or a list of messages, but is {}", kind(other))),
+        let columns = Columns {
+            prompt: column,
+            completion: &self.completion_column,
+            chosen: &self.chosen_column,
+            rejected: &self.rejected_column,
+            system: &self.system,
+        };
+        let given = Given::read(kind, &columns, &row)?;
+        let input = match (given.prompt, row.get(column)) {
+            (Some(input), _) => input,
+            (None, None) => return Err(missing("prompt", column, &row)),
+            (None, Some(Value::String(text))) => self.form.input(&self.system, text.clone()),
+            (None, Some(turns)) => PromptInput::Messages(with_system(&self.system, messages(column, turns)?)),
         };
         let named = self.answer_column.as_deref();
         let mut names = named.into_iter().chain(ANSWERS.into_iter().filter(|name| named.is_none() && name != column));
         let found = names.find_map(|name| Some((name, find(&row, name)?)));
         let answer = found.map(|(_, value)| value.as_str().map_or_else(|| value.to_string(), Into::into));
         let used = [Some(column.as_str()), found.map(|(name, _)| name)];
-        let metadata = row.into_iter().filter(|(name, _)| !used.contains(&Some(name))).collect();
+        let other = |name: &String| !used.contains(&Some(name)) && !given.columns.contains(name);
+        let mut metadata: Map<String, Value> = row.into_iter().filter(|(name, _)| other(name)).collect();
+        metadata.extend(given.texts.into_iter().map(|(name, text)| (name.to_owned(), text.into())));
         Ok(Prompt { input, answer, metadata })
     }
 }
@@ -134,8 +150,17 @@ fn split(prompts: Vec<Prompt>, count: usize) -> (Vec<Prompt>, Vec<Prompt>) {
     (prompts.into_iter().filter(|prompt| !asked.contains(&text(prompt))).collect(), held_out)
 }
 
+/// A column's list of messages.
+pub(super) fn messages(column: &str, value: &Value) -> std::result::Result<Vec<Message>, String> {
+    match value {
+        Value::Array(turns) if !turns.is_empty() => serde_json::from_value(value.clone())
+            .map_err(|error| format!("`{column}` is no list of messages with role and content: {error}")),
+        other => Err(format!("`{column}` must be text or a list of messages, but is {}", kind(other))),
+    }
+}
+
 /// The value under a column's name or, failing that, under a path of nested columns; null counts as absent.
-fn find<'a>(row: &'a Map<String, Value>, column: &str) -> Option<&'a Value> {
+pub(super) fn find<'a>(row: &'a Map<String, Value>, column: &str) -> Option<&'a Value> {
     let nested = || {
         let (outer, inner) = column.split_once('.')?;
         find(row.get(outer)?.as_object()?, inner)
@@ -144,7 +169,7 @@ fn find<'a>(row: &'a Map<String, Value>, column: &str) -> Option<&'a Value> {
 }
 
 /// What to say when a column is not there.
-fn missing(what: &str, column: &str, row: &Map<String, Value>) -> String {
+pub(super) fn missing(what: &str, column: &str, row: &Map<String, Value>) -> String {
     let names: Vec<String> = row.keys().map(|name| format!("`{name}`")).collect();
     let nearest = row.keys().map(|name| (distance(name, column), name)).min();
     let nearest = nearest.filter(|(distance, name)| *distance * 2 <= name.len());

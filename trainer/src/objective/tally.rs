@@ -41,6 +41,16 @@ impl Tally {
         self.add(name, &rows.sum(&values), rows.trained_tokens() as f64);
     }
 
+    /// Adds `value`, a scalar, to a named minimum.
+    pub fn lowest(&mut self, name: &str, value: &Tensor) {
+        extreme(&mut self.lowest, name, &value.detach().to_kind(Kind::Double), Tensor::minimum);
+    }
+
+    /// Adds `value`, a scalar, to a named maximum.
+    pub fn highest(&mut self, name: &str, value: &Tensor) {
+        extreme(&mut self.highest, name, &value.detach().to_kind(Kind::Double), Tensor::maximum);
+    }
+
     /// Adds how many tokens were clipped: `clip_ratio/{low_mean,low_min,high_mean,high_max,region_mean}`, where the
     /// extremes are over micro-batches; and the mean ratio as `ratio/mean`.
     pub fn add_clips(&mut self, losses: &TokenLosses, rows: &Rows) {
@@ -55,8 +65,8 @@ impl Tally {
 
         let low = rows.mean(&losses.clipped_low.to_kind(Kind::Double));
         let high = rows.mean(&losses.clipped_high.to_kind(Kind::Double));
-        extreme(&mut self.lowest, "clip_ratio/low_min", &low, Tensor::minimum);
-        extreme(&mut self.highest, "clip_ratio/high_max", &high, Tensor::maximum);
+        self.lowest("clip_ratio/low_min", &low);
+        self.highest("clip_ratio/high_max", &high);
     }
 
     /// Adds what another tally counted.

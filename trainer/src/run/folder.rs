@@ -34,15 +34,27 @@ pub struct Summary {
     pub accuracy_after: Option<f64>,
     /// How many held-out prompts there are.
     pub held_out: usize,
-    /// Mean reward over the first ten steps.
-    pub reward_first10: f64,
+    /// Loss on held-out examples before the first step; absent where no data set is learned from.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub loss_before: Option<f64>,
+    /// Loss on held-out examples after the last step.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub loss_after: Option<f64>,
+    /// Mean reward over the first ten steps; absent without rewards.
+    pub reward_first10: Option<f64>,
     /// Mean reward over the last ten steps.
-    pub reward_last10: f64,
+    pub reward_last10: Option<f64>,
+    /// Mean loss over the first ten steps, where there are no rewards.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub loss_first10: Option<f64>,
+    /// Mean loss over the last ten steps, where there are no rewards.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub loss_last10: Option<f64>,
     /// Steps.
     pub steps: u64,
     /// Tokens drawn in training.
     pub generated_tokens: u64,
-    /// Samples drawn in training.
+    /// Samples drawn in training, or examples read.
     pub samples: u64,
     /// Seconds of training: sampling, scoring, storing and updating; held-out evaluation is not in it.
     pub train_seconds: f64,
@@ -57,6 +69,14 @@ pub struct Summary {
 struct Place {
     run: i64,
     store: String,
+}
+
+/// What is drawn of a run: the first of these that it has.
+const COURSES: [&str; 2] = ["reward", "loss"];
+
+/// The mean, if there is any number.
+fn mean(numbers: &[f64]) -> Option<f64> {
+    (!numbers.is_empty()).then(|| measure::mean(numbers))
 }
 
 /// A run folder that exists.
@@ -78,24 +98,21 @@ impl RunFolder {
         self.path.join("tensorboard")
     }
 
-    /// Draws the reward of every logged step, as SVG and PNG.
-    pub(super) fn draw_reward(&self) -> Result<()> {
-        let points: Vec<(f64, f64)> = self
-            .logged()?
-            .iter()
-            .filter_map(|row| Some((row.get("step")?.as_f64()?, row.get("reward")?.as_f64()?)))
-            .collect();
-        if points.is_empty() {
+    /// Draws the reward of every logged step, or the loss where there is no reward, as SVG and PNG.
+    pub(super) fn draw_course(&self) -> Result<()> {
+        let rows = self.logged()?;
+        let Some(name) = COURSES.into_iter().find(|name| rows.iter().any(|row| row.get(*name).is_some())) else {
             return Ok(());
-        }
+        };
+        let point = |row: &serde_json::Value| Some((row.get("step")?.as_f64()?, row.get(name)?.as_f64()?));
         let drawn = plot::draw(&Curve {
-            title: "Mean reward".into(),
+            title: format!("Mean {name}"),
             x_label: "step".into(),
-            y_label: "reward".into(),
-            series: vec![("reward".into(), points)],
+            y_label: name.into(),
+            series: vec![(name.into(), rows.iter().filter_map(point).collect())],
         })?;
-        write_atomically(&self.path.join("reward.svg"), drawn.svg.as_bytes())?;
-        write_atomically(&self.path.join("reward.png"), &drawn.png)
+        write_atomically(&self.path.join(name).with_extension("svg"), drawn.svg.as_bytes())?;
+        write_atomically(&self.path.join(name).with_extension("png"), &drawn.png)
     }
 
     /// Every line of `metrics.jsonl`.
@@ -117,17 +134,26 @@ impl RunFolder {
         run: RunId,
         adapter: &Adapter,
     ) -> Result<Summary> {
-        let rewards: Vec<f64> =
-            self.logged()?.iter().filter_map(|row| row.get("reward").and_then(serde_json::Value::as_f64)).collect();
-        let ten = rewards.len().min(10);
+        let rows = self.logged()?;
+        let logged = |name: &str| -> Vec<f64> {
+            rows.iter().filter_map(|row| row.get(name).and_then(serde_json::Value::as_f64)).collect()
+        };
+        let (rewards, mut losses) = (logged("reward"), logged("loss"));
+        if !rewards.is_empty() {
+            losses.clear();
+        }
         let summary = Summary {
             run: run.0,
             folder: self.path.clone(),
             accuracy_before: state.before.get("eval_accuracy"),
             accuracy_after: after.get("eval_accuracy"),
             held_out,
-            reward_first10: measure::mean(&rewards[..ten]),
-            reward_last10: measure::mean(&rewards[rewards.len() - ten..]),
+            loss_before: state.before.get("eval_loss"),
+            loss_after: after.get("eval_loss"),
+            reward_first10: mean(&rewards[..rewards.len().min(10)]),
+            reward_last10: mean(&rewards[rewards.len().saturating_sub(10)..]),
+            loss_first10: mean(&losses[..losses.len().min(10)]),
+            loss_last10: mean(&losses[losses.len().saturating_sub(10)..]),
             steps: config.steps,
             generated_tokens: state.generated_tokens,
             samples: state.samples,

@@ -4,8 +4,9 @@
 
 use schema::Metrics;
 
-/// What the line shows, in this order, where the step has it: the metric, its label, digits after the point.
-const COLUMNS: [(&str, &str, usize); 7] = [
+/// What the line shows of a step with rewards, in this order, where the step has it: the metric, its label, digits after
+/// the point.
+const DRAWN: [(&str, &str, usize); 7] = [
     ("reward", "reward", 3),
     ("kl", "kl", 4),
     ("entropy", "entropy", 2),
@@ -15,9 +16,21 @@ const COLUMNS: [(&str, &str, usize); 7] = [
     ("perf/generated_tokens_per_second", "tokens/s", 0),
 ];
 
+/// What it shows of a step that learned from a data set.
+const GIVEN: [(&str, &str, usize); 7] = [
+    ("loss", "loss", 4),
+    ("accuracy", "accuracy", 3),
+    ("margin", "margin", 3),
+    ("mean_token_accuracy", "token accuracy", 3),
+    ("completions/mean_length", "length", 1),
+    ("grad_norm", "grad", 2),
+    ("adapter/active_rank", "rank", 1),
+];
+
 /// The main metrics of a step in one line.
 pub fn summary_line(metrics: &Metrics) -> String {
-    let columns = COLUMNS.iter().filter_map(|(name, label, digits)| {
+    let columns = if metrics.get("reward").is_some() { DRAWN } else { GIVEN };
+    let columns = columns.iter().filter_map(|(name, label, digits)| {
         let value = metrics.get(name)?;
         Some(format!("{label} {value:.digits$}"))
     });
@@ -34,6 +47,15 @@ mod tests {
         metrics.set("reward", 0.5);
         metrics.set("grad_norm", 1.0);
         metrics.set("unknown", 7.0);
+        metrics.set("loss", 0.25);
         assert_eq!(summary_line(&metrics), "reward 0.500 · grad 1.00");
+    }
+
+    #[test]
+    fn without_rewards_the_loss_is_shown() {
+        let mut metrics = Metrics::new();
+        metrics.set("loss", 0.25);
+        metrics.set("accuracy", 0.75);
+        assert_eq!(summary_line(&metrics), "loss 0.2500 · accuracy 0.750");
     }
 }

@@ -99,6 +99,37 @@ fn held_out_rows_are_not_trained_on_nor_are_their_doubles() {
 }
 
 #[test]
+fn completions_come_out_under_their_own_names() {
+    let (_folder, path) = file(r#"{"question": "2+2?", "answer": "4", "level": 1}"#);
+    let config = Config {
+        path,
+        prompt_column: "question".into(),
+        completion_column: "answer".into(),
+        chosen_column: "answer".into(),
+        rejected_column: "question".into(),
+        ..Config::default()
+    };
+    let row = |kind| all(&*Prompts::Jsonl(config.clone()).open_rows(kind, &Seed::new(0)).unwrap().train).remove(0);
+    let expected = |metadata: Value| {
+        let metadata = metadata.as_object().unwrap().clone();
+        Prompt { metadata, ..Prompt::user("2+2?").with_answer("4") }
+    };
+    assert_eq!(row(RowKind::Prompts), expected(json!({"level": 1})));
+    assert_eq!(row(RowKind::Demonstrations), expected(json!({"level": 1, "completion": "4"})));
+    assert_eq!(row(RowKind::Pairs), expected(json!({"level": 1, "chosen": "4", "rejected": "2+2?"})));
+}
+
+#[test]
+fn a_row_without_its_completion_is_named() {
+    let (_folder, path) =
+        file("{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n{\"prompt\": \"a\", \"chosen\": \"b\"}");
+    let config = Prompts::Jsonl(Config { path, ..Config::default() });
+    let problem = |kind| config.open_rows(kind, &Seed::new(0)).err().unwrap().to_string();
+    assert!(problem(RowKind::Pairs).contains("line 2: there is no column `rejected`"), "{}", problem(RowKind::Pairs));
+    assert!(problem(RowKind::Demonstrations).contains("line 1: there is no column `completion`"));
+}
+
+#[test]
 fn what_is_wrong_is_said_in_a_sentence() {
     let config = Config::default;
     let good = "{\"prompt\": \"a\"}\n";

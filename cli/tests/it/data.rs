@@ -1,0 +1,281 @@
+//! Learning from data sets: supervised fine-tuning, reward models, and what is built on them.
+
+use crate::support::{Desk, Done};
+
+const MODEL: &str = "[model]
+device = \"cpu\"
+random = { family = \"llama\", hidden_size = 64, layers = 2, heads = 4, kv_heads = 2, intermediate_size = 128 }
+
+[model.adapter.lora]
+rank = 8
+alpha = 16
+";
+
+const ARITHMETIC: &str = "[prompts.arithmetic]
+operations = [\"+\"]
+max = 6
+held_out = 8
+rejected = \"no idea\"
+";
+
+const SFT: &str = "[rollout]
+prompts_per_step = 8
+
+[algorithm.sft]
+
+[optimizer.adamw]
+learning_rate = 1e-2
+";
+
+const REWARD_MODEL: &str = "[rollout]
+prompts_per_step = 8
+
+[algorithm.reward_model]
+
+[optimizer.adamw]
+learning_rate = 5e-3
+";
+
+const GRPO: &str = "[rollout]
+prompts_per_step = 4
+group_size = 8
+max_new_tokens = 8
+
+[algorithm.grpo]
+
+[optimizer.adamw]
+learning_rate = 1e-2
+";
+
+const DIGIT: &str = "[[reward]]
+name = \"digit\"
+rule.regex = { pattern = \"[0-9]\" }
+";
+
+/// Writes a config of these tables.
+fn config(desk: &Desk, name: &str, steps: u64, tables: &[&str]) {
+    desk.write(name, format!("steps = {steps}\n\n{}", tables.join("\n")));
+}
+
+/// Trains into the folder `out`; returns the closing table.
+fn train(desk: &Desk, name: &str, out: &str, sets: &[&str]) -> String {
+    let mut args = vec!["train", name, "--out", out];
+    args.extend(sets.iter().flat_map(|set| ["--set", *set]));
+    desk.ok(&args)
+}
+
+fn column(desk: &Desk, run: &str, name: &str) -> Vec<f64> {
+    let number = |row: &serde_json::Value| row[name].as_f64().unwrap_or_else(|| panic!("no {name} in {row}"));
+    desk.metrics(run).iter().map(number).collect()
+}
+
+fn refused(done: &Done, words: &[&str]) {
+    assert_eq!(done.code, Some(2), "{}\n{}", done.stdout, done.stderr);
+    assert_eq!(done.stderr.trim().lines().count(), 1, "{}", done.stderr);
+    for word in words {
+        assert!(done.stderr.contains(word), "no `{word}` in {}", done.stderr);
+    }
+}
+
+#[test]
+fn supervised_learning_imitates_on_three_seeds() {
+    for seed in 0..3 {
+        let desk = Desk::new();
+        config(&desk, "sft.toml", 40, &[MODEL, ARITHMETIC, SFT]);
+        let shown = train(&desk, "sft.toml", "run", &[&format!("seed={seed}"), "evaluate.every=20"]);
+        for words in ["held-out loss", "mean loss", "320 completions of the data set", "proxrl eval run", "loss.svg"] {
+            assert!(shown.contains(words), "no `{words}` in\n{shown}");
+        }
+        assert!(!shown.contains("reward"), "{shown}");
+        let loss = column(&desk, "run", "loss");
+        // A random network spreads its guesses over 259 tokens: ln 259 = 5.6.
+        assert!(loss[0] > 4.0 && loss[39] < 2.0, "seed {seed}: {loss:?}");
+        let summary = desk.summary("run");
+        let (before, after) = (summary["loss_before"].as_f64().unwrap(), summary["loss_after"].as_f64().unwrap());
+        assert!(after < before - 2.0, "seed {seed}: {before} to {after}");
+        assert_eq!((&summary["samples"], &summary["generated_tokens"]), (&320.into(), &0.into()));
+        let row = &desk.metrics("run")[19];
+        for key in ["mean_token_accuracy", "entropy", "num_tokens", "eval_loss", "eval_perplexity", "examples/cut"] {
+            assert!(row[key].is_number(), "{key} in {row}");
+        }
+        assert!((row["eval_perplexity"].as_f64().unwrap().ln() - row["eval_loss"].as_f64().unwrap()).abs() < 1e-9);
+        assert!(row["reward"].is_null() && row["perf/generated_tokens_per_second"].is_null(), "{row}");
+        assert!(desk.path("run/loss.png").exists() && !desk.path("run/reward.svg").exists());
+        assert_eq!(desk.query("SELECT count(*) AS n FROM samples")[0]["n"], 0);
+        let measured: serde_json::Value = serde_json::from_str(&desk.ok(&["eval", "run", "--json"])).unwrap();
+        assert_eq!(measured["eval_loss"], summary["loss_after"]);
+    }
+}
+
+#[test]
+fn temperature_is_one_whatever_the_rollouts_is() {
+    let desk = Desk::new();
+    config(&desk, "sft.toml", 2, &[MODEL, ARITHMETIC, SFT]);
+    train(&desk, "sft.toml", "plain", &[]);
+    train(&desk, "sft.toml", "hot", &["rollout.temperature=0.3"]);
+    assert_eq!(column(&desk, "plain", "loss"), column(&desk, "hot", "loss"));
+}
+
+#[test]
+fn reinforcement_goes_on_from_supervised_learning() {
+    let desk = Desk::new();
+    config(&desk, "sft.toml", 25, &[MODEL, ARITHMETIC, SFT, DIGIT]);
+    config(&desk, "grpo.toml", 3, &[MODEL, ARITHMETIC, GRPO, DIGIT]);
+    let shown = train(&desk, "sft.toml", "sft", &[]);
+    assert!(shown.contains("held-out accuracy"), "a reward judges the held-out answers:\n{shown}");
+    train(&desk, "grpo.toml", "cold", &[]);
+    let sets = ["model.adapter_from=sft", "algorithm.grpo.beta=0.1", "checkpoint.keep=0"];
+    train(&desk, "grpo.toml", "warm", &sets);
+
+    let adapter = |path: &str| std::fs::read(desk.path(path).join("adapter.safetensors")).unwrap();
+    assert_eq!(adapter("warm/checkpoints/step_0"), adapter("sft/checkpoints/step_25"));
+    assert_ne!(adapter("warm/checkpoints/step_3"), adapter("sft/checkpoints/step_25"));
+    assert_eq!(desk.summary("warm")["accuracy_before"], desk.summary("sft")["accuracy_after"]);
+    let (cold, warm) = (column(&desk, "cold", "reward")[0], column(&desk, "warm", "reward")[0]);
+    assert!(warm > cold + 0.3, "{cold} cold, {warm} warm");
+    // The penalty pulls towards where training began, not towards the untouched network.
+    let kl = column(&desk, "warm", "kl");
+    assert!(kl[0].abs() < 1e-6 && kl[2] > 0.0, "{kl:?}");
+
+    // A run that stops and goes on has the same reference.
+    train(&desk, "grpo.toml", "parts", &[&sets[..], &["steps=2"]].concat());
+    desk.ok(&["train", "--resume", "parts", "--set", "steps=3"]);
+    assert_eq!(desk.metrics("parts"), desk.metrics("warm"));
+}
+
+#[test]
+fn a_reward_model_ranks_on_three_seeds_and_judges_for_others() {
+    for seed in 0..3 {
+        let desk = Desk::new();
+        let seed = format!("seed={seed}");
+        config(&desk, "rm.toml", 30, &[MODEL, ARITHMETIC, REWARD_MODEL]);
+        let shown = train(&desk, "rm.toml", "rm", &[&seed]);
+        assert!(shown.contains("held-out accuracy") && !shown.contains("greedy"), "{shown}");
+        let summary = desk.summary("rm");
+        // The head starts at zero, where no pair is told apart.
+        assert_eq!(summary["accuracy_before"], 0.0);
+        assert_eq!(summary["accuracy_after"], 1.0, "{seed}");
+        let loss = column(&desk, "rm", "loss");
+        assert!((loss[0] - 2f64.ln()).abs() < 1e-6 && loss[29] < 0.2, "{seed}: {loss:?}");
+        let row = &desk.metrics("rm")[29];
+        for key in ["accuracy", "margin", "min_reward", "mean_reward", "max_reward"] {
+            assert!(row[key].is_number(), "{key} in {row}");
+        }
+        assert!(row["min_reward"].as_f64() < row["max_reward"].as_f64());
+        for file in ["adapter.safetensors", "critic.safetensors"] {
+            assert!(desk.path("rm/checkpoints/step_30").join(file).exists());
+        }
+        let measured: serde_json::Value = serde_json::from_str(&desk.ok(&["eval", "rm", "--json"])).unwrap();
+        assert_eq!(measured["eval_accuracy"], 1.0);
+
+        config(&desk, "grpo.toml", 20, &[MODEL, ARITHMETIC, GRPO, "[[reward]]\nmodel = { path = \"rm\" }\n"]);
+        train(&desk, "grpo.toml", "run", &[&seed]);
+        let rewards = column(&desk, "run", "rewards/model/mean");
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        assert!(mean(&rewards[15..]) > mean(&rewards[..5]) + 0.1, "{seed}: {rewards:?}");
+        assert_eq!(column(&desk, "run", "samples/unjudged"), [0.0; 20]);
+    }
+}
+
+#[test]
+fn a_reward_model_judges_over_another_base_too() {
+    let desk = Desk::new();
+    config(&desk, "rm.toml", 5, &[MODEL, ARITHMETIC, REWARD_MODEL]);
+    train(&desk, "rm.toml", "rm", &[]);
+    config(&desk, "grpo.toml", 1, &[MODEL, ARITHMETIC, GRPO, "[[reward]]\nmodel = { path = \"rm\" }\n"]);
+    train(&desk, "grpo.toml", "other", &["model.random.seed=9"]);
+    let row = &desk.metrics("other")[0];
+    assert!(row["reward_std"].as_f64().unwrap() > 0.0, "{row}");
+    assert_eq!(row["samples/unjudged"], 0.0);
+}
+
+#[test]
+fn files_are_read_in_every_layout_and_a_run_resumes() {
+    let desk = Desk::new();
+    let lines: Vec<String> = (0..7)
+        .map(|n| {
+            let turn = |role: &str, content: String| serde_json::json!({"role": role, "content": content});
+            serde_json::json!({"messages": [turn("user", format!("{n}?")), turn("assistant", format!("It is {n}."))]})
+                .to_string()
+        })
+        .collect();
+    desk.write("chats.jsonl", lines.join("\n"));
+    config(&desk, "sft.toml", 6, &[MODEL, "[prompts.jsonl]\npath = \"chats.jsonl\"\nheld_out_count = 2\n", SFT]);
+    let sets = ["rollout.prompts_per_step=3", "checkpoint.every=2"];
+    train(&desk, "sft.toml", "whole", &sets);
+    train(&desk, "sft.toml", "parts", &[&sets[..], &["steps=3"]].concat());
+    desk.ok(&["train", "--resume", "parts", "--set", "steps=6"]);
+    assert_eq!(desk.metrics("parts"), desk.metrics("whole"));
+    // Three of five rows in each step.
+    assert!((column(&desk, "whole", "epoch")[5] - 18.0 / 5.0).abs() < 1e-12);
+    assert_eq!(desk.summary("whole")["held_out"], 2);
+
+    // `It is N.` and its end are ten tokens; the limit leaves room for four of them.
+    let prompt = "<|im_start|>user\nN?<|im_end|>\n<|im_start|>assistant\n".len() - 3 * 12 + 6;
+    train(&desk, "sft.toml", "cut", &[&format!("algorithm.sft.max_length={}", prompt + 4), "steps=1"]);
+    let row = &desk.metrics("cut")[0];
+    assert!(
+        row["examples/cut"].as_f64().unwrap() > 0.0 && row["completions/max_length"].as_f64().unwrap() <= 7.0,
+        "{row}"
+    );
+
+    desk.write(
+        "pairs.jsonl",
+        "{\"chosen\": \"Q: 1? A: yes\", \"rejected\": \"Q: 1? A: no, never\", \"margin\": 0.5}\n",
+    );
+    config(&desk, "rm.toml", 2, &[MODEL, "[prompts.jsonl]\npath = \"pairs.jsonl\"\n", REWARD_MODEL]);
+    train(&desk, "rm.toml", "pairs", &[]);
+    // −log σ(0 − 0 − 0.5) = 0.974077
+    assert!((column(&desk, "pairs", "loss")[0] - 0.974_077).abs() < 1e-5);
+    train(&desk, "rm.toml", "dropped", &["algorithm.reward_model.max_length=12", "steps=1"]);
+    let row = &desk.metrics("dropped")[0];
+    assert_eq!((&row["examples/dropped"], &row["updates/taken"]), (&8.0.into(), &0.0.into()));
+}
+
+#[test]
+fn what_is_wrong_is_said_in_a_sentence() {
+    let desk = Desk::new();
+    let jsonl = "[prompts.jsonl]\npath = \"rows.jsonl\"\n";
+    desk.write("rows.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\"}\n");
+    config(&desk, "sft.toml", 2, &[MODEL, jsonl, SFT]);
+    refused(&desk.run(&["train", "sft.toml"]), &["rows.jsonl: line 2", "no column `completion`"]);
+    config(&desk, "rm.toml", 2, &[MODEL, jsonl, REWARD_MODEL]);
+    refused(&desk.run(&["train", "rm.toml"]), &["rows.jsonl: line 1", "no column `chosen`"]);
+    config(&desk, "short.toml", 2, &[MODEL, ARITHMETIC, SFT]);
+    let short = ["train", "short.toml", "--set", "algorithm.sft.max_length=1"];
+    refused(&desk.run(&short), &["algorithm.sft.max_length must be at least 2"]);
+    config(&desk, "none.toml", 2, &[MODEL, ARITHMETIC, GRPO]);
+    refused(&desk.run(&["train", "none.toml"]), &["no [[reward]] is given"]);
+
+    config(&desk, "sft.toml", 1, &[MODEL, ARITHMETIC, SFT]);
+    train(&desk, "sft.toml", "sft", &[]);
+    let judge = |table: &str, words: &[&str]| {
+        config(&desk, "grpo.toml", 1, &[MODEL, ARITHMETIC, GRPO, &format!("[[reward]]\n{table}\n")]);
+        refused(&desk.run(&["train", "grpo.toml"]), words);
+    };
+    judge("model = { path = \"sft\" }", &["sft is a run of algorithm.sft", "algorithm.reward_model"]);
+    judge("model = { path = \"nowhere\" }", &["nowhere holds no config.toml"]);
+    judge("model = { path = \"sft\" }\nrule.math_answer = {}", &["sft is a run of algorithm.sft"]);
+    judge("weight = 1.0", &["needs a `rule` or a `model`"]);
+
+    config(&desk, "grpo.toml", 1, &[MODEL, ARITHMETIC, GRPO, DIGIT]);
+    let from = |sets: &[&str], words: &[&str]| {
+        let mut args = vec!["train", "grpo.toml"];
+        args.extend(sets.iter().flat_map(|set| ["--set", *set]));
+        refused(&desk.run(&args), words);
+    };
+    from(&["model.adapter_from=nowhere"], &["nowhere holds no config.toml"]);
+    from(
+        &["model.adapter_from=sft", "model.adapter.lora.rank=4"],
+        &["model.adapter_from", "same [model.adapter] table"],
+    );
+    from(&["model.adapter_from=sft", "model.random.seed=9"], &["not the one that was saved"]);
+}
+
+#[test]
+fn a_plan_says_what_is_read() {
+    let desk = Desk::new();
+    config(&desk, "sft.toml", 4, &[MODEL, ARITHMETIC, SFT]);
+    let shown = desk.ok(&["plan", "sft.toml"]);
+    assert!(shown.contains("8 rows of the data set") && shown.contains("max_length = 1024"), "{shown}");
+}

@@ -1,0 +1,100 @@
+//! The ids of an answer that somebody else wrote, as the model would have had to draw them.
+//!
+//! A conversation with the answer must begin with the conversation as it was asked: then what follows is the answer. It
+//! ends with the end-of-sequence token that the template writes after it (or with the model's own, if the template
+//! writes none), because a sampler stops there; line breaks that templates add behind it are nobody's choice.
+
+use super::Tokenizer;
+use crate::chat_template::Ending;
+use crate::{Error, Result};
+use schema::{Message, Prompt, PromptInput, Token};
+
+impl Tokenizer {
+    /// The ids of `answer` to `prompt`, behind those of [`Tokenizer::prompt_ids`], with the end-of-sequence token.
+    ///
+    /// Prompt and answer are tokenized together. Where a token would reach over the border between them, the answer is
+    /// tokenized by itself: a sampler cannot draw half a token either.
+    ///
+    /// # Errors
+    /// If the chat template writes the question differently once it is answered.
+    pub fn answer_ids(&self, prompt: &Prompt, answer: &str) -> Result<Vec<Token>> {
+        let asked = self.prompt_ids(prompt)?;
+        let mut ids = match &prompt.input {
+            PromptInput::Text(text) => {
+                match self.encode_with_special(&format!("{text}{answer}"))?.strip_prefix(&asked[..]) {
+                    Some(rest) => rest.to_vec(),
+                    None => self.encode(answer)?,
+                }
+            }
+            PromptInput::Messages(messages) => self.turn_ids(messages, answer, &asked)?,
+        };
+        if let Some(last) = ids.iter().rposition(|id| self.eos.contains(id)) {
+            ids.truncate(last + 1);
+        } else {
+            ids.extend(self.eos.first());
+        }
+        Ok(ids)
+    }
+
+    /// What the template writes after the opening of the assistant's turn.
+    fn turn_ids(&self, messages: &[Message], answer: &str, asked: &[Token]) -> Result<Vec<Token>> {
+        let turn = Message { role: "assistant".into(), content: answer.into() };
+        let whole = self.render(&[messages, &[turn]].concat(), Ending::LastMessage)?;
+        if let Some(rest) = self.encode(&whole)?.strip_prefix(asked) {
+            return Ok(rest.to_vec());
+        }
+        let opened = self.render(messages, Ending::AssistantOpening)?;
+        let rest = whole.strip_prefix(&opened).ok_or_else(|| {
+            Error::input(
+                "the model's chat template writes a question differently once it is answered, so an answer cannot be \
+                 told from its question; use another chat template, or prompts of plain text (`as = \"text\"`)",
+            )
+        })?;
+        self.encode(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat_template::ChatTemplate;
+    use std::collections::BTreeMap;
+
+    fn bytes(text: &str) -> Vec<Token> {
+        text.bytes().map(Token::from).collect()
+    }
+
+    #[test]
+    fn an_answer_ends_with_the_templates_end_of_turn() {
+        // ChatML writes a line break behind `<|im_end|>` (257), which nobody draws.
+        let ids = Tokenizer::bytes().answer_ids(&Prompt::user("1+1?"), "\n2").unwrap();
+        assert_eq!(ids, [&bytes("\n2")[..], &[257]].concat());
+        let ids = Tokenizer::bytes().answer_ids(&Prompt::text("1+1="), " 2").unwrap();
+        assert_eq!(ids, [&bytes(" 2")[..], &[257]].concat());
+    }
+
+    #[test]
+    fn an_empty_answer_is_its_end() {
+        assert_eq!(Tokenizer::bytes().answer_ids(&Prompt::user("1+1?"), "").unwrap(), [257]);
+    }
+
+    fn with_template(source: &str) -> Tokenizer {
+        let template = ChatTemplate::new(source, BTreeMap::new()).unwrap();
+        Tokenizer { template: Some(template), ..Tokenizer::bytes() }
+    }
+
+    #[test]
+    fn a_template_without_an_end_gets_the_models() {
+        let tokenizer = with_template(
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
+        );
+        assert_eq!(tokenizer.answer_ids(&Prompt::user("a"), "b").unwrap(), [&bytes("b")[..], &[257]].concat());
+    }
+
+    #[test]
+    fn a_template_that_rewrites_the_question_is_refused() {
+        let tokenizer = with_template("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}");
+        let error = tokenizer.answer_ids(&Prompt::user("a"), "b").unwrap_err();
+        assert!(error.is_input() && error.to_string().contains("differently once it is answered"), "{error}");
+    }
+}

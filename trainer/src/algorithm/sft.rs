@@ -1,0 +1,73 @@
+//! Supervised fine-tuning: the completions of a data set are made likely, token by token.
+//!
+//! ```text
+//! ℓ_t = −log π(y_t | x, y_<t)          over completion tokens alone, mean over all tokens of the optimizer batch
+//! ```
+//!
+//! The prompt is read, not learned. Examples lie end to end in one forward pass without padding, each seeing itself
+//! alone, so packing is not an option here but how it is. This is the warm start that reinforcement learning usually
+//! needs: `model.adapter_from` goes on from such a run.
+
+use super::{Algorithm, Credit, Credits, Evidence, Needs, Outputs, Samples, ZeroCredit};
+use crate::batch::Batch;
+use crate::objective::{Aggregation, Denominator, Tally};
+use crate::{Error, Result};
+use schema::Metrics;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+/// `[algorithm.sft]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sft {
+    /// An example of more tokens than this, prompt included, is cut at its end.
+    #[serde(alias = "max_seq_length")]
+    pub max_length: usize,
+}
+
+impl Default for Sft {
+    fn default() -> Self {
+        Self { max_length: 1024 }
+    }
+}
+
+impl Sft {
+    /// The settings, if they make sense.
+    pub(super) fn checked(self) -> Result<Self> {
+        long_enough("sft", self.max_length)?;
+        Ok(self)
+    }
+}
+
+/// Refuses a limit that no example with a prompt could keep to.
+pub(super) fn long_enough(algorithm: &str, max_length: usize) -> Result<()> {
+    if max_length < 2 {
+        return Err(Error::input(format!(
+            "algorithm.{algorithm}.max_length must be at least 2, a token of the prompt and one of the completion, but is {max_length}"
+        )));
+    }
+    Ok(())
+}
+
+impl Algorithm for Sft {
+    fn needs(&self) -> Needs {
+        Needs {
+            samples: Samples::Demonstrations,
+            max_length: self.max_length,
+            zero_credit: ZeroCredit::Compute,
+            ..Needs::default()
+        }
+    }
+
+    fn credit(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {
+        evidence.groups.iter().map(|group| vec![Some(Credit::Whole(1.0)); group.group().samples.len()]).collect()
+    }
+
+    fn denominator(&self, trained_per_sequence: &[i64]) -> Denominator {
+        Denominator::of(Aggregation::TokenMean, trained_per_sequence)
+    }
+
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, _tally: &mut Tally) -> Tensor {
+        batch.denominator.aggregate(&outputs.logprobs.neg(), &batch.rows)
+    }
+}

@@ -1,0 +1,226 @@
+//! A trained reward model as a reward: text that a policy drew becomes the score that the model gives it.
+//!
+//! The reward crate knows no network, so the reward it asks for is made here. A reward model is a run of
+//! `algorithm.reward_model`: an adapter and a scalar head over a base. Where that base is the policy's own, its weights
+//! are used, and the two differ in a few megabytes of adapter; otherwise the other base is loaded, and answers are
+//! tokenized anew in its words.
+
+use crate::algorithm;
+use crate::batch::Cut;
+use crate::config::Config;
+use crate::run::{restore_newest, resumed_config};
+use crate::{Error, Result};
+use model::packed::{Packed, Sequences};
+use model::{Critic, Policy};
+use reward::{Judgement, Reward, fingerprint};
+use schema::{Finish, Group, Sample, Seed, Token};
+use std::path::Path;
+use tch::Tensor;
+
+/// A reward model that judges for another run.
+pub(crate) struct RewardModel {
+    policy: Policy,
+    critic: Critic,
+    /// Whether its words are those of the policy that it judges.
+    same_words: bool,
+    cut: Cut,
+    version: String,
+}
+
+impl RewardModel {
+    /// What can be refused before anything is loaded: a folder that is no run, or a run of another kind.
+    pub(crate) fn check(folder: &Path) -> Result<Config> {
+        let config = resumed_config(folder, &[])?;
+        if !matches!(config.algorithm, algorithm::Config::RewardModel(_)) {
+            return Err(Error::input(format!(
+                "{} is a run of algorithm.{}, which gives no scores; a reward model is trained by algorithm.reward_model",
+                folder.display(),
+                config.algorithm.name()
+            )));
+        }
+        Ok(config)
+    }
+
+    /// The newest checkpoint of a run, to judge what `judged` draws in passes of at most `micro_batch_tokens`.
+    pub(crate) fn open(
+        folder: &Path,
+        judged: &Policy,
+        model: &model::Config,
+        micro_batch_tokens: usize,
+    ) -> Result<Self> {
+        let config = Self::check(folder)?;
+        let seed = Seed::new(config.seed);
+        let mut policy = if same_base(&config.model, model) {
+            let adapter = config.model.adapter.build(judged.network(), &seed.child("adapter"), judged.device())?;
+            judged.with_adapter(adapter)
+        } else {
+            let other = Policy::load(&config.model, &seed)?;
+            // Another way to write the same path: one copy of the weights is enough.
+            let same = other.identity() == judged.identity() && other.kind() == judged.kind();
+            if same { judged.with_adapter(other.adapter().share()) } else { other }
+        };
+        let snapshot = restore_newest(folder, &mut policy)?;
+        let critic = Critic::new(policy.network(), None, policy.device());
+        critic.restore(snapshot.part("critic")?)?;
+        let cut = Cut { micro_batch_tokens, vocab: policy.network().dimensions().vocab, device: policy.device() };
+        let head: Vec<Vec<f32>> = critic
+            .tensors()
+            .map(|(_, tensor)| Ok(Vec::<f32>::try_from(&tensor.detach().flatten(0, -1))?))
+            .collect::<Result<_>>()?;
+        let version = fingerprint(1, &(&policy.version().hash, head));
+        Ok(Self { same_words: policy.identity() == judged.identity(), policy, critic, cut, version })
+    }
+
+    /// The tokens of a prompt in the words of this model.
+    fn prompt(&self, group: &Group) -> Result<Vec<Token>> {
+        if self.same_words {
+            return Ok(group.prompt_ids.clone());
+        }
+        Ok(self.policy.tokenizer().prompt_ids(&group.prompt)?)
+    }
+
+    /// The tokens of an answer in the words of this model; one that was cut has no end here either.
+    fn answer(&self, group: &Group, sample: &Sample) -> Result<Vec<Token>> {
+        if self.same_words {
+            return Ok(sample.ids.clone());
+        }
+        let mut ids = self.policy.tokenizer().answer_ids(&group.prompt, &sample.text)?;
+        if sample.finish != Finish::Eos {
+            ids.pop();
+        }
+        Ok(ids)
+    }
+
+    /// The score of each answer of each group.
+    fn scores(&self, groups: &[Group]) -> Result<Vec<Vec<f32>>> {
+        let mut scores: Vec<Vec<f32>> = groups.iter().map(|group| Vec::with_capacity(group.samples.len())).collect();
+        let mut pass = Pass::default();
+        for (place, group) in groups.iter().enumerate() {
+            let prompt = self.prompt(group)?;
+            for sample in &group.samples {
+                let answer = self.answer(group, sample)?;
+                if !pass.is_empty() && pass.tokens_with(place, &prompt, &answer) > self.cut.micro_batch_tokens {
+                    self.run(&std::mem::take(&mut pass), &mut scores)?;
+                }
+                pass.push(place, &prompt, answer);
+            }
+        }
+        self.run(&pass, &mut scores)?;
+        Ok(scores)
+    }
+
+    fn run(&self, pass: &Pass, scores: &mut [Vec<f32>]) -> Result<()> {
+        if pass.is_empty() {
+            return Ok(());
+        }
+        let _no_grad = tch::no_grad_guard();
+        let packed = Packed::with_ends(&pass.sequences(), self.cut.vocab, self.cut.device)?;
+        let values = self.policy.evaluate_values(&packed, &self.critic).leaf;
+        let at_ends = values.index_select(0, &Tensor::from_slice(&pass.ends()).to_device(self.cut.device));
+        let answers = pass.parts.iter().flat_map(|part| part.answers.iter().map(|_| part.group));
+        for (group, score) in answers.zip(Vec::<f32>::try_from(&at_ends)?) {
+            scores[group].push(score);
+        }
+        Ok(())
+    }
+}
+
+impl Reward for RewardModel {
+    fn name(&self) -> &'static str {
+        "model"
+    }
+
+    fn version(&self) -> String {
+        self.version.clone()
+    }
+
+    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
+        match self.scores(groups) {
+            Ok(scores) => scores.into_iter().map(|group| group.into_iter().map(Judgement::of).collect()).collect(),
+            Err(error) => {
+                let unjudged = Judgement::unjudged(format!("the reward model cannot judge it: {error}"));
+                groups.iter().map(|group| vec![unjudged.clone(); group.samples.len()]).collect()
+            }
+        }
+    }
+}
+
+/// Whether two configs name the same weights in the same format, adapters aside.
+fn same_base(a: &model::Config, b: &model::Config) -> bool {
+    (&a.path, &a.random, &a.device, a.dtype) == (&b.path, &b.random, &b.device, b.dtype)
+}
+
+/// The answers of one forward pass.
+#[derive(Debug, Default)]
+struct Pass {
+    parts: Vec<GroupPart>,
+    tokens: usize,
+}
+
+/// The answers of one group in one forward pass.
+#[derive(Debug)]
+struct GroupPart {
+    group: usize,
+    prompt: Vec<Token>,
+    answers: Vec<Vec<Token>>,
+}
+
+impl Pass {
+    fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    fn tokens_with(&self, group: usize, prompt: &[Token], answer: &[Token]) -> usize {
+        let shared = self.parts.last().is_some_and(|part| part.group == group);
+        self.tokens + answer.len() + if shared { 0 } else { prompt.len() }
+    }
+
+    fn push(&mut self, group: usize, prompt: &[Token], answer: Vec<Token>) {
+        self.tokens = self.tokens_with(group, prompt, &answer);
+        match self.parts.last_mut() {
+            Some(part) if part.group == group => part.answers.push(answer),
+            _ => self.parts.push(GroupPart { group, prompt: prompt.to_vec(), answers: vec![answer] }),
+        }
+    }
+
+    fn sequences(&self) -> Vec<Sequences<'_>> {
+        self.parts
+            .iter()
+            .map(|part| Sequences {
+                prompt: &part.prompt,
+                completions: part.answers.iter().map(|answer| &answer[..]).collect(),
+            })
+            .collect()
+    }
+
+    /// The scored place behind each answer: each has as many places as tokens, and one more.
+    fn ends(&self) -> Vec<i64> {
+        let answers = self.parts.iter().flat_map(|part| &part.answers);
+        answers
+            .scan(0, |places, answer| {
+                *places += answer.len() as i64 + 1;
+                Some(*places - 1)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_holds_prompts_once_and_knows_its_ends() {
+        let mut pass = Pass::default();
+        pass.push(0, &[1, 2, 3], vec![4, 5]);
+        // The prompt is there already: 3 + 2 + 1.
+        assert_eq!(pass.tokens_with(0, &[1, 2, 3], &[6]), 6);
+        pass.push(0, &[1, 2, 3], vec![6]);
+        assert_eq!(pass.tokens_with(1, &[1, 2], &[]), 8);
+        pass.push(1, &[1, 2], vec![]);
+        let sequences = pass.sequences();
+        assert_eq!(sequences.iter().map(|group| group.completions.len()).collect::<Vec<_>>(), [2, 1]);
+        // Places: 2 + 1, 1 + 1, 0 + 1.
+        assert_eq!(pass.ends(), [2, 4, 5]);
+    }
+}
