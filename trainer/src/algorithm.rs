@@ -11,11 +11,11 @@ mod family;
 mod grpo;
 mod gspo;
 pub(crate) mod policy_gradient;
+mod ppo;
 mod reinforce;
 mod reinforce_pp;
-mod rloo;
-mod ppo;
 mod reward_model;
+mod rloo;
 mod sft;
 
 pub use cispo::Cispo;
@@ -24,11 +24,11 @@ pub use dr_grpo::DrGrpo;
 pub use family::RatioOf;
 pub use grpo::{Grpo, LossType, ScaleRewards};
 pub use gspo::Gspo;
+pub use ppo::Ppo;
 pub use reinforce::{Baseline, Reinforce};
 pub use reinforce_pp::ReinforcePp;
-pub use rloo::Rloo;
-pub use ppo::Ppo;
 pub use reward_model::RewardModel;
+pub use rloo::Rloo;
 pub use sft::Sft;
 
 use crate::batch::Batch;

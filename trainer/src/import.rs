@@ -13,9 +13,9 @@
 mod rows;
 
 use crate::{Error, Result};
+use model::Policy;
 use model::device::HOST;
 use model::packed::{Packed, Sequences};
-use model::Policy;
 use rollout::prompts::Form;
 use rows::{Completion, Row};
 use schema::{Finish, Group, Part, PartStatus, Sample, SamplerSettings, ScoredGroup, Seed, Token, Verdict};
@@ -181,7 +181,10 @@ impl Scorer<'_> {
                 .collect();
             let vocab = self.policy.network().dimensions().vocab;
             let packed = Packed::new(&sequences, vocab, self.policy.device())?;
-            let scores = self.policy.logprobs(&packed, self.import.temperature, &model::adapter::Adapter::none()).to_device(HOST);
+            let scores = self
+                .policy
+                .logprobs(&packed, self.import.temperature, &model::adapter::Adapter::none())
+                .to_device(HOST);
             let scores = Vec::<f32>::try_from(&scores)?;
             let mut rest = &scores[..];
             for (group, place) in pack.iter().flat_map(|(group, places)| places.iter().map(move |it| (*group, *it))) {

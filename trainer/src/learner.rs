@@ -71,11 +71,6 @@ impl Learner {
         &*self.algorithm
     }
 
-    /// The critic, if the algorithm has one.
-    pub(crate) fn critic(&self) -> Option<&Critic> {
-        self.critic.as_ref()
-    }
-
     /// Learns from the samples of one step. Where no sample has a gradient (every group's rewards are alike), nothing
     /// moves, the optimizer's momentum included.
     pub(crate) fn update(&mut self, step: u64, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {

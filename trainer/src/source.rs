@@ -12,7 +12,7 @@ use crate::{Result, measure};
 use model::Policy;
 use reward::WeightedSum;
 use schema::{Metrics, ScoredGroup};
-use store::{RunId, SampleId, Store};
+use store::{RunId, Store};
 
 /// What a source works with.
 pub(crate) struct Desk<'a> {
@@ -33,8 +33,6 @@ pub(crate) struct Desk<'a> {
 pub(crate) struct StepSamples {
     /// What this step drew.
     pub fresh: Vec<ScoredGroup>,
-    /// The store's numbers of the fresh samples, group by group; empty if they are not in the store.
-    pub ids: Vec<Vec<SampleId>>,
     /// What to learn from, where that is not all that was drawn.
     pub chosen: Option<Vec<ScoredGroup>>,
     /// What is worth knowing about them.

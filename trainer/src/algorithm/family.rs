@@ -287,7 +287,9 @@ fn scaled(mut credits: Credits, factor: f64) -> Credits {
         match credit {
             Credit::Whole(advantage) => *advantage *= factor,
             Credit::Tokens { advantages, .. } => {
-                advantages.iter_mut().for_each(|a| *a = (f64::from(*a) * factor) as f32)
+                for advantage in advantages.iter_mut() {
+                    *advantage = (f64::from(*advantage) * factor) as f32;
+                }
             }
         }
     }

@@ -138,7 +138,7 @@ mod tests {
             ..Grpo::default()
         };
         let loss = case.of(&Config::Grpo(settings));
-        check_slice(&[loss.value], &[(-1.4 * 1.2 + 0.75 * 0.9) / 2.0]);
+        check_slice(&[loss.value], &[f64::midpoint(-1.4 * 1.2, 0.75 * 0.9)]);
         check_slice(&loss.gradient, &[-1.4 * 1.2 / 2.0, 0.75 * 0.9 / 2.0]);
     }
 

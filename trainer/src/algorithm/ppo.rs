@@ -17,7 +17,7 @@
 //! was cut ends like any other, with no value behind its last token; one without a trained token has no place for its
 //! reward and is left out.
 //!
-//! Where the defaults come from: the clips and c_v are TRL's. λ is 1, as in verl and `OpenRLHF`: the reward comes at the
+//! Where the defaults come from: the clips and `c_v` are TRL's. λ is 1, as in verl and `OpenRLHF`: the reward comes at the
 //! end of a short completion, and a critic that starts at zero would only bias it. There is no KL term, as in [`super::Grpo`]; `kl_coefficient` puts one into the reward. Two passes of two
 //! updates use a step's samples four times, which is where a clipped ratio earns its keep.
 //!

@@ -110,7 +110,7 @@ mod tests {
         // With more room, the gradient at every token of a sequence is −A ρ / N.
         let wide = Losses::pair().of(&Config::Rloo(Rloo { clip_low: 1.0, clip_high: 1.0, ..free() }));
         let (up, down) = (0.3_f64.exp(), (-0.4_f64).exp());
-        check_slice(&[wide.value], &[(-up + down) / 2.0]);
+        check_slice(&[wide.value], &[f64::midpoint(-up, down)]);
         check_slice(&wide.gradient, &[-up / 2.0, -up / 2.0, -up / 2.0, down / 2.0, down / 2.0]);
     }
 

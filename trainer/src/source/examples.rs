@@ -108,7 +108,9 @@ impl Reader {
             }
             if too_long {
                 read.cut += 1;
-                samples.iter_mut().for_each(|sample| cut(sample, room, policy));
+                for sample in &mut samples {
+                    cut(sample, room, policy);
+                }
             }
             read.groups.push(self.group(row, prompt_ids, samples)?);
         }
@@ -180,7 +182,7 @@ mod tests {
         Policy::load(&config, &Seed::new(0)).unwrap()
     }
 
-    fn row(columns: serde_json::Value) -> Prompt {
+    fn row(columns: &serde_json::Value) -> Prompt {
         Prompt { metadata: columns.as_object().unwrap().clone(), ..Prompt::user("1+1?") }
     }
 
@@ -188,7 +190,7 @@ mod tests {
     fn an_example_is_the_sample_that_it_would_have_been() {
         let policy = policy();
         let reader = Reader::new(Samples::Pairs, 100).unwrap();
-        let rows = vec![row(json!({"chosen": "2", "rejected": "33"}))];
+        let rows = vec![row(&json!({"chosen": "2", "rejected": "33"}))];
         let Read { groups, cut, dropped } = reader.read(rows, &policy).unwrap();
         assert_eq!((groups.len(), cut, dropped), (1, 0, 0));
         let group = groups[0].group();
@@ -204,7 +206,7 @@ mod tests {
     fn labels_are_verdicts() {
         let reader = Reader::new(Samples::Demonstrations, 100).unwrap();
         let rows =
-            [json!(true), json!(false), json!(null)].map(|label| row(json!({"completion": "2", "label": label})));
+            [json!(true), json!(false), json!(null)].map(|label| row(&json!({"completion": "2", "label": label})));
         let groups = reader.read(rows.into(), &policy()).unwrap().groups;
         assert_eq!(
             groups.iter().map(|group| group.rewards()[0]).collect::<Vec<_>>(),
@@ -216,7 +218,7 @@ mod tests {
     fn what_is_too_long_is_cut_or_dropped_and_counted() {
         let policy = policy();
         let prompt = policy.tokenizer().prompt_ids(&Prompt::user("1+1?")).unwrap().len();
-        let rows = || vec![row(json!({"completion": "2345", "chosen": "2", "rejected": "2345"}))];
+        let rows = || vec![row(&json!({"completion": "2345", "chosen": "2", "rejected": "2345"}))];
         let read = |samples, room| Reader::new(samples, prompt + room).unwrap().read(rows(), &policy).unwrap();
 
         let whole = read(Samples::Demonstrations, 5);

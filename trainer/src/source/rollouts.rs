@@ -14,7 +14,6 @@ use model::Policy;
 use rollout::collector::{Collector, Job};
 use rollout::prompts::Epochs;
 use schema::{Prompt, SamplerSettings, ScoredGroup, Seed};
-use store::StoredGroup;
 
 /// Draws samples.
 pub(crate) struct Rollouts {
@@ -32,15 +31,14 @@ impl Source for Rollouts {
     }
 
     fn step(&mut self, step: u64, schedule: &Schedule, mut desk: Desk<'_>) -> Result<StepSamples> {
-        let stored = match desk.store.step_groups(desk.run, step)? {
-            Some(stored) => stored,
-            None => {
-                let drawn = self.draw(step, schedule, &mut desk)?;
-                desk.store.append_step(desk.run, step, &drawn, desk.adapter.as_deref())?;
-                desk.store.step_groups(desk.run, step)?.unwrap_or_default()
-            }
+        let drawn = if let Some(stored) = desk.store.step_groups(desk.run, step)? {
+            stored.into_iter().map(|group| group.scored).collect()
+        } else {
+            let drawn = self.draw(step, schedule, &mut desk)?;
+            desk.store.append_step(desk.run, step, &drawn, desk.adapter.as_deref())?;
+            drawn
         };
-        Ok(self.samples(stored, schedule))
+        Ok(self.samples(drawn, schedule))
     }
 }
 
@@ -67,8 +65,7 @@ impl Rollouts {
         Ok(desk.reward.score(groups)?)
     }
 
-    fn samples(&self, stored: Vec<StoredGroup>, schedule: &Schedule) -> StepSamples {
-        let (ids, fresh): (Vec<_>, Vec<_>) = stored.into_iter().map(|group| (group.sample_ids, group.scored)).unzip();
+    fn samples(&self, fresh: Vec<ScoredGroup>, schedule: &Schedule) -> StepSamples {
         let mut metrics = measure::samples(&fresh);
         let chosen = (schedule.max_rounds > 1).then(|| {
             let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
@@ -80,6 +77,6 @@ impl Rollouts {
             metrics.set("sampling/tokens_dropped", (tokens - measure::generated_tokens(&chosen)) as f64);
             chosen
         });
-        StepSamples { fresh, ids, chosen, metrics }
+        StepSamples { fresh, chosen, metrics }
     }
 }

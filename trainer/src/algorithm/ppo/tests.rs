@@ -146,7 +146,7 @@ fn the_kl_and_a_missing_end_are_taken_off_the_reward() {
     check(b, &[0.3]);
     check(&[metrics.get("objective/kl").unwrap(), metrics.get(KL_PER_TOKEN).unwrap()], &[0.75, 0.5]);
     check(&[metrics.get("objective/non_score_reward").unwrap()], &[-0.075]);
-    check(&[metrics.get("objective/rlhf_reward").unwrap()], &[(1.05 + 0.3) / 2.0]);
+    check(&[metrics.get("objective/rlhf_reward").unwrap()], &[f64::midpoint(1.05, 0.3)]);
     assert_eq!(metrics.get("kl_coefficient"), Some(0.1));
 }
 
