@@ -119,7 +119,7 @@ fn temperature_is_one_whatever_the_rollouts_is() {
 #[test]
 fn reinforcement_goes_on_from_supervised_learning() {
     let desk = Desk::new();
-    config(&desk, "sft.toml", 25, &[MODEL, ARITHMETIC, SFT, DIGIT]);
+    config(&desk, "sft.toml", 60, &[MODEL, ARITHMETIC, SFT, DIGIT]);
     config(&desk, "grpo.toml", 3, &[MODEL, ARITHMETIC, GRPO, DIGIT]);
     let shown = train(&desk, "sft.toml", "sft", &[]);
     assert!(shown.contains("held-out accuracy"), "a reward judges the held-out answers:\n{shown}");
@@ -128,11 +128,11 @@ fn reinforcement_goes_on_from_supervised_learning() {
     train(&desk, "grpo.toml", "warm", &sets);
 
     let adapter = |path: &str| std::fs::read(desk.path(path).join("adapter.safetensors")).unwrap();
-    assert_eq!(adapter("warm/checkpoints/step_0"), adapter("sft/checkpoints/step_25"));
-    assert_ne!(adapter("warm/checkpoints/step_3"), adapter("sft/checkpoints/step_25"));
+    assert_eq!(adapter("warm/checkpoints/step_0"), adapter("sft/checkpoints/step_60"));
+    assert_ne!(adapter("warm/checkpoints/step_3"), adapter("sft/checkpoints/step_60"));
     assert_eq!(desk.summary("warm")["accuracy_before"], desk.summary("sft")["accuracy_after"]);
     let (cold, warm) = (column(&desk, "cold", "reward")[0], column(&desk, "warm", "reward")[0]);
-    assert!(warm > cold + 0.3, "{cold} cold, {warm} warm");
+    assert!(warm > cold + 0.1, "{cold} cold, {warm} warm");
     // The penalty pulls towards where training began, not towards the untouched network.
     let kl = column(&desk, "warm", "kl");
     assert!(kl[0].abs() < 1e-6 && kl[2] > 0.0, "{kl:?}");

@@ -19,7 +19,7 @@ fn every_query_of_the_page_answers() {
     desk.write("old.jsonl", "{\"prompt\": \"1+1=\", \"completion\": \"2\", \"reward\": 1}\n");
     desk.ok(&["replay", "import", "old.jsonl", "--config", &config("tiny.toml")]);
     for block in blocks {
-        let header = desk.ok(&["replay", "query", block, "--format", "csv"]);
+        let header = desk.ok(&["replay", "query", "--format", "csv", "--", block]);
         assert!(!header.lines().next().unwrap_or_default().is_empty(), "no columns:\n{block}");
         let rows = desk.query(block);
         assert!(!rows.is_empty() || block.starts_with(MAY_BE_EMPTY), "no rows:\n{block}");

@@ -81,7 +81,7 @@ impl Desk {
 
     /// The answer of `proxrl replay query`.
     pub(crate) fn query(&self, sql: &str) -> Vec<Value> {
-        serde_json::from_str(&self.ok(&["replay", "query", sql, "--format", "json"])).unwrap()
+        serde_json::from_str(&self.ok(&["replay", "query", "--format", "json", "--", sql])).unwrap()
     }
 
     /// The lines of a run's `metrics.jsonl`, without what depends on the clock and the machine.

@@ -216,8 +216,8 @@ mod tests {
         json!({"role": "assistant", "content": text})
     }
 
-    fn conversation(question: &str) -> Option<PromptInput> {
-        Some(PromptInput::Messages(vec![Message::user(question)]))
+    fn conversation(question: &str) -> PromptInput {
+        PromptInput::Messages(vec![Message::user(question)])
     }
 
     #[test]
@@ -227,14 +227,14 @@ mod tests {
         let turn = read(RowKind::Demonstrations, json!({"prompt": "1+1?", "completion": [assistant("2")]})).unwrap();
         assert_eq!((turn.prompt, turn.texts), (None, vec![(COMPLETION, "2".into())]));
         let whole = read(RowKind::Demonstrations, json!({"messages": [user("1+1?"), assistant("2")]})).unwrap();
-        assert_eq!((whole.prompt, whole.texts), (conversation("1+1?"), vec![(COMPLETION, "2".into())]));
+        assert_eq!((whole.prompt, whole.texts), (Some(conversation("1+1?")), vec![(COMPLETION, "2".into())]));
         assert_eq!(whole.columns, ["messages"]);
     }
 
     #[test]
     fn the_same_conversation_without_its_answer_is_a_prompt() {
         let given = read(RowKind::Prompts, json!({"messages": [user("1+1?"), assistant("2")]})).unwrap();
-        assert_eq!((given.prompt, given.texts), (conversation("1+1?"), vec![]));
+        assert_eq!((given.prompt, given.texts), (Some(conversation("1+1?")), vec![]));
         assert_eq!(read(RowKind::Prompts, json!({"prompt": "a", "messages": 5})).unwrap(), Given::default());
     }
 
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!((own.prompt, own.texts), (None, texts()));
         let turns = json!({"chosen": [user("1+1?"), assistant("2")], "rejected": [user("1+1?"), assistant("3")]});
         let turns = read(RowKind::Pairs, turns).unwrap();
-        assert_eq!((turns.prompt, turns.texts), (conversation("1+1?"), texts()));
+        assert_eq!((turns.prompt, turns.texts), (Some(conversation("1+1?")), texts()));
         // The blank before each answer stays with the answer.
         let text = json!({"chosen": "Human: 1+1?\n\nAssistant: 2", "rejected": "Human: 1+1?\n\nAssistant: 3"});
         let text = read(RowKind::Pairs, text).unwrap();
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn equal_completions_keep_their_last_turn() {
         let turns = json!({"chosen": [user("1+1?"), assistant("2")], "rejected": [user("1+1?"), assistant("2")]});
-        assert_eq!(read(RowKind::Pairs, turns).unwrap().prompt, conversation("1+1?"));
+        assert_eq!(read(RowKind::Pairs, turns).unwrap().prompt, Some(conversation("1+1?")));
     }
 
     #[test]
