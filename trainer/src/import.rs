@@ -12,10 +12,9 @@
 
 mod rows;
 
+use crate::batch::{Cut, score_samples};
 use crate::{Error, Result};
 use model::Policy;
-use model::device::HOST;
-use model::packed::{Packed, Sequences};
 use rollout::prompts::Form;
 use rows::{Completion, Row};
 use schema::{Finish, Group, Part, PartStatus, Sample, SamplerSettings, ScoredGroup, Seed, Token, Verdict};
@@ -168,39 +167,23 @@ impl Scorer<'_> {
 
     /// The groups with the model's log-probabilities.
     fn scored(&self, groups: &[ScoredGroup]) -> Result<Vec<ScoredGroup>> {
-        let mut logprobs: Vec<Vec<Vec<f32>>> =
-            groups.iter().map(|group| vec![Vec::new(); group.group().samples.len()]).collect();
-        for pack in packs(groups, self.import.micro_batch_tokens) {
-            let sequences: Vec<Sequences<'_>> = pack
-                .iter()
-                .map(|(group, places)| {
-                    let group = groups[*group].group();
-                    let completions = places.iter().map(|place| &group.samples[*place].ids[..]).collect();
-                    Sequences { prompt: &group.prompt_ids, completions }
-                })
-                .collect();
-            let vocab = self.policy.network().dimensions().vocab;
-            let packed = Packed::new(&sequences, vocab, self.policy.device())?;
-            let scores = self
-                .policy
-                .logprobs(&packed, self.import.temperature, &model::adapter::Adapter::none())
-                .to_device(HOST);
-            let scores = Vec::<f32>::try_from(&scores)?;
-            let mut rest = &scores[..];
-            for (group, place) in pack.iter().flat_map(|(group, places)| places.iter().map(move |it| (*group, *it))) {
-                let (own, others) = rest.split_at(groups[group].group().samples[place].len());
-                logprobs[group][place] = own.to_vec();
-                rest = others;
-            }
-        }
+        let cut = Cut {
+            micro_batch_tokens: self.import.micro_batch_tokens,
+            vocab: self.policy.network().dimensions().vocab,
+            device: self.policy.device(),
+        };
+        let logprobs = score_samples(groups, cut, |packed| {
+            vec![self.policy.logprobs(packed, self.import.temperature, self.policy.adapter())]
+        })?;
         groups.iter().zip(logprobs).map(|(scored, logprobs)| with_logprobs(scored, logprobs)).collect()
     }
 }
 
-fn with_logprobs(scored: &ScoredGroup, logprobs: Vec<Vec<f32>>) -> Result<ScoredGroup> {
+/// `logprobs` holds one column per sample.
+fn with_logprobs(scored: &ScoredGroup, logprobs: Vec<Vec<Vec<f32>>>) -> Result<ScoredGroup> {
     let mut group = scored.group().clone();
     for (sample, logprobs) in group.samples.iter_mut().zip(logprobs) {
-        sample.logprobs = logprobs;
+        sample.logprobs = logprobs.concat();
     }
     ScoredGroup::new(group, scored.verdicts().to_vec()).map_err(|error| Error::runtime(error.to_string()))
 }
@@ -215,34 +198,6 @@ fn verdict(reward: Option<f32>) -> Verdict {
         status: PartStatus::Judged,
     };
     Verdict { parts: reward.map(part).into_iter().collect() }
-}
-
-/// Some completions of some groups: the places of each group's.
-type Pack = Vec<(usize, Vec<usize>)>;
-
-/// Every completion that has a token, in packs of at most `most` tokens, prompts counted once a pack. What is longer
-/// by itself has a pack of its own.
-fn packs(groups: &[ScoredGroup], most: usize) -> Vec<Pack> {
-    let mut packs: Vec<Pack> = Vec::new();
-    let mut taken = usize::MAX;
-    for (number, scored) in groups.iter().enumerate() {
-        let group = scored.group();
-        for (place, sample) in group.samples.iter().enumerate().filter(|(_, sample)| !sample.is_empty()) {
-            let prompt = group.prompt_ids.len();
-            let shares = packs.last().and_then(|pack| pack.last()).is_some_and(|(last, _)| *last == number);
-            let cost = sample.len() + if shares { 0 } else { prompt };
-            match packs.last_mut().filter(|_| taken.saturating_add(cost) <= most) {
-                Some(pack) if shares => pack.last_mut().expect("it has a last group").1.push(place),
-                Some(pack) => pack.push((number, vec![place])),
-                None => {
-                    packs.push(vec![(number, vec![place])]);
-                    taken = 0;
-                }
-            }
-            taken += if taken == 0 { sample.len() + prompt } else { cost };
-        }
-    }
-    packs
 }
 
 #[cfg(test)]

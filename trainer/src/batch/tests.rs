@@ -72,3 +72,24 @@ fn unjudged_and_truncated_samples_stay_out() {
     let filtered = Grpo { mask_truncated_completions: true, ..Grpo::default() };
     assert_eq!(batches(&[&[1.0, f32::NAN, 0.0]], filtered, 100)[0].trained_tokens, 1);
 }
+
+#[test]
+fn scores_come_back_sample_by_sample_from_as_few_passes_as_fit() {
+    // A prompt has 3 tokens; samples of 1, 2 and 3 tokens enter with one less, and are scored whole.
+    let groups = scored(&[&[0.0, 0.0, 0.0], &[0.0, 0.0]]);
+    for (limit, passes) in [(6, vec![6, 3]), (10, vec![9]), (1, vec![1, 2, 3, 1, 2])] {
+        let mut seen = Vec::new();
+        let scores = score_samples(&groups, cut(limit), |packed| {
+            seen.push(packed.scored_tokens());
+            let places = Tensor::arange(packed.scored_tokens() as i64, (tch::Kind::Float, cut(limit).device));
+            vec![places.shallow_clone(), -places]
+        })
+        .unwrap();
+        assert_eq!(seen, passes, "limit {limit}");
+        let lengths: Vec<Vec<usize>> =
+            scores.iter().map(|group| group.iter().map(|columns| columns[0].len()).collect()).collect();
+        assert_eq!(lengths, [vec![1, 2, 3], vec![1, 2]]);
+        assert!(scores.iter().flatten().all(|columns| columns.len() == 2 && columns[1][0] == -columns[0][0]));
+    }
+    assert!(score_samples(&[], cut(8), |_| unreachable!("there is nothing to score")).unwrap().is_empty());
+}

@@ -1,19 +1,8 @@
 //! Imported rows against a forward pass of their own.
 
 use super::*;
-use crate::testing::scored;
+use model::packed::{Packed, Sequences};
 use store::RunKind;
-
-#[test]
-fn packs_hold_their_tokens_and_each_completion_once() {
-    // Prompts of 3 tokens, completions of 1, 2 and 3: 3 + 1 + 2 = 6 fit, 3 more do not.
-    let groups = scored(&[&[0.0, 0.0, 0.0], &[0.0, 0.0]]);
-    assert_eq!(packs(&groups, 6), [vec![(0, vec![0, 1])], vec![(0, vec![2])], vec![(1, vec![0, 1])]]);
-    assert_eq!(packs(&groups, 15), [vec![(0, vec![0, 1, 2]), (1, vec![0, 1])]]);
-    // A limit below any completion gives each a pack of its own.
-    assert_eq!(packs(&groups, 1).len(), 5);
-    assert!(packs(&[], 8).is_empty());
-}
 
 const ROWS: &str = r#"{"prompt": "2+2=", "completion": "4", "reward": 1, "answer": "4"}
 {"prompt": "ab", "completions": ["c", "", "no end"], "finishes": ["eos", "length", "length"]}
