@@ -11,11 +11,9 @@
 //! paper does not state its cap; 5 is that of `ScaleRL` (Khatri et al. 2025), which TRL recommends. Like the paper there
 //! is no floor and no KL term.
 
-use super::family::{self, Method, Penalty, SCALE_EPSILON, Shared, settings};
-use super::{Credits, Evidence};
-use crate::objective::{Aggregation, Clip, KlEstimator, Scale, Surrogate};
+use super::family::{self, Method, Penalty, Shared, settings};
+use crate::objective::{Clip, KlEstimator, Surrogate};
 use crate::{Error, Result};
-use schema::Metrics;
 
 settings! {
     /// `[algorithm.cispo]`
@@ -50,16 +48,8 @@ impl Method for Cispo {
         Surrogate { clip: Clip::Weight { floor: self.weight_floor, cap: self.weight_cap }, ..Surrogate::default() }
     }
 
-    fn aggregation(&self) -> Aggregation {
-        Aggregation::TokenMean
-    }
-
     fn penalty(&self) -> Penalty {
         Penalty::Loss(self.kl_estimator)
-    }
-
-    fn advantages(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {
-        family::group_relative(evidence, Scale::Group, SCALE_EPSILON)
     }
 }
 

@@ -14,12 +14,10 @@
 //! Defaults are the paper's. No KL term. Masking is off, as in verl's best reproduction; like verl it gives up on a step
 //! after ten rounds, but then learns from what it has instead of ending the run.
 
-use super::family::{self, Method, Penalty, SCALE_EPSILON, Shared, settings};
+use super::family::{self, Method, Penalty, Shared, settings};
 use super::policy_gradient::at_least_one;
-use super::{Credits, Evidence};
 use crate::Result;
-use crate::objective::{Aggregation, Clip, KlEstimator, Scale, Surrogate};
-use schema::Metrics;
+use crate::objective::{Clip, KlEstimator, Surrogate};
 
 settings! {
     /// `[algorithm.dapo]`
@@ -55,16 +53,8 @@ impl Method for Dapo {
         Surrogate { clip: Clip::Ratio { low: self.clip_low, high: self.clip_high }, ..Surrogate::default() }
     }
 
-    fn aggregation(&self) -> Aggregation {
-        Aggregation::TokenMean
-    }
-
     fn penalty(&self) -> Penalty {
         Penalty::Loss(self.kl_estimator)
-    }
-
-    fn advantages(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {
-        family::group_relative(evidence, Scale::Group, SCALE_EPSILON)
     }
 
     fn max_rounds(&self) -> usize {

@@ -149,14 +149,19 @@ pub trait Method: Settings {
     /// Whose ratio it is, and what clips it.
     fn surrogate(&self) -> Surrogate;
 
-    /// How token losses become one number.
-    fn aggregation(&self) -> Aggregation;
+    /// How token losses become one number: every token counts alike, unless the method says otherwise.
+    fn aggregation(&self) -> Aggregation {
+        Aggregation::TokenMean
+    }
 
     /// Where the KL penalty acts.
     fn penalty(&self) -> Penalty;
 
-    /// What each sample is worth. Scores are there if the penalty acts in the reward and is not 0.
-    fn advantages(&self, evidence: &Evidence<'_>, metrics: &mut Metrics) -> Credits;
+    /// What each sample is worth: what it is to GRPO, unless the method says otherwise. Scores are there if the penalty
+    /// acts in the reward and is not 0.
+    fn advantages(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {
+        group_relative(evidence, Scale::Group, SCALE_EPSILON)
+    }
 
     /// The smallest group that it can learn from.
     fn group_size(&self) -> usize {

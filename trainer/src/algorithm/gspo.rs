@@ -14,11 +14,9 @@
 //! The bounds are the paper's, and narrow because a mean over a sequence moves little. They only matter from the second
 //! update of a step on, so the default is the paper's four minibatches. No KL term.
 
-use super::family::{self, Method, Penalty, RatioOf, SCALE_EPSILON, Shared, settings};
-use super::{Credits, Evidence};
+use super::family::{self, Method, Penalty, RatioOf, Shared, settings};
 use crate::Result;
-use crate::objective::{Aggregation, Clip, KlEstimator, Level, Scale, Surrogate};
-use schema::Metrics;
+use crate::objective::{Aggregation, Clip, KlEstimator, Level, Surrogate};
 
 settings! {
     /// `[algorithm.gspo]`
@@ -63,10 +61,6 @@ impl Method for Gspo {
 
     fn penalty(&self) -> Penalty {
         Penalty::Loss(self.kl_estimator)
-    }
-
-    fn advantages(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {
-        family::group_relative(evidence, Scale::Group, SCALE_EPSILON)
     }
 }
 

@@ -29,6 +29,7 @@
 use super::policy_gradient::{self, PolicyGradient, unless_zero};
 use super::{
     Algorithm, Credit, Credits, CriticNeeds, Evidence, Needs, Outputs, SampleScores, Samples, Schedule, ZeroCredit,
+    family,
 };
 use crate::batch::Batch;
 use crate::objective::{
@@ -296,8 +297,7 @@ impl Rule {
     fn course<'a>(&self, sample: &'a Sample, reward: Option<f32>, scores: &SampleScores) -> Option<Course<'a>> {
         let penalty = if sample.finish == Finish::Length { self.settings.missing_eos_penalty } else { 0.0 };
         let outcome = f64::from(reward.filter(|reward| reward.is_finite())?) - penalty;
-        let k1 = |(logprob, reference): (&f32, &f32)| f64::from(*logprob) - f64::from(*reference);
-        let mut kl: Vec<f64> = scores.logprobs.iter().zip(&scores.reference).map(k1).collect();
+        let mut kl = family::k1(scores);
         kl.resize(sample.len(), 0.0);
         let rewards = token_rewards(outcome, &kl, self.kl.coefficient, &sample.mask)?;
         let values = scores.values.iter().map(|value| f64::from(*value)).collect();

@@ -21,7 +21,7 @@ use super::family::{self, Method, Penalty, Shared, settings};
 use super::{Credit, Credits, Evidence};
 use crate::Result;
 use crate::objective::{
-    Aggregation, Clip, KlEstimator, Scale, Surrogate, Variance, group_advantages, reward_to_go, token_rewards, whiten,
+    Clip, KlEstimator, Scale, Surrogate, Variance, group_advantages, reward_to_go, token_rewards, whiten,
 };
 use schema::{Metrics, Sample};
 
@@ -76,10 +76,6 @@ impl ReinforcePp {
 impl Method for ReinforcePp {
     fn surrogate(&self) -> Surrogate {
         Surrogate { clip: Clip::Ratio { low: self.clip_low, high: self.clip_high }, ..Surrogate::default() }
-    }
-
-    fn aggregation(&self) -> Aggregation {
-        Aggregation::TokenMean
     }
 
     fn penalty(&self) -> Penalty {
