@@ -1,9 +1,9 @@
 //! The training loop: collect, score, store, update, publish; the same for every algorithm.
 //!
 //! A run is a folder: `config.toml` (resolved), `run.json` (its place in the store), `metrics.jsonl`, `checkpoints/`,
-//! `tensorboard/`, `reward.svg` and `.png` (`loss` without rewards), and at the end `summary.json`. It can be killed at any moment: samples are
-//! committed before they are trained on, checkpoints appear whole or not at all, and a resumed run takes the samples of
-//! a step that it has already paid for from the store.
+//! `tensorboard/`, `reward.svg` and `.png` (`loss` without rewards), and at the end `summary.json`. It can be killed at
+//! any moment: samples are committed before they are trained on, checkpoints appear whole or not at all, and a resumed
+//! run takes the samples of a step that it has already paid for from the store.
 
 mod folder;
 mod observer;
