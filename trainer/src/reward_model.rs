@@ -208,6 +208,27 @@ impl Pass {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::scored;
+
+    #[test]
+    fn scores_do_not_depend_on_the_company() {
+        let config: model::Config = toml::from_str("device = 'cpu'\nrandom = {}").unwrap();
+        let policy = Policy::load(&config, &Seed::new(0)).unwrap();
+        let critic = Critic::new(policy.network(), None, policy.device());
+        critic.restore(&[("score.weight".into(), Tensor::from_slice(&Seed::new(1).normals(64)))]).unwrap();
+        let cut = Cut { micro_batch_tokens: 1000, vocab: 259, device: policy.device() };
+        let mut judge = RewardModel { policy, critic, same_words: true, cut, version: "1".into() };
+        // Answers of one, two and three tokens, and of one and two.
+        let groups: Vec<Group> = scored(&[&[0.0; 3], &[0.0; 2]]).iter().map(|scored| scored.group().clone()).collect();
+        let whole = judge.scores(&groups).unwrap();
+        assert_eq!(whole.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2]);
+        judge.cut.micro_batch_tokens = 1;
+        for (whole, alone) in whole.iter().flatten().zip(judge.scores(&groups).unwrap().iter().flatten()) {
+            assert!((whole - alone).abs() < 1e-4, "{whole} and {alone}");
+        }
+        // Longer answers are scored elsewhere, and the same answer to the same prompt alike.
+        assert!((whole[0][0] - whole[0][1]).abs() > 1e-3 && (whole[0][1] - whole[1][1]).abs() < 1e-4, "{whole:?}");
+    }
 
     #[test]
     fn a_pass_holds_prompts_once_and_knows_its_ends() {

@@ -103,7 +103,47 @@ fn measure(chosen: &Tensor, rejected: &Tensor, tally: &mut Tally) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::build;
     use super::*;
+    use crate::batch::{Cut, Material, mini_batches};
+    use crate::objective::testing::{check, check_slice, f64s, gradient, numeric_gradient};
+    use crate::testing::scored;
+    use schema::{Group, Seed};
+
+    /// Two pairs, whose scores should differ by `margin`.
+    fn pairs(margin: f64) -> Vec<ScoredGroup> {
+        let with_margin = |scored: ScoredGroup| {
+            let mut group: Group = scored.group().clone();
+            group.prompt.metadata.insert(MARGIN.into(), margin.into());
+            ScoredGroup::new(group, scored.verdicts().to_vec()).unwrap()
+        };
+        scored(&[&[1.0, 0.0], &[1.0, 0.0]]).into_iter().map(with_margin).collect()
+    }
+
+    #[test]
+    fn two_pairs_through_the_algorithm() {
+        // Answers of one and two tokens; the numbers before their ends are not looked at.
+        let values = [9.0, 1.2, 9.0, 9.0, 0.7, 9.0, 0.3, 9.0, 9.0, 0.9];
+        let cut = Cut { micro_batch_tokens: 1000, vocab: 100, device: model::device::HOST };
+        let expected = [(0.0, 0.0, 0.755_782_467_3), (0.5, 0.0, 1.040_241_252_9), (0.0, 0.01, 0.781_032_467_3)];
+        for (margin, center_rewards_coefficient, expected) in expected {
+            let settings = RewardModel { center_rewards_coefficient, ..RewardModel::default() };
+            let algorithm = build(&super::super::Config::RewardModel(settings)).unwrap();
+            let groups = pairs(margin);
+            let credits = algorithm.credit(&Evidence { groups: &groups, scores: None }, &mut Metrics::new());
+            let material = Material { groups: &groups, credits: &credits, scores: None };
+            let batches = mini_batches(&material, &*algorithm, &algorithm.schedule(1), cut, &Seed::new(0)).unwrap();
+            let nothing = f64s(&[]);
+            let loss = |values: &Tensor| {
+                let outputs = Outputs { logprobs: &nothing, entropy: None, values: Some(values) };
+                algorithm.loss(&batches[0].micro_batches[0], outputs, &mut Tally::new())
+            };
+            check(&loss(&f64s(&values)), &[expected]);
+            let exact = gradient(&values, loss);
+            assert!([0, 2, 3, 5, 7, 8].iter().all(|place| exact[*place] == 0.0), "{exact:?}");
+            check_slice(&exact, &numeric_gradient(&values, loss));
+        }
+    }
 
     #[test]
     fn the_ends_of_a_pair_are_its_scores() {

@@ -71,3 +71,20 @@ impl Algorithm for Sft {
         batch.denominator.aggregate(&outputs.logprobs.neg(), &batch.rows)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Config;
+    use super::*;
+    use crate::testing::Losses;
+
+    #[test]
+    fn every_token_of_the_batch_counts_alike() {
+        // Completions of one and of three tokens: (1 + 2 + 3 + 6) / 4.
+        let loss = Losses::at(&[1, 3], &[1.0; 4], &[-1.0, -2.0, -3.0, -6.0]).of(&Config::Sft(Sft::default()));
+        assert!((loss.value - 3.0).abs() < 1e-12);
+        for (exact, numeric) in loss.gradient.iter().zip(&loss.numeric) {
+            assert!((exact + 0.25).abs() < 1e-12 && (exact - numeric).abs() < 1e-6);
+        }
+    }
+}
