@@ -135,6 +135,8 @@ fn reinforcement_goes_on_from_supervised_learning() {
     let length = |run: &str| column(&desk, run, "completions/mean_length")[0];
     let (cold, warm) = (length("cold"), length("warm"));
     assert!(warm < cold - 2.0, "{cold} tokens cold, {warm} warm");
+    let (cold, warm) = (column(&desk, "cold", "reward")[0], column(&desk, "warm", "reward")[0]);
+    assert!(warm > cold + 0.1, "{cold} cold, {warm} warm");
     // The penalty pulls towards where training began, not towards the untouched network.
     let kl = column(&desk, "warm", "kl");
     assert!(kl[0].abs() < 1e-6 && kl[2] > 0.0, "{kl:?}");
