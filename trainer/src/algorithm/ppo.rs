@@ -17,9 +17,10 @@
 //! was cut ends like any other, with no value behind its last token; one without a trained token has no place for its
 //! reward and is left out.
 //!
-//! Where the defaults come from: the clips and `c_v` are TRL's. λ is 1, as in verl and `OpenRLHF`: the reward comes at the
-//! end of a short completion, and a critic that starts at zero would only bias it. There is no KL term, as in [`super::Grpo`]; `kl_coefficient` puts one into the reward. Two passes of two
-//! updates use a step's samples four times, which is where a clipped ratio earns its keep.
+//! Where the defaults come from: the clips and `c_v` are TRL's. λ is 1, as in verl and `OpenRLHF`: the reward comes at
+//! the end of a short completion, and a critic that starts at zero would only bias it. There is no KL term, as in
+//! [`super::Grpo`]; `kl_coefficient` puts one into the reward. Two passes of two updates use a step's samples four
+//! times in all, which is where a clipped ratio earns its keep.
 //!
 //! The head starts at zero and reads normed hidden states, whose entries are about 1. An update of Adam moves each of
 //! its `d` weights by the learning rate, so it moves a value by up to `d` times that: with the rate of an adapter, by
