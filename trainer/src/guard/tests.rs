@@ -33,19 +33,22 @@ fn alarms(config: &Config, samples: &[ScoredGroup], steps: &[&[(&str, f64)]]) ->
     all
 }
 
-/// One group per list of completions, each to a prompt of its own; every token was drawn with these log-probabilities.
-fn texts(groups: &[&[(&[u32], f32)]]) -> Vec<ScoredGroup> {
+/// Token ids, and the log-probability of each.
+type Completion<'a> = (&'a [u32], f32);
+
+/// One group per list of completions, each to a prompt of its own.
+fn texts(groups: &[&[Completion<'_>]]) -> Vec<ScoredGroup> {
     let rewards: Vec<Vec<f32>> = groups.iter().map(|group| vec![0.0; group.len()]).collect();
     let scored = scored(&rewards.iter().map(|rewards| &rewards[..]).collect::<Vec<_>>());
-    let fill = |(index, (scored, completions)): (usize, (ScoredGroup, &&[(&[u32], f32)]))| {
+    let fill = |(index, scored): (usize, ScoredGroup)| {
         let mut group = Group { prompt_ids: vec![index as u32 + 1], ..scored.group().clone() };
-        for (sample, (ids, logprob)) in group.samples.iter_mut().zip(*completions) {
+        for (sample, (ids, logprob)) in group.samples.iter_mut().zip(groups[index]) {
             (sample.ids, sample.mask) = (ids.to_vec(), vec![true; ids.len()]);
             sample.logprobs = vec![*logprob; ids.len()];
         }
         ScoredGroup::new(group, scored.verdicts().to_vec()).unwrap()
     };
-    scored.into_iter().zip(groups).enumerate().map(fill).collect()
+    scored.into_iter().enumerate().map(fill).collect()
 }
 
 fn at(group: usize, sample: usize) -> Place {

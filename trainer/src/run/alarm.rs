@@ -5,7 +5,7 @@
 //! killed afterwards does not meet its old self again.
 
 use super::{Observer, Training};
-use crate::guard::{Action, Alarm};
+use crate::guard::{Action, Alarm, Place};
 use crate::snapshot::Snapshot;
 use crate::tracker::JsonlTracker;
 use crate::{Error, Result};
@@ -23,7 +23,9 @@ impl Training<'_> {
     pub(super) fn heed(&mut self, alarms: &[Alarm], observer: &mut dyn Observer) -> Result<()> {
         let Some(action) = alarms.iter().map(|alarm| alarm.action).max() else { return Ok(()) };
         let said = self.write_down(alarms)?;
-        said.iter().for_each(|sentence| observer.note(sentence));
+        for sentence in &said {
+            observer.note(sentence);
+        }
         match action {
             Action::Warn => Ok(()),
             Action::RollBack => {
@@ -45,9 +47,8 @@ impl Training<'_> {
         let mut log = JsonlTracker::resume(&self.folder.alarms(), step - 1)?;
         let mut sentences = Vec::new();
         for Alarm { guard, action, since, message, samples } in alarms {
-            let number = |place: &crate::guard::Place| {
-                stored.get(place.group)?.sample_ids.get(place.sample).map(|SampleId(number)| *number)
-            };
+            let number =
+                |place: &Place| stored.get(place.group)?.sample_ids.get(place.sample).map(|SampleId(number)| *number);
             let named: Vec<i64> = samples.iter().filter_map(number).take(WRITTEN).collect();
             log.append(&json!({
                 "step": step, "since": since, "guard": guard, "action": action, "message": message, "samples": named,
