@@ -8,7 +8,7 @@ mod parse;
 pub use parse::Override;
 
 use crate::algorithm::{self, Samples};
-use crate::{Error, Result, optimizer, prox};
+use crate::{Error, Result, guard, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -51,6 +51,9 @@ pub struct Config {
     /// When and how held-out prompts are answered.
     #[serde(default)]
     pub evaluate: Evaluate,
+    /// What is watched, and what is done about it.
+    #[serde(default)]
+    pub guard: guard::Config,
     /// Where samples are kept.
     #[serde(default)]
     pub store: Store,
@@ -191,6 +194,7 @@ impl Config {
         if let Samples::Drawn { group_size } = algorithm.needs().samples {
             self.check_drawing(group_size)?;
         }
+        self.guard.check(&*algorithm, self.algorithm.name(), &self.checkpoint)?;
         match (&self.model.adapter, &self.prox) {
             (model::adapter::AdapterConfig::Lora(_), Some(_)) => Err(Error::input(
                 "[prox] closes gates, but adapter.lora has none; use [model.adapter.sora] or drop [prox]",

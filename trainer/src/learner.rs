@@ -28,6 +28,8 @@ pub(crate) struct Learner {
     prox: Option<Box<dyn Prox>>,
     parameters: Vec<Parameter>,
     rate: Rate,
+    /// Multiplies every learning rate; below 1 after a roll-back.
+    rate_scale: f64,
     max_grad_norm: f64,
     temperature: f64,
     steps: u64,
@@ -49,6 +51,7 @@ impl Learner {
             optimizer: config.optimizer.build()?,
             prox: config.prox.as_ref().map(crate::prox::ProxConfig::build).transpose()?,
             rate: config.optimizer.rate(),
+            rate_scale: 1.0,
             max_grad_norm: config.optimizer.max_grad_norm(),
             // What is read from a file was drawn at no temperature.
             temperature: match needs.samples {
@@ -69,6 +72,11 @@ impl Learner {
     /// The rule that it learns by.
     pub(crate) fn algorithm(&self) -> &dyn Algorithm {
         &*self.algorithm
+    }
+
+    /// Multiplies the config's learning rate from now on.
+    pub(crate) fn scale_rate(&mut self, scale: f64) {
+        self.rate_scale = scale;
     }
 
     /// Learns from the samples of one step. Where no sample has a gradient (every group's rewards are alike), nothing
@@ -102,7 +110,7 @@ impl Learner {
                 }
                 loss += batch_loss;
                 let number = before + (epoch * schedule.minibatches + index) as u64;
-                rate = self.rate.at(number, total);
+                rate = self.rate_scale * self.rate.at(number, total);
                 match optimizer::update(&mut *self.optimizer, &mut self.parameters, rate, self.max_grad_norm)? {
                     Update::Taken { grad_norm } => {
                         taken += 1;

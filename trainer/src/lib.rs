@@ -5,6 +5,7 @@ pub mod batch;
 pub mod config;
 mod error;
 pub mod evaluate;
+pub mod guard;
 pub mod import;
 mod learner;
 mod measure;

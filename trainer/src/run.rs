@@ -1,10 +1,12 @@
 //! The training loop: collect, score, store, update, publish; the same for every algorithm.
 //!
 //! A run is a folder: `config.toml` (resolved), `run.json` (its place in the store), `metrics.jsonl`, `checkpoints/`,
-//! `tensorboard/`, `reward.svg` and `.png` (`loss` without rewards), and at the end `summary.json`. It can be killed at
-//! any moment: samples are committed before they are trained on, checkpoints appear whole or not at all, and a resumed
-//! run takes the samples of a step that it has already paid for from the store.
+//! `tensorboard/`, `reward.svg` and `.png` (`loss` without rewards), `alarms.jsonl` where a guard raised one, and at the
+//! end `summary.json`. It can be killed at any moment: samples are committed before they are trained on, checkpoints
+//! appear whole or not at all, and a resumed run takes the samples of a step that it has already paid for from the
+//! store.
 
+mod alarm;
 mod folder;
 mod observer;
 
@@ -13,6 +15,7 @@ pub use observer::{Observer, Phase, Silent};
 
 use crate::config::Config;
 use crate::evaluate::Exam;
+use crate::guard::Alarm;
 use crate::learner::Learner;
 use crate::measure;
 use crate::plan::Plan;
@@ -151,6 +154,7 @@ impl<'a> Training<'a> {
         let state = match newest {
             Some(snapshot) => {
                 let state = learner.restore(snapshot, &plan.policy)?;
+                learner.scale_rate(state.guard.rate_scale);
                 plan.publish(state.step)?;
                 check_restored(&plan.policy, &state, folder.path())?;
                 state
@@ -160,6 +164,9 @@ impl<'a> Training<'a> {
         let mut trackers: Vec<Box<dyn Tracker>> = vec![Box::new(JsonlTracker::resume(&folder.metrics(), state.step)?)];
         if config.tracker.tensorboard {
             trackers.push(Box::new(TensorboardTracker::resume(&folder.tensorboard(), state.step)?));
+        }
+        if folder.alarms().exists() {
+            JsonlTracker::resume(&folder.alarms(), state.step)?;
         }
         Ok(Self { config, plan, learner, folder, snapshots, store, run, trackers, state, saved })
     }
@@ -177,8 +184,9 @@ impl<'a> Training<'a> {
                 return Ok(Outcome::Interrupted { folder: self.folder.path().to_owned(), step: self.state.step });
             }
             let step = self.state.step + 1;
-            let metrics = self.step(step, observer)?;
+            let (metrics, alarms) = self.step(step, observer)?;
             observer.step(step, steps, &metrics);
+            self.heed(&alarms, observer)?;
             if step.is_multiple_of(self.config.checkpoint.every) {
                 observer.phase(Phase::Saving);
                 self.save()?;
@@ -197,8 +205,8 @@ impl<'a> Training<'a> {
         Ok(Outcome::Finished(summary))
     }
 
-    /// One step of the loop.
-    fn step(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Metrics> {
+    /// One step of the loop: what was measured, and what its guards say.
+    fn step(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(Metrics, Vec<Alarm>)> {
         let start = Instant::now();
         let samples = self.samples(step, observer)?;
         let mut metrics = samples.metrics.clone();
@@ -229,11 +237,12 @@ impl<'a> Training<'a> {
         {
             metrics.merge(self.evaluate(observer)?);
         }
+        let alarms = self.config.guard.watch(step, &samples.fresh, &mut self.state.guard, &mut metrics);
         for tracker in &mut self.trackers {
             tracker.log(step, &metrics)?;
         }
         self.store.finish_step(self.run, step, &metrics)?;
-        Ok(metrics)
+        Ok((metrics, alarms))
     }
 
     fn samples(&mut self, step: u64, observer: &mut dyn Observer) -> Result<StepSamples> {

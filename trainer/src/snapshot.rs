@@ -9,6 +9,7 @@ pub(crate) mod tensors;
 
 pub use peft::export_peft;
 
+use crate::guard::Memory;
 use crate::{Error, Result};
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub(crate) struct State {
     pub train_seconds: f64,
     /// The held-out metrics before the first step.
     pub before: Metrics,
+    /// What the guards remember.
+    #[serde(default)]
+    pub guard: Memory,
 }
 
 impl State {
@@ -53,6 +57,7 @@ impl State {
             samples: 0,
             train_seconds: 0.0,
             before: Metrics::new(),
+            guard: Memory::default(),
         }
     }
 }

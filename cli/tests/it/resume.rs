@@ -12,11 +12,23 @@ fn uninterrupted() -> Desk {
     desk
 }
 
-fn samples(desk: &Desk) -> Vec<serde_json::Value> {
+/// Every sample of the store, with what identifies it.
+pub(crate) fn samples(desk: &Desk) -> Vec<serde_json::Value> {
     desk.query(
         "SELECT g.step, g.place AS prompt, s.place, hex(s.token_ids) AS ids, hex(s.logprobs) AS logprobs \
          FROM samples s JOIN groups g ON g.id = s.group_id ORDER BY 1, 2, 3",
     )
+}
+
+/// Starts a run in the folder `run` and kills it when so many steps are logged.
+pub(crate) fn kill_when_logged(desk: &Desk, args: &[&str], steps: usize) {
+    let mut child = desk.start(args);
+    let logged = || std::fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap_or_default().lines().count();
+    while logged() < steps && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 /// Kills the run after each of the delays, resumes it after each, and lets the last one finish.

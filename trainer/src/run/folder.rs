@@ -94,6 +94,10 @@ impl RunFolder {
         self.path.join("metrics.jsonl")
     }
 
+    pub(super) fn alarms(&self) -> PathBuf {
+        self.path.join("alarms.jsonl")
+    }
+
     pub(super) fn tensorboard(&self) -> PathBuf {
         self.path.join("tensorboard")
     }

@@ -48,19 +48,26 @@ impl JsonlTracker {
     }
 }
 
-impl Tracker for JsonlTracker {
-    fn log(&mut self, step: u64, metrics: &Metrics) -> Result<()> {
+impl JsonlTracker {
+    /// Adds a line of another kind; `object` has a `step`.
+    pub(crate) fn append(&mut self, object: &Value) -> Result<()> {
         self.file
-            .write_all(line(step, metrics).as_bytes())
+            .write_all(format!("{object}\n").as_bytes())
             .and_then(|()| self.file.sync_data())
             .map_err(|error| unwritable(&self.path, &error))
     }
 }
 
-fn line(step: u64, metrics: &Metrics) -> String {
+impl Tracker for JsonlTracker {
+    fn log(&mut self, step: u64, metrics: &Metrics) -> Result<()> {
+        self.append(&line(step, metrics))
+    }
+}
+
+fn line(step: u64, metrics: &Metrics) -> Value {
     let mut object = Map::from_iter([("step".to_owned(), Value::from(step))]);
     object.extend(metrics.iter().map(|(name, value)| (name.to_owned(), Value::from(value))));
-    format!("{}\n", Value::Object(object))
+    Value::Object(object)
 }
 
 /// How many bytes of the file are lines up to and including `last_step`. An unreadable line is an error that names it,

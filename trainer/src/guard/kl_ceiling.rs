@@ -1,0 +1,96 @@
+//! Two policies have come too far apart: a KL divergence, averaged over the window, is above a ceiling.
+//!
+//! Which two is the user's choice: the policy and the reference (`kl`), the trainer and the sampler (`mismatch_kl`), or
+//! the policy after a step's updates and before them (`proximal_kl`), all in nats per token. The samples named are those
+//! whose tokens were the least likely when they were drawn: that is where ratios are the furthest from 1.
+
+use super::{Action, Finding, Guard, largest_first, mean, places, positive, surprise};
+use crate::algorithm::Algorithm;
+use crate::{Error, Result};
+use schema::{Metrics, ScoredGroup};
+use serde::{Deserialize, Serialize};
+
+/// `[guard.kl_ceiling]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KlCeiling {
+    /// Which divergence.
+    pub metric: Divergence,
+    /// The largest mean that is no alarm, in nats per token.
+    pub limit: f64,
+    /// Steps that are averaged.
+    pub window: usize,
+    /// What an alarm does.
+    pub action: Action,
+}
+
+/// A divergence between two policies, by the name of its metric.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Divergence {
+    /// Of the policy from the reference.
+    Kl,
+    /// Of the trainer from the sampler.
+    #[default]
+    MismatchKl,
+    /// Of the policy from the one that the step began with.
+    ProximalKl,
+}
+
+impl Divergence {
+    fn metric(self) -> &'static str {
+        match self {
+            Self::Kl => "kl",
+            Self::MismatchKl => "mismatch_kl",
+            Self::ProximalKl => "proximal_kl",
+        }
+    }
+}
+
+impl Default for KlCeiling {
+    fn default() -> Self {
+        Self { metric: Divergence::MismatchKl, limit: 0.1, window: 5, action: Action::Warn }
+    }
+}
+
+impl Guard for KlCeiling {
+    fn action(&self) -> Action {
+        self.action
+    }
+
+    fn window(&self) -> usize {
+        self.window
+    }
+
+    fn check(&self, algorithm: &dyn Algorithm) -> Result<()> {
+        let needs = algorithm.needs();
+        let measured = match self.metric {
+            Divergence::Kl => needs.reference,
+            Divergence::MismatchKl => true,
+            Divergence::ProximalKl => needs.scored_credit || algorithm.schedule(1).updates() > 1,
+        };
+        if !measured {
+            let remedy = match self.metric {
+                Divergence::ProximalKl => "takes one update per step; raise its epochs or minibatches",
+                _ => "does not look at the reference; raise its kl_coefficient",
+            };
+            return Err(Error::input(format!(
+                ".metric is {}, which is never measured, because the algorithm {remedy}, or watch mismatch_kl",
+                self.metric.metric()
+            )));
+        }
+        positive("limit", self.limit)
+    }
+
+    fn measure(&self, _samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
+        Some(vec![metrics.get(self.metric.metric())?])
+    }
+
+    fn judge(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+        let kl = mean(window, 0);
+        (kl > self.limit).then(|| Finding {
+            message: format!("{} is {kl:.4} nats per token, above the ceiling of {}", self.metric.metric(), self.limit),
+            samples: largest_first(places(samples).map(|(place, sample)| (place, surprise(sample))).collect()),
+        })
+    }
+}

@@ -1,0 +1,72 @@
+//! The reward rises while completions get much longer or much shorter: reward may be bought by length.
+//!
+//! Two windows lie behind each other, of reward and mean completion length in tokens:
+//!
+//! ```text
+//! alarm if  reward later > reward earlier  and  |length later / length earlier − 1| > limit
+//! ```
+//!
+//! That can be what was wanted, as when a policy learns to reason; hence read the samples that are named, the longest
+//! first (the shortest, if lengths fall).
+
+use super::{Action, Finding, Guard, largest_first, mean, places, positive};
+use crate::Result;
+use crate::algorithm::Algorithm;
+use schema::{Metrics, ScoredGroup};
+use serde::{Deserialize, Serialize};
+
+/// `[guard.length_drift]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LengthDrift {
+    /// The largest change of the mean length that is no alarm, as a share of the earlier length.
+    pub limit: f64,
+    /// Steps of each of the two windows that are compared.
+    pub window: usize,
+    /// What an alarm does.
+    pub action: Action,
+}
+
+impl Default for LengthDrift {
+    fn default() -> Self {
+        Self { limit: 0.5, window: 10, action: Action::Warn }
+    }
+}
+
+impl Guard for LengthDrift {
+    fn action(&self) -> Action {
+        self.action
+    }
+
+    fn window(&self) -> usize {
+        2 * self.window
+    }
+
+    fn check(&self, _algorithm: &dyn Algorithm) -> Result<()> {
+        positive("limit", self.limit)
+    }
+
+    fn measure(&self, _samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
+        Some(vec![metrics.get("reward")?, metrics.get("completions/mean_length")?])
+    }
+
+    fn judge(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+        let (earlier, later) = window.split_at(self.window);
+        let [rewards, lengths] = [0, 1].map(|number| (mean(earlier, number), mean(later, number)));
+        let change = lengths.1 / lengths.0 - 1.0;
+        let longer = change.signum();
+        (rewards.1 > rewards.0 && change.abs() > self.limit).then(|| Finding {
+            message: format!(
+                "the reward rose from {:.3} to {:.3} while the mean length went from {:.1} to {:.1} tokens, by more than {:.0} %",
+                rewards.0,
+                rewards.1,
+                lengths.0,
+                lengths.1,
+                100.0 * self.limit
+            ),
+            samples: largest_first(
+                places(samples).map(|(place, sample)| (place, longer * sample.len() as f64)).collect(),
+            ),
+        })
+    }
+}

@@ -1,0 +1,93 @@
+//! What a run does about the alarms of its guards: say, write down, go back, or stop.
+//!
+//! A roll-back brings weights, critic, optimizer and algorithm back and nothing else. The step counter, the counts of
+//! tokens and samples and the store go on: what was drawn was drawn. The new state is saved at once, so a run that is
+//! killed afterwards does not meet its old self again.
+
+use super::{Observer, Training};
+use crate::guard::{Action, Alarm, Place};
+use crate::snapshot::Snapshot;
+use crate::tracker::JsonlTracker;
+use crate::{Error, Result};
+use serde_json::json;
+use store::SampleId;
+
+/// How many samples of an alarm are written down.
+const WRITTEN: usize = 32;
+
+/// How many of them are said.
+const SAID: usize = 5;
+
+impl Training<'_> {
+    /// Acts on the alarms of the step that has just been finished.
+    pub(super) fn heed(&mut self, alarms: &[Alarm], observer: &mut dyn Observer) -> Result<()> {
+        let Some(action) = alarms.iter().map(|alarm| alarm.action).max() else { return Ok(()) };
+        let said = self.write_down(alarms)?;
+        for sentence in &said {
+            observer.note(sentence);
+        }
+        match action {
+            Action::Warn => Ok(()),
+            Action::RollBack => {
+                let since = alarms.iter().filter(|alarm| alarm.action == action).map(|alarm| alarm.since).min();
+                self.roll_back(since.unwrap_or(self.state.step), observer)
+            }
+            Action::Stop => {
+                let guards: Vec<&str> =
+                    alarms.iter().filter(|alarm| alarm.action == action).map(|alarm| alarm.guard).collect();
+                Err(self.ended(&format!("stopped by guard.{}", guards.join(" and guard.")))?)
+            }
+        }
+    }
+
+    /// Adds a line for each alarm to the run's `alarms.jsonl`; returns a sentence for each.
+    fn write_down(&self, alarms: &[Alarm]) -> Result<Vec<String>> {
+        let step = self.state.step;
+        let stored = self.store.step_groups(self.run, step)?.unwrap_or_default();
+        let mut log = JsonlTracker::resume(&self.folder.alarms(), step - 1)?;
+        let mut sentences = Vec::new();
+        for Alarm { guard, action, since, message, samples } in alarms {
+            let number =
+                |place: &Place| stored.get(place.group)?.sample_ids.get(place.sample).map(|SampleId(number)| *number);
+            let named: Vec<i64> = samples.iter().filter_map(number).take(WRITTEN).collect();
+            log.append(&json!({
+                "step": step, "since": since, "guard": guard, "action": action, "message": message, "samples": named,
+            }))?;
+            let first: Vec<String> = named.iter().take(SAID).map(ToString::to_string).collect();
+            let shown = if first.is_empty() { String::new() } else { format!("; see samples {}", first.join(", ")) };
+            sentences.push(format!("guard.{guard}: {message} (steps {since} to {step}){shown}"));
+        }
+        Ok(sentences)
+    }
+
+    /// Returns to what was learned before the step `since`, and goes on more slowly.
+    fn roll_back(&mut self, since: u64, observer: &mut dyn Observer) -> Result<()> {
+        let Some(good) = self.snapshots.steps().into_iter().rev().find(|saved| *saved < since) else {
+            return Err(self.ended(&format!(
+                "a guard rolls back to before step {since}, but checkpoint.keep left no checkpoint from then, so the run ends"
+            ))?);
+        };
+        self.learner.restore(Snapshot::read(&self.snapshots.path(good))?, &self.plan.policy)?;
+        self.plan.publish(self.state.step)?;
+        self.state.policy_hash.clone_from(&self.plan.policy.version().hash);
+        self.state.guard.forget();
+        self.state.guard.rate_scale *= self.config.guard.roll_back_rate;
+        self.learner.scale_rate(self.state.guard.rate_scale);
+        self.save()?;
+        observer.note(&format!(
+            "rolled back to what was learned by step {good}; the learning rate is multiplied by {} from here on",
+            self.state.guard.rate_scale
+        ));
+        Ok(())
+    }
+
+    /// Saves the run; the error that it ends with.
+    fn ended(&mut self, why: &str) -> Result<Error> {
+        self.save()?;
+        let folder = self.folder.path().display();
+        Ok(Error::runtime(format!(
+            "{why} after step {}; everything is saved. Read its samples (proxrl replay show ID) and {folder}/alarms.jsonl, then go on by proxrl train --resume {folder}, with --set guard.NAME.limit=… where the alarm was wrong",
+            self.state.step
+        )))
+    }
+}
