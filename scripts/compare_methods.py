@@ -116,7 +116,8 @@ def course(runs, metric, axis, budget, unit):
         seeds = [[(row[axis], row[2]) for row in rows(folder, metric)] for folder in folders]
         at = lambda place: spread([reading(points, place, budget) for points in seeds])
         lines.append([name] + [at(place) for place in places])
-    return table(["method"] + [f"{place:,.0f} {unit}" for place in places], lines)
+    digits = 0 if budget >= 20 else 1
+    return table(["method"] + [f"{place:,.{digits}f} {unit}" for place in places], lines)
 
 
 def outcome(runs, summaries):
