@@ -10,6 +10,7 @@ mod errors;
 mod guards;
 mod learns;
 mod ppo;
+mod methods;
 mod replay;
 mod replay_docs;
 mod resume;

@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Compare methods: train configs on several seeds under common settings, and write a page with tables and curves.
+
+    python3 scripts/compare_methods.py configs/grpo.toml configs/rloo.toml --seeds 0 1 2 --page docs/results/methods.md
+
+Every config is trained on every seed into OUT/NAME-SEED, one after another, because they would share the cores. What is
+finished is not run again, and what was interrupted goes on, so the same command can be given until it is done. `--set
+KEY=VALUE` changes all configs, `--set NAME:KEY=VALUE` one of them: a method that draws more samples per step, such as
+DAPO, should have fewer steps.
+
+The tables read each run's metrics.jsonl at equal numbers of samples and at equal seconds of training: the mean of a
+metric over the last eighth of the way to that point, then its mean and standard deviation over seeds. The curves are
+`proxrl plot`. Needs Python 3.8 and the program, nothing else.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Parts of the common budget at which the tables read a metric.
+PARTS = (0.25, 0.5, 0.75, 1.0)
+# The share of the whole budget that a reading is averaged over.
+WINDOW = 0.125
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="+", type=Path, help="configs, each named after its file")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", action="append", default=[], metavar="[NAME:]KEY=VALUE", help="change a key")
+    parser.add_argument("--samples", type=int, help="the sample budget; by default what every run has drawn")
+    parser.add_argument("--metric", default="reward", help="a name in metrics.jsonl")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where the runs go")
+    parser.add_argument("--page", type=Path, default=Path("docs/results/methods.md"), help="the page to write")
+    parser.add_argument("--title", default="Methods compared")
+    parser.add_argument("--program", type=Path, default=ROOT / "target/release/proxrl")
+    return parser.parse_args()
+
+
+def overrides(settings, name):
+    """The settings for one config: those without a name, and its own."""
+    chosen = []
+    for setting in settings:
+        owner, separator, rest = setting.partition(":")
+        # A colon behind the equals sign belongs to the value.
+        if separator and "=" not in owner:
+            if owner == name:
+                chosen.append(rest)
+        else:
+            chosen.append(setting)
+    return chosen
+
+
+def train(program, config, seed, folder, settings):
+    """Trains one config, unless it has been trained already; goes on where it stopped."""
+    if (folder / "summary.json").exists():
+        return
+    if (folder / "config.toml").exists():
+        command = [program, "train", "--resume", folder]
+    else:
+        command = [program, "train", config, "--out", folder, "--set", f"seed={seed}"]
+        command += ["--set", f'store.url="sqlite://{folder.parent / "compare.db"}"']
+        for setting in settings:
+            command += ["--set", setting]
+    print("+", shlex.join(map(str, command)), flush=True)
+    subprocess.run([str(part) for part in command], check=True)
+
+
+def rows(folder, metric):
+    """(samples, seconds, metric) of every step that has the metric."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [(row["num_samples"], row["time/train_s"], row[metric]) for row in lines if row.get(metric) is not None]
+    if not found:
+        sys.exit(f"{folder}/metrics.jsonl has no metric `{metric}`; --metric names another one")
+    return found
+
+
+def reading(points, place, budget):
+    """The mean over the last eighth of the budget before a place; None beyond the end of the run.
+
+    `points` are (x, y), x ascending. A step counts where it ends; if none ends in the window, the last one before does.
+    """
+    before = [(x, y) for x, y in points if x <= place + 1e-9]
+    if not before or points[-1][0] < place - 1e-9:
+        return None
+    inside = [y for x, y in before if x > place - WINDOW * budget]
+    return statistics.mean(inside) if inside else before[-1][1]
+
+
+def spread(values, digits=3, scale=1.0):
+    """`mean ± standard deviation` of what is known."""
+    known = [value * scale for value in values if value is not None]
+    if not known:
+        return "–"
+    mean = f"{statistics.mean(known):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else mean
+
+
+def table(heads, lines):
+    text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    return "\n".join(text + [f"| {' | '.join(line)} |" for line in lines])
+
+
+def course(runs, metric, axis, budget, unit):
+    """A metric at parts of the budget, one line per method; `axis` is 0 for samples, 1 for seconds."""
+    places = [part * budget for part in PARTS]
+    lines = []
+    for name, folders in runs.items():
+        seeds = [[(row[axis], row[2]) for row in rows(folder, metric)] for folder in folders]
+        at = lambda place: spread([reading(points, place, budget) for points in seeds])
+        lines.append([name] + [at(place) for place in places])
+    digits = 0 if budget >= 20 else 1
+    return table(["method"] + [f"{place:,.{digits}f} {unit}" for place in places], lines)
+
+
+def outcome(runs, summaries):
+    """What each method came to at the end of its runs."""
+    lines = []
+    for name in runs:
+        of = lambda key: [summary.get(key) for summary in summaries[name]]
+        lines.append([
+            name,
+            spread(of("accuracy_before"), 1, 100.0),
+            spread(of("accuracy_after"), 1, 100.0),
+            spread(of("samples"), 0),
+            spread(of("generated_tokens"), 0),
+            spread(of("train_seconds"), 0),
+            spread(of("peak_rss_mb"), 0),
+        ])
+    heads = ["method", "held-out accuracy before, %", "after, %", "samples", "tokens drawn", "training, s", "peak memory, MB"]
+    return table(heads, lines)
+
+
+def machine():
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        model = next(line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{os.cpu_count()} cores of {model}, {platform.system()}"
+
+
+def commit():
+    said = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    return said.stdout.strip() or "unknown"
+
+
+def page(args, runs, summaries):
+    every = [folder for folders in runs.values() for folder in folders]
+    samples = args.samples or min(rows(folder, args.metric)[-1][0] for folder in every)
+    seconds = min(rows(folder, args.metric)[-1][1] for folder in every)
+    pictures = []
+    for axis in ("samples", "seconds"):
+        picture = args.page.with_name(f"{args.page.stem}-{axis}.svg")
+        named = [f"{name}={folder}" for name, folders in runs.items() for folder in folders]
+        command = [args.program, "plot", *named, "--x", axis, "--y", args.metric, "--out", picture]
+        subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+        pictures.append(f"![{args.metric} by {axis}, mean over seeds]({picture.name})")
+    seeds = ", ".join(map(str, args.seeds))
+    command = "python3 " + shlex.join(sys.argv)
+    return f"""# {args.title}
+
+Each method by its own config, on seeds {seeds}; every number is the mean over seeds, ± their standard deviation. Commit
+{commit()}, {machine()}.
+
+```sh
+{command}
+```
+
+## At the end
+
+{outcome(runs, summaries)}
+
+Held-out prompts are answered greedily, before the first and after the last step. *Training* is sampling, scoring, storing
+and updating.
+
+## `{args.metric}` against samples
+
+{course(runs, args.metric, 0, samples, "samples")}
+
+{pictures[0]}
+
+## `{args.metric}` against seconds of training
+
+{course(runs, args.metric, 1, seconds, "s")}
+
+{pictures[1]}
+
+A number in these two tables is the mean over the last eighth of the budget before that point; the budget is what every run
+has reached. The curves are smoothed means over seeds.
+"""
+
+
+def main():
+    args = arguments()
+    if not args.program.exists():
+        sys.exit(f"{args.program} is not there: cargo build --release builds it, --program names another one")
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.page.parent.mkdir(parents=True, exist_ok=True)
+    runs = {}
+    # Seed by seed, so that an interruption leaves every method with the same number of runs, or one less.
+    for seed in args.seeds:
+        for config in args.configs:
+            folder = args.out / f"{config.stem}-{seed}"
+            train(args.program, config, seed, folder, overrides(args.set, config.stem))
+            runs.setdefault(config.stem, []).append(folder)
+    read = lambda folder: json.loads((folder / "summary.json").read_text())
+    summaries = {name: [read(folder) for folder in folders] for name, folders in runs.items()}
+    args.page.write_text(page(args, runs, summaries))
+    print(args.page)
+
+
+if __name__ == "__main__":
+    main()
