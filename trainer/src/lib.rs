@@ -6,6 +6,7 @@ pub mod config;
 mod error;
 pub mod evaluate;
 pub mod import;
+pub mod lab;
 mod learner;
 mod measure;
 pub mod objective;
