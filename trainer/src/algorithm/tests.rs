@@ -33,7 +33,7 @@ fn gradient(algorithm: &Config, rewards: &[&[f32]], micro_batch_tokens: usize) -
 fn group_relative() -> impl Iterator<Item = Config> {
     Config::defaults().into_iter().filter(|config| {
         let needs = build(config).unwrap().needs();
-        matches!(needs.samples, Samples::Drawn { group_size: 2.. }) && !needs.scored_credit
+        matches!(needs.samples, Samples::Drawn { group_size: 2.. }) && !needs.scored_credit && !needs.whole_groups
     })
 }
 
