@@ -16,6 +16,7 @@ mod grpo;
 mod gspo;
 mod ipo;
 mod kto;
+mod nash_md;
 mod nash_mp;
 mod online_dpo;
 mod online_ipo;
@@ -30,6 +31,7 @@ mod rloo;
 mod sft;
 mod simpo;
 mod sppo;
+mod xpo;
 
 pub use anchored::{Anchored, AnchoredForm};
 pub use apo::{Apo, ApoLoss};
@@ -43,11 +45,13 @@ pub use grpo::{Grpo, LossType, ScaleRewards};
 pub use gspo::Gspo;
 pub use ipo::{Ipo, LogRatio};
 pub use kto::{Kto, KtoData};
+pub use nash_md::{NashMd, NashMdForm};
 pub use nash_mp::{NashForm, NashMp};
 pub use online_dpo::{OnlineDpo, OnlineLoss};
 pub use online_ipo::OnlineIpo;
 pub use orpo::Orpo;
 pub use ppo::Ppo;
+pub use preference::Ties;
 pub use reinforce::{Baseline, Reinforce};
 pub use reinforce_pp::ReinforcePp;
 pub use reward_model::RewardModel;
@@ -55,6 +59,7 @@ pub use rloo::Rloo;
 pub use sft::Sft;
 pub use simpo::SimPo;
 pub use sppo::{Sppo, SppoForm};
+pub use xpo::Xpo;
 
 use crate::batch::Batch;
 use crate::objective::{Denominator, Tally};
@@ -74,6 +79,8 @@ pub struct Needs {
     pub reads: Reads,
     /// Log-probabilities under the reference policy: the network with its adapter off.
     pub reference: bool,
+    /// Who draws a second group for each prompt, which follows the policy's own.
+    pub opponent: Option<Opponent>,
     /// Training goes in iterations, each of which has the policy that it began with as its reference.
     pub iterations: Option<Iterations>,
     /// Log-probabilities under a moving average of the policy, which takes over this share of it after each step.
@@ -96,6 +103,7 @@ impl Default for Needs {
             max_length: 1024,
             reads: Reads::Tokens,
             reference: false,
+            opponent: None,
             iterations: None,
             anchor: None,
             critic: None,
@@ -137,6 +145,18 @@ pub struct CriticNeeds {
     pub own_adapter: bool,
     /// Multiplies the learning rate of its tensors.
     pub learning_rate_scale: f64,
+}
+
+/// With whom the policy is compared.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Opponent {
+    /// The reference policy.
+    Reference,
+    /// The geometric mixture, token by token, of the policy and the reference.
+    Mixture {
+        /// The weight of the reference, in [0, 1].
+        reference: f64,
+    },
 }
 
 /// How training goes in iterations.
@@ -355,6 +375,8 @@ algorithms! {
     "online_ipo" OnlineIpo(OnlineIpo),
     "apo" Apo(Apo),
     "nash_mp" NashMp(NashMp),
+    "nash_md" NashMd(NashMd),
+    "xpo" Xpo(Xpo),
 }
 
 impl Default for Config {

@@ -273,7 +273,8 @@ impl Learner {
         let want = if drawn { Want::Entropy } else { Want::Fit };
         let evaluation = policy.evaluate(&batch.packed, self.temperature, want, self.critic.as_ref());
         let logprobs = &evaluation.logprobs;
-        if drawn {
+        // Where an opponent's samples are learned from too, nothing is wrong if its log-probabilities are not the policy's.
+        if drawn && needs.opponent.is_none() {
             tally_policies(batch, logprobs, tally);
         }
         if let Some(foremost) = &evaluation.foremost {

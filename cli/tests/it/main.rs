@@ -8,6 +8,7 @@ mod configs;
 mod data;
 mod errors;
 mod learns;
+mod preferences;
 mod replay;
 mod replay_docs;
 mod resume;

@@ -18,7 +18,7 @@
 //! [recursion](crate::lab::iterations) shows what α gains where rewards are known.
 
 use super::policy_gradient::not_negative;
-use super::preference::{self, Against, Pairs};
+use super::preference::{self, Against, Pairs, Ties};
 use super::sppo::{self, SppoForm};
 use super::{Algorithm, Credits, Evidence, Iterations, Needs, Outputs};
 use crate::batch::Batch;
@@ -46,6 +46,8 @@ pub struct Apo {
     pub max_loss_increase: f64,
     /// A difference of rewards of this size wins with σ(1) = 73 %; 0: the greater reward wins for certain.
     pub judge_temperature: f64,
+    /// What becomes of a pair whose rewards are equal.
+    pub ties: Ties,
 }
 
 /// What an iteration minimises.
@@ -70,6 +72,7 @@ impl Default for Apo {
             steps_per_iteration: 10,
             max_loss_increase: 0.1,
             judge_temperature: 0.0,
+            ties: Ties::FirstWins,
         }
     }
 }
@@ -100,12 +103,12 @@ impl Algorithm for Apo {
             alpha: self.alpha,
             max_loss_increase: self.max_loss_increase,
         };
-        Needs { iterations: Some(iterations), ..preference::drawn_needs() }
+        Needs { iterations: Some(iterations), ..preference::drawn_needs(2) }
     }
 
     fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
         let against = if self.loss == ApoLoss::Sppo { Against::Group } else { Against::Partner };
-        Some(preference::best_and_worst(groups, self.judge_temperature, against))
+        Some(self.ties.resolve(preference::best_and_worst(groups, self.judge_temperature, against)))
     }
 
     fn credit(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {

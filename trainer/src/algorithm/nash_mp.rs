@@ -98,7 +98,7 @@ impl NashMp {
 impl Algorithm for NashMp {
     fn needs(&self) -> Needs {
         let contrastive = self.form == NashForm::Contrastive;
-        Needs { anchor: Some(self.kappa), scored_credit: true, whole_groups: contrastive, ..preference::drawn_needs() }
+        Needs { anchor: Some(self.kappa), scored_credit: true, whole_groups: contrastive, ..preference::drawn_needs(2) }
     }
 
     fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {

@@ -2,14 +2,14 @@
 //!
 //! Each group's best and worst sample, by the run's rewards, are a pair for the loss of DPO or of IPO; the reference is
 //! the base model throughout. Nothing becomes stale, which is what offline DPO suffers from. Where rewards are equal the
-//! first sample wins, as in TRL.
+//! first sample wins, as in TRL, or the pair is skipped.
 //!
 //! ```text
 //! sigmoid  ℓ = −log σ(β h)                h = log(π / π_ref)(better) − log(π / π_ref)(worse)
 //! ipo      ℓ = (h − 1/(2β))²
 //! ```
 
-use super::preference::{self, Against, Pairs};
+use super::preference::{self, Against, Pairs, Ties};
 use super::{Algorithm, Credits, Evidence, Needs, Outputs};
 use crate::Result;
 use crate::batch::Batch;
@@ -28,6 +28,8 @@ pub struct OnlineDpo {
     /// What becomes of the margin.
     #[serde(alias = "loss_type")]
     pub loss: OnlineLoss,
+    /// What becomes of a pair whose rewards are equal.
+    pub ties: Ties,
 }
 
 /// What becomes of the margin of a drawn pair.
@@ -43,7 +45,7 @@ pub enum OnlineLoss {
 
 impl Default for OnlineDpo {
     fn default() -> Self {
-        Self { beta: 0.1, loss: OnlineLoss::Sigmoid }
+        Self { beta: 0.1, loss: OnlineLoss::Sigmoid, ties: Ties::FirstWins }
     }
 }
 
@@ -57,11 +59,11 @@ impl OnlineDpo {
 
 impl Algorithm for OnlineDpo {
     fn needs(&self) -> Needs {
-        preference::drawn_needs()
+        preference::drawn_needs(2)
     }
 
     fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
-        Some(preference::best_and_worst(groups, 0.0, Against::Partner))
+        Some(self.ties.resolve(preference::best_and_worst(groups, 0.0, Against::Partner)))
     }
 
     fn credit(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {

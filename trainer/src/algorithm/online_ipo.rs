@@ -48,7 +48,7 @@ impl OnlineIpo {
 
 impl Algorithm for OnlineIpo {
     fn needs(&self) -> Needs {
-        preference::drawn_needs()
+        preference::drawn_needs(2)
     }
 
     /// Neighbours and not extremes: the identity holds for pairs drawn without a look at their rewards.

@@ -19,6 +19,7 @@ use crate::objective::preference::PairScores;
 use crate::objective::{Aggregation, Denominator, Tally};
 use crate::{Error, Result};
 use schema::{Group, Part, PartStatus, Sample, ScoredGroup, Verdict};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 /// What a method needs that learns from the pairs of a data set.
@@ -33,9 +34,9 @@ pub(super) fn needs(max_length: usize) -> Needs {
     }
 }
 
-/// What a method needs whose pairs the policy draws.
-pub(super) fn drawn_needs() -> Needs {
-    Needs { samples: Samples::Drawn { group_size: 2 }, ..needs(Needs::default().max_length) }
+/// What a method needs whose pairs the policy draws, in groups of at least this size.
+pub(super) fn drawn_needs(group_size: usize) -> Needs {
+    Needs { samples: Samples::Drawn { group_size }, ..needs(Needs::default().max_length) }
 }
 
 /// Refuses a limit that no pair can keep to, and a beta that would make every pair alike.
@@ -136,9 +137,30 @@ impl Pairs {
 }
 
 /// Every first and every second of one number per sequence.
-fn sides(per_sequence: &Tensor) -> (Tensor, Tensor) {
+pub(super) fn sides(per_sequence: &Tensor) -> (Tensor, Tensor) {
     let pairs = per_sequence.reshape([-1, 2]);
     (pairs.select(1, 0), pairs.select(1, 1))
+}
+
+/// What becomes of a pair whose rewards are equal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ties {
+    /// The sample that was drawn first counts as the better one, as in TRL.
+    #[default]
+    FirstWins,
+    /// It is not learned from.
+    Skip,
+}
+
+impl Ties {
+    /// The pairs to learn from.
+    pub(super) fn resolve(self, mut pairs: Vec<ScoredGroup>) -> Vec<ScoredGroup> {
+        if self == Self::Skip {
+            pairs.retain(|pair| pair.rewards()[0] != pair.rewards()[1]);
+        }
+        pairs
+    }
 }
 
 /// Whom a sample's win rate is against.
@@ -196,6 +218,52 @@ pub(super) fn neighbours(groups: &[ScoredGroup], temperature: f64) -> Vec<Scored
     groups.iter().flat_map(of_group).collect()
 }
 
+/// Every two groups, the policy's and its opponent's on one prompt, become the policy's, whose rewards are the win rates
+/// of its samples against all judged ones of the opponent.
+pub(super) fn against_opponents(groups: &[ScoredGroup], temperature: f64) -> Vec<ScoredGroup> {
+    let one = |two: &[ScoredGroup]| {
+        let others = judged(&two[1]);
+        let win_rate = |reward: Option<f32>| {
+            let own = f64::from(reward.filter(|_| !others.is_empty())?);
+            let wins: f64 = others.iter().map(|other| win_probability(own, other.1, temperature)).sum();
+            Some(wins / others.len() as f64)
+        };
+        let verdicts = two[0].rewards().into_iter().map(|reward| verdict(win_rate(reward))).collect();
+        ScoredGroup::new(two[0].group().clone(), verdicts).ok()
+    };
+    groups.chunks_exact(2).filter_map(one).collect()
+}
+
+/// Of every two groups, the policy's and its opponent's on one prompt, the n-th sample of one and of the other are a
+/// pair, the better one first and the policy's first where they are equal. [`drawn_by_reference`] tells them apart.
+pub(super) fn pairs_with_opponents(groups: &[ScoredGroup], temperature: f64) -> Vec<ScoredGroup> {
+    let one = |two: &[ScoredGroup]| -> Vec<ScoredGroup> {
+        let both = judged(&two[0]).into_iter().zip(judged(&two[1]));
+        both.map(|(own, other)| {
+            let mut joint = two[0].group().clone();
+            joint.samples = vec![two[0].group().samples[own.0].clone(), two[1].group().samples[other.0].clone()];
+            let wins = win_probability(own.1, other.1, temperature);
+            let own_first = own.1 >= other.1;
+            let sides = if own_first { [(0, wins), (1, 1.0 - wins)] } else { [(1, 1.0 - wins), (0, wins)] };
+            let pair = pair(&joint, sides);
+            let mut verdicts = pair.verdicts().to_vec();
+            let mark = Part { name: BY_REFERENCE.into(), weight: 0.0, ..verdicts[0].parts[0].clone() };
+            verdicts[usize::from(own_first)].parts.push(mark);
+            ScoredGroup::new(pair.group().clone(), verdicts).expect("a pair has two verdicts")
+        })
+        .collect()
+    };
+    groups.chunks_exact(2).flat_map(one).collect()
+}
+
+/// The weightless part of a verdict on a sample that the reference drew.
+const BY_REFERENCE: &str = "by_reference";
+
+/// Whether the reference drew each sample of a pair.
+pub(super) fn drawn_by_reference(pair: &ScoredGroup) -> impl Iterator<Item = bool> {
+    pair.verdicts().iter().map(|verdict| verdict.parts.iter().any(|part| part.name == BY_REFERENCE))
+}
+
 /// The places and rewards of the samples that can be one side of a pair.
 fn judged(group: &ScoredGroup) -> Vec<(usize, f64)> {
     let useful = group.judged().filter(|(_, sample, _)| has_tokens(sample));
@@ -204,15 +272,6 @@ fn judged(group: &ScoredGroup) -> Vec<(usize, f64)> {
 
 /// Two samples of a group with their win rates.
 fn pair(group: &Group, sides: [(usize, f64); 2]) -> ScoredGroup {
-    let verdict = |win_rate: f64| Verdict {
-        parts: vec![Part {
-            name: "win_rate".into(),
-            version: "1".into(),
-            weight: 1.0,
-            value: Some(win_rate as f32),
-            status: PartStatus::Judged,
-        }],
-    };
     let pair = Group {
         prompt: group.prompt.clone(),
         prompt_ids: group.prompt_ids.clone(),
@@ -220,8 +279,20 @@ fn pair(group: &Group, sides: [(usize, f64); 2]) -> ScoredGroup {
         settings: group.settings.clone(),
         samples: sides.iter().map(|(place, _)| group.samples[*place].clone()).collect(),
     };
-    let verdicts = sides.iter().map(|(_, win_rate)| verdict(*win_rate)).collect();
+    let verdicts = sides.iter().map(|(_, win_rate)| verdict(Some(*win_rate))).collect();
     ScoredGroup::new(pair, verdicts).expect("a pair has two verdicts")
+}
+
+/// What a win rate is to a sample.
+fn verdict(win_rate: Option<f64>) -> Verdict {
+    let part = |win_rate: f64| Part {
+        name: "win_rate".into(),
+        version: "1".into(),
+        weight: 1.0,
+        value: Some(win_rate as f32),
+        status: PartStatus::Judged,
+    };
+    Verdict { parts: win_rate.map(part).into_iter().collect() }
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ fn every_method_has_its_loss_and_gradient() {
         (Config::Sppo(Sppo { beta: 0.1, ..Sppo::default() }), certain, 36.25, -8.0, 9.0),
         (Config::Sppo(Sppo { beta: 0.1, form: SppoForm::Soft, ..Sppo::default() }), [0.8, 0.25], 4.0, -2.0, 2.0),
         (Config::OnlineDpo(OnlineDpo::default()), certain, 0.620_957_047_8, -0.046_257_015_5, 0.046_257_015_5),
-        (Config::OnlineDpo(OnlineDpo { loss: OnlineLoss::Ipo, beta: 0.1 }), certain, 12.25, -7.0, 7.0),
+        (Config::OnlineDpo(OnlineDpo { loss: OnlineLoss::Ipo, ..OnlineDpo::default() }), certain, 12.25, -7.0, 7.0),
         (Config::OnlineIpo(OnlineIpo::default()), certain, 12.25, -7.0, 7.0),
         // A draw has the target zero: 1.5².
         (Config::OnlineIpo(OnlineIpo::default()), [0.5, 0.5], 2.25, 3.0, -3.0),
@@ -141,6 +141,14 @@ fn the_best_and_the_worst_are_a_pair_with_win_rates() {
     assert_eq!(of(&[1.0, 1.0, 1.0], 0.0, Against::Partner), Some((vec![1, 3], vec![0.5, 0.5])));
     assert_eq!(of(&[1.0, f32::NAN], 0.0, Against::Partner), None);
     assert_eq!(of(&[f32::NAN, 0.0, 1.0], 0.0, Against::Partner), Some((vec![3, 2], vec![1.0, 0.0])));
+}
+
+#[test]
+fn ties_can_be_skipped() {
+    let pairs = || best_and_worst(&scored(&[&[1.0, 1.0], &[1.0, 0.0]]), 0.0, Against::Partner);
+    assert_eq!(Ties::FirstWins.resolve(pairs()).len(), 2);
+    let left = Ties::Skip.resolve(pairs());
+    assert_eq!(left.iter().map(ScoredGroup::rewards).collect::<Vec<_>>(), [[Some(1.0), Some(0.0)]]);
 }
 
 #[test]
