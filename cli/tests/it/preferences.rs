@@ -102,7 +102,7 @@ fn every_online_method_draws_pairs_and_learns_from_them() {
         "[algorithm.apo]\nsteps_per_iteration = 3\nties = \"skip\"",
         "[algorithm.apo]\nloss = \"sppo\"\nalpha = 0.0\nsteps_per_iteration = 3",
         "[algorithm.nash_mp]",
-        "[algorithm.nash_mp]\nform = \"contrastive\"",
+        "[algorithm.nash_mp]\nform = \"contrastive\"\neta = 2.0",
         "[algorithm.nash_md]",
         "[algorithm.xpo]\nties = \"skip\"",
     ] {

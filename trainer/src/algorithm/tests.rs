@@ -56,7 +56,7 @@ fn micro_batches_add_up_to_the_whole() {
         let rewards: &[&[f32]] = &[&[1.0, 0.0], &[2.0, 0.5]];
         let (whole, gradients) = gradient(&config, rewards, 1000);
         let (parts, sums) = gradient(&config, rewards, 1);
-        assert!((whole - parts).abs() < 1e-6, "{}: {whole} against {parts}", config.name());
+        assert!((whole - parts).abs() < 1e-6 * whole.abs().max(1.0), "{}: {whole} against {parts}", config.name());
         let largest = |tensors: &mut dyn Iterator<Item = Tensor>| {
             tensors.map(|tensor| tensor.abs().max().double_value(&[])).fold(0.0, f64::max)
         };
