@@ -62,7 +62,7 @@ fn main() -> Result<()> {
 struct Measured {
     game: Game,
     winner: Tabular,
-    /// For each rule the distance KL(π* ‖ π_k), k = 0, 1, …
+    /// For each rule the distance `KL(π* ‖ π_k)`, k = 0, 1, …
     runs: Vec<(Rule, Vec<f64>)>,
     /// What Nash-MP guarantees, for the same k.
     bound: Vec<f64>,
@@ -148,10 +148,8 @@ impl Measured {
         let winner: Vec<String> = self.winner.probabilities().iter().map(|p| format!("{p:.12}")).collect();
         println!("β = {}: equilibrium {}", self.game.beta(), winner.join(" "));
         let columns = [0, 2, 4, 10, 20, 40, 100, 200];
-        let cells = |values: &dyn Fn(u64) -> f64| -> String {
-            columns.iter().map(|queries| format!("{:>11.3e}", values(*queries))).collect()
-        };
-        let heading: String = columns.iter().map(|queries| format!("{queries:>11}")).collect();
+        let cells = |values: &dyn Fn(u64) -> f64| numbers(columns.iter().map(|queries| values(*queries)));
+        let heading = columns.map(|queries| format!("{queries:>11}")).concat();
         println!("{:<28}{heading}", "KL after so many queries");
         for (rule, distances) in &self.runs {
             println!("{:<28}{}", Self::label(*rule), cells(&|queries| distances[(queries / rule.queries()) as usize]));
@@ -185,12 +183,16 @@ fn acceleration_json((alpha, run): &(f64, Vec<Iteration>)) -> Value {
 }
 
 fn print_acceleration(runs: &[(f64, Vec<Iteration>)]) {
-    let heading: String = (1..=ROUNDS).map(|t| format!("{t:>11}")).collect();
+    let heading = (1..=ROUNDS).map(|t| format!("{t:>11}")).collect::<Vec<_>>().concat();
     println!("{:<28}{heading}", "max r − E r after iteration");
     for ((name, _), (_, run)) in gaps(runs).series.iter().zip(runs) {
-        let cells: String = run.iter().map(|iteration| format!("{:>11.3e}", iteration.gap)).collect();
-        println!("{name:<28}{cells}");
+        println!("{name:<28}{}", numbers(run.iter().map(|iteration| iteration.gap)));
     }
+}
+
+/// The cells of a row.
+fn numbers(values: impl Iterator<Item = f64>) -> String {
+    values.map(|value| format!("{value:>11.3e}")).collect::<Vec<_>>().concat()
 }
 
 fn write(folder: &Path, name: &str, drawn: &Drawn) -> Result<()> {

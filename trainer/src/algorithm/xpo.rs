@@ -76,11 +76,15 @@ impl Algorithm for Xpo {
 
     fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
-        let mut losses = sigmoid(&pairs.scores.ratio_margin(), self.beta, LabelNoise::None);
-        if let Some(by_reference) = &batch.returns {
-            let (chosen, rejected) = preference::sides(&batch.rows.sequence_mean(by_reference));
-            losses = losses + (&pairs.scores.chosen * chosen + &pairs.scores.rejected * rejected) * self.alpha;
-        }
+        let preferred = sigmoid(&pairs.scores.ratio_margin(), self.beta, LabelNoise::None);
+        let losses = match &batch.returns {
+            Some(by_reference) => {
+                let (chosen, rejected) = preference::sides(&batch.rows.sequence_mean(by_reference));
+                let bonus = &pairs.scores.chosen * chosen + &pairs.scores.rejected * rejected;
+                preferred + bonus * self.alpha
+            }
+            None => preferred,
+        };
         pairs.share(&losses, pairs.rewards(self.beta), batch, tally)
     }
 }

@@ -106,7 +106,7 @@ mod tests {
     use super::super::testing::{close, is};
     use super::*;
 
-    /// The distance to the equilibrium, KL(π* ‖ π_k), for k = 0, 1, …
+    /// The distance to the equilibrium, `KL(π* ‖ π_k)`, for k = 0, 1, …
     fn distances(rule: Rule, beta: f64, count: usize) -> Vec<f64> {
         let game = Game::cycle(beta).unwrap();
         let winner = game.equilibrium();

@@ -25,7 +25,9 @@ impl Tabular {
     pub fn from_logits(mut logits: Vec<f64>) -> Self {
         let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let normaliser = largest + logits.iter().map(|logit| (logit - largest).exp()).sum::<f64>().ln();
-        logits.iter_mut().for_each(|logit| *logit -= normaliser);
+        for logit in &mut logits {
+            *logit -= normaliser;
+        }
         Self { logprobs: logits }
     }
 
