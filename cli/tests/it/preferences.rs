@@ -28,7 +28,7 @@ prompts_per_step = 8
 /// Pairs that the policy draws, of which the one with more digits is better.
 const DRAWN: &str = "
 [rollout]
-prompts_per_step = 4
+prompts_per_step = 8
 group_size = 4
 max_new_tokens = 8
 
@@ -101,21 +101,23 @@ fn every_online_method_draws_pairs_and_learns_from_them() {
         "[algorithm.online_ipo]",
         "[algorithm.apo]\nsteps_per_iteration = 3\nties = \"skip\"",
         "[algorithm.apo]\nloss = \"sppo\"\nalpha = 0.0\nsteps_per_iteration = 3",
-        "[algorithm.nash_mp]",
-        "[algorithm.nash_mp]\nform = \"contrastive\"\neta = 2.0",
-        "[algorithm.nash_md]",
+        "[algorithm.nash_mp]\nbeta = 0.02\neta = 0.2",
+        "[algorithm.nash_mp]\nform = \"contrastive\"\nbeta = 0.02\neta = 0.2",
+        "[algorithm.nash_md]\nbeta = 0.02",
         "[algorithm.xpo]\nties = \"skip\"",
     ] {
         let desk = Desk::new();
-        train(&desk, 16, DRAWN, algorithm, "1e-2");
+        train(&desk, 30, DRAWN, algorithm, "1e-2");
         let rows = desk.metrics("run");
         let mean = |rows: &[Value]| rows.iter().map(|row| number(row, "reward")).sum::<f64>() / rows.len() as f64;
-        let (first, last) = (mean(&rows[..4]), mean(&rows[12..]));
-        assert!(last > first + 0.1, "{algorithm}: {first} to {last}");
+        let (first, last) = (mean(&rows[..6]), mean(&rows[24..]));
+        assert!(last > first + 0.15, "{algorithm}: {first} to {last}");
         // Each sample of an opponent is kept beside those of the policy, under the policy that drew it.
         let opponent = rows[0]["opponent/reward"].is_number();
         let groups = if opponent { 2 } else { 1 };
-        assert_eq!(desk.query("SELECT count(*) AS n FROM samples")[0]["n"], groups * 16 * 4 * 4, "{algorithm}");
+        assert_eq!(desk.query("SELECT count(*) AS n FROM samples")[0]["n"], groups * 30 * 8 * 4, "{algorithm}");
+        let drew = "SELECT count(DISTINCT policy_id) AS n FROM groups WHERE step = 3";
+        assert_eq!(desk.query(drew)[0]["n"], groups, "{algorithm}");
     }
 }
 
@@ -124,6 +126,8 @@ fn what_moves_beside_the_policy_survives_a_stop() {
     for (algorithm, part) in [
         ("[algorithm.apo]\nalpha = 0.5\nsteps_per_iteration = 3", "hat"),
         ("[algorithm.nash_mp]", "anchor"),
+        ("[algorithm.nash_md]", "adapter"),
+        ("[algorithm.xpo]", "adapter"),
         ("[algorithm.dpo]", ""),
     ] {
         let desk = Desk::new();

@@ -14,8 +14,8 @@ pub struct Inline {
     fixed: bool,
 }
 
-/// Mixtures are numbered from here on, since a run's store knows one policy by each number.
-const FIRST_MIXTURE: u64 = 1 << 32;
+/// Policies that are not the published one are numbered from here on, since a run's store knows one by each number.
+const FIRST_OTHER: u64 = 1 << 32;
 
 /// What else goes into the draws.
 struct Mixture {
@@ -48,8 +48,9 @@ impl Inline {
         match &self.mixture {
             Some(Mixture { other, share }) => {
                 let hash = format!("{} mixed with {share} of {other}", version.hash);
-                PolicyVersion { version: FIRST_MIXTURE + version.version, hash }
+                PolicyVersion { version: FIRST_OTHER + version.version, hash }
             }
+            None if self.fixed => PolicyVersion { version: FIRST_OTHER + version.version, ..version.clone() },
             None => version.clone(),
         }
     }

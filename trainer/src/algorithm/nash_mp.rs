@@ -5,14 +5,16 @@
 //!
 //! ```text
 //! p   = P(y ≻ y′),   y, y′ ∼ π                                         the judge's; of both samples one learns from the other
-//! adv = p − ½ − β log(π / π_ref)(y) − (β/η) log(π / π̄)(y)              all held
+//! k   = β log(π / π_ref) + (β/η) log(π / π̄)                           what a sample pays
+//! adv = p − ½ − (k(y) − k(y′))                                         all held
 //! ℓ   = −mean adv · log π(y)                                           policy_gradient
 //! ℓ   = ( log(π/m)(y) − log(π/m)(y′) − (p − ½)/β′ )²                   contrastive: online IPO inside a proximal scheme
 //!       log m = (η log π_ref + log π̄)/(1 + η),   β′ = β (1 + 1/η)
 //! π̄   ← (1 − κ) π̄ + κ π                                               after each step
 //! ```
 //!
-//! The two losses have the same gradient in expectation, up to 4/β′. The paper's own text on the practical form is not
+//! The other sample's payment is a baseline: it does not depend on y, so it takes away variance and nothing else. The two
+//! losses have the same gradient in expectation, up to 4/β′. The paper's own text on the practical form is not
 //! what this was written from: the form follows from the method's proximal step, and its choices (the opponent is the
 //! present policy, `η = 2β`, `κ = 0.1`) from what converges in the laboratory. The average is one of the adapter's
 //! factors and not of their product; how far it is from the policy is measured (`objective/anchor_kl`).
@@ -78,20 +80,21 @@ impl NashMp {
 
     /// The advantages of a group: each judged sample against every other one.
     fn advantages(&self, group: &ScoredGroup, scores: &[SampleScores]) -> Vec<Option<Credit>> {
-        let judged: Vec<(usize, f64)> = group.judged().map(|(place, _, reward)| (place, f64::from(reward))).collect();
+        let judged: Vec<(usize, f64, f64)> =
+            group.judged().map(|(place, _, reward)| (place, f64::from(reward), self.penalty(&scores[place]))).collect();
         let mut credits = vec![None; scores.len()];
-        if judged.len() < 2 {
-            return credits;
-        }
-        for (place, reward) in &judged {
-            let others = judged.iter().filter(|(other, _)| other != place);
-            let wins: f64 = others.map(|(_, other)| win_probability(*reward, *other, self.judge_temperature)).sum();
-            let score = &scores[*place];
-            let penalty =
-                self.beta * log_ratio(score, &score.reference) + self.beta / self.eta * log_ratio(score, &score.anchor);
-            credits[*place] = Some(Credit::Whole(wins / (judged.len() - 1) as f64 - 0.5 - penalty));
+        for (place, reward, penalty) in judged.iter().filter(|_| judged.len() > 1) {
+            let games = judged.iter().filter(|(other, ..)| other != place).map(|(_, other, their_penalty)| {
+                win_probability(*reward, *other, self.judge_temperature) - 0.5 - (penalty - their_penalty)
+            });
+            credits[*place] = Some(Credit::Whole(games.sum::<f64>() / (judged.len() - 1) as f64));
         }
         credits
+    }
+
+    /// What a sample pays for where the policy has moved.
+    fn penalty(&self, score: &SampleScores) -> f64 {
+        self.beta * log_ratio(score, &score.reference) + self.beta / self.eta * log_ratio(score, &score.anchor)
     }
 }
 
