@@ -8,6 +8,7 @@
 //! A network takes the adapter as an argument, so several (reference, proximal, behaviour) can share one base, and the
 //! empty adapter is the reference policy.
 
+mod extrapolate;
 mod lora;
 mod sora;
 

@@ -7,6 +7,7 @@
 
 mod queue;
 mod sampler;
+mod twin;
 
 pub use queue::SampleId;
 
@@ -19,6 +20,7 @@ use sampler::Draw;
 use schema::{Finish, Sample, SamplerSettings, Seed, Token};
 use std::collections::{BTreeMap, BTreeSet};
 use tch::Tensor;
+use twin::Twin;
 
 /// What to continue, how often and how.
 #[derive(Debug, Clone)]
@@ -57,6 +59,8 @@ pub enum Event {
 /// A prompt that has been prefilled and still has samples to start.
 struct Prefilled {
     prefix: Prefix,
+    /// The second policy's, if there is one.
+    twin_prefix: Option<Prefix>,
     /// `[vocab]`, of the token after the prompt
     logits: Tensor,
 }
@@ -81,6 +85,7 @@ pub struct Engine {
     prefilled: BTreeMap<usize, Prefilled>,
     rows: Vec<Row>,
     cache: Option<KvCache>,
+    twin: Option<Twin>,
 }
 
 impl Engine {
@@ -95,7 +100,15 @@ impl Engine {
             prefilled: BTreeMap::new(),
             rows: Vec::new(),
             cache: None,
+            twin: None,
         }
+    }
+
+    /// An engine that samples from the geometric mixture of two policies over one network, token by token, with the
+    /// weight `share`, in [0, 1], on `other`.
+    pub fn mixture(policy: &Policy, other: &Policy, share: f64, config: EngineConfig) -> Self {
+        let twin = Some(Twin { policy: other.share(), share, cache: None });
+        Self { twin, ..Self::new(policy, config) }
     }
 
     /// The policy it samples from.
@@ -224,7 +237,12 @@ impl Engine {
         let slots = self.config.max_running;
         self.cache = None;
         let dimensions = self.policy.network().dimensions();
-        self.cache = Some(KvCache::new(dimensions, slots, capacity, self.policy.device(), self.policy.kind()));
+        let cache = || KvCache::new(dimensions, slots, capacity, self.policy.device(), self.policy.kind());
+        if let Some(twin) = &mut self.twin {
+            twin.cache = None;
+            twin.cache = Some(cache());
+        }
+        self.cache = Some(cache());
     }
 
     /// Computes the prompts of admitted samples that have not been computed yet, packed, a budget of tokens at a time.
@@ -267,11 +285,24 @@ impl Engine {
             })
             .collect();
 
-        let mut attention = Prefill::new(&lengths);
-        let hidden = self.forward(&ids, &positions, &mut attention).index_select(0, &self.tensor(&last));
-        let logits = hidden.linear(self.policy.network().head(), None::<Tensor>);
-        for ((request, prefix), row) in batch.iter().zip(attention.into_prefixes()).zip(0..) {
-            self.prefilled.insert(*request, Prefilled { prefix, logits: logits.get(row) });
+        let last = self.tensor(&last);
+        let prefill = |policy: &Policy| {
+            let mut attention = Prefill::new(&lengths);
+            let hidden = self.forward(policy, &ids, &positions, &mut attention).index_select(0, &last);
+            (attention.into_prefixes(), hidden.linear(policy.network().head(), None::<Tensor>))
+        };
+        let (prefixes, logits) = prefill(&self.policy);
+        let (twin_prefixes, logits) = match &self.twin {
+            Some(twin) => {
+                let (prefixes, other) = prefill(&twin.policy);
+                (prefixes, twin.mix(&logits, &other))
+            }
+            None => (Vec::new(), logits),
+        };
+        let mut twin_prefixes = twin_prefixes.into_iter();
+        for ((request, prefix), row) in batch.iter().zip(prefixes).zip(0..) {
+            let prefilled = Prefilled { prefix, twin_prefix: twin_prefixes.next(), logits: logits.get(row) };
+            self.prefilled.insert(*request, prefilled);
         }
     }
 
@@ -292,8 +323,13 @@ impl Engine {
         for (mut row, draw) in rows.into_iter().zip(drawn) {
             let Some(sample) = self.append(&mut row, draw, events) else {
                 let slot = self.rows.len();
+                let prefilled = &self.prefilled[&row.id.request];
                 let cache = self.cache.as_mut().expect("admission made room");
-                cache.insert(slot, &self.prefilled[&row.id.request].prefix);
+                cache.insert(slot, &prefilled.prefix);
+                let twin = self.twin.as_mut().and_then(|twin| twin.cache.as_mut());
+                if let Some((cache, prefix)) = twin.zip(prefilled.twin_prefix.as_ref()) {
+                    cache.insert(slot, prefix);
+                }
                 self.rows.push(row);
                 continue;
             };
@@ -310,9 +346,19 @@ impl Engine {
         let lengths: Vec<usize> = self.rows.iter().map(|row| row.cached).collect();
         let positions: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
         let mut cache = self.cache.take().expect("running rows have a cache");
-        let hidden = self.forward(&ids, &positions, &mut cache.decode(&lengths));
+        let head = self.policy.network().head();
+        let hidden = self.forward(&self.policy, &ids, &positions, &mut cache.decode(&lengths));
+        let mut logits = hidden.linear(head, None::<Tensor>);
+        if let Some((mut twin_cache, twin)) =
+            self.twin.as_mut().and_then(|twin| twin.cache.take()).zip(self.twin.as_ref())
+        {
+            let hidden = self.forward(&twin.policy, &ids, &positions, &mut twin_cache.decode(&lengths));
+            logits = twin.mix(&logits, &hidden.linear(head, None::<Tensor>));
+            if let Some(twin) = &mut self.twin {
+                twin.cache = Some(twin_cache);
+            }
+        }
         self.cache = Some(cache);
-        let logits = hidden.linear(self.policy.network().head(), None::<Tensor>);
         let drawn = self.draw(&logits, &self.rows);
 
         let mut rows = std::mem::take(&mut self.rows);
@@ -339,6 +385,9 @@ impl Engine {
             && let Some(cache) = &mut self.cache
         {
             cache.relocate(last, slot, self.rows[slot].cached);
+            if let Some(cache) = self.twin.as_mut().and_then(|twin| twin.cache.as_mut()) {
+                cache.relocate(last, slot, self.rows[slot].cached);
+            }
         }
     }
 
@@ -380,8 +429,14 @@ impl Engine {
         Some(Sample { mask: vec![true; ids.len()], logprobs: std::mem::take(&mut row.logprobs), ids, finish, text })
     }
 
-    fn forward(&self, ids: &[i64], positions: &[i64], attention: &mut dyn model::attention::Attention) -> Tensor {
-        self.policy.network().forward(&self.tensor(ids), &self.tensor(positions), attention, self.policy.adapter())
+    fn forward(
+        &self,
+        policy: &Policy,
+        ids: &[i64],
+        positions: &[i64],
+        attention: &mut dyn model::attention::Attention,
+    ) -> Tensor {
+        policy.network().forward(&self.tensor(ids), &self.tensor(positions), attention, policy.adapter())
     }
 
     fn tensor(&self, numbers: &[i64]) -> Tensor {

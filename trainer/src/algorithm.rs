@@ -4,32 +4,62 @@
 //! exactly what it needs, or refuses before anything is loaded. A new algorithm is one file and its line in the list
 //! below.
 
+mod anchored;
+mod apo;
 mod cispo;
+mod cpo;
 mod dapo;
+mod dpo;
 mod dr_grpo;
 mod family;
 mod grpo;
 mod gspo;
+mod ipo;
+mod kto;
+mod nash_md;
+mod nash_mp;
+mod online_dpo;
+mod online_ipo;
+mod orpo;
 pub(crate) mod policy_gradient;
 mod ppo;
+mod preference;
 mod reinforce;
 mod reinforce_pp;
 mod reward_model;
 mod rloo;
 mod sft;
+mod simpo;
+mod sppo;
+mod xpo;
 
+pub use anchored::{Anchored, AnchoredForm};
+pub use apo::{Apo, ApoLoss};
 pub use cispo::Cispo;
+pub use cpo::Cpo;
 pub use dapo::Dapo;
+pub use dpo::{Dpo, DpoLoss};
 pub use dr_grpo::DrGrpo;
 pub use family::RatioOf;
 pub use grpo::{Grpo, LossType, ScaleRewards};
 pub use gspo::Gspo;
+pub use ipo::{Ipo, LogRatio};
+pub use kto::{Kto, KtoData};
+pub use nash_md::{NashMd, NashMdForm};
+pub use nash_mp::{NashForm, NashMp};
+pub use online_dpo::{OnlineDpo, OnlineLoss};
+pub use online_ipo::OnlineIpo;
+pub use orpo::Orpo;
 pub use ppo::Ppo;
+pub use preference::Ties;
 pub use reinforce::{Baseline, Reinforce};
 pub use reinforce_pp::ReinforcePp;
 pub use reward_model::RewardModel;
 pub use rloo::Rloo;
 pub use sft::Sft;
+pub use simpo::SimPo;
+pub use sppo::{Sppo, SppoForm};
+pub use xpo::Xpo;
 
 use crate::batch::Batch;
 use crate::objective::{Denominator, Tally};
@@ -49,12 +79,20 @@ pub struct Needs {
     pub reads: Reads,
     /// Log-probabilities under the reference policy: the network with its adapter off.
     pub reference: bool,
+    /// Who draws a second group for each prompt, which follows the policy's own.
+    pub opponent: Option<Opponent>,
+    /// Training goes in iterations, each of which has the policy that it began with as its reference.
+    pub iterations: Option<Iterations>,
+    /// Log-probabilities under a moving average of the policy, which takes over this share of it after each step.
+    pub anchor: Option<f64>,
     /// A critic, which values every prefix.
     pub critic: Option<CriticNeeds>,
     /// Credit depends on what the policies say of each token, so every sample is scored before credit is given.
     pub scored_credit: bool,
     /// Samples whose credit is exactly zero.
     pub zero_credit: ZeroCredit,
+    /// The samples of a group are never parted, as those of a pair are not.
+    pub whole_groups: bool,
 }
 
 impl Default for Needs {
@@ -65,9 +103,13 @@ impl Default for Needs {
             max_length: 1024,
             reads: Reads::Tokens,
             reference: false,
+            opponent: None,
+            iterations: None,
+            anchor: None,
             critic: None,
             scored_credit: false,
             zero_credit: ZeroCredit::Skip,
+            whole_groups: false,
         }
     }
 }
@@ -103,6 +145,29 @@ pub struct CriticNeeds {
     pub own_adapter: bool,
     /// Multiplies the learning rate of its tensors.
     pub learning_rate_scale: f64,
+}
+
+/// With whom the policy is compared.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Opponent {
+    /// The reference policy.
+    Reference,
+    /// The geometric mixture, token by token, of the policy and the reference.
+    Mixture {
+        /// The weight of the reference, in [0, 1].
+        reference: f64,
+    },
+}
+
+/// How training goes in iterations.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Iterations {
+    /// Training steps of one.
+    pub steps: u64,
+    /// How far the next one begins beyond the end of the last, as a share of what that has moved.
+    pub alpha: f64,
+    /// How much larger the loss may be there before that share is halved; 0 does not look.
+    pub max_loss_increase: f64,
 }
 
 /// What becomes of samples whose credit is exactly zero.
@@ -157,6 +222,8 @@ pub struct SampleScores {
     pub logprobs: Vec<f32>,
     /// Log-probabilities under the reference policy; empty if it is not needed.
     pub reference: Vec<f32>,
+    /// Log-probabilities under the moving average of the policy; empty if it is not needed.
+    pub anchor: Vec<f32>,
     /// The critic's value of the prefix before each token; empty without a critic.
     pub values: Vec<f32>,
 }
@@ -213,6 +280,11 @@ pub trait Algorithm {
     /// How this step learns; steps count from 1.
     fn schedule(&self, _step: u64) -> Schedule {
         Schedule::default()
+    }
+
+    /// What to learn from where that is not the groups as they come: pairs of the best and the worst, for example.
+    fn arrange(&self, _groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
+        None
     }
 
     /// What each sample is worth. What is worth knowing about it goes to `metrics`.
@@ -291,6 +363,20 @@ algorithms! {
     "ppo" Ppo(Ppo),
     "reward_model" RewardModel(RewardModel),
     "sft" Sft(Sft),
+    "dpo" Dpo(Dpo),
+    "ipo" Ipo(Ipo),
+    "simpo" Simpo(SimPo),
+    "cpo" Cpo(Cpo),
+    "orpo" Orpo(Orpo),
+    "kto" Kto(Kto),
+    "sppo" Sppo(Sppo),
+    "anchored" Anchored(Anchored),
+    "online_dpo" OnlineDpo(OnlineDpo),
+    "online_ipo" OnlineIpo(OnlineIpo),
+    "apo" Apo(Apo),
+    "nash_mp" NashMp(NashMp),
+    "nash_md" NashMd(NashMd),
+    "xpo" Xpo(Xpo),
 }
 
 impl Default for Config {

@@ -28,6 +28,8 @@ pub struct Batch {
     pub proximal_logprobs: Option<Tensor>,
     /// `[token]` f32: log-probabilities under the reference policy, where the algorithm needs them.
     pub reference_logprobs: Option<Tensor>,
+    /// `[token]` f32: log-probabilities under the moving average of the policy, where the algorithm needs them.
+    pub anchor_logprobs: Option<Tensor>,
     /// `[token]` f32: the critic's values at the start of the step, where there is one.
     pub old_values: Option<Tensor>,
     /// What sums of token losses are divided by, counted over the whole optimizer batch.
@@ -165,7 +167,7 @@ fn credited(part: &[usize], material: &Material<'_>, algorithm: &dyn Algorithm) 
 /// Cuts samples, which are sorted by group, so that each part computes at most `limit` tokens, prompts included.
 /// Pairs stay together.
 fn micro_batches(groups: &[ScoredGroup], places: &[Place], limit: usize, needs: &Needs) -> Vec<Vec<Place>> {
-    let whole_groups = needs.samples == Samples::Pairs;
+    let whole_groups = needs.whole_groups || needs.samples == Samples::Pairs;
     let extra = usize::from(needs.reads == Reads::Ends);
     let own = |place: &Place| (place.sample(groups).len() + extra).saturating_sub(1);
     let units = places.chunk_by(|a, b| whole_groups && a.group == b.group);
@@ -235,6 +237,7 @@ impl Batch {
             behaviour_logprobs: tensor(&columns.behaviour),
             proximal_logprobs: known(&columns.proximal),
             reference_logprobs: known(&columns.reference),
+            anchor_logprobs: known(&columns.anchor),
             old_values: known(&columns.values),
             denominator,
         })
@@ -251,6 +254,7 @@ struct Columns {
     behaviour: Vec<f32>,
     proximal: Vec<f32>,
     reference: Vec<f32>,
+    anchor: Vec<f32>,
     values: Vec<f32>,
 }
 
@@ -278,6 +282,7 @@ impl Columns {
             if let Some(scores) = material.scores.map(|scores| place.of(scores)) {
                 columns.proximal.extend(&scores.logprobs);
                 columns.reference.extend(&scores.reference);
+                columns.anchor.extend(&scores.anchor);
                 columns.values.extend(&scores.values);
             }
         }

@@ -195,6 +195,12 @@ impl Config {
             self.check_drawing(group_size)?;
         }
         self.guard.check(&*algorithm, self.algorithm.name(), &self.checkpoint)?;
+        let accelerated = algorithm.needs().iterations.is_some_and(|iterations| iterations.alpha > 0.0);
+        if accelerated && matches!(self.model.adapter, model::adapter::AdapterConfig::Sora(_)) {
+            return Err(Error::input(
+                "algorithm.apo extrapolates the adapter's product, in which SoRA's gates would be lost; use [model.adapter.lora], or alpha = 0",
+            ));
+        }
         match (&self.model.adapter, &self.prox) {
             (model::adapter::AdapterConfig::Lora(_), Some(_)) => Err(Error::input(
                 "[prox] closes gates, but adapter.lora has none; use [model.adapter.sora] or drop [prox]",

@@ -1,6 +1,8 @@
 //! One step's learning: scores, credit, batches, losses, updates.
 
+mod iterate;
 mod mismatch;
+mod references;
 
 use crate::algorithm::{self, Algorithm, Credits, Evidence, Outputs, Reads, SampleScores, Samples};
 use crate::batch::{Batch, Cut, Material, MiniBatch, mini_batches, score_samples};
@@ -10,10 +12,12 @@ use crate::optimizer::{self, Optimizer, OptimizerState, Parameter, Rate, Role, U
 use crate::prox::Prox;
 use crate::snapshot::{Snapshot, State};
 use crate::{Error, Result};
+use iterate::{Average, Progress};
 use mismatch::MismatchAlarm;
 use model::adapter::Adapter;
 use model::logprob::Want;
 use model::{Critic, Policy};
+use references::References;
 use schema::{Metrics, ScoredGroup, Seed};
 use serde_json::json;
 use tch::Tensor;
@@ -22,8 +26,12 @@ use tch::Tensor;
 pub(crate) struct Learner {
     algorithm: Box<dyn Algorithm>,
     critic: Option<Critic>,
-    /// The reference policy's adapter: none, for the untouched network, or a copy of the one that training began with.
+    /// The reference policy's adapter: none, for the untouched network, or a copy of the one that training, or its
+    /// present iteration, began with.
     reference: Adapter,
+    references: References,
+    iterations: Option<Progress>,
+    anchor: Option<Average>,
     optimizer: Box<dyn Optimizer>,
     prox: Option<Box<dyn Prox>>,
     parameters: Vec<Parameter>,
@@ -47,7 +55,14 @@ impl Learner {
             parameters: parameters(config, &*algorithm, policy, critic.as_ref()),
             algorithm,
             critic,
-            reference: if config.model.adapter_from.is_empty() { Adapter::none() } else { policy.adapter().copy() },
+            reference: if config.model.adapter_from.is_empty() && needs.iterations.is_none() {
+                Adapter::none()
+            } else {
+                policy.adapter().copy()
+            },
+            iterations: needs.iterations.map(|needs| Progress::new(needs, policy, &config.optimizer)),
+            anchor: needs.anchor.map(|kappa| Average::new(policy, kappa)),
+            references: References::default(),
             optimizer: config.optimizer.build()?,
             prox: config.prox.as_ref().map(crate::prox::ProxConfig::build).transpose()?,
             rate: config.optimizer.rate(),
@@ -141,6 +156,10 @@ impl Learner {
         metrics.set("tokens/computed", computed.sum::<usize>() as f64);
         let samples = groups.iter().map(|group| group.group().samples.len()).sum();
         self.algorithm.finish_step(&mut metrics, samples);
+        if let Some(anchor) = &self.anchor {
+            anchor.follow(policy)?;
+        }
+        metrics.merge(self.end_iteration(step, groups, policy)?);
         Ok(metrics)
     }
 
@@ -178,7 +197,18 @@ impl Learner {
         policy: &Policy,
         metrics: &mut Metrics,
     ) -> Result<Vec<MiniBatch>> {
-        let scores = self.algorithm.needs().scored_credit.then(|| self.score(groups, policy)).transpose()?;
+        let arranged = self.algorithm.arrange(groups);
+        let groups = arranged.as_deref().unwrap_or(groups);
+        let needs = self.algorithm.needs();
+        let scores = match needs.samples {
+            _ if needs.scored_credit => Some(self.score(groups, policy)?),
+            Samples::Pairs | Samples::Demonstrations if needs.reference => Some(self.references.scores(
+                groups,
+                self.cut,
+                |packed| policy.logprobs(packed, self.temperature, &self.reference),
+            )?),
+            _ => None,
+        };
         let scores = scores.as_deref();
         let credits: Credits = self.algorithm.credit(&Evidence { groups, scores }, metrics);
         let material = Material { groups, credits: &credits, scores };
@@ -199,13 +229,17 @@ impl Learner {
             if reference {
                 columns.push(policy.logprobs(packed, self.temperature, &self.reference));
             }
+            if let Some(anchor) = &self.anchor {
+                columns.push(policy.logprobs(packed, self.temperature, &anchor.adapter));
+            }
             columns
         })?;
         let sample = |columns: Vec<Vec<f32>>| {
             let mut columns = columns.into_iter();
             let logprobs = columns.next().unwrap_or_default();
             let values = self.critic.as_ref().and_then(|_| columns.next()).unwrap_or_default();
-            SampleScores { logprobs, values, reference: columns.next().unwrap_or_default() }
+            let reference = if reference { columns.next().unwrap_or_default() } else { Vec::new() };
+            SampleScores { logprobs, values, reference, anchor: columns.next().unwrap_or_default() }
         };
         Ok(scores.into_iter().map(|group| group.into_iter().map(sample).collect()).collect())
     }
@@ -223,6 +257,9 @@ impl Learner {
             }
             if needs.reference && batch.reference_logprobs.is_none() {
                 batch.reference_logprobs = Some(score(&self.reference));
+            }
+            if let Some(anchor) = self.anchor.as_ref().filter(|_| batch.anchor_logprobs.is_none()) {
+                batch.anchor_logprobs = Some(score(&anchor.adapter));
             }
         }
     }
@@ -244,7 +281,8 @@ impl Learner {
         let want = if drawn { Want::Entropy } else { Want::Fit };
         let evaluation = policy.evaluate(&batch.packed, self.temperature, want, self.critic.as_ref());
         let logprobs = &evaluation.logprobs;
-        if drawn {
+        // Where an opponent's samples are learned from too, nothing is wrong if its log-probabilities are not the policy's.
+        if drawn && needs.opponent.is_none() {
             tally_policies(batch, logprobs, tally);
         }
         if let Some(foremost) = &evaluation.foremost {
@@ -299,7 +337,16 @@ impl Learner {
         if self.reference.layers().next().is_some() {
             snapshot.insert("reference", copies(&mut self.reference.tensors()));
         }
+        for (part, adapter) in self.companions() {
+            snapshot.insert(part, copies(&mut adapter.tensors()));
+        }
         snapshot
+    }
+
+    /// The adapters that move beside the policy's, and the parts of a checkpoint that hold them.
+    fn companions(&self) -> impl Iterator<Item = (&'static str, &Adapter)> {
+        let hat = self.iterations.as_ref().map(|progress| ("hat", &progress.hat));
+        hat.into_iter().chain(self.anchor.as_ref().map(|anchor| ("anchor", &anchor.adapter)))
     }
 
     /// Takes the critic of a checkpoint over, if the algorithm has one.
@@ -316,6 +363,9 @@ impl Learner {
         self.restore_critic(&snapshot)?;
         if self.reference.layers().next().is_some() {
             self.reference.restore(snapshot.part("reference")?)?;
+        }
+        for (part, adapter) in self.companions() {
+            adapter.restore(snapshot.part(part)?)?;
         }
         let tensors = snapshot.take("optimizer")?;
         let state = snapshot.state;

@@ -7,6 +7,7 @@ mod error;
 pub mod evaluate;
 pub mod guard;
 pub mod import;
+pub mod lab;
 mod learner;
 mod measure;
 pub mod objective;

@@ -30,6 +30,7 @@ mod bradley_terry;
 mod correction;
 mod credit;
 mod kl;
+pub mod preference;
 mod rows;
 mod surrogate;
 mod tally;

@@ -1,6 +1,6 @@
 //! What a config asks for, built: everything that the loop needs, or a sentence that says what is missing.
 
-use crate::algorithm::{self, Needs, Reads};
+use crate::algorithm::{self, Needs, Opponent, Reads};
 use crate::config::Config;
 use crate::evaluate::{Exam, HeldOut};
 use crate::reward_model::RewardModel;
@@ -8,9 +8,10 @@ use crate::run::start_from;
 use crate::source::{Examples, Reader, Rollouts, Source};
 use crate::{Error, Result};
 use model::Policy;
+use model::adapter::Adapter;
 use model::cache::KvCache;
 use reward::WeightedSum;
-use rollout::collector::Inline;
+use rollout::collector::{Collector, Inline};
 use rollout::prompts::{Epochs, PromptSource, RowKind, Sources};
 use schema::{Prompt, Seed};
 
@@ -55,6 +56,7 @@ impl Plan {
             Some(reader) => Box::new(Examples::new(prompts, reader, &policy)),
             None => Box::new(Rollouts {
                 collector: Box::new(Inline::new(&policy, rollout.engine.clone())),
+                opponent: needs.opponent.map(|opponent| opponent_of(&policy, opponent, config)),
                 prompts,
                 prompts_per_step: rollout.prompts_per_step,
                 group_size: rollout.group_size,
@@ -70,6 +72,18 @@ impl Plan {
         self.policy.set_version(step);
         self.source.publish(&self.policy)
     }
+}
+
+/// Draws the samples that the policy's own are compared with.
+fn opponent_of(policy: &Policy, opponent: Opponent, config: &Config) -> Box<dyn Collector> {
+    let started = !config.model.adapter_from.is_empty();
+    let adapter = if started { policy.adapter().copy() } else { Adapter::none() };
+    let reference = policy.with_adapter(adapter);
+    let engine = config.rollout.engine.clone();
+    Box::new(match opponent {
+        Opponent::Reference => Inline::fixed(&reference, engine),
+        Opponent::Mixture { reference: share } => Inline::mixture(policy, &reference, share, engine),
+    })
 }
 
 /// Refuses what is wrong with the rewards as far as it can be seen before a network is loaded.
@@ -166,7 +180,8 @@ pub fn estimate(config: &Config) -> Result<Estimate> {
     let algorithm = algorithm::build(&config.algorithm)?;
     let drawn = matches!(algorithm.needs().samples, algorithm::Samples::Drawn { .. });
     let updates_per_step = algorithm.schedule(1).updates();
-    let samples_per_prompt = if drawn { rollout.group_size as u64 } else { 0 };
+    let groups = if algorithm.needs().opponent.is_some() { 2 } else { 1 };
+    let samples_per_prompt = if drawn { groups * rollout.group_size as u64 } else { 0 };
     let samples_per_step = rollout.prompts_per_step as u64 * samples_per_prompt;
     let answers = plan.exam.as_ref().is_some_and(|exam| exam.answers.is_some());
     let parameters = dimensions.parameters() as u64;

@@ -4,7 +4,8 @@
 //! all on either side: unlike a running mean it does not lag behind, nor does it bend at the ends. The PNG is drawn at
 //! three times its size and averaged down, because the rasteriser does not smooth thick lines. Its font (`DejaVu` Sans:
 //! Latin, Greek and Cyrillic) is part of the program, so no font needs to be installed. Of several series in one picture
-//! only the smoothed courses are drawn.
+//! only the smoothed courses are drawn. Numbers without noise that fall by orders of magnitude are drawn on a logarithmic
+//! axis, as they are.
 
 mod runs;
 
@@ -71,34 +72,59 @@ pub struct Drawn {
 /// # Errors
 /// If no point is finite.
 pub fn draw(curve: &Curve) -> Result<Drawn> {
+    draw_as(curve, Kind::Noisy)
+}
+
+/// Draws a curve of exact numbers on a logarithmic vertical axis, without smoothing; points that are not above zero are
+/// left out.
+///
+/// # Errors
+/// If no point is finite and above zero.
+pub fn draw_logarithmic(curve: &Curve) -> Result<Drawn> {
+    let logarithm = |(name, points): &(String, Vec<(f64, f64)>)| {
+        (name.clone(), points.iter().map(|(x, y)| (*x, y.log10())).collect())
+    };
+    draw_as(&Curve { series: curve.series.iter().map(logarithm).collect(), ..curve.clone() }, Kind::Logarithms)
+}
+
+/// What kind of numbers the vertical axis has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Measurements, to be smoothed.
+    Noisy,
+    /// Decimal logarithms of exact numbers.
+    Logarithms,
+}
+
+fn draw_as(curve: &Curve, kind: Kind) -> Result<Drawn> {
     load_font()?;
     let finite = |(name, points): &(String, Vec<(f64, f64)>)| {
         let points = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
         (name.clone(), points)
     };
     let curve = Curve { series: curve.series.iter().map(finite).collect(), ..curve.clone() };
-    Ok(Drawn { svg: draw_svg(&curve)?, png: draw_png(&curve)? })
+    Ok(Drawn { svg: draw_svg(&curve, kind)?, png: draw_png(&curve, kind)? })
 }
 
-fn draw_svg(curve: &Curve) -> Result<String> {
+fn draw_svg(curve: &Curve, kind: Kind) -> Result<String> {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-    paint(curve, &area, 1)?;
+    paint(curve, kind, &area, 1)?;
     drop(area);
     Ok(svg)
 }
 
-fn draw_png(curve: &Curve) -> Result<Vec<u8>> {
+fn draw_png(curve: &Curve, kind: Kind) -> Result<Vec<u8>> {
     let large = (SIZE.0 * OVERSAMPLING, SIZE.1 * OVERSAMPLING);
     let mut pixels = vec![255; (large.0 * large.1 * 3) as usize];
     let area = BitMapBackend::with_buffer(&mut pixels, large).into_drawing_area();
-    paint(curve, &area, OVERSAMPLING)?;
+    paint(curve, kind, &area, OVERSAMPLING)?;
     drop(area);
     encode(&shrink(&pixels))
 }
 
 /// Draws onto a white area whose lengths are all multiplied by `scale`.
-fn paint<B: DrawingBackend>(curve: &Curve, area: &DrawingArea<B, Shift>, scale: u32) -> Result<()>
+fn paint<B: DrawingBackend>(curve: &Curve, kind: Kind, area: &DrawingArea<B, Shift>, scale: u32) -> Result<()>
 where
     B::ErrorType: 'static,
 {
@@ -126,19 +152,25 @@ where
         .x_labels(10)
         .y_labels(8)
         .x_label_formatter(&|value| number(*value))
-        .y_label_formatter(&|value| number(*value))
+        .y_label_formatter(&|value| if kind == Kind::Noisy { number(*value) } else { power(*value) })
         .draw()
         .map_err(unpainted)?;
     for ((name, points), colour) in curve.series.iter().zip(COLOURS.iter().cycle()) {
-        match curve.series.len() {
-            1 => paint_series(&mut chart, name, points, *colour, scale)?,
-            _ => paint_course(&mut chart, name, points, *colour, scale)?,
+        match (kind, curve.series.len()) {
+            (Kind::Noisy, 1) => paint_series(&mut chart, name, points, *colour, scale)?,
+            (Kind::Noisy, _) => paint_course(&mut chart, name, smoothed(points, points.len() / 20), *colour, scale)?,
+            (Kind::Logarithms, _) => paint_course(&mut chart, name, points.clone(), *colour, scale)?,
         }
     }
     chart
         .configure_series_labels()
-        // A rising curve leaves the lower right corner free, a falling one the upper right.
-        .position(if rises { SeriesLabelPosition::LowerRight } else { SeriesLabelPosition::UpperRight })
+        // A rising curve leaves the lower right corner free, a falling one the upper right, and several that fall at
+        // different rates on a logarithmic axis the lower left.
+        .position(match kind {
+            Kind::Logarithms => SeriesLabelPosition::LowerLeft,
+            Kind::Noisy if rises => SeriesLabelPosition::LowerRight,
+            Kind::Noisy => SeriesLabelPosition::UpperRight,
+        })
         .margin(10 * scale as u32)
         .legend_area_size(26 * scale as u32)
         .background_style(WHITE.mix(0.8))
@@ -179,11 +211,11 @@ where
     Ok(())
 }
 
-/// The smoothed course alone, for a picture that holds others.
+/// A line alone, for a picture that holds others.
 fn paint_course<'a, B: DrawingBackend + 'a>(
     chart: &mut Chart<'a, B>,
     name: &str,
-    points: &[(f64, f64)],
+    points: Vec<(f64, f64)>,
     colour: RGBColor,
     scale: i32,
 ) -> Result<()>
@@ -191,7 +223,7 @@ where
     B::ErrorType: 'static,
 {
     let bold = colour.stroke_width(2 * scale as u32);
-    let line = chart.draw_series(LineSeries::new(smoothed(points, points.len() / 20), bold)).map_err(unpainted)?;
+    let line = chart.draw_series(LineSeries::new(points, bold)).map_err(unpainted)?;
     line.label(name).legend(key(bold, scale));
     Ok(())
 }
@@ -249,6 +281,11 @@ fn number(value: f64) -> String {
     let text = format!("{value:.6}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     if text == "-0" { "0".to_owned() } else { text.to_owned() }
+}
+
+/// The power of ten on a logarithmic axis.
+fn power(exponent: f64) -> String {
+    format!("{:.0e}", 10f64.powf(exponent))
 }
 
 fn font(points: i32, scale: i32) -> TextStyle<'static> {
@@ -372,6 +409,16 @@ mod tests {
             let error = draw(&Curve { title: "Mean reward".into(), series, ..Curve::default() }).unwrap_err();
             assert!(error.is_input() && error.to_string().contains("Mean reward"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_logarithmic_axis_names_powers_and_leaves_out_what_has_none() {
+        let series = vec![("gap".to_owned(), vec![(0.0, 1.0), (1.0, 1e-4), (2.0, 1e-8), (3.0, 0.0), (4.0, -1.0)])];
+        let curve = Curve { title: "Gap".into(), series, ..Curve::default() };
+        let svg = draw_logarithmic(&curve).unwrap().svg;
+        assert!(svg.contains("1e-4") && svg.contains("1e-8") && !svg.contains("smoothed"), "{svg}");
+        let nothing = Curve { series: vec![("gap".into(), vec![(0.0, -1.0)])], ..curve };
+        assert!(draw_logarithmic(&nothing).unwrap_err().is_input());
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(crate) fn scores(groups: &[ScoredGroup], k1: &[&[f64]]) -> Vec<Vec<SampleSco
     let mut score = |sample: &Sample| SampleScores {
         logprobs: sample.logprobs.clone(),
         reference: sample.logprobs.iter().zip(*k1.next().unwrap()).map(|(own, k1)| own - *k1 as f32).collect(),
-        values: Vec::new(),
+        ..SampleScores::default()
     };
     groups.iter().map(|group| group.group().samples.iter().map(&mut score).collect()).collect()
 }
@@ -97,6 +97,8 @@ pub(crate) struct Losses {
     pub(crate) proximal: Tensor,
     pub(crate) behaviour: Tensor,
     pub(crate) reference: Option<Tensor>,
+    pub(crate) anchor: Option<Tensor>,
+    pub(crate) returns: Option<Tensor>,
 }
 
 /// A loss and its gradient with respect to the log-probabilities.
@@ -118,6 +120,8 @@ impl Losses {
             proximal: f64s(policy),
             behaviour: f64s(policy),
             reference: None,
+            anchor: None,
+            returns: None,
         }
     }
 
@@ -148,6 +152,13 @@ impl Losses {
         }
     }
 
+    /// What the algorithm measures on it.
+    pub(crate) fn tally(&self, config: &Config, tally: &mut Tally) {
+        let algorithm = build(config).unwrap();
+        let outputs = Outputs { logprobs: &f64s(&self.policy), entropy: None, values: None };
+        drop(algorithm.loss(&self.batch(&*algorithm), outputs, tally));
+    }
+
     fn batch(&self, algorithm: &dyn crate::algorithm::Algorithm) -> Batch {
         let device = model::device::HOST;
         let completions: Vec<Vec<u32>> = self.lengths.iter().map(|length| vec![5; *length]).collect();
@@ -158,10 +169,11 @@ impl Losses {
             packed: Packed::new(&[sequences], 10, device).unwrap(),
             groups: std::iter::once(0..self.lengths.len()).collect(),
             advantages: f64s(&self.advantages),
-            returns: None,
+            returns: self.returns.as_ref().map(Tensor::shallow_clone),
             behaviour_logprobs: self.behaviour.shallow_clone(),
             proximal_logprobs: Some(self.proximal.shallow_clone()),
             reference_logprobs: self.reference.as_ref().map(Tensor::shallow_clone),
+            anchor_logprobs: self.anchor.as_ref().map(Tensor::shallow_clone),
             old_values: None,
             denominator: algorithm.denominator(rows.trained_per_sequence()),
             rows,

@@ -5,23 +5,62 @@ use crate::Result;
 use crate::config::EngineConfig;
 use crate::engine::{Engine, Event, Request};
 use model::Policy;
-use schema::Group;
+use schema::{Group, PolicyVersion};
 
 /// The collector that samples where it is called.
 pub struct Inline {
     engine: Engine,
+    mixture: Option<Mixture>,
+    fixed: bool,
+}
+
+/// Policies that are not the published one are numbered from here on, since a run's store knows one by each number.
+const FIRST_OTHER: u64 = 1 << 32;
+
+/// What else goes into the draws.
+struct Mixture {
+    /// The content hash of the other policy.
+    other: String,
+    share: f64,
 }
 
 impl Inline {
     /// Samples from `policy`.
     pub fn new(policy: &Policy, config: EngineConfig) -> Self {
-        Self { engine: Engine::new(policy, config) }
+        Self { engine: Engine::new(policy, config), mixture: None, fixed: false }
+    }
+
+    /// Samples from `policy` for ever, whatever is published.
+    pub fn fixed(policy: &Policy, config: EngineConfig) -> Self {
+        Self { fixed: true, ..Self::new(policy, config) }
+    }
+
+    /// Samples from the geometric mixture of what is published, `policy` at first, with `other`, which has the weight
+    /// `share`. Such samples have the mixture's log-probabilities, and a policy hash that names both and the weight.
+    pub fn mixture(policy: &Policy, other: &Policy, share: f64, config: EngineConfig) -> Self {
+        let mixture = Mixture { other: other.version().hash.clone(), share };
+        Self { engine: Engine::mixture(policy, other, share, config), mixture: Some(mixture), fixed: false }
+    }
+
+    /// Whom the samples are drawn from.
+    fn version(&self) -> PolicyVersion {
+        let version = self.engine.policy().version();
+        match &self.mixture {
+            Some(Mixture { other, share }) => {
+                let hash = format!("{} mixed with {share} of {other}", version.hash);
+                PolicyVersion { version: FIRST_OTHER + version.version, hash }
+            }
+            None if self.fixed => PolicyVersion { version: FIRST_OTHER + version.version, ..version.clone() },
+            None => version.clone(),
+        }
     }
 }
 
 impl Collector for Inline {
     fn publish(&mut self, policy: &Policy) -> Result<()> {
-        self.engine.set_policy(policy);
+        if !self.fixed {
+            self.engine.set_policy(policy);
+        }
         Ok(())
     }
 
@@ -49,7 +88,7 @@ impl Collector for Inline {
             }
             progress(state);
         })?;
-        let policy = self.engine.policy().version();
+        let policy = self.version();
         let groups = job.prompts.into_iter().zip(prompt_ids).zip(samples).map(|((prompt, prompt_ids), samples)| {
             Group { prompt, prompt_ids, policy: policy.clone(), settings: job.settings.clone(), samples }
         });

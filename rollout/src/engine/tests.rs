@@ -140,3 +140,40 @@ fn what_cannot_fit_is_refused() {
     }
     assert!(engine.is_idle());
 }
+
+#[test]
+fn a_mixture_is_either_policy_at_its_ends_and_both_in_between() {
+    let policy = policy();
+    policy.adapter().perturb(0.05);
+    let base = policy.with_adapter(model::adapter::Adapter::none());
+    let mixed = |share: f64, max_running: usize| {
+        let config = EngineConfig { max_running, prefill_tokens: 8 };
+        Engine::mixture(&policy, &base, share, config).run(requests(&settings()), &mut |_| ()).unwrap()
+    };
+    let ids = |groups: &[Vec<Sample>]| groups.iter().flatten().map(|sample| sample.ids.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&mixed(0.0, 64)), ids(&drawn(&policy, 64, &settings())));
+    assert_eq!(ids(&mixed(1.0, 64)), ids(&drawn(&base, 64, &settings())));
+    assert_ne!(ids(&mixed(0.0, 64)), ids(&mixed(1.0, 64)));
+    // Rows that move to other slots take both caches along.
+    let whole = mixed(0.5, 64);
+    assert_eq!(ids(&whole), ids(&mixed(0.5, 2)));
+
+    // Each recorded log-probability is that of (l + l')/2, normalised over the vocabulary.
+    let _no_grad = tch::no_grad_guard();
+    for (request, samples) in requests(&settings()).iter().zip(&whole) {
+        let sample = &samples[0];
+        let ids: Vec<i64> = request.prompt_ids.iter().chain(&sample.ids).map(|id| i64::from(*id)).collect();
+        let positions: Vec<i64> = (0..ids.len() as i64).collect();
+        let logits = |policy: &Policy| {
+            let (ids, positions) = (Tensor::from_slice(&ids), Tensor::from_slice(&positions));
+            let mut attention = Prefill::new(&[ids.size()[0] as usize]);
+            let hidden = policy.network().forward(&ids, &positions, &mut attention, policy.adapter());
+            hidden.linear(policy.network().head(), None::<Tensor>)
+        };
+        let both = ((logits(&policy) + logits(&base)) * 0.5).log_softmax(-1, tch::Kind::Double);
+        for (place, (id, recorded)) in sample.ids.iter().zip(&sample.logprobs).enumerate() {
+            let expected = both.double_value(&[(request.prompt_ids.len() + place - 1) as i64, i64::from(*id)]);
+            assert!((f64::from(*recorded) - expected).abs() < 1e-4, "{recorded} for {expected}");
+        }
+    }
+}

@@ -33,7 +33,7 @@ fn gradient(algorithm: &Config, rewards: &[&[f32]], micro_batch_tokens: usize) -
 fn group_relative() -> impl Iterator<Item = Config> {
     Config::defaults().into_iter().filter(|config| {
         let needs = build(config).unwrap().needs();
-        matches!(needs.samples, Samples::Drawn { group_size: 2.. }) && !needs.scored_credit
+        matches!(needs.samples, Samples::Drawn { group_size: 2.. }) && !needs.scored_credit && !needs.whole_groups
     })
 }
 
@@ -56,7 +56,7 @@ fn micro_batches_add_up_to_the_whole() {
         let rewards: &[&[f32]] = &[&[1.0, 0.0], &[2.0, 0.5]];
         let (whole, gradients) = gradient(&config, rewards, 1000);
         let (parts, sums) = gradient(&config, rewards, 1);
-        assert!((whole - parts).abs() < 1e-6, "{}: {whole} against {parts}", config.name());
+        assert!((whole - parts).abs() < 1e-6 * whole.abs().max(1.0), "{}: {whole} against {parts}", config.name());
         let largest = |tensors: &mut dyn Iterator<Item = Tensor>| {
             tensors.map(|tensor| tensor.abs().max().double_value(&[])).fold(0.0, f64::max)
         };
@@ -65,7 +65,9 @@ fn micro_batches_add_up_to_the_whole() {
         let size = largest(&mut defined().map(|(a, _)| a.shallow_clone()));
         // Gradients are f32, and those of single samples are some ten times larger: they cancel out within a group.
         assert!(apart < 1e-6 * (10.0 * size).max(1.0), "{}: {apart} apart of {size}", config.name());
-        assert!(size > 1e-3, "{}: {size}", config.name());
+        // Where the second group is an opponent's, its samples are the policy's own here, and only XPO's bonus is left.
+        let least = if build(&config).unwrap().needs().opponent.is_some() { 5e-5 } else { 1e-3 };
+        assert!(size > least, "{}: {size}", config.name());
     }
 }
 

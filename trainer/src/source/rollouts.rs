@@ -4,6 +4,8 @@
 //! Dynamic sampling (Q. Yu et al. 2025, DAPO, arXiv 2503.14476): a group whose rewards are all alike teaches nothing,
 //! so further prompts are asked, round by round, until the step has as many groups with a signal as it has prompts.
 //! What that cost is counted, and every group is kept in the store, with a signal or without.
+//!
+//! Methods that compare the policy with another one get a second group for each prompt, right behind the policy's own.
 
 use super::{Desk, Source, StepSamples};
 use crate::algorithm::Schedule;
@@ -18,6 +20,8 @@ use schema::{Prompt, SamplerSettings, ScoredGroup, Seed};
 /// Draws samples.
 pub(crate) struct Rollouts {
     pub(crate) collector: Box<dyn Collector>,
+    /// Draws another group for each prompt, of the same size, for the policy to be compared with.
+    pub(crate) opponent: Option<Box<dyn Collector>>,
     pub(crate) prompts: Epochs,
     pub(crate) prompts_per_step: usize,
     pub(crate) group_size: usize,
@@ -27,6 +31,9 @@ pub(crate) struct Rollouts {
 
 impl Source for Rollouts {
     fn publish(&mut self, policy: &Policy) -> Result<()> {
+        if let Some(opponent) = &mut self.opponent {
+            opponent.publish(policy)?;
+        }
         Ok(self.collector.publish(policy)?)
     }
 
@@ -60,13 +67,27 @@ impl Rollouts {
         let job = Job { prompts, group_size: self.group_size, settings: self.settings.clone(), seed };
         let observer = &mut *desk.observer;
         observer.phase(Phase::Sampling);
-        let groups = self.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+        let other = Job { seed: job.seed.child("opponent"), ..job.clone() };
+        let mut groups = self.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+        if let Some(opponent) = &mut self.opponent {
+            let others = opponent.collect(other, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+            groups = groups.into_iter().zip(others).flat_map(|(own, other)| [own, other]).collect();
+        }
         observer.phase(Phase::Scoring);
         Ok(desk.reward.score(groups)?)
     }
 
     fn samples(&self, fresh: Vec<ScoredGroup>, schedule: &Schedule) -> StepSamples {
-        let mut metrics = measure::samples(&fresh);
+        let mut metrics = if self.opponent.is_some() {
+            let (own, others) = with_opponents(&fresh);
+            let mut metrics = measure::samples(&own);
+            if let Some(reward) = measure::samples(&others).get("reward") {
+                metrics.set("opponent/reward", reward);
+            }
+            metrics
+        } else {
+            measure::samples(&fresh)
+        };
         let chosen = (schedule.max_rounds > 1).then(|| {
             let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
             let chosen: Vec<ScoredGroup> = signal.take(self.prompts_per_step).cloned().collect();
@@ -79,4 +100,10 @@ impl Rollouts {
         });
         StepSamples { fresh, chosen, metrics }
     }
+}
+
+/// The policy's groups and those of its opponent, which lie behind them one by one.
+fn with_opponents(groups: &[ScoredGroup]) -> (Vec<ScoredGroup>, Vec<ScoredGroup>) {
+    let every_second = |first: usize| groups.iter().skip(first).step_by(2).cloned().collect();
+    (every_second(0), every_second(1))
 }

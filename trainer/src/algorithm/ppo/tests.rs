@@ -132,6 +132,7 @@ fn the_kl_and_a_missing_end_are_taken_off_the_reward() {
     };
     groups = vec![cut(&groups[0])];
     let scores = |logprobs: &[f32], reference: &[f32]| SampleScores {
+        anchor: Vec::new(),
         logprobs: logprobs.to_vec(),
         reference: reference.to_vec(),
         values: vec![0.0; logprobs.len()],
@@ -184,6 +185,7 @@ fn batch(advantages: &[f64], old_values: &[f64], returns: &[f64], old_logprobs: 
     let rows = Rows::new(&[3], &[true, true, false], HOST).unwrap();
     let tensor = |numbers: &[f64]| Tensor::from_slice(numbers);
     Batch {
+        anchor_logprobs: None,
         packed: Packed::new(&[sequences], 10, HOST).unwrap(),
         denominator: Denominator::of(Aggregation::TokenMean, rows.trained_per_sequence()),
         rows,

@@ -1,0 +1,78 @@
+//! Advantages worked by hand, and the two forms of the loss.
+
+use super::super::{Config, build};
+use super::*;
+use crate::testing::{Losses, scored};
+
+fn scores(groups: &[ScoredGroup], reference: f32, anchor: f32) -> Vec<Vec<SampleScores>> {
+    let score = |sample: &schema::Sample| SampleScores {
+        logprobs: vec![-1.0; sample.len()],
+        reference: vec![reference; sample.len()],
+        anchor: vec![anchor; sample.len()],
+        values: Vec::new(),
+    };
+    groups.iter().map(|group| group.group().samples.iter().map(score).collect()).collect()
+}
+
+fn advantages(rewards: &[&[f32]], reference: f32, anchor: f32) -> (Vec<Option<f64>>, Metrics) {
+    let groups = scored(rewards);
+    let scores = scores(&groups, reference, anchor);
+    let mut metrics = Metrics::new();
+    let algorithm = build(&Config::NashMp(NashMp::default())).unwrap();
+    let credits = algorithm.credit(&Evidence { groups: &groups, scores: Some(&scores) }, &mut metrics);
+    let number = |credit: Option<Credit>| match credit {
+        Some(Credit::Whole(advantage)) => Some(advantage),
+        _ => None,
+    };
+    (credits.into_iter().flatten().map(number).collect(), metrics)
+}
+
+fn close(actual: &[Option<f64>], expected: &[Option<f64>]) {
+    let near = |(a, e): (&Option<f64>, &Option<f64>)| match (a, e) {
+        (Some(a), Some(e)) => (a - e).abs() < 1e-6,
+        (a, e) => a == e,
+    };
+    assert!(actual.len() == expected.len() && actual.iter().zip(expected).all(near), "{actual:?} {expected:?}");
+}
+
+#[test]
+fn both_samples_learn_from_each_other_and_pay_for_what_they_moved() {
+    // One and two tokens, log-ratios of 0.5 a token to the reference and 0.2 to the anchor: the first pays
+    // 0.1 · 0.5 + 0.5 · 0.2 = 0.15, the second twice that; each has the other's payment as its baseline.
+    let (found, metrics) = advantages(&[&[1.0, 0.0]], -1.5, -1.2);
+    close(&found, &[Some(0.5 + 0.15), Some(-0.5 - 0.15)]);
+    // Means over samples of sums over tokens: (0.5 + 1) / 2 and (0.2 + 0.4) / 2.
+    assert!((metrics.get("objective/kl").unwrap() - 0.75).abs() < 1e-6);
+    assert!((metrics.get("objective/anchor_kl").unwrap() - 0.3).abs() < 1e-6);
+}
+
+#[test]
+fn of_several_each_plays_against_all_others_and_the_unjudged_against_none() {
+    let (found, _) = advantages(&[&[2.0, f32::NAN, 1.0, 1.0], &[1.0, f32::NAN]], -1.0, -1.0);
+    // The best wins both games; the equals lose one and draw one.
+    close(&found, &[Some(0.5), None, Some(-0.25), Some(-0.25), None, None]);
+}
+
+#[test]
+fn the_policy_gradient_is_that_of_the_advantage() {
+    // Two sequences with 2 and 1 tokens: ℓ = −mean_i A_i Σ_t log π.
+    let losses = Losses::at(&[2, 1], &[0.35, 0.35, -0.8], &[-1.0, -2.0, -0.5]);
+    let loss = losses.of(&Config::NashMp(NashMp::default()));
+    assert!((loss.value - (0.35 * 3.0 - 0.8 * 0.5) / 2.0).abs() < 1e-9, "{loss:?}");
+    assert!(loss.gradient.iter().zip([-0.175, -0.175, 0.4]).all(|(g, e)| (g - e).abs() < 1e-9), "{loss:?}");
+}
+
+#[test]
+fn the_contrastive_form_has_a_mixed_reference() {
+    // η = 0.2, so log m = (0.2 · ref + anchor) / 1.2 and β′ = 0.1 · 6 = 0.6. One token each: p = (−1, −2),
+    // ref = (−1.6, −2), anchor = (−1, −1.4): log m = (−1.1, −1.5), h = 0.1 + 0.5 = 0.6, target ½/0.6.
+    let losses = Losses {
+        reference: Some(Tensor::from_slice(&[-1.6f64, -2.0])),
+        anchor: Some(Tensor::from_slice(&[-1.0f64, -1.4])),
+        ..Losses::at(&[1, 1], &[0.5, -0.5], &[-1.0, -2.0])
+    };
+    let loss = losses.of(&Config::NashMp(NashMp { form: NashForm::Contrastive, ..NashMp::default() }));
+    let off: f64 = 0.6 - 0.5 / 0.6;
+    assert!((loss.value - off.powi(2)).abs() < 1e-9, "{loss:?}");
+    assert!((loss.gradient[0] - 2.0 * off).abs() < 1e-9 && (loss.gradient[1] + 2.0 * off).abs() < 1e-9, "{loss:?}");
+}

@@ -1,0 +1,139 @@
+//! Iterations on a tiny random network.
+
+use super::*;
+use crate::algorithm::{Apo, Config as AlgorithmConfig, NashMp, OnlineDpo};
+use crate::config::Config;
+use crate::testing::scored;
+use schema::Seed;
+
+fn run(algorithm: AlgorithmConfig) -> (Learner, Policy) {
+    let text = "steps = 6
+        [model]
+        device = 'cpu'
+        random = {}
+        [model.adapter.lora]
+        rank = 2
+        [prompts.arithmetic]
+        [[reward]]
+        rule.math_answer = {}
+        [optimizer.adamw]
+        learning_rate = 1e-2";
+    let config = Config { algorithm, ..Config::parse(text, "test", &[]).unwrap() };
+    let policy = Policy::load(&config.model, &Seed::new(1)).unwrap();
+    (Learner::new(&config, &policy).unwrap(), policy)
+}
+
+fn update(learner: &mut Learner, policy: &Policy, step: u64) -> Metrics {
+    // Samples of a group begin alike, and i has i + 1 tokens: in both groups the shortest wins.
+    learner.update(step, &scored(&[&[1.0, 0.0], &[2.0, 0.0, 1.0]]), policy).unwrap()
+}
+
+/// The hash of the policy after each of four steps, two to an iteration.
+fn hashes(algorithm: AlgorithmConfig) -> Vec<String> {
+    let (mut learner, policy) = run(algorithm);
+    let step = |step| {
+        update(&mut learner, &policy, step);
+        policy.adapter().hash()
+    };
+    (1..=4).map(step).collect()
+}
+
+fn apo(alpha: f64) -> AlgorithmConfig {
+    AlgorithmConfig::Apo(Apo { alpha, steps_per_iteration: 2, max_loss_increase: 0.0, ..Apo::default() })
+}
+
+#[test]
+fn without_acceleration_the_first_iteration_is_online_dpo_bit_for_bit() {
+    let (plain, iterative) = (hashes(AlgorithmConfig::OnlineDpo(OnlineDpo::default())), hashes(apo(0.0)));
+    assert_eq!(plain[..2], iterative[..2]);
+    // From then on it has another reference and a fresh optimizer.
+    assert_ne!(plain[2], iterative[2]);
+    assert_eq!(iterative, hashes(apo(0.0)));
+}
+
+#[test]
+fn an_iteration_begins_beyond_the_end_of_the_last_one() {
+    let (mut learner, policy) = run(apo(0.5));
+    let start = policy.adapter().copy();
+    update(&mut learner, &policy, 1);
+    assert_eq!(learner.reference.hash(), start.hash());
+    let metrics = update(&mut learner, &policy, 2);
+    // From a start without update, half a step further is 1.5 times the end; both have rank two, so nothing is lost.
+    assert_eq!(metrics.get("apo/alpha"), Some(0.5));
+    assert!(metrics.get("apo/truncation_error").unwrap() < 1e-5);
+    let end = &learner.iterations.as_ref().unwrap().hat;
+    for (layer, end) in policy.adapter().layers().zip(end.layers()) {
+        let apart = (layer.b.matmul(&layer.a) - end.b.matmul(&end.a) * 1.5).abs().max().double_value(&[]);
+        assert!(apart < 1e-6, "{}: {apart}", layer.name);
+    }
+    assert_eq!(learner.reference.hash(), policy.adapter().hash());
+
+    // Two moves have rank four, of which two are kept.
+    update(&mut learner, &policy, 3);
+    let metrics = update(&mut learner, &policy, 4);
+    let error = metrics.get("apo/truncation_error").unwrap();
+    assert!(error > 1e-4 && error < 0.7, "{error}");
+}
+
+#[test]
+fn the_last_iteration_is_not_extrapolated() {
+    let (mut learner, policy) = run(apo(0.5));
+    for step in 1..=5 {
+        update(&mut learner, &policy, step);
+    }
+    let metrics = update(&mut learner, &policy, 6);
+    assert_eq!(metrics.get("apo/alpha"), None);
+}
+
+#[test]
+fn alpha_is_halved_while_the_loss_is_too_much_worse() {
+    let guarded = |max_loss_increase| {
+        let (mut learner, policy) =
+            run(AlgorithmConfig::Apo(Apo { alpha: 0.9, steps_per_iteration: 1, max_loss_increase, ..Apo::default() }));
+        let metrics = update(&mut learner, &policy, 1);
+        (metrics.get("apo/alpha").unwrap(), metrics.get("apo/loss_increase").unwrap())
+    };
+    // On its own pairs the extrapolated policy is better here, so any tolerance lets it pass.
+    let (alpha, increase) = guarded(1e-9);
+    assert!(increase < 0.0 && alpha == 0.9, "{alpha} {increase}");
+
+    // Pairs whose labels say the opposite of what was learned: the loss of going on grows, so less is gone or nothing.
+    let (mut learner, policy) = run(AlgorithmConfig::Apo(Apo {
+        alpha: 0.9,
+        steps_per_iteration: 2,
+        max_loss_increase: 1e-6,
+        ..Apo::default()
+    }));
+    update(&mut learner, &policy, 1);
+    let end = policy.adapter().copy();
+    let progress = learner.iterations.as_ref().unwrap();
+    let metrics = learner.extrapolate(progress, &end, &scored(&[&[0.0, 1.0], &[0.0, 2.0, 1.0]]), &policy).unwrap();
+    assert_eq!(metrics.get("apo/alpha"), Some(0.0));
+    assert_eq!(policy.adapter().hash(), end.hash());
+}
+
+#[test]
+fn the_average_follows_the_policy() {
+    let (mut learner, policy) = run(AlgorithmConfig::NashMp(NashMp { kappa: 0.25, ..NashMp::default() }));
+    let start = policy.adapter().copy();
+    update(&mut learner, &policy, 1);
+    assert_ne!(policy.adapter().hash(), start.hash());
+    start.mix(policy.adapter(), 0.25).unwrap();
+    assert_eq!(learner.anchor.as_ref().unwrap().adapter.hash(), start.hash());
+}
+
+#[test]
+fn a_restored_learner_goes_on_from_the_same_iteration() {
+    for algorithm in [apo(0.5), AlgorithmConfig::NashMp(NashMp::default())] {
+        let (mut learner, policy) = run(algorithm.clone());
+        (1..=3).for_each(|step| drop(update(&mut learner, &policy, step)));
+        let snapshot = learner.snapshot(&crate::snapshot::State::start(""), &policy);
+        let (mut resumed, again) = run(algorithm);
+        resumed.restore(snapshot, &again).unwrap();
+        for step in 4..=6 {
+            update(&mut learner, &policy, step);
+            update(&mut resumed, &again, step);
+            assert_eq!(policy.adapter().hash(), again.adapter().hash(), "step {step}");
+        }
+    }
+}
