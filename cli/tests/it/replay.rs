@@ -150,10 +150,9 @@ fn a_store_is_verified_and_pruned() {
 fn a_reward_model_judges_what_is_stored() {
     let desk = desk_with_run(1);
     let tiny = std::fs::read_to_string(config("tiny.toml")).unwrap();
-    let model: String =
-        tiny.lines().skip_while(|line| *line != "[model]").take(3).map(|line| format!("{line}\n")).collect();
+    let model: Vec<&str> = tiny.lines().skip_while(|line| *line != "[model]").take(3).collect();
     let rest = "[prompts.arithmetic]\nheld_out = 4\nrejected = \"no idea\"\n[algorithm.reward_model]\n";
-    desk.write("rm.toml", format!("steps = 2\n{model}{rest}"));
+    desk.write("rm.toml", format!("steps = 2\n{}\n{rest}", model.join("\n")));
     desk.ok(&["train", "rm.toml", "--out", "rm"]);
     desk.write("by_model.toml", "[[reward]]\nmodel = { path = \"rm\" }\n");
     let done = json(&desk, &["rescore", "--reward", "by_model.toml", "--run", "run"]);
