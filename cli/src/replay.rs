@@ -87,6 +87,8 @@ enum Question {
         \"SELECT question, text, reward FROM sample_view ORDER BY reward DESC LIMIT 5\"")]
     Query {
         /// A single statement that reads.
+        // A statement may begin with a comment, which begins with two hyphens.
+        #[arg(allow_hyphen_values = true)]
         sql: String,
         #[command(flatten)]
         judged: Judged,

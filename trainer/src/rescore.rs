@@ -4,14 +4,18 @@
 //! one would, and the verdicts become a scoring of their own beside what training saw, so that a corrected or a second
 //! reward can be compared on the very same samples, and trained on.
 
+use crate::reward_model::RewardModel;
 use crate::{Error, Result};
-use reward::Config;
+use reward::{Config, ModelConfig, Reward};
 use schema::ScoredGroup;
 use serde::Serialize;
 use store::{GroupId, RunId, Store, StoredGroup};
 
 /// Groups that are in memory at a time, and in a transaction.
 const GROUPS: usize = 64;
+
+/// Tokens of one pass of a reward model.
+const MICRO_BATCH_TOKENS: usize = 2048;
 
 /// What a new judgement came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,7 +42,7 @@ pub fn rescore(
     run: Option<RunId>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Rescored> {
-    let mut reward = reward::build(rewards)?;
+    let mut reward = reward::build_with(rewards, &mut open_model)?;
     let mut groups = store.groups_after(run, GroupId::FIRST, GROUPS)?;
     if groups.is_empty() {
         return Err(Error::input("there are no samples to judge; `proxrl replay ls` shows what each run has"));
@@ -56,6 +60,15 @@ pub fn rescore(
     }
     store.finish_scoring(scoring)?;
     Ok(tally.result(scoring))
+}
+
+/// A reward model, which needs no policy beside it.
+fn open_model(model: &ModelConfig) -> reward::Result<Box<dyn Reward>> {
+    let opened = RewardModel::alone(&model.path, MICRO_BATCH_TOKENS).map_err(|error| match error {
+        error if error.is_input() => reward::Error::input(error.to_string()),
+        error => reward::Error::Runtime(error.to_string()),
+    })?;
+    Ok(Box::new(opened))
 }
 
 /// The `[[reward]]` tables as TOML.

@@ -71,6 +71,14 @@ impl RewardModel {
         Ok(Self { same_words: policy.identity() == judged.identity(), policy, critic, cut, version })
     }
 
+    /// The newest checkpoint of a run by itself, for stored samples, which may be any model's: their text is tokenized
+    /// anew.
+    pub(crate) fn alone(folder: &Path, micro_batch_tokens: usize) -> Result<Self> {
+        let config = Self::check(folder)?;
+        let base = Policy::load(&config.model, &Seed::new(config.seed))?.base();
+        Ok(Self { same_words: false, ..Self::open(folder, &base, &config.model, micro_batch_tokens)? })
+    }
+
     /// The tokens of a prompt in the words of this model.
     fn prompt(&self, group: &Group) -> Result<Vec<Token>> {
         if self.same_words {

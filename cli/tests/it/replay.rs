@@ -145,3 +145,21 @@ fn a_store_is_verified_and_pruned() {
     assert!(done.stdout.contains("hashes of samples,1,sample "), "{}", done.stdout);
     assert!(done.stderr.contains("1 rows are wrong"), "{}", done.stderr);
 }
+
+#[test]
+fn a_reward_model_judges_what_is_stored() {
+    let desk = desk_with_run(1);
+    let tiny = std::fs::read_to_string(config("tiny.toml")).unwrap();
+    let model: Vec<&str> = tiny.lines().skip_while(|line| *line != "[model]").take(3).collect();
+    let rest = "[prompts.arithmetic]\nheld_out = 4\nrejected = \"no idea\"\n[algorithm.reward_model]\n";
+    desk.write("rm.toml", format!("steps = 2\n{}\n{rest}", model.join("\n")));
+    desk.ok(&["train", "rm.toml", "--out", "rm"]);
+    desk.write("by_model.toml", "[[reward]]\nmodel = { path = \"rm\" }\n");
+    let done = json(&desk, &["rescore", "--reward", "by_model.toml", "--run", "run"]);
+    assert_eq!((&done[0]["samples"], &done[0]["unjudged"]), (&32.into(), &0.into()), "{}", done[0]);
+    let judged = "SELECT COUNT(DISTINCT reward) AS different FROM sample_view WHERE run_id = 1";
+    let different = json(&desk, &["query", judged, "--scoring", "latest"])[0]["different"].as_u64().unwrap();
+    assert!(different > 16, "{different} different scores of 32 samples");
+    let unsound: Vec<Value> = json(&desk, &["verify"]).into_iter().filter(|row| row["wrong"] != 0).collect();
+    assert!(unsound.is_empty(), "{unsound:?}");
+}

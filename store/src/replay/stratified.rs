@@ -30,8 +30,10 @@ const REWARD: &str = "(SELECT CASE
         THEN SUM(r.weight * r.value) FILTER (WHERE r.weight <> 0) END
     FROM rewards r WHERE r.sample_id = s.id AND r.scoring = 0)";
 const SPREADS: &str = "SELECT group_id, MAX(reward) - MIN(reward) AS spread FROM rewarded GROUP BY group_id";
+// A greedy sampler records its log-probabilities at temperature 1.
 const CANDIDATES_OF: &str = "FROM groups g JOIN samples s ON s.group_id = g.id
     WHERE g.prompt_id = $1 AND g.run_id = $2 AND g.step >= $3 AND g.step < $4
+        AND ABS(COALESCE(NULLIF(json_extract(g.settings, '$.temperature'), 0.0), 1.0) - $6) < 1e-9
     ORDER BY g.step DESC, s.id LIMIT $5";
 
 /// Draws groups with a signal, and rows of another reward.
@@ -53,7 +55,7 @@ impl Stratified {
     /// How many groups are tried for each that is asked for.
     pub const TRIES_PER_GROUP: usize = 32;
     /// How many samples of a prompt are looked at in each run, newest steps first.
-    pub const CANDIDATES: usize = 512;
+    pub const CANDIDATES: usize = 256;
 
     /// Whether every judged reward of a group is the same, and which it is; `None` for a group that carries a signal
     /// or that nobody could judge.
@@ -85,61 +87,38 @@ impl Stratified {
         Ok(ids.iter().copied().filter(differs).collect())
     }
 
-    /// Old samples of a prompt whose reward is not `reward`: number of sample and of group, chosen at random.
+    /// Old samples of the group's prompt whose reward is not `reward`: number of sample and of group, chosen at random.
     async fn rows(
-        &self,
-        connection: &mut SqliteConnection,
-        source: &Source<'_>,
-        prompt: i64,
-        reward: f64,
-        seed: &Seed,
-    ) -> Result<Vec<(i64, i64)>> {
-        let sql = format!("SELECT s.id, s.group_id, {} AS reward {CANDIDATES_OF}", source.scoring.applied_to(REWARD));
-        let mut other = Vec::new();
-        for Past { run, steps } in &source.pasts {
-            let rows: Vec<(i64, i64, Option<f64>)> = sqlx::query_as(AssertSqlSafe(sql.clone()))
-                .bind(prompt)
-                .bind(run.0)
-                .bind(steps.start as i64)
-                .bind(steps.end as i64)
-                .bind(Self::CANDIDATES as i64)
-                .fetch_all(&mut *connection)
-                .await
-                .doing(DOING)?;
-            let differs = |old: f64| (old - reward).abs() > self.min_difference;
-            other.extend(rows.into_iter().filter(|row| row.2.is_some_and(differs)).map(|row| (row.0, row.1)));
-        }
-        Ok(Shuffle::new(other.len() as u64, seed).map(|place| other[place as usize]).collect())
-    }
-
-    /// The rows for one group without signal.
-    async fn fill_one(
         &self,
         connection: &mut SqliteConnection,
         source: &Source<'_>,
         group: &Group,
         reward: f64,
         seed: &Seed,
-    ) -> Result<Vec<ReplayedSample>> {
-        let found: Option<i64> = sqlx::query_scalar(FIND_PROMPT)
+    ) -> Result<Vec<(i64, i64)>> {
+        let prompt: Option<i64> = sqlx::query_scalar(FIND_PROMPT)
             .bind(group.prompt.hash())
             .bind(blob::sha256(&blob::from_tokens(&group.prompt_ids)))
             .fetch_optional(&mut *connection)
             .await
             .doing(DOING)?;
-        let Some(prompt) = found else { return Ok(Vec::new()) };
-        let temperature = group.settings.logprob_temperature();
-        let mut rows = Vec::new();
-        for (sample, group) in self.rows(connection, source, prompt, reward, seed).await? {
-            let stored = read::groups(connection, &[group], source.scoring).await?.remove(0);
-            if stored.scored.group().settings.logprob_temperature() == temperature {
-                rows.push(row(source, &stored, sample)?);
-            }
-            if rows.len() == self.rows {
-                break;
-            }
+        let sql = format!("SELECT s.id, s.group_id, {} AS reward {CANDIDATES_OF}", source.scoring.applied_to(REWARD));
+        let mut other = Vec::new();
+        for Past { run, steps } in source.pasts.iter().filter(|_| prompt.is_some()) {
+            let rows: Vec<(i64, i64, Option<f64>)> = sqlx::query_as(AssertSqlSafe(sql.clone()))
+                .bind(prompt)
+                .bind(run.0)
+                .bind(steps.start as i64)
+                .bind(steps.end as i64)
+                .bind(Self::CANDIDATES as i64)
+                .bind(group.settings.logprob_temperature())
+                .fetch_all(&mut *connection)
+                .await
+                .doing(DOING)?;
+            let differs = |old: f64| (old - reward).abs() > self.min_difference;
+            other.extend(rows.into_iter().filter(|row| row.2.is_some_and(differs)).map(|row| (row.0, row.1)));
         }
-        Ok(rows)
+        Ok(Shuffle::new(other.len() as u64, seed).take(self.rows).map(|place| other[place as usize]).collect())
     }
 }
 
@@ -168,13 +147,25 @@ impl ReplaySampler for Stratified {
     fn fill(&self, source: &Source<'_>, groups: &[ScoredGroup], seed: &Seed) -> Result<Vec<Fill>> {
         source.store.with(async |connection| {
             let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
-            let mut fills = Vec::new();
+            let mut chosen = Vec::new();
             for (place, scored) in groups.iter().enumerate() {
                 let Some(reward) = self.common_reward(scored) else { continue };
                 let seed = seed.at(place as u64);
-                let rows = self.fill_one(&mut snapshot, source, scored.group(), reward, &seed).await?;
-                if !rows.is_empty() {
-                    fills.push(Fill { group: place, rows });
+                let rows = self.rows(&mut snapshot, source, scored.group(), reward, &seed).await?;
+                chosen.extend(rows.into_iter().map(|(sample, group)| (place, sample, group)));
+            }
+            // One of the read groups may serve several rows, and is read once.
+            let mut ids: Vec<i64> = chosen.iter().map(|(_, _, group)| *group).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            let read = read::groups(&mut snapshot, &ids, source.scoring).await?;
+            let stored: HashMap<i64, &StoredGroup> = read.iter().map(|stored| (stored.id.0, stored)).collect();
+            let mut fills: Vec<Fill> = Vec::new();
+            for (place, sample, group) in chosen {
+                let row = row(source, stored[&group], sample)?;
+                match fills.last_mut().filter(|fill| fill.group == place) {
+                    Some(fill) => fill.rows.push(row),
+                    None => fills.push(Fill { group: place, rows: vec![row] }),
                 }
             }
             Ok(fills)

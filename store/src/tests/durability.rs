@@ -74,13 +74,13 @@ fn write_and_kill(path: &Path, delay: Duration) -> Option<u64> {
 }
 
 #[test]
-fn a_reader_sees_whole_steps_while_another_connection_writes() {
+fn eight_readers_see_whole_steps_while_another_connection_writes() {
     let (folder, store) = new_store();
     let url = url(&folder.path().join("proxrl.db"));
     let run = begin(&store, "busy");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..2)
+        let readers: Vec<_> = (0..8)
             .map(|_| {
                 scope.spawn(|| {
                     let reader = Store::open_read_only(&url).unwrap();
@@ -94,6 +94,7 @@ fn a_reader_sees_whole_steps_while_another_connection_writes() {
                         assert_eq!(samples, steps * (GROUPS * SAMPLES) as i64);
                         assert!(steps >= seen, "{steps} steps after {seen}");
                         seen = steps;
+                        std::thread::sleep(Duration::from_millis(2));
                     }
                     seen
                 })
@@ -108,6 +109,8 @@ fn a_reader_sees_whole_steps_while_another_connection_writes() {
             assert_eq!(reader.join().unwrap(), 20);
         }
     });
+    let found = store.verify().unwrap();
+    assert!(found.is_sound(), "{}", found.checks);
 }
 
 #[test]
