@@ -83,6 +83,15 @@ impl Policy {
         self
     }
 
+    /// The same network under another adapter: a handle, for the base is not copied. What the adapters change, each
+    /// changes for itself.
+    #[must_use]
+    pub fn with_adapter(&self, adapter: Adapter) -> Self {
+        let mut policy = Self { adapter, ..self.share() };
+        policy.set_version(self.version.version);
+        policy
+    }
+
     /// The network alone.
     pub fn network(&self) -> &dyn CausalLm {
         &*self.network
@@ -96,6 +105,11 @@ impl Policy {
     /// The trainable part.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
+    }
+
+    /// The trainable part, to restore or to prune it. Handles that were made before keep the tensors that they have.
+    pub fn adapter_mut(&mut self) -> &mut Adapter {
+        &mut self.adapter
     }
 
     /// Where its tensors live.

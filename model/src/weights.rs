@@ -155,7 +155,7 @@ fn layout(path: &Path) -> Result<Layout> {
 }
 
 /// Maps a file into memory, or says why not.
-fn map(path: &Path) -> Result<Mmap> {
+pub(crate) fn map(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|error| Error::file(path, format!("cannot be opened ({error})")))?;
     if file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
         return Err(Error::file(path, "is empty; was its download cut off?"));
