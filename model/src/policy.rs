@@ -83,15 +83,6 @@ impl Policy {
         self
     }
 
-    /// The same network under another adapter: a handle, for the base is not copied. What the adapters change, each
-    /// changes for itself.
-    #[must_use]
-    pub fn with_adapter(&self, adapter: Adapter) -> Self {
-        let mut policy = Self { adapter, ..self.share() };
-        policy.set_version(self.version.version);
-        policy
-    }
-
     /// The network alone.
     pub fn network(&self) -> &dyn CausalLm {
         &*self.network

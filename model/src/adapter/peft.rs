@@ -76,7 +76,9 @@ fn float(path: &Path, name: &str, view: &safetensors::tensor::TensorView<'_>) ->
         Dtype::F32 => Kind::Float,
         Dtype::F16 => Kind::Half,
         Dtype::BF16 => Kind::BFloat16,
-        other => return Err(Error::file(path, format!("tensor `{name}` is {other:?}; F32, F16 and BF16 are supported"))),
+        other => {
+            return Err(Error::file(path, format!("tensor `{name}` is {other:?}; F32, F16 and BF16 are supported")));
+        }
     };
     let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
     Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?.to_kind(Kind::Float))
