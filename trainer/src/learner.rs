@@ -418,3 +418,6 @@ fn parameters(
         critic.into_iter().flat_map(Critic::tensors).map(|(name, tensor)| parameter(name, tensor, critic_scale));
     adapter.chain(critic).collect()
 }
+
+#[cfg(test)]
+mod tests;

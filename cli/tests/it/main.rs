@@ -7,10 +7,12 @@ mod architecture;
 mod configs;
 mod data;
 mod errors;
+mod export;
 mod learns;
 mod replay;
 mod replay_docs;
 mod resume;
+mod sora;
 mod support;
 mod tidy;
 
