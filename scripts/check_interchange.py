@@ -12,9 +12,12 @@ be loaded, and compares the log-probability of every drawn token, and the ids of
 
     python3 scripts/check_interchange.py RUN_FOLDER BASE_MODEL [PROXRL]
 
-RUN_FOLDER is a run of a real model, BASE_MODEL its .gguf file or Hugging Face folder. What is not installed (torch,
-transformers, peft, gguf; llama-cpp-python) is skipped and named, and does not fail. An export that means something else
-ends the program with 1.
+RUN_FOLDER is a run, BASE_MODEL the .gguf file or Hugging Face folder that it was trained on. What is not installed
+(torch, transformers, peft, gguf; llama-cpp-python) is skipped and named, and does not fail. An export that means
+something else ends the program with 1.
+
+An adapter can only be compared on a base that both read alike. transformers' own reader of GGUF files leaves out Llama
+3's rotary factors and Qwen3's head size: such a base is noticed and skipped; give its Hugging Face folder.
 """
 
 import json
@@ -31,7 +34,7 @@ ROUNDED = {"f16": 5e-2, "q8_0": 0.5}
 
 
 class Missing(Exception):
-    """A library that is not installed."""
+    """What a check needs and does not have."""
 
 
 def proxrl(program, *arguments):
@@ -65,12 +68,24 @@ def scored_by_torch(model, drawn):
     return torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(drawn["ids"])[:, None])[:, 0].tolist()
 
 
-def check_peft(export, base, drawn, _):
+def load_base(base, own):
+    """The base in transformers, if it is there what it is in proxrl, which drew `own` from it."""
+    try:
+        model = load(base)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Missing(f"transformers cannot load the base: {str(error).splitlines()[0]}")
+    error = difference(scored_by_torch(model, own), own["logprobs"])
+    if error > EXACT:
+        raise Missing(f"transformers reads the base itself differently ({error:.1e}); give its Hugging Face folder")
+    return model
+
+
+def check_peft(export, base, drawn, own, _):
     try:
         from peft import PeftModel
     except ImportError as error:
         raise Missing(f"{error}; pip install peft")
-    model = load(base)
+    model = load_base(base, own)
     without = scored_by_torch(model, drawn)
     effect = difference(without, drawn["logprobs"])
     if effect <= EXACT:
@@ -79,14 +94,14 @@ def check_peft(export, base, drawn, _):
     return scored_by_torch(PeftModel.from_pretrained(model, export), drawn), EXACT
 
 
-def check_hub(export, _, drawn, plain):
+def check_hub(export, _, drawn, _own, plain):
     _, library = transformers()
     same_ids(library.AutoTokenizer.from_pretrained(export)(QUESTION).input_ids, plain)
     return scored_by_torch(load(export), drawn), EXACT
 
 
 def check_gguf(kind):
-    def check(export, _, drawn, plain):
+    def check(export, _, drawn, _own, plain):
         try:
             import llama_cpp
             import numpy
@@ -125,6 +140,7 @@ CHECKS = [
 def main(run, base, program="target/release/proxrl"):
     answer = ["--json", "--seed", "1", "--max-new-tokens", "24"]
     drawn = json.loads(proxrl(program, "generate", QUESTION, "--run", run, *answer))
+    own = json.loads(proxrl(program, "generate", QUESTION, "--model", base, *answer))
     plain = json.loads(proxrl(program, "generate", QUESTION, "--raw", "--run", run, *answer))["prompt_ids"]
     failed, skipped = [], []
     for name, arguments, check in CHECKS:
@@ -132,7 +148,7 @@ def main(run, base, program="target/release/proxrl"):
             out = os.path.join(folder, "model.gguf" if name.startswith("gguf") else "export")
             proxrl(program, "export", run, *arguments, "--out", out)
             try:
-                theirs, tolerance = check(out, base, drawn, plain)
+                theirs, tolerance = check(out, base, drawn, own, plain)
             except Missing as missing:
                 print(f"{name}: skipped: {missing}")
                 skipped.append(name)

@@ -140,7 +140,9 @@ pub trait Optimizer {
     /// As [`Optimizer::restore`].
     fn prune(&mut self, cuts: &[Kept]) -> Result<()> {
         let mut state = self.state();
-        cuts.iter().for_each(|cut| state.prune(cut));
+        for cut in cuts {
+            state.prune(cut);
+        }
         self.restore(state)
     }
 }

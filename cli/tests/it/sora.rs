@@ -28,7 +28,7 @@ fn a_budget_is_kept_and_a_pruned_run_resumes_in_its_smaller_shape() {
     let (open, computed) = (series("adapter/rank_total"), series("adapter/rank_computed"));
     // 14 layers of 8 ranks; the budget is reached after 60 % of the run.
     assert_eq!(computed[..3], [112.0; 3]);
-    assert!(open[9] <= 40.0 && open[9] <= 0.7 * 112.0, "{open:?}");
+    assert!(open[9] <= 40.0, "{open:?}");
     for step in [3, 7] {
         assert_eq!(computed[step], open[step], "step {} prunes", step + 1);
     }

@@ -42,7 +42,9 @@ impl HeatMap {
             cells.resize(cells.len().max(column + 1), None);
             cells[column] = Some(*number as f64);
         }
-        rows.iter_mut().for_each(|(_, cells)| cells.resize(columns.len(), None));
+        for (_, cells) in &mut rows {
+            cells.resize(columns.len(), None);
+        }
         Self { title: title.to_owned(), x_label: "layer".to_owned(), columns, rows }
     }
 }

