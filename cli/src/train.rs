@@ -115,7 +115,7 @@ fn closing(config: &Config, summary: &Summary) -> String {
                 summary.peak_rss_mb
             )),
         ),
-        ("adapter", Some(format!("active rank {:.1} of {}", summary.active_rank, config.model.adapter.rank()))),
+        ("adapter", Some(format!("active rank {:.1}{}", summary.active_rank, started_at(config)))),
         ("samples are in", drawn.then(|| format!("{store}, run {run}"))),
         (
             "run folder",
@@ -132,4 +132,8 @@ fn closing(config: &Config, summary: &Summary) -> String {
     ];
     let rows: Vec<(&str, String)> = rows.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
     format!("\n{}", screen::table(&rows))
+}
+
+fn started_at(config: &Config) -> String {
+    config.model.adapter.rank().map_or_else(String::new, |rank| format!(" of {rank}"))
 }

@@ -5,14 +5,19 @@
 //! there in `SoRA` and absent in `LoRA`. `B` starts at zero, so a fresh adapter changes nothing. Its tensors are f32
 //! whatever the network's format, because gates must keep exact zeros and small steps must not be rounded away.
 //!
-//! A network takes the adapter as an argument, so several (reference, proximal, behaviour) can share one base, and the
-//! empty adapter is the reference policy.
+//! A network takes the adapter as an argument, so several (reference, previous, proximal, behaviour) can share one base
+//! ([`crate::Policy::with_adapter`]), and the empty adapter is the reference policy. Layers may have different ranks:
+//! pruning cuts away what closed gates lead to.
 
 mod extrapolate;
 mod lora;
+mod peft;
+mod prune;
 mod sora;
 
 pub use lora::Lora;
+pub use peft::{PeftAdapter, TASK_PREFIX};
+pub use prune::Cut;
 pub use sora::{GateInit, Sora};
 
 use crate::architecture::{CausalLm, LinearShape};
@@ -22,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-/// Which adapter, as the config writes it: `[model.adapter.lora]` or `[model.adapter.sora]`.
+/// Which adapter, as the config writes it: `[model.adapter.lora]`, `[model.adapter.sora]` or `[model.adapter.peft]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdapterConfig {
@@ -30,6 +35,8 @@ pub enum AdapterConfig {
     Lora(Lora),
     /// Sparse low-rank adaptation (Ding et al. 2023).
     Sora(Sora),
+    /// A trained `LoRA` adapter of Hugging Face PEFT, to go on from.
+    Peft(PeftAdapter),
 }
 
 impl Default for AdapterConfig {
@@ -39,38 +46,38 @@ impl Default for AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// The rank that every adapted layer starts with.
-    pub fn rank(&self) -> i64 {
+    /// The rank that every adapted layer starts with; a saved adapter may have several.
+    pub fn rank(&self) -> Option<i64> {
         match self {
-            Self::Lora(lora) => lora.rank,
-            Self::Sora(sora) => sora.rank,
+            Self::Lora(lora) => Some(lora.rank),
+            Self::Sora(sora) => Some(sora.rank),
+            Self::Peft(_) => None,
         }
     }
 
-    /// `alpha` of the scale `s = alpha / rank`.
-    pub fn alpha(&self) -> f64 {
-        match self {
-            Self::Lora(lora) => lora.alpha,
-            Self::Sora(sora) => sora.alpha,
-        }
+    /// Whether its layers have gates.
+    pub fn has_gates(&self) -> bool {
+        matches!(self, Self::Sora(_))
     }
 
-    /// The last name parts of the adapted layers, such as `q_proj`.
-    pub fn targets(&self) -> &[String] {
-        match self {
-            Self::Lora(lora) => &lora.target_modules,
-            Self::Sora(sora) => &sora.target_modules,
-        }
-    }
-
-    /// A fresh adapter for the layers of `network` that the config names.
+    /// An adapter for the layers of `network` that the config names, fresh or read from a folder.
     pub fn build(&self, network: &dyn CausalLm, seed: &Seed, device: Device) -> Result<Adapter> {
-        if !(1..=4096).contains(&self.rank()) {
-            return Err(Error::input(format!("model.adapter: rank must be 1 to 4096, but is {}", self.rank())));
-        }
         let linears = network.linears();
+        let shape = match self {
+            Self::Lora(lora) => Shape { rank: lora.rank, alpha: lora.alpha, gates: None },
+            Self::Sora(sora) => Shape { rank: sora.rank, alpha: sora.alpha, gates: Some(sora.gate_init) },
+            Self::Peft(saved) => return saved.read(linears, device),
+        };
+        if !(1..=4096).contains(&shape.rank) {
+            return Err(Error::input(format!("model.adapter: rank must be 1 to 4096, but is {}", shape.rank)));
+        }
+        let targets = match self {
+            Self::Lora(lora) => &lora.target_modules[..],
+            Self::Sora(sora) => &sora.target_modules[..],
+            Self::Peft(_) => &[],
+        };
         let unmatched = |target: &&String| !linears.iter().any(|linear| linear.is_target(target));
-        if let Some(target) = self.targets().iter().find(unmatched) {
+        if let Some(target) = targets.iter().find(unmatched) {
             let mut known: Vec<&str> = linears.iter().map(LinearShape::short_name).collect();
             known.sort_unstable();
             known.dedup();
@@ -82,30 +89,41 @@ impl AdapterConfig {
         let layers = linears
             .iter()
             .map(|linear| {
-                let adapted = self.targets().iter().any(|target| linear.is_target(target));
-                adapted.then(|| self.low_rank(linear, &seed.child(&linear.name), device))
+                let adapted = targets.iter().any(|target| linear.is_target(target));
+                adapted.then(|| shape.low_rank(linear, &seed.child(&linear.name), device))
             })
             .collect();
         Ok(Adapter { layers })
     }
+}
 
+/// What a fresh adapter is made of.
+struct Shape {
+    rank: i64,
+    alpha: f64,
+    gates: Option<GateInit>,
+}
+
+impl Shape {
     fn low_rank(&self, linear: &LinearShape, seed: &Seed, device: Device) -> LowRank {
-        let rank = self.rank();
+        let rank = self.rank;
         // Kaiming-uniform with a = √5, as in LoRA's and SoRA's code: U(-1/√inputs, 1/√inputs).
         let bound = (linear.inputs as f64).sqrt().recip();
         let a = seed.child("a").uniforms((rank * linear.inputs) as usize, -bound, bound);
-        let trainable = |x: Tensor| x.to_device(device).set_requires_grad(true);
         LowRank {
             name: linear.name.clone(),
-            a: trainable(Tensor::from_slice(&a).reshape([rank, linear.inputs])),
-            b: trainable(Tensor::zeros([linear.outputs, rank], (Kind::Float, crate::device::HOST))),
-            gate: match self {
-                Self::Lora(_) => None,
-                Self::Sora(sora) => Some(trainable(sora.gate_init.gate(rank, &seed.child("gate")))),
-            },
-            scale: self.alpha() / rank as f64,
+            a: trainable(&Tensor::from_slice(&a).reshape([rank, linear.inputs]), device),
+            b: trainable(&Tensor::zeros([linear.outputs, rank], (Kind::Float, crate::device::HOST)), device),
+            gate: self.gates.map(|init| trainable(&init.gate(rank, &seed.child("gate")), device)),
+            scale: self.alpha / rank as f64,
+            full_rank: rank,
         }
     }
+}
+
+/// A leaf with these numbers, f32 on `device`.
+fn trainable(tensor: &Tensor, device: Device) -> Tensor {
+    tensor.detach().to_device(device).to_kind(Kind::Float).copy().set_requires_grad(true)
 }
 
 impl LinearShape {
@@ -130,8 +148,10 @@ pub struct LowRank {
     pub b: Tensor,
     /// `[rank]` f32; absent in `LoRA`.
     pub gate: Option<Tensor>,
-    /// `alpha / rank at the start`; does not change when ranks are pruned.
+    /// `alpha / rank` of the start; does not change when ranks are pruned.
     pub scale: f64,
+    /// The rank at the start, which pruning does not change.
+    pub full_rank: i64,
 }
 
 impl LowRank {
@@ -146,11 +166,31 @@ impl LowRank {
         inner.linear(&self.b.to_kind(kind), None::<Tensor>)
     }
 
+    /// The whole update `s · B diag(g) A` of the weight, `[outputs, inputs]` f32, without gradient.
+    pub fn delta_weight(&self) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let (a, b) = self.folded();
+        b.matmul(&a) * self.scale
+    }
+
+    /// `A` and `B diag(g)`, copies without gradient and without the ranks whose gate is zero.
+    pub fn folded(&self) -> (Tensor, Tensor) {
+        let _no_grad = tch::no_grad_guard();
+        let Some(gate) = &self.gate else { return (self.a.detach().copy(), self.b.detach().copy()) };
+        let open = gate.ne(0.0).nonzero().squeeze_dim(1);
+        (self.a.index_select(0, &open), self.b.index_select(1, &open) * gate.index_select(0, &open))
+    }
+
+    /// How many ranks it computes: open and closed ones.
+    pub fn rank(&self) -> i64 {
+        self.a.size()[0]
+    }
+
     /// How many ranks have a non-zero gate.
     pub fn active_rank(&self) -> i64 {
         match &self.gate {
             Some(gate) => gate.ne(0.0).sum(Kind::Int64).int64_value(&[]),
-            None => self.a.size()[0],
+            None => self.rank(),
         }
     }
 
@@ -166,6 +206,7 @@ impl LowRank {
             b: self.b.shallow_clone(),
             gate: self.gate.as_ref().map(Tensor::shallow_clone),
             scale: self.scale,
+            full_rank: self.full_rank,
         }
     }
 }
@@ -185,7 +226,7 @@ impl Adapter {
     /// `y` plus the update of layer `id` for input `x`, if there is one.
     pub(crate) fn add(&self, id: usize, x: &Tensor, y: Tensor) -> Tensor {
         match self.layers.get(id) {
-            Some(Some(low_rank)) => y + low_rank.delta(x),
+            Some(Some(low_rank)) if low_rank.rank() > 0 => y + low_rank.delta(x),
             _ => y,
         }
     }
@@ -211,6 +252,16 @@ impl Adapter {
         self.layers().map(LowRank::active_rank).sum::<i64>() as f64 / layers as f64
     }
 
+    /// The ranks that it computes, summed over layers.
+    pub fn ranks(&self) -> i64 {
+        self.layers().map(LowRank::rank).sum()
+    }
+
+    /// The rank of its largest layer.
+    pub fn largest_rank(&self) -> i64 {
+        self.layers().map(LowRank::rank).max().unwrap_or(0)
+    }
+
     /// A second handle on the same tensors: what one changes the other sees.
     #[must_use]
     pub fn share(&self) -> Self {
@@ -227,6 +278,7 @@ impl Adapter {
             b: own(&layer.b),
             gate: layer.gate.as_ref().map(own),
             scale: layer.scale,
+            full_rank: layer.full_rank,
         };
         Self { layers: self.layers.iter().map(|layer| layer.as_ref().map(copy)).collect() }
     }
@@ -247,21 +299,44 @@ impl Adapter {
         schema::hex(&digest.finalize())
     }
 
-    /// Overwrites every tensor with the one of the same name.
-    pub fn restore(&self, saved: &[(String, Tensor)]) -> Result<()> {
+    /// Takes over the tensors of the same names. Where ranks were pruned before or after they were saved, the layer's tensors
+    /// are replaced by those of the saved rank; all others are overwritten in place, and other handles on them see it.
+    pub fn restore(&mut self, saved: &[(String, Tensor)]) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        for (name, own) in self.tensors() {
-            let (_, saved) = saved.iter().find(|(saved, _)| *saved == name).ok_or_else(|| {
-                Error::input(format!("the saved adapter has no tensor `{name}`; was it made with another config?"))
-            })?;
-            if saved.size() != own.size() {
+        for layer in self.layers.iter_mut().flatten() {
+            let find = |part: &str| {
+                let name = format!("{}.{part}", layer.name);
+                saved.iter().find(|(saved, _)| *saved == name).map(|(_, tensor)| tensor).ok_or_else(|| {
+                    Error::input(format!("the saved adapter has no tensor `{name}`; was it made with another config?"))
+                })
+            };
+            let (a, b) = (find("lora_A")?, find("lora_B")?);
+            let gate = layer.gate.is_some().then(|| find("gate")).transpose()?;
+            let rank = a.size().first().copied().unwrap_or_default();
+            let pruned = gate.is_some() && rank != layer.rank() && rank <= layer.full_rank;
+            let expected = if pruned { rank } else { layer.rank() };
+            let fits = a.size() == [expected, layer.a.size()[1]]
+                && b.size() == [layer.b.size()[0], expected]
+                && gate.is_none_or(|gate| gate.size() == [expected]);
+            if !fits {
                 return Err(Error::input(format!(
-                    "the saved adapter's `{name}` has shape {:?}, but this config asks for {:?}",
-                    saved.size(),
-                    own.size()
+                    "the saved adapter of `{}` has shapes {:?} and {:?}, but this config asks for {:?} and {:?}",
+                    layer.name,
+                    a.size(),
+                    b.size(),
+                    layer.a.size(),
+                    layer.b.size()
                 )));
             }
-            own.shallow_clone().copy_(saved);
+            if pruned {
+                let device = layer.a.device();
+                (layer.a, layer.b) = (trainable(a, device), trainable(b, device));
+                layer.gate = gate.map(|gate| trainable(gate, device));
+            } else {
+                layer.a.copy_(a);
+                layer.b.copy_(b);
+                layer.gate.as_mut().into_iter().zip(gate).for_each(|(own, gate)| own.copy_(gate));
+            }
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ mod rope;
 
 pub use decoder::{Dimensions, LinearShape};
 pub use random::RandomModel;
+pub use rope::RopeScaling;
 
 use crate::adapter::Adapter;
 use crate::attention::Attention;

@@ -9,6 +9,7 @@ mod config;
 mod critic;
 pub mod device;
 mod error;
+pub mod export;
 pub mod hub;
 pub mod logprob;
 pub mod packed;

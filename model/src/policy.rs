@@ -98,6 +98,11 @@ impl Policy {
         &self.adapter
     }
 
+    /// The trainable part, to restore or to prune it. Handles that were made before keep the tensors that they have.
+    pub fn adapter_mut(&mut self) -> &mut Adapter {
+        &mut self.adapter
+    }
+
     /// Where its tensors live.
     pub fn device(&self) -> Device {
         self.device

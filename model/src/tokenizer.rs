@@ -10,7 +10,8 @@ mod folder;
 mod gguf;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod to_gguf;
 
 pub use stream::StreamDecoder;
 

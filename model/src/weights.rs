@@ -11,9 +11,11 @@ mod safetensors;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub(crate) use gguf::Metadata;
+pub use gguf::write_gguf;
+pub(crate) use gguf::{Metadata, Pairs};
 pub(crate) use safetensors::{INDEX, SINGLE, shards};
 
+use crate::export::Storage;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use memmap2::Mmap;
@@ -40,6 +42,10 @@ trait Source {
     fn tensor(&self, name: &str) -> Result<Tensor>;
     /// The words that belong to the weights.
     fn tokenizer(&self) -> Result<Tokenizer>;
+    /// The files of a hub folder that stand beside config and weights, by name.
+    fn hub_files(&self) -> Result<Vec<(String, Vec<u8>)>>;
+    /// The metadata of a GGUF file with this content, without what depends on how numbers are stored.
+    fn gguf_metadata(&self) -> Result<Pairs>;
 }
 
 /// A tensor's bytes in the file.
@@ -94,6 +100,31 @@ impl Checkpoint {
     /// The tokenizer that belongs to the weights.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         self.source.tokenizer()
+    }
+
+    /// The shape of a tensor, outermost axis first; empty if there is none of this name.
+    pub(crate) fn shape(&self, name: &str) -> Vec<usize> {
+        self.source.stored(name).map(|stored| stored.shape).unwrap_or_default()
+    }
+
+    /// The float format of the embedding, and so of the model; f16 where it is quantised.
+    pub(crate) fn float_storage(&self) -> Storage {
+        let stored = self.source.stored("model.embed_tokens.weight");
+        match stored.as_ref().map_or("", |stored| stored.format.as_str()) {
+            "F32" => Storage::F32,
+            "BF16" => Storage::Bf16,
+            _ => Storage::F16,
+        }
+    }
+
+    /// The files of a hub folder that stand beside config and weights, by name.
+    pub(crate) fn hub_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        self.source.hub_files()
+    }
+
+    /// The metadata of a GGUF file with this content, without what depends on how numbers are stored.
+    pub(crate) fn gguf_metadata(&self) -> Result<Pairs> {
+        self.source.gguf_metadata()
     }
 
     /// A name for the content: SHA-256, in hexadecimal, cheap enough to compute at every start.
@@ -155,7 +186,7 @@ fn layout(path: &Path) -> Result<Layout> {
 }
 
 /// Maps a file into memory, or says why not.
-fn map(path: &Path) -> Result<Mmap> {
+pub(crate) fn map(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|error| Error::file(path, format!("cannot be opened ({error})")))?;
     if file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
         return Err(Error::file(path, "is empty; was its download cut off?"));

@@ -42,9 +42,12 @@ pub struct Config {
     /// The update rule.
     #[serde(default)]
     pub optimizer: optimizer::OptimizerConfig,
-    /// A constraint on the update, applied after each optimizer step; `SoRA`'s gates need one.
+    /// Constraints on the update, applied after each optimizer step; `SoRA`'s gates need one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prox: Option<prox::ProxConfig>,
+    /// When closed ranks are cut away.
+    #[serde(default)]
+    pub prune: Prune,
     /// When progress is saved.
     #[serde(default)]
     pub checkpoint: Checkpoint,
@@ -64,6 +67,14 @@ pub struct Config {
 
 fn default_micro_batch_tokens() -> usize {
     2048
+}
+
+/// `[prune]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Prune {
+    /// Cut ranks whose gate is zero after every this many steps; 0 for never. A rank that was cut cannot come back.
+    pub every: u64,
 }
 
 /// `[checkpoint]`
@@ -201,12 +212,13 @@ impl Config {
                 "algorithm.apo extrapolates the adapter's product, in which SoRA's gates would be lost; use [model.adapter.lora], or alpha = 0",
             ));
         }
-        match (&self.model.adapter, &self.prox) {
-            (model::adapter::AdapterConfig::Lora(_), Some(_)) => Err(Error::input(
-                "[prox] closes gates, but adapter.lora has none; use [model.adapter.sora] or drop [prox]",
-            )),
-            _ => Ok(()),
+        if self.prune.every > 0 && (algorithm.needs().iterations.is_some() || algorithm.needs().anchor.is_some()) {
+            return Err(Error::input(format!(
+                "[prune] changes the shape of the adapter, which algorithm.{} compares with earlier ones; drop [prune]",
+                self.algorithm.name(),
+            )));
         }
+        self.check_gates()
     }
 
     /// What a run needs that draws its samples in groups of at least `group_size`.
@@ -227,5 +239,19 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// Constraints and pruning act on gates.
+    fn check_gates(&self) -> Result<()> {
+        if !self.model.adapter.has_gates() {
+            let table = if self.prox.is_some() { Some("[prox] closes") } else { None };
+            if let Some(table) = table.or((self.prune.every > 0).then_some("[prune] cuts what belongs to closed")) {
+                return Err(Error::input(format!(
+                    "{table} gates, but this adapter has none; use [model.adapter.sora] or drop the table"
+                )));
+            }
+        }
+        let setting = prox::Setting::new(&self.optimizer, self.steps, 0);
+        self.prox.as_ref().map_or(Ok(()), |prox| prox.build(setting).map(drop))
     }
 }

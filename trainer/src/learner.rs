@@ -8,18 +8,19 @@ use crate::algorithm::{self, Algorithm, Credits, Evidence, Outputs, Reads, Sampl
 use crate::batch::{Batch, Cut, Material, MiniBatch, mini_batches, score_samples};
 use crate::config::Config;
 use crate::objective::{KlEstimator, Tally, effective_sample_share, mismatch_kl};
-use crate::optimizer::{self, Optimizer, OptimizerState, Parameter, Rate, Role, Update};
-use crate::prox::Prox;
+use crate::optimizer::{self, Kept, Optimizer, OptimizerConfig, OptimizerState, Parameter, Role, Update};
+use crate::prox::{Constraints, Moment, Setting};
 use crate::snapshot::{Snapshot, State};
 use crate::{Error, Result};
 use iterate::{Average, Progress};
 use mismatch::MismatchAlarm;
-use model::adapter::Adapter;
+use model::adapter::{Adapter, LowRank};
 use model::logprob::Want;
 use model::{Critic, Policy};
 use references::References;
 use schema::{Metrics, ScoredGroup, Seed};
 use serde_json::json;
+use std::ops::Range;
 use tch::Tensor;
 
 /// The algorithm, the optimizer and the constraint, and the parameters that they move.
@@ -33,12 +34,13 @@ pub(crate) struct Learner {
     iterations: Option<Progress>,
     anchor: Option<Average>,
     optimizer: Box<dyn Optimizer>,
-    prox: Option<Box<dyn Prox>>,
+    update_rule: OptimizerConfig,
+    constraints: Option<Constraints>,
+    /// Closed ranks are cut away after every this many steps; 0 for never.
+    prune_every: u64,
     parameters: Vec<Parameter>,
-    rate: Rate,
     /// Multiplies every learning rate; below 1 after a roll-back.
     rate_scale: f64,
-    max_grad_norm: f64,
     temperature: f64,
     steps: u64,
     cut: Cut,
@@ -51,8 +53,9 @@ impl Learner {
         let algorithm = algorithm::build(&config.algorithm)?;
         let critic = critic(config, &*algorithm, policy)?;
         let needs = algorithm.needs();
+        let setting = Setting::new(&config.optimizer, config.steps, policy.adapter().ranks());
         Ok(Self {
-            parameters: parameters(config, &*algorithm, policy, critic.as_ref()),
+            parameters: parameters(&config.optimizer, &*algorithm, policy, critic.as_ref()),
             algorithm,
             critic,
             reference: if config.model.adapter_from.is_empty() && needs.iterations.is_none() {
@@ -64,15 +67,15 @@ impl Learner {
             anchor: needs.anchor.map(|kappa| Average::new(policy, kappa)),
             references: References::default(),
             optimizer: config.optimizer.build()?,
-            prox: config.prox.as_ref().map(crate::prox::ProxConfig::build).transpose()?,
-            rate: config.optimizer.rate(),
             rate_scale: 1.0,
-            max_grad_norm: config.optimizer.max_grad_norm(),
             // What is read from a file was drawn at no temperature.
             temperature: match needs.samples {
                 Samples::Drawn { .. } => config.rollout.sampler().logprob_temperature(),
                 Samples::Demonstrations | Samples::Pairs => 1.0,
             },
+            update_rule: config.optimizer.clone(),
+            constraints: config.prox.as_ref().map(|prox| prox.build(setting)).transpose()?,
+            prune_every: config.prune.every,
             steps: config.steps,
             cut: Cut {
                 micro_batch_tokens: config.micro_batch_tokens,
@@ -95,15 +98,26 @@ impl Learner {
     }
 
     /// Learns from the samples of one step. Where no sample has a gradient (every group's rewards are alike), nothing
-    /// moves, the optimizer's momentum included.
-    pub(crate) fn update(&mut self, step: u64, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {
+    /// moves, the optimizer's momentum included. Where it is time to, ranks that have closed are cut away at the end.
+    pub(crate) fn update(&mut self, step: u64, groups: &[ScoredGroup], policy: &mut Policy) -> Result<Metrics> {
+        let metrics = self.learn(step, groups, policy)?;
+        if self.prune_every > 0 && step.is_multiple_of(self.prune_every) {
+            self.prune(policy)?;
+        }
+        Ok(metrics)
+    }
+
+    fn learn(&mut self, step: u64, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {
+        let stage = self.enter_stage(step)?;
+        let rate_of = self.update_rule.rate();
         let schedule = self.algorithm.schedule(step);
         let mut metrics = Metrics::new();
         let mut batches = self.batches(step, groups, policy, &mut metrics)?;
         self.score_anchors(&mut batches, schedule.updates() > 1, policy);
 
-        let before: u64 = (1..step).map(|step| self.algorithm.schedule(step).updates()).sum();
-        let total: u64 = before + (step..=self.steps).map(|step| self.algorithm.schedule(step).updates()).sum::<u64>();
+        let updates = |steps: Range<u64>| steps.map(|step| self.algorithm.schedule(step).updates()).sum::<u64>();
+        let before = updates(stage.start..step);
+        let total = before + updates(step..stage.end);
         let mut tally = Tally::new();
         let (mut taken, mut skipped, mut loss, mut norms, mut rate) = (0u64, 0u64, 0.0, 0.0, 0.0);
         'updates: for epoch in 0..schedule.epochs {
@@ -123,14 +137,15 @@ impl Learner {
                     metrics.set("updates/stopped_by_kl", 1.0);
                     break 'updates;
                 }
-                loss += batch_loss;
+                loss += batch_loss + self.penalise(policy);
                 let number = before + (epoch * schedule.minibatches + index) as u64;
-                rate = self.rate_scale * self.rate.at(number, total);
-                match optimizer::update(&mut *self.optimizer, &mut self.parameters, rate, self.max_grad_norm)? {
+                rate = self.rate_scale * rate_of.at(number, total);
+                let max_grad_norm = self.update_rule.max_grad_norm();
+                match optimizer::update(&mut *self.optimizer, &mut self.parameters, rate, max_grad_norm)? {
                     Update::Taken { grad_norm } => {
                         taken += 1;
                         norms += grad_norm;
-                        self.constrain(rate);
+                        self.constrain(step, rate, policy);
                     }
                     Update::Skipped { grad_norm } => {
                         skipped += 1;
@@ -309,13 +324,47 @@ impl Learner {
         }
     }
 
-    /// Applies the constraint to every gate.
-    fn constrain(&mut self, learning_rate: f64) {
-        let Some(prox) = &self.prox else { return };
-        let _no_grad = tch::no_grad_guard();
-        for parameter in self.parameters.iter_mut().filter(|parameter| parameter.role == Role::Gate) {
-            prox.apply(&mut parameter.tensor, learning_rate * parameter.learning_rate_scale);
+    /// The steps that share this one's optimizer and learning-rate schedule. Where they begin, both begin afresh.
+    fn enter_stage(&mut self, step: u64) -> Result<Range<u64>> {
+        let Some(constraints) = &self.constraints else { return Ok(1..self.steps + 1) };
+        let stage = constraints.stage_steps(step, self.steps);
+        if stage.start == step && step > 1 {
+            self.optimizer = self.update_rule.build()?;
         }
+        Ok(stage)
+    }
+
+    /// Adds the gradient of what the constraints add to the loss, once per update; returns it.
+    fn penalise(&self, policy: &Policy) -> f64 {
+        let Some(penalty) = self.constraints.as_ref().and_then(|it| it.loss(&layers(policy))) else { return 0.0 };
+        penalty.backward();
+        penalty.double_value(&[])
+    }
+
+    /// Applies the constraints to the policy's gates. A critic's own adapter is left alone: it is not what is deployed.
+    fn constrain(&self, step: u64, learning_rate: f64, policy: &Policy) {
+        let Some(constraints) = &self.constraints else { return };
+        let learning_rate = learning_rate * self.update_rule.gate_learning_rate_scale();
+        constraints.apply(&layers(policy), Moment { learning_rate, step, steps: self.steps });
+    }
+
+    /// Cuts closed ranks out of the policy, and what the optimizer remembers of them.
+    fn prune(&mut self, policy: &mut Policy) -> Result<()> {
+        let cuts = policy.adapter_mut().prune();
+        if cuts.is_empty() {
+            return Ok(());
+        }
+        let shape = |name: &str| {
+            self.parameters.iter().find(|parameter| parameter.name == name).map(|parameter| parameter.tensor.size())
+        };
+        let kept: Vec<Kept> = cuts
+            .iter()
+            .flat_map(|cut| cut.axes().map(|(name, axis)| (name, axis, cut.kept.shallow_clone())))
+            .filter_map(|(name, axis, places)| Some(Kept { shape: shape(&name)?, name, axis, places }))
+            .collect();
+        self.optimizer.prune(&kept)?;
+        self.parameters = parameters(&self.update_rule, &*self.algorithm, policy, self.critic.as_ref());
+        Ok(())
     }
 
     /// Everything that [`Learner::restore`] needs.
@@ -349,6 +398,11 @@ impl Learner {
         hat.into_iter().chain(self.anchor.as_ref().map(|anchor| ("anchor", &anchor.adapter)))
     }
 
+    fn companions_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Adapter)> {
+        let hat = self.iterations.as_mut().map(|progress| ("hat", &mut progress.hat));
+        hat.into_iter().chain(self.anchor.as_mut().map(|anchor| ("anchor", &mut anchor.adapter)))
+    }
+
     /// Takes the critic of a checkpoint over, if the algorithm has one.
     pub(crate) fn restore_critic(&self, snapshot: &Snapshot) -> Result<()> {
         match &self.critic {
@@ -357,14 +411,15 @@ impl Learner {
         }
     }
 
-    /// Goes on from a checkpoint; the policy's adapter is overwritten in place.
-    pub(crate) fn restore(&mut self, mut snapshot: Snapshot, policy: &Policy) -> Result<State> {
-        policy.adapter().restore(snapshot.part("adapter")?)?;
+    /// Goes on from a checkpoint; the policy's adapter is overwritten, and shrinks to the ranks that were kept.
+    pub(crate) fn restore(&mut self, mut snapshot: Snapshot, policy: &mut Policy) -> Result<State> {
+        policy.adapter_mut().restore(snapshot.part("adapter")?)?;
+        self.parameters = parameters(&self.update_rule, &*self.algorithm, policy, self.critic.as_ref());
         self.restore_critic(&snapshot)?;
         if self.reference.layers().next().is_some() {
             self.reference.restore(snapshot.part("reference")?)?;
         }
-        for (part, adapter) in self.companions() {
+        for (part, adapter) in self.companions_mut() {
             adapter.restore(snapshot.part(part)?)?;
         }
         let tensors = snapshot.take("optimizer")?;
@@ -376,6 +431,10 @@ impl Learner {
         self.optimizer.restore(OptimizerState { rule, scalars, tensors })?;
         Ok(state)
     }
+}
+
+fn layers(policy: &Policy) -> Vec<&LowRank> {
+    policy.adapter().layers().collect()
 }
 
 /// How far the policies that drew, began and are, lie apart.
@@ -404,8 +463,13 @@ fn critic(config: &Config, algorithm: &dyn Algorithm, policy: &Policy) -> Result
 }
 
 /// Everything that is trained: the adapter, and the critic where there is one.
-fn parameters(config: &Config, algorithm: &dyn Algorithm, policy: &Policy, critic: Option<&Critic>) -> Vec<Parameter> {
-    let gate_scale = config.optimizer.gate_learning_rate_scale();
+fn parameters(
+    update_rule: &OptimizerConfig,
+    algorithm: &dyn Algorithm,
+    policy: &Policy,
+    critic: Option<&Critic>,
+) -> Vec<Parameter> {
+    let gate_scale = update_rule.gate_learning_rate_scale();
     let parameter = |name: String, tensor: &Tensor, scale: f64| {
         let gate = name.rsplit('.').next() == Some("gate");
         let (role, own_scale) = if gate { (Role::Gate, gate_scale) } else { (Role::Weight, 1.0) };
@@ -417,3 +481,6 @@ fn parameters(config: &Config, algorithm: &dyn Algorithm, policy: &Policy, criti
         critic.into_iter().flat_map(Critic::tensors).map(|(name, tensor)| parameter(name, tensor, critic_scale));
     adapter.chain(critic).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! What is said about the samples of a step, by TRL's names.
 
+use model::adapter::{Adapter, LowRank};
 use schema::{Finish, Metrics, Sample, ScoredGroup};
+use std::collections::BTreeMap;
 
 /// Rewards, lengths and signal of the samples of one step.
 ///
@@ -61,6 +63,40 @@ pub(crate) fn generated_tokens(groups: &[ScoredGroup]) -> u64 {
 pub(crate) fn seen_tokens(groups: &[ScoredGroup]) -> u64 {
     let prompts: usize = groups.iter().map(|group| group.group().prompt_ids.len() * group.group().samples.len()).sum();
     prompts as u64 + generated_tokens(groups)
+}
+
+/// The live ranks of an adapter.
+///
+/// | metric | meaning |
+/// |---|---|
+/// | `adapter/active_rank` | mean of open ranks per adapted layer |
+/// | `adapter/rank_min`, `adapter/rank_max`, `adapter/rank_total` | over adapted layers; only where there are gates |
+/// | `adapter/rank/<module>` | mean over the layers with this last name part, such as `q_proj` |
+/// | `adapter/rank_computed` | open and closed ranks together: what a forward pass costs |
+pub(crate) fn ranks(adapter: &Adapter) -> Metrics {
+    let mut metrics = Metrics::new();
+    metrics.set("adapter/active_rank", adapter.active_rank());
+    let gated: Vec<(&LowRank, f64)> = adapter
+        .layers()
+        .filter(|layer| layer.gate.is_some())
+        .map(|layer| (layer, layer.active_rank() as f64))
+        .collect();
+    if gated.is_empty() {
+        return metrics;
+    }
+    let all = || gated.iter().map(|(_, rank)| *rank);
+    metrics.set("adapter/rank_min", all().fold(f64::INFINITY, f64::min));
+    metrics.set("adapter/rank_max", all().fold(0.0, f64::max));
+    metrics.set("adapter/rank_total", all().sum());
+    metrics.set("adapter/rank_computed", adapter.ranks() as f64);
+    let mut by_module: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (layer, rank) in &gated {
+        by_module.entry(layer.name.rsplit('.').next().unwrap_or(&layer.name)).or_default().push(*rank);
+    }
+    for (module, ranks) in by_module {
+        metrics.set(format!("adapter/rank/{module}"), mean(&ranks));
+    }
+    metrics
 }
 
 /// The largest resident memory of this process so far, in MB (10^6 bytes), as the kernel counts it; 0 where it does not.

@@ -75,6 +75,20 @@ pub struct OptimizerState {
 }
 
 impl OptimizerState {
+    /// Cuts what belongs to one parameter: entries are named after what they are, a dot, and the parameter.
+    fn prune(&mut self, cut: &Kept) {
+        let of_it = |key: &str| key.split_once('.').is_some_and(|(_, name)| name == cut.name);
+        let alike = self.tensors.iter().filter(|(key, _)| of_it(key)).all(|(_, tensor)| tensor.size() == cut.shape);
+        if alike {
+            for (_, tensor) in self.tensors.iter_mut().filter(|(key, _)| of_it(key)) {
+                *tensor = tensor.index_select(cut.axis, &cut.places);
+            }
+        } else {
+            self.tensors.retain(|(key, _)| !of_it(key));
+            self.scalars.retain(|key, _| !of_it(key));
+        }
+    }
+
     /// Refuses the state of another rule.
     fn expect_rule(&self, rule: &str) -> Result<()> {
         if self.rule == rule {
@@ -86,6 +100,19 @@ impl OptimizerState {
              optimizer that the run was started with"
         )))
     }
+}
+
+/// Entries of a parameter that stay when others are pruned.
+#[derive(Debug)]
+pub struct Kept {
+    /// The parameter's name.
+    pub name: String,
+    /// Its shape before.
+    pub shape: Vec<i64>,
+    /// The axis that was cut.
+    pub axis: i64,
+    /// The places along that axis that stay, `[count]` i64.
+    pub places: Tensor,
 }
 
 /// An update rule.
@@ -105,6 +132,19 @@ pub trait Optimizer {
     /// # Errors
     /// If it belongs to another rule or is incomplete.
     fn restore(&mut self, state: OptimizerState) -> Result<()>;
+
+    /// Follows parameters that were pruned. What is remembered of a parameter in the parameter's own shape is cut
+    /// alike; a parameter that anything of another shape is remembered of is forgotten and starts anew.
+    ///
+    /// # Errors
+    /// As [`Optimizer::restore`].
+    fn prune(&mut self, cuts: &[Kept]) -> Result<()> {
+        let mut state = self.state();
+        for cut in cuts {
+            state.prune(cut);
+        }
+        self.restore(state)
+    }
 }
 
 /// The choice of an update rule in the config: `[optimizer.adamw]`.

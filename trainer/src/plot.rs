@@ -11,6 +11,10 @@ mod runs;
 
 pub use runs::{Axis, curve_of_runs, write};
 
+mod heat_map;
+
+pub use heat_map::{HeatMap, draw_heat_map};
+
 use crate::{Error, Result};
 use plotters::chart::{ChartBuilder, ChartContext, SeriesLabelPosition};
 use plotters::coord::Shift;
@@ -103,24 +107,39 @@ fn draw_as(curve: &Curve, kind: Kind) -> Result<Drawn> {
         (name.clone(), points)
     };
     let curve = Curve { series: curve.series.iter().map(finite).collect(), ..curve.clone() };
-    Ok(Drawn { svg: draw_svg(&curve, kind)?, png: draw_png(&curve, kind)? })
+    both(&(&curve, kind))
 }
 
-fn draw_svg(curve: &Curve, kind: Kind) -> Result<String> {
+/// Something that can be painted on either kind of canvas.
+trait Painting {
+    /// Paints onto an area whose lengths are all multiplied by `scale`.
+    fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>, scale: u32) -> Result<()>
+    where
+        B::ErrorType: 'static;
+}
+
+impl Painting for (&Curve, Kind) {
+    fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>, scale: u32) -> Result<()>
+    where
+        B::ErrorType: 'static,
+    {
+        paint(self.0, self.1, area, scale)
+    }
+}
+
+/// Both formats of a picture.
+fn both(painting: &impl Painting) -> Result<Drawn> {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-    paint(curve, kind, &area, 1)?;
+    painting.paint(&area, 1)?;
     drop(area);
-    Ok(svg)
-}
 
-fn draw_png(curve: &Curve, kind: Kind) -> Result<Vec<u8>> {
     let large = (SIZE.0 * OVERSAMPLING, SIZE.1 * OVERSAMPLING);
     let mut pixels = vec![255; (large.0 * large.1 * 3) as usize];
     let area = BitMapBackend::with_buffer(&mut pixels, large).into_drawing_area();
-    paint(curve, kind, &area, OVERSAMPLING)?;
+    painting.paint(&area, OVERSAMPLING)?;
     drop(area);
-    encode(&shrink(&pixels))
+    Ok(Drawn { svg, png: encode(&shrink(&pixels))? })
 }
 
 /// Draws onto a white area whose lengths are all multiplied by `scale`.

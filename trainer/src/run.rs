@@ -1,7 +1,7 @@
 //! The training loop: collect, score, store, update, publish; the same for every algorithm.
 //!
 //! A run is a folder: `config.toml` (resolved), `run.json` (its place in the store), `metrics.jsonl`, `checkpoints/`,
-//! `tensorboard/`, `reward.svg` and `.png` (`loss` without rewards), `alarms.jsonl` where a guard raised one, and at the
+//! `tensorboard/`, `reward` (`loss` without rewards) and `ranks` as `.svg` and `.png`, `alarms.jsonl` where a guard raised one, and at the
 //! end `summary.json`. It can be killed at any moment: samples are committed before they are trained on, checkpoints
 //! appear whole or not at all, and a resumed run takes the samples of a step that it has already paid for from the
 //! store.
@@ -92,7 +92,7 @@ pub fn trained_policy(folder: &Path) -> Result<Policy> {
 pub(crate) fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<Snapshot> {
     let newest = Snapshots::new(folder, 0).newest()?;
     let snapshot = newest.ok_or_else(|| Error::input(format!("{} has no checkpoint yet", folder.display())))?;
-    policy.adapter().restore(snapshot.part("adapter")?)?;
+    policy.adapter_mut().restore(snapshot.part("adapter")?)?;
     policy.set_version(snapshot.state.step);
     check_restored(policy, &snapshot.state, folder)?;
     Ok(snapshot)
@@ -153,7 +153,7 @@ impl<'a> Training<'a> {
         let saved = newest.as_ref().map(|snapshot| snapshot.state.step);
         let state = match newest {
             Some(snapshot) => {
-                let state = learner.restore(snapshot, &plan.policy)?;
+                let state = learner.restore(snapshot, &mut plan.policy)?;
                 learner.scale_rate(state.guard.rate_scale);
                 plan.publish(state.step)?;
                 check_restored(&plan.policy, &state, folder.path())?;
@@ -213,7 +213,7 @@ impl<'a> Training<'a> {
         metrics.set("time/rollout_s", start.elapsed().as_secs_f64());
         observer.phase(Phase::Updating);
         let updating = Instant::now();
-        metrics.merge(self.learner.update(step, samples.trained(), &self.plan.policy)?);
+        metrics.merge(self.learner.update(step, samples.trained(), &mut self.plan.policy)?);
         self.plan.publish(step)?;
         metrics.set("time/update_s", updating.elapsed().as_secs_f64());
 
@@ -227,7 +227,7 @@ impl<'a> Training<'a> {
         metrics.set("num_tokens", self.state.num_tokens as f64);
         metrics.set("num_samples", self.state.samples as f64);
         metrics.set("time/train_s", self.state.train_seconds);
-        metrics.set("adapter/active_rank", self.plan.policy.adapter().active_rank());
+        metrics.merge(measure::ranks(self.plan.policy.adapter()));
         metrics.set("step_time", seconds);
         if !samples.fresh.is_empty() {
             metrics.set("perf/generated_tokens_per_second", samples.generated_tokens() as f64 / seconds);
@@ -273,6 +273,7 @@ impl<'a> Training<'a> {
         let path = self.snapshots.save(&snapshot)?;
         self.store.checkpoint(self.run, self.state.step, &path.display().to_string(), &self.state.policy_hash)?;
         self.saved = Some(self.state.step);
-        self.folder.draw_course()
+        self.folder.draw_course()?;
+        self.folder.draw_ranks(self.plan.policy.adapter())
     }
 }

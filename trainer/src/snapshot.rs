@@ -4,10 +4,12 @@
 //! It is written under a temporary name, synced and renamed, so a folder named `step_N` is always whole. Randomness
 //! has addresses ([`schema::Seed`]) and samples are in the store, so neither is saved here.
 
+mod merged;
 mod peft;
 pub(crate) mod tensors;
 
-pub use peft::export_peft;
+pub use merged::{export_gguf, export_hub};
+pub use peft::{PeftForm, export_peft};
 
 use crate::guard::Memory;
 use crate::{Error, Result};

@@ -7,6 +7,7 @@ mod architecture;
 mod configs;
 mod data;
 mod errors;
+mod export;
 mod guards;
 mod learns;
 mod methods;
@@ -15,6 +16,7 @@ mod preferences;
 mod replay;
 mod replay_docs;
 mod resume;
+mod sora;
 mod support;
 mod tidy;
 

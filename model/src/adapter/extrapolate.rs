@@ -108,6 +108,7 @@ impl LowRank {
             b: Tensor::cat(&[self.gated_b() * (1.0 + alpha), earlier], 1),
             gate: None,
             scale: self.scale,
+            full_rank: self.full_rank,
         }
     }
 
@@ -128,6 +129,7 @@ impl LowRank {
             b: own(b.constant_pad_nd([0, missing])),
             gate: None,
             scale: self.scale,
+            full_rank: self.full_rank,
         };
         Ok((small, values))
     }
@@ -140,7 +142,7 @@ mod tests {
     fn adapter(a: &[f32], b: &[f32], rank: i64, scale: f64) -> Adapter {
         let a = Tensor::from_slice(a).reshape([rank, -1]);
         let b = Tensor::from_slice(b).reshape([-1, rank]);
-        Adapter { layers: vec![None, Some(LowRank { name: "x".into(), a, b, gate: None, scale })] }
+        Adapter { layers: vec![None, Some(LowRank { name: "x".into(), a, b, gate: None, scale, full_rank: 2 })] }
     }
 
     /// `s B A`, row by row.

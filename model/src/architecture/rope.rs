@@ -57,7 +57,7 @@ impl RopeScaling {
     }
 
     /// The scaled inverse frequency.
-    fn apply(&self, frequency: f64) -> f64 {
+    pub(crate) fn apply(&self, frequency: f64) -> f64 {
         match *self {
             Self::None => frequency,
             Self::Linear { factor } => frequency / factor,

@@ -173,3 +173,61 @@ fn a_config_without_a_model_or_with_wrong_targets_is_refused() {
     let adapter = AdapterConfig::Sora(Sora { alpha: 0.0, ..Sora::default() });
     assert!(refused(Config { random, adapter, ..Config::default() }).contains("does not change the model's output"));
 }
+
+#[test]
+fn several_adapters_share_one_base() {
+    let policy = trained("llama");
+    let (previous, reference) = (policy.adapter().copy(), Adapter::none());
+    let other = {
+        let adapter = policy.adapter().copy();
+        adapter.perturb(0.1);
+        adapter
+    };
+    let policies = [policy.with_adapter(previous), policy.with_adapter(reference), policy.with_adapter(other)];
+    let groups = [Sequences { prompt: &[1, 2, 3], completions: vec![&[4, 5, 6]] }];
+    let [same, base, moved] = [0, 1, 2].map(|index| logprobs(&policies[index], &groups));
+    assert_eq!(same, logprobs(&policy, &groups), "a copy of the adapter is the same policy");
+    assert_ne!(base, same);
+    assert_ne!(moved, same);
+    let packed = Packed::new(&groups, 259, policy.device).unwrap();
+    assert_eq!(base, Vec::<f32>::try_from(policy.logprobs(&packed, 1.0, &Adapter::none())).unwrap());
+    for other in &policies {
+        assert!(Rc::ptr_eq(&other.network, &policy.network));
+        assert_eq!(other.network.head().data_ptr(), policy.network.head().data_ptr());
+    }
+    assert_eq!(policies[0].version(), policy.version());
+    assert_ne!(policies[2].version().hash, policy.version().hash);
+    // Training one leaves the others as they are.
+    policy.adapter().perturb(0.3);
+    assert_eq!(same, logprobs(&policies[0], &groups));
+    assert_ne!(same, logprobs(&policy, &groups));
+}
+
+#[test]
+fn pruning_changes_no_logprob_and_comes_back_from_disk() {
+    for family in FAMILIES {
+        let (mut policy, mut restored) = (trained(family), policy(family));
+        for (index, layer) in policy.adapter.layers().enumerate() {
+            let _no_grad = tch::no_grad_guard();
+            // 0, 1, 2, 3 or 4 of the four ranks close, layer by layer.
+            let _ = layer.gate.as_ref().unwrap().narrow(0, 0, index as i64 % 5).zero_();
+        }
+        let groups = [Sequences { prompt: &[1, 2, 3], completions: vec![&[4, 5, 6], &[7]] }];
+        let (before, active) = (logprobs(&policy, &groups), policy.adapter().active_rank());
+        let handle = policy.share();
+        let cuts = policy.adapter_mut().prune();
+        policy.set_version(2);
+        assert_eq!(policy.adapter().ranks() as f64, active * policy.adapter().layers().count() as f64);
+        assert!(cuts.iter().all(|cut| cut.axes().iter().all(|(name, _)| name.starts_with(&cut.name))));
+        close(&logprobs(&policy, &groups), &before);
+        close(&logprobs(&handle, &groups), &before);
+        close(&logprobs(&policy.with_adapter(policy.adapter().folded()), &groups), &before);
+
+        let saved: Vec<(String, Tensor)> =
+            policy.adapter().tensors().map(|(name, tensor)| (name, tensor.detach().copy())).collect();
+        restored.adapter_mut().restore(&saved).unwrap();
+        restored.set_version(2);
+        assert_eq!(restored.version(), policy.version());
+        assert_eq!(logprobs(&restored, &groups), logprobs(&policy, &groups));
+    }
+}

@@ -38,13 +38,13 @@ impl Tokenizer {
 }
 
 /// `tokenizer_config.json` and `special_tokens_map.json`; either may be missing.
-struct Settings {
+pub(super) struct Settings {
     tokenizer: Value,
     special_tokens: Value,
 }
 
 impl Settings {
-    fn read(path: &Path) -> Result<Self> {
+    pub(super) fn read(path: &Path) -> Result<Self> {
         Ok(Self {
             tokenizer: read_optional(&path.join("tokenizer_config.json"))?,
             special_tokens: read_optional(&path.join("special_tokens_map.json"))?,
@@ -52,7 +52,7 @@ impl Settings {
     }
 
     /// The text of a special token, written as a string or as an object with `content`.
-    fn special_text(&self, name: &str) -> Option<&str> {
+    pub(super) fn special_text(&self, name: &str) -> Option<&str> {
         [&self.tokenizer, &self.special_tokens].into_iter().find_map(|file| {
             let token = file.get(name)?;
             token.as_str().or_else(|| token.get("content")?.as_str())
@@ -68,7 +68,7 @@ impl Settings {
     }
 
     /// The source of the chat template: a file of its own, or a string or a list of named ones in the settings.
-    fn chat_template(&self, path: &Path) -> Result<Option<String>> {
+    pub(super) fn chat_template(&self, path: &Path) -> Result<Option<String>> {
         let file = path.join("chat_template.jinja");
         if file.exists() {
             let source = std::fs::read_to_string(&file).map_err(|error| Error::file(&file, error))?;

@@ -69,9 +69,42 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
 ];
 
 /// ggml's kinds of vocabulary entries.
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+pub(super) const NORMAL: i64 = 1;
+pub(super) const UNKNOWN: i64 = 2;
+pub(super) const CONTROL: i64 = 3;
+pub(super) const USER_DEFINED: i64 = 4;
+pub(super) const UNUSED: i64 = 5;
+pub(super) const BYTE: i64 = 6;
+
+/// ggml's name for the way in which a `tokenizer.json` cuts words, if it is one of those known here.
+pub(super) fn pre_tokenizer_name(json: &Value) -> Option<&'static str> {
+    let model = &json["model"];
+    let nfc = json["normalizer"]["type"] == "NFC";
+    let plain = json["normalizer"].is_null();
+    let cut = cutting(&json["pre_tokenizer"]);
+    let rule = PRE_TOKENIZERS.iter().find(|rule| {
+        let same = rule.split.build().and_then(|own| serde_json::to_value(own).map_err(unusable));
+        let whole_words = model["ignore_merges"].as_bool().unwrap_or(false);
+        same.is_ok_and(|own| cutting(&own) == cut)
+            && rule.whole_words == whole_words
+            && (nfc || plain)
+            && rule.nfc == nfc
+    })?;
+    // `default` says nothing to whoever reads the file.
+    rule.names.iter().find(|name| **name != "default").copied()
+}
+
+/// A pre-tokenizer without the settings that change no token: where offsets point to, and defaults left out.
+fn cutting(json: &Value) -> Vec<Value> {
+    let steps = json["pretokenizers"].as_array().cloned().unwrap_or_else(|| vec![json.clone()]);
+    let plain = |mut step: Value| {
+        if let Some(fields) = step.as_object_mut() {
+            fields.remove("trim_offsets");
+        }
+        step
+    };
+    steps.into_iter().map(plain).collect()
+}
 
 impl Tokenizer {
     /// Puts a tokenizer together from the metadata of a GGUF file.
@@ -96,6 +129,35 @@ impl Tokenizer {
             .map(|source| ChatTemplate::new(source, vocabulary.named_texts()))
             .transpose()?;
         Ok(Self::new(inner, vocabulary.eos(), template))
+    }
+
+    /// The files that hold this tokenizer in a hub folder: the words, their roles, and what ends an answer.
+    pub(crate) fn hub_files(metadata: &Metadata) -> Result<Vec<(String, Vec<u8>)>> {
+        let tokenizer = Self::from_gguf(metadata)?;
+        let tokens = metadata.texts("tokenizer.ggml.tokens").unwrap_or_default();
+        let vocabulary = Vocabulary { metadata, tokens };
+        let mut settings = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": false,
+        });
+        for (name, text) in vocabulary.named_texts() {
+            settings[name] = json!(text);
+        }
+        if let Some(template) = metadata.text("tokenizer.chat_template") {
+            settings["chat_template"] = json!(template);
+        }
+        let mut generation = json!({ "eos_token_id": tokenizer.eos_ids() });
+        for (name, key) in [("bos_token_id", "bos"), ("pad_token_id", "padding")] {
+            if let Some(id) = metadata.token(&format!("tokenizer.ggml.{key}_token_id")) {
+                generation[name] = json!(id);
+            }
+        }
+        let pretty = |value: &Value| serde_json::to_vec_pretty(value).map_err(unusable);
+        Ok(vec![
+            ("tokenizer.json".into(), tokenizer.inner.to_string(false).map_err(unusable)?.into_bytes()),
+            ("tokenizer_config.json".into(), pretty(&settings)?),
+            ("generation_config.json".into(), pretty(&generation)?),
+        ])
     }
 }
 

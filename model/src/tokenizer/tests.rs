@@ -31,7 +31,7 @@ fn tokenizer(model: &Path) -> Tokenizer {
     Checkpoint::open(model).unwrap().tokenizer().unwrap()
 }
 
-fn check(tokenizer: &Tokenizer, expected: &str) {
+pub(crate) fn check(tokenizer: &Tokenizer, expected: &str) {
     let expected: Expected = serde_json::from_value(read_json(&fixture(expected)).unwrap()).unwrap();
     let corpus = corpus();
     assert_eq!(corpus.len(), expected.plain.len());

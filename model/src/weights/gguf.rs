@@ -6,9 +6,14 @@
 
 mod blocks;
 mod config;
+mod pairs;
 mod reader;
+mod writer;
 
+pub(super) use config::hub_metadata;
+pub(crate) use pairs::Pairs;
 pub(crate) use reader::Metadata;
+pub use writer::write_gguf;
 
 use super::{Source, Stored, map};
 use crate::tokenizer::Tokenizer;
@@ -34,6 +39,9 @@ pub(super) struct Gguf {
 /// How many heads the rows of q and k are reordered in, if they are.
 struct Reordered(Option<(i64, i64)>);
 
+/// Metadata that tells how the tensors of this very file are stored.
+const OF_THE_FILE: [&str; 3] = ["general.file_type", "general.quantization_version", "general.alignment"];
+
 /// Opens a file: its header, and the hub's config made from it.
 pub(super) fn open(path: &Path) -> Result<(Value, Gguf)> {
     let map = map(path)?;
@@ -47,11 +55,7 @@ pub(super) fn open(path: &Path) -> Result<(Value, Gguf)> {
     let divisors = rope_divisors(&header, &map);
     let config = config::from_header(&header, divisors.as_deref()).map_err(|problem| Error::file(path, problem))?;
     let names = header.tensors.keys().filter_map(|name| Some((hub_name(name)?, name.clone()))).collect();
-    let heads = |key: &str| config.get(key).and_then(Value::as_i64);
-    let reordered = match config.get("model_type").and_then(Value::as_str) {
-        Some("llama") => Reordered(heads("num_attention_heads").zip(heads("num_key_value_heads"))),
-        _ => Reordered(None),
-    };
+    let reordered = Reordered::of(&config);
     Ok((config, Gguf { path: path.to_owned(), map, header, names, reordered }))
 }
 
@@ -94,6 +98,20 @@ impl Source for Gguf {
     fn tokenizer(&self) -> Result<Tokenizer> {
         Tokenizer::from_gguf(&self.header.metadata).map_err(|error| Error::file(&self.path, error))
     }
+
+    fn hub_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        Tokenizer::hub_files(&self.header.metadata).map_err(|error| Error::file(&self.path, error))
+    }
+
+    fn gguf_metadata(&self) -> Result<Pairs> {
+        let mut pairs = Pairs::default();
+        for (key, value) in &self.header.values {
+            if !OF_THE_FILE.contains(&key.as_str()) && !key.starts_with("split.") {
+                pairs.raw(key, &self.map[value.clone()]);
+            }
+        }
+        Ok(pairs)
+    }
 }
 
 fn load(format: Format, shape: &[usize], bytes: &[u8]) -> Result<Tensor> {
@@ -115,16 +133,38 @@ fn load(format: Format, shape: &[usize], bytes: &[u8]) -> Result<Tensor> {
 }
 
 impl Reordered {
-    /// Brings the rows of q and k (weights or biases) from ggml's order into the hub's.
-    fn restore(&self, name: &str, tensor: Tensor) -> std::result::Result<Tensor, String> {
-        let Some((heads, kv_heads)) = self.0 else { return Ok(tensor) };
-        let heads = if name.contains(".self_attn.q_proj.") {
-            heads
-        } else if name.contains(".self_attn.k_proj.") {
-            kv_heads
+    /// What the model of a hub config is reordered by.
+    fn of(config: &Value) -> Self {
+        let heads = |key: &str| config.get(key).and_then(Value::as_i64);
+        match config.get("model_type").and_then(Value::as_str) {
+            Some("llama") => {
+                let queries = heads("num_attention_heads");
+                Self(queries.zip(heads("num_key_value_heads").or(queries)))
+            }
+            _ => Self(None),
+        }
+    }
+
+    /// The heads that the rows of this tensor (a weight or a bias) are ordered by, if they are.
+    fn heads(&self, name: &str) -> Option<i64> {
+        let (heads, kv_heads) = self.0?;
+        if name.contains(".self_attn.q_proj.") {
+            Some(heads)
         } else {
-            return Ok(tensor);
-        };
+            name.contains(".self_attn.k_proj.").then_some(kv_heads)
+        }
+    }
+
+    /// Brings the rows of q and k from the hub's order into ggml's.
+    fn apply(&self, name: &str, tensor: Tensor) -> Tensor {
+        let Some(heads) = self.heads(name) else { return tensor };
+        let shape = tensor.size();
+        tensor.view([heads, 2, shape[0] / heads / 2, -1]).transpose(1, 2).reshape(shape)
+    }
+
+    /// The reverse: from ggml's order into the hub's.
+    fn restore(&self, name: &str, tensor: Tensor) -> std::result::Result<Tensor, String> {
+        let Some(heads) = self.heads(name) else { return Ok(tensor) };
         let shape = tensor.size();
         if heads < 1 || shape[0] % (2 * heads) != 0 {
             return Err(format!("tensor `{name}` has {} rows, which {heads} heads cannot share evenly", shape[0]));
@@ -208,6 +248,8 @@ mod tests {
         let ggml = Tensor::from_slice(&[10f32, 11.0, 20.0, 21.0]).view([4, 1]);
         let hub = Reordered(Some((1, 1))).restore("model.layers.0.self_attn.q_proj.weight", ggml).unwrap();
         assert_eq!(Vec::<f32>::try_from(hub.view([-1])).unwrap(), [10.0, 20.0, 11.0, 21.0]);
+        let back = Reordered(Some((1, 1))).apply("model.layers.0.self_attn.q_proj.weight", hub);
+        assert_eq!(Vec::<f32>::try_from(back.view([-1])).unwrap(), [10.0, 11.0, 20.0, 21.0]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! header (offsets inside the file, no gaps, no overlaps, sizes equal to shape times element); we read tensors from
 //! the mapped file at the offsets it returns.
 
-use super::{Source, Stored, map, read_json};
+use super::{Pairs, Source, Stored, gguf, map, read_json};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use memmap2::Mmap;
@@ -19,6 +19,20 @@ use tch::{Kind, Tensor};
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// Which shard holds which tensor.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// What may stand beside config and weights: words, and how to speak.
+const COMPANIONS: [&str; 10] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+];
 
 /// The names of the shards that an index lists, each once.
 pub(crate) fn shards(index: &Value) -> BTreeSet<String> {
@@ -142,6 +156,24 @@ impl Source for Folder {
 
     fn tokenizer(&self) -> Result<Tokenizer> {
         Tokenizer::from_folder(&self.path, &self.config)
+    }
+
+    fn hub_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        COMPANIONS
+            .iter()
+            .map(|name| (name, self.path.join(name)))
+            .filter(|(_, file)| file.exists())
+            .map(|(name, file)| {
+                Ok(((*name).to_owned(), std::fs::read(&file).map_err(|error| Error::file(&file, error))?))
+            })
+            .collect()
+    }
+
+    fn gguf_metadata(&self) -> Result<Pairs> {
+        let mut pairs = gguf::hub_metadata(&self.path, &self.config)?;
+        let rows = self.stored("model.embed_tokens.weight").map_or(0, |stored| stored.shape[0]);
+        pairs.append(Tokenizer::gguf_metadata(&self.path, &self.config, rows)?);
+        Ok(pairs)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Parity with `PyTorch` and the laws of the family.
 
 use super::*;
-use crate::prox::{Form, Prox, SoftThreshold, ThresholdScale};
+use crate::prox::{Form, ThresholdScale};
 
 /// The gradient of step `t` (from 1) in the fixture: a growing, a constant, a late and a tiny one.
 fn fixture_gradient(t: u32) -> [f64; 4] {
@@ -97,11 +97,12 @@ fn gate_steps(form: Form, scale: ThresholdScale, threshold: f64) -> [Vec<f64>; 2
     let gate = leaf(&[0.5, -0.002, 0.0005, 0.0, -1.2], Kind::Double);
     let mut parameters = [Parameter::new("gate", gate, Role::Gate)];
     let mut optimizer = adamw(0.1);
-    let prox = SoftThreshold { threshold, scale, form };
+    let threshold = scale.apply(threshold, 8e-4);
     [[0.1, -0.2, 0.05, 0.3, 0.0], [-0.1, -0.2, 0.01, 0.3, 0.02]].map(|gradient| {
         set_gradient(&mut parameters[0], &gradient);
         optimizer.step(&mut parameters, 8e-4).unwrap();
-        prox.apply(&mut parameters[0].tensor, 8e-4);
+        let moved = form.apply(&parameters[0].tensor.detach(), threshold);
+        tch::no_grad(|| parameters[0].tensor.copy_(&moved));
         values(&parameters[0].tensor)
     })
 }
@@ -287,4 +288,45 @@ fn the_config_reads_from_toml() {
         let error = read(&format!("[optimizer.adamw]\n{wrong}")).unwrap().build().err().unwrap();
         assert!(error.is_input(), "{error}");
     }
+}
+
+#[test]
+fn a_pruned_parameter_moves_as_if_nothing_had_been_pruned() {
+    for build in every_rule() {
+        for role in [Role::Weight, Role::Gate] {
+            let whole = |values: &[f64]| vec![Parameter::new("layer.a", leaf(values, Kind::Double), role)];
+            let (mut optimizer, mut parameters) = (build(), whole(&START));
+            run(&mut *optimizer, &mut parameters, 1..=2);
+            let places = Tensor::from_slice(&[1i64, 3]);
+            let kept = values(&parameters[0].tensor.index_select(0, &places));
+            let mut small = whole(&kept);
+            let mut after = build();
+            after.restore(optimizer.state()).unwrap();
+            after.prune(&[Kept { name: "layer.a".into(), shape: vec![4], axis: 0, places: places.copy() }]).unwrap();
+            for t in 3..=4 {
+                let gradient = fixture_gradient(t);
+                set_gradient(&mut parameters[0], &gradient);
+                optimizer.step(&mut parameters, 0.01).unwrap();
+                set_gradient(&mut small[0], &[gradient[1], gradient[3]]);
+                after.step(&mut small, 0.01).unwrap();
+            }
+            assert_eq!(values(&small[0].tensor), values(&parameters[0].tensor.index_select(0, &places)));
+        }
+    }
+}
+
+#[test]
+fn what_is_remembered_in_another_shape_is_forgotten() {
+    let tensor = |sizes: &[i64]| Tensor::zeros(sizes, (Kind::Float, model::device::HOST));
+    let mut state = OptimizerState {
+        rule: "factored".into(),
+        scalars: [("steps.x".to_owned(), 3.0), ("steps.y".to_owned(), 4.0)].into(),
+        tensors: vec![("rows.x".into(), tensor(&[4])), ("first.y".into(), tensor(&[2, 4]))],
+    };
+    for name in ["x", "y"] {
+        state.prune(&Kept { name: name.into(), shape: vec![2, 4], axis: 1, places: Tensor::from_slice(&[0i64]) });
+    }
+    assert_eq!(state.scalars.keys().collect::<Vec<_>>(), ["steps.y"]);
+    assert_eq!(state.tensors.len(), 1);
+    assert_eq!(state.tensors[0].1.size(), [2, 1]);
 }

@@ -67,7 +67,7 @@ impl Training<'_> {
                 "a guard rolls back to before step {since}, but checkpoint.keep left no checkpoint from then, so the run ends"
             ))?);
         };
-        self.learner.restore(Snapshot::read(&self.snapshots.path(good))?, &self.plan.policy)?;
+        self.learner.restore(Snapshot::read(&self.snapshots.path(good))?, &mut self.plan.policy)?;
         self.plan.publish(self.state.step)?;
         self.state.policy_hash.clone_from(&self.plan.policy.version().hash);
         self.state.guard.forget();

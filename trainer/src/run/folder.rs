@@ -1,7 +1,7 @@
 //! The run folder: what is in it, how it is made, and how a run is found again.
 
 use crate::config::{Config, Override};
-use crate::plot::{self, Curve};
+use crate::plot::{self, Curve, HeatMap};
 use crate::snapshot::{State, write_atomically};
 use crate::{Error, Result, measure};
 use model::adapter::Adapter;
@@ -117,6 +117,21 @@ impl RunFolder {
         })?;
         write_atomically(&self.path.join(name).with_extension("svg"), drawn.svg.as_bytes())?;
         write_atomically(&self.path.join(name).with_extension("png"), &drawn.png)
+    }
+
+    /// Draws the open ranks of every gated layer, as SVG and PNG.
+    pub(super) fn draw_ranks(&self, adapter: &Adapter) -> Result<()> {
+        let cells: Vec<(&str, i64)> = adapter
+            .layers()
+            .filter(|layer| layer.gate.is_some())
+            .map(|layer| (layer.name.as_str(), layer.active_rank()))
+            .collect();
+        if cells.is_empty() {
+            return Ok(());
+        }
+        let drawn = plot::draw_heat_map(&HeatMap::of_layers("Open ranks", &cells))?;
+        write_atomically(&self.path.join("ranks.svg"), drawn.svg.as_bytes())?;
+        write_atomically(&self.path.join("ranks.png"), &drawn.png)
     }
 
     /// Every line of `metrics.jsonl`.

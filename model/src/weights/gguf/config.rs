@@ -1,10 +1,13 @@
-//! The hub's `config.json`, made from a GGUF file's metadata.
+//! The hub's `config.json`, made from a GGUF file's metadata, and the reverse.
 //!
 //! Most keys only change their names. Two facts must be read off the tensors: embeddings are tied if there is no
 //! output matrix, and Llama 3's rope scaling is stored as the factors it leads to, one per pair of a head.
 
+use super::pairs::Pairs;
 use super::reader::{Header, Metadata};
+use crate::architecture::{self, Dimensions, RopeScaling};
 use serde_json::{Map, Value, json};
+use std::path::Path;
 
 /// What the config lacks.
 type Problem = String;
@@ -120,6 +123,48 @@ fn llama3_scaling(divisors: &[f32], head_dim: i64, theta: f64, original: Option<
         "high_freq_factor": HIGH,
         "original_max_position_embeddings": original,
     }))
+}
+
+/// The metadata of a hub folder's model, without its words.
+pub(in super::super) fn hub_metadata(path: &Path, config: &Value) -> crate::Result<Pairs> {
+    let d = architecture::dimensions(config)?;
+    let family = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let key = |name: &str| format!("{family}.{name}");
+    let mut pairs = Pairs::default();
+    pairs.text("general.architecture", family);
+    pairs.text("general.type", "model");
+    pairs.text("general.name", &path.file_name().map_or_else(|| family.into(), |name| name.to_string_lossy()));
+    for (name, value) in [
+        ("context_length", d.max_position),
+        ("embedding_length", d.hidden),
+        ("block_count", d.layers),
+        ("feed_forward_length", d.intermediate),
+        ("attention.head_count", d.heads),
+        ("attention.head_count_kv", d.kv_heads),
+        ("attention.key_length", d.head_dim),
+        ("attention.value_length", d.head_dim),
+        ("rope.dimension_count", d.head_dim),
+        ("vocab_size", d.vocab),
+    ] {
+        pairs.integer(&key(name), value as u32);
+    }
+    pairs.number(&key("attention.layer_norm_rms_epsilon"), d.norm_epsilon);
+    pairs.number(&key("rope.freq_base"), d.rope_theta);
+    if let RopeScaling::Linear { factor } = d.rope_scaling {
+        pairs.text(&key("rope.scaling.type"), "linear");
+        pairs.number(&key("rope.scaling.factor"), factor);
+    }
+    Ok(pairs)
+}
+
+/// By what Llama 3's scaling divides the frequency of each pair of a head; none without that scaling.
+pub(super) fn rope_divisors(d: &Dimensions) -> Option<Vec<f32>> {
+    let RopeScaling::Llama3 { .. } = d.rope_scaling else { return None };
+    let divisor = |pair: i64| {
+        let frequency = d.rope_theta.powf(-2.0 * pair as f64 / d.head_dim as f64);
+        (frequency / d.rope_scaling.apply(frequency)) as f32
+    };
+    Some((0..d.head_dim / 2).map(divisor).collect())
 }
 
 #[cfg(test)]

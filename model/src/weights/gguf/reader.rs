@@ -6,6 +6,7 @@
 
 use super::blocks::Format;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What is wrong with a file.
 type Problem = String;
@@ -14,6 +15,8 @@ type Problem = String;
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) metadata: Metadata,
+    /// Where each key's type and value lie in the file, in the file's order.
+    pub(super) values: Vec<(String, Range<usize>)>,
     pub(super) tensors: BTreeMap<String, Entry>,
 }
 
@@ -126,11 +129,13 @@ pub(super) fn read_header(file: &[u8]) -> Result<Header, Problem> {
     }
     let (tensor_count, value_count) = (cursor.u64()?, cursor.u64()?);
 
-    let mut metadata = BTreeMap::new();
+    let (mut metadata, mut values) = (BTreeMap::new(), Vec::new());
     for _ in 0..value_count {
         let key = cursor.text()?;
+        let start = cursor.at;
         let kind = cursor.u32()?;
         let value = cursor.value(kind).map_err(|problem| format!("metadata `{key}`: {problem}"))?;
+        values.push((key.clone(), start..cursor.at));
         if metadata.insert(key.clone(), value).is_some() {
             return Err(format!("metadata `{key}` appears twice"));
         }
@@ -147,7 +152,7 @@ pub(super) fn read_header(file: &[u8]) -> Result<Header, Problem> {
     }
 
     place(&metadata, &mut tensors, cursor.at, file.len())?;
-    Ok(Header { metadata, tensors })
+    Ok(Header { metadata, values, tensors })
 }
 
 /// Turns offsets within the data section into offsets within the file, and checks them.

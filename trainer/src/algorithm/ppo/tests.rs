@@ -316,7 +316,7 @@ impl Tiny {
     }
 
     fn step(&mut self, step: u64, groups: &[ScoredGroup]) -> Metrics {
-        self.learner.update(step, groups, &self.policy).unwrap()
+        self.learner.update(step, groups, &mut self.policy).unwrap()
     }
 }
 
@@ -362,7 +362,7 @@ fn a_restored_step_is_the_step() {
     let expected = [whole.step(3, &groups), whole.step(4, &groups)];
 
     let mut resumed = Tiny::new(settings);
-    resumed.learner.restore(snapshots.newest().unwrap().unwrap(), &resumed.policy).unwrap();
+    resumed.learner.restore(snapshots.newest().unwrap().unwrap(), &mut resumed.policy).unwrap();
     assert_eq!([resumed.step(3, &groups), resumed.step(4, &groups)], expected);
     assert_ne!(expected[0].get("kl_coefficient"), Some(0.05), "the coefficient did not move");
 }

@@ -23,16 +23,16 @@ fn run(algorithm: AlgorithmConfig) -> (Learner, Policy) {
     (Learner::new(&config, &policy).unwrap(), policy)
 }
 
-fn update(learner: &mut Learner, policy: &Policy, step: u64) -> Metrics {
+fn update(learner: &mut Learner, policy: &mut Policy, step: u64) -> Metrics {
     // Samples of a group begin alike, and i has i + 1 tokens: in both groups the shortest wins.
     learner.update(step, &scored(&[&[1.0, 0.0], &[2.0, 0.0, 1.0]]), policy).unwrap()
 }
 
 /// The hash of the policy after each of four steps, two to an iteration.
 fn hashes(algorithm: AlgorithmConfig) -> Vec<String> {
-    let (mut learner, policy) = run(algorithm);
+    let (mut learner, mut policy) = run(algorithm);
     let step = |step| {
-        update(&mut learner, &policy, step);
+        update(&mut learner, &mut policy, step);
         policy.adapter().hash()
     };
     (1..=4).map(step).collect()
@@ -53,11 +53,11 @@ fn without_acceleration_the_first_iteration_is_online_dpo_bit_for_bit() {
 
 #[test]
 fn an_iteration_begins_beyond_the_end_of_the_last_one() {
-    let (mut learner, policy) = run(apo(0.5));
+    let (mut learner, mut policy) = run(apo(0.5));
     let start = policy.adapter().copy();
-    update(&mut learner, &policy, 1);
+    update(&mut learner, &mut policy, 1);
     assert_eq!(learner.reference.hash(), start.hash());
-    let metrics = update(&mut learner, &policy, 2);
+    let metrics = update(&mut learner, &mut policy, 2);
     // From a start without update, half a step further is 1.5 times the end; both have rank two, so nothing is lost.
     assert_eq!(metrics.get("apo/alpha"), Some(0.5));
     assert!(metrics.get("apo/truncation_error").unwrap() < 1e-5);
@@ -69,28 +69,28 @@ fn an_iteration_begins_beyond_the_end_of_the_last_one() {
     assert_eq!(learner.reference.hash(), policy.adapter().hash());
 
     // Two moves have rank four, of which two are kept.
-    update(&mut learner, &policy, 3);
-    let metrics = update(&mut learner, &policy, 4);
+    update(&mut learner, &mut policy, 3);
+    let metrics = update(&mut learner, &mut policy, 4);
     let error = metrics.get("apo/truncation_error").unwrap();
     assert!(error > 1e-4 && error < 0.7, "{error}");
 }
 
 #[test]
 fn the_last_iteration_is_not_extrapolated() {
-    let (mut learner, policy) = run(apo(0.5));
+    let (mut learner, mut policy) = run(apo(0.5));
     for step in 1..=5 {
-        update(&mut learner, &policy, step);
+        update(&mut learner, &mut policy, step);
     }
-    let metrics = update(&mut learner, &policy, 6);
+    let metrics = update(&mut learner, &mut policy, 6);
     assert_eq!(metrics.get("apo/alpha"), None);
 }
 
 #[test]
 fn alpha_is_halved_while_the_loss_is_too_much_worse() {
     let guarded = |max_loss_increase| {
-        let (mut learner, policy) =
+        let (mut learner, mut policy) =
             run(AlgorithmConfig::Apo(Apo { alpha: 0.9, steps_per_iteration: 1, max_loss_increase, ..Apo::default() }));
-        let metrics = update(&mut learner, &policy, 1);
+        let metrics = update(&mut learner, &mut policy, 1);
         (metrics.get("apo/alpha").unwrap(), metrics.get("apo/loss_increase").unwrap())
     };
     // On its own pairs the extrapolated policy is better here, so any tolerance lets it pass.
@@ -98,13 +98,13 @@ fn alpha_is_halved_while_the_loss_is_too_much_worse() {
     assert!(increase < 0.0 && alpha == 0.9, "{alpha} {increase}");
 
     // Pairs whose labels say the opposite of what was learned: the loss of going on grows, so less is gone or nothing.
-    let (mut learner, policy) = run(AlgorithmConfig::Apo(Apo {
+    let (mut learner, mut policy) = run(AlgorithmConfig::Apo(Apo {
         alpha: 0.9,
         steps_per_iteration: 2,
         max_loss_increase: 1e-6,
         ..Apo::default()
     }));
-    update(&mut learner, &policy, 1);
+    update(&mut learner, &mut policy, 1);
     let end = policy.adapter().copy();
     let progress = learner.iterations.as_ref().unwrap();
     let metrics = learner.extrapolate(progress, &end, &scored(&[&[0.0, 1.0], &[0.0, 2.0, 1.0]]), &policy).unwrap();
@@ -114,9 +114,9 @@ fn alpha_is_halved_while_the_loss_is_too_much_worse() {
 
 #[test]
 fn the_average_follows_the_policy() {
-    let (mut learner, policy) = run(AlgorithmConfig::NashMp(NashMp { kappa: 0.25, ..NashMp::default() }));
+    let (mut learner, mut policy) = run(AlgorithmConfig::NashMp(NashMp { kappa: 0.25, ..NashMp::default() }));
     let start = policy.adapter().copy();
-    update(&mut learner, &policy, 1);
+    update(&mut learner, &mut policy, 1);
     assert_ne!(policy.adapter().hash(), start.hash());
     start.mix(policy.adapter(), 0.25).unwrap();
     assert_eq!(learner.anchor.as_ref().unwrap().adapter.hash(), start.hash());
@@ -125,14 +125,14 @@ fn the_average_follows_the_policy() {
 #[test]
 fn a_restored_learner_goes_on_from_the_same_iteration() {
     for algorithm in [apo(0.5), AlgorithmConfig::NashMp(NashMp::default())] {
-        let (mut learner, policy) = run(algorithm.clone());
-        (1..=3).for_each(|step| drop(update(&mut learner, &policy, step)));
+        let (mut learner, mut policy) = run(algorithm.clone());
+        (1..=3).for_each(|step| drop(update(&mut learner, &mut policy, step)));
         let snapshot = learner.snapshot(&crate::snapshot::State::start(""), &policy);
-        let (mut resumed, again) = run(algorithm);
-        resumed.restore(snapshot, &again).unwrap();
+        let (mut resumed, mut again) = run(algorithm);
+        resumed.restore(snapshot, &mut again).unwrap();
         for step in 4..=6 {
-            update(&mut learner, &policy, step);
-            update(&mut resumed, &again, step);
+            update(&mut learner, &mut policy, step);
+            update(&mut resumed, &mut again, step);
             assert_eq!(policy.adapter().hash(), again.adapter().hash(), "step {step}");
         }
     }

@@ -1,0 +1,73 @@
+//! The trained model as one: the base's weights with the adapter's updates added, for programs that know no adapters.
+//!
+//! `W' = W + s · B diag(g) A`, computed in f32 and stored in the format that is asked for. Tensors are made, written and
+//! dropped one at a time, so a merge needs the memory of its largest tensor and not that of the model.
+//!
+//! Two layouts are written: a Hugging Face folder ([`hub_shards`], [`hub_files`]) and one GGUF file ([`write_gguf`]),
+//! whatever the base came in.
+
+mod folder;
+mod storage;
+#[cfg(test)]
+mod tests;
+
+pub use crate::weights::write_gguf;
+pub use folder::{Shard, hub_files, hub_index, hub_shards};
+pub use storage::Storage;
+
+use crate::adapter::{Adapter, LowRank};
+use crate::weights::Checkpoint;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+/// A checkpoint with an adapter multiplied into it.
+pub struct Merged<'a> {
+    checkpoint: &'a Checkpoint,
+    /// The update of each weight, by the weight's hub name.
+    updates: BTreeMap<String, &'a LowRank>,
+}
+
+impl<'a> Merged<'a> {
+    /// Merges `adapter` into `checkpoint`, the base that it was trained on.
+    ///
+    /// # Errors
+    /// If the checkpoint lacks a layer that the adapter changes, or has it in another shape.
+    pub fn new(checkpoint: &'a Checkpoint, adapter: &'a Adapter) -> Result<Self> {
+        let updates: BTreeMap<String, &LowRank> =
+            adapter.layers().map(|layer| (format!("{}.weight", layer.name), layer)).collect();
+        for (name, layer) in &updates {
+            let shape = [layer.b.size()[0], layer.a.size()[1]].map(|size| size as usize);
+            let found = checkpoint.shape(name);
+            if found != shape {
+                let problem =
+                    format!("has tensor `{name}` in shape {found:?}, but the adapter changes one of shape {shape:?}");
+                return Err(Error::file(
+                    checkpoint.path(),
+                    format!("{problem}; is it the base that the adapter was trained on?"),
+                ));
+            }
+        }
+        Ok(Self { checkpoint, updates })
+    }
+
+    /// The base.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        self.checkpoint
+    }
+
+    /// Every tensor's hub name, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        self.checkpoint.names()
+    }
+
+    /// The tensor of this hub name in the hub's layout, f32 on the CPU.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let base = self.checkpoint.tensor(name)?.to_kind(Kind::Float);
+        match self.updates.get(name) {
+            Some(update) => Ok(base + update.delta_weight().to_device(crate::device::HOST)),
+            None => Ok(base),
+        }
+    }
+}
