@@ -19,4 +19,4 @@ pub mod weights;
 pub use config::Config;
 pub use critic::{Critic, Values};
 pub use error::{Error, Result};
-pub use policy::{Evaluation, Policy};
+pub use policy::{Divergence, Evaluation, Policy};

@@ -161,12 +161,22 @@ impl Policy {
             entropy: scores.entropy.map(|entropy| entropy.set_requires_grad(true)),
             foremost: scores.foremost,
             values: critic.map(|critic| Values::new(self.value_graph(packed, critic, Some(&graph)))),
+            divergences: Vec::new(),
             graph,
             hidden,
             head: self.network.head().shallow_clone(),
             targets: packed.targets.shallow_clone(),
             temperature,
         }
+    }
+
+    /// Adds to an evaluation of `packed` its divergence from the network with `adapter`, over the whole vocabulary at
+    /// each token.
+    pub fn add_divergence(&self, evaluation: &mut Evaluation, packed: &Packed, adapter: &Adapter) {
+        let _no_grad = tch::no_grad_guard();
+        let other = self.hidden(packed, adapter);
+        let leaf = logprob::divergence(&evaluation.hidden, &other, &evaluation.head, evaluation.temperature);
+        evaluation.divergences.push(Divergence { leaf: leaf.set_requires_grad(true), other });
     }
 
     /// Values of the prefix before each token of a packed batch, and what their gradient needs.
@@ -239,11 +249,22 @@ pub struct Evaluation {
     pub foremost: Option<Tensor>,
     /// The critic's; only where asked for.
     pub values: Option<Values>,
+    /// From other policies, as added by [`Policy::add_divergence`], in that order.
+    pub divergences: Vec<Divergence>,
     graph: Tensor,
     hidden: Tensor,
     head: Tensor,
     targets: Tensor,
     temperature: f64,
+}
+
+/// How far the distributions of a batch are from those of another policy.
+#[derive(Debug)]
+pub struct Divergence {
+    /// `[token]` f32, a leaf: KL(policy ‖ other) in nats at each token.
+    pub leaf: Tensor,
+    /// The other policy's hidden states, `[token, hidden]`.
+    other: Tensor,
 }
 
 impl Evaluation {
@@ -253,11 +274,18 @@ impl Evaluation {
         leaves.extend(&self.entropy);
         let values_at = leaves.len();
         leaves.extend(self.values.iter().map(|values| &values.leaf));
+        let divergences_at = leaves.len();
+        leaves.extend(self.divergences.iter().map(|divergence| &divergence.leaf));
         let gradients = Tensor::run_backward(&[loss], &leaves, false, false);
         let gradient = |index: usize| gradients.get(index).filter(|gradient| gradient.defined());
         let by_entropy = self.entropy.as_ref().and(gradient(1));
-        let by_hidden =
+        let mut by_hidden =
             logprob::gradient(&self.hidden, &self.head, &self.targets, self.temperature, gradient(0), by_entropy);
+        for (place, Divergence { other, .. }) in self.divergences.iter().enumerate() {
+            let Some(weight) = gradient(divergences_at + place) else { continue };
+            let further = logprob::divergence_gradient(&self.hidden, other, &self.head, self.temperature, weight);
+            by_hidden = by_hidden + further;
+        }
         let policy = (&self.graph * by_hidden).sum(Kind::Float);
         match self.values.as_ref().zip(gradient(values_at)) {
             Some((values, gradient)) => (policy + values.pulled(gradient)).backward(),

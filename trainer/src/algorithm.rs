@@ -14,6 +14,7 @@ pub(crate) mod policy_gradient;
 mod ppo;
 mod reinforce;
 mod reinforce_pp;
+mod remix;
 mod reward_model;
 mod rloo;
 mod sft;
@@ -27,6 +28,7 @@ pub use gspo::Gspo;
 pub use ppo::Ppo;
 pub use reinforce::{Baseline, Reinforce};
 pub use reinforce_pp::ReinforcePp;
+pub use remix::{Base, ConvexKl, LambdaSchedule, Remix};
 pub use reward_model::RewardModel;
 pub use rloo::Rloo;
 pub use sft::Sft;
@@ -47,8 +49,15 @@ pub struct Needs {
     pub max_length: usize,
     /// What the loss is a function of.
     pub reads: Reads,
-    /// Log-probabilities under the reference policy: the network with its adapter off.
+    /// Log-probabilities under the reference policy: the network with its adapter off, or the policy that a schedule
+    /// has made the reference since ([`Schedule::renew_reference`]).
     pub reference: bool,
+    /// The policy of one step earlier is kept; a schedule says in which steps it is scored
+    /// ([`Schedule::score_previous`]).
+    pub previous: bool,
+    /// Divergences from the reference, and from the previous policy in steps that score it, are computed exactly, over
+    /// the whole vocabulary, instead of log-probabilities of the drawn tokens alone.
+    pub exact_kl: bool,
     /// A critic, which values every prefix.
     pub critic: Option<CriticNeeds>,
     /// Credit depends on what the policies say of each token, so every sample is scored before credit is given.
@@ -65,6 +74,8 @@ impl Default for Needs {
             max_length: 1024,
             reads: Reads::Tokens,
             reference: false,
+            previous: false,
+            exact_kl: false,
             critic: None,
             scored_credit: false,
             zero_credit: ZeroCredit::Skip,
@@ -126,12 +137,37 @@ pub struct Schedule {
     /// Draw up to this many times as many prompts until there are enough groups that carry a signal (DAPO's dynamic
     /// sampling); 1 takes what comes.
     pub max_rounds: usize,
+    /// Old groups that take the place of fresh ones.
+    pub replay: Option<Replay>,
+    /// Score the samples under the policy of one step earlier too.
+    pub score_previous: bool,
+    /// After this step's updates the policy, as it then is, becomes the reference.
+    pub renew_reference: bool,
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { epochs: 1, minibatches: 1, max_proximal_kl: None, max_rounds: 1 }
+        Self {
+            epochs: 1,
+            minibatches: 1,
+            max_proximal_kl: None,
+            max_rounds: 1,
+            replay: None,
+            score_previous: false,
+            renew_reference: false,
+        }
     }
+}
+
+/// How many old groups a step learns from, and which.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Replay {
+    /// Their share in the groups of the step; the rest is drawn.
+    pub share: f64,
+    /// They come from this many steps before this one.
+    pub window: u64,
+    /// Groups whose rewards are all alike stay in the store.
+    pub only_with_signal: bool,
 }
 
 impl Schedule {
@@ -203,6 +239,17 @@ pub struct Outputs<'a> {
     pub entropy: Option<&'a Tensor>,
     /// `[token]`: the critic's value of the prefix before each token.
     pub values: Option<&'a Tensor>,
+    /// `[token]`: KL(policy ‖ reference) over the vocabulary, in nats; there if [`Needs::exact_kl`].
+    pub reference_kl: Option<&'a Tensor>,
+    /// `[token]`: KL(policy ‖ previous policy), likewise, in steps that score it.
+    pub previous_kl: Option<&'a Tensor>,
+}
+
+impl<'a> Outputs<'a> {
+    /// Log-probabilities alone.
+    pub fn of(logprobs: &'a Tensor) -> Self {
+        Self { logprobs, entropy: None, values: None, reference_kl: None, previous_kl: None }
+    }
 }
 
 /// A learning rule.
@@ -291,6 +338,7 @@ algorithms! {
     "ppo" Ppo(Ppo),
     "reward_model" RewardModel(RewardModel),
     "sft" Sft(Sft),
+    "remix" Remix(Remix),
 }
 
 impl Default for Config {

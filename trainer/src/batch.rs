@@ -28,6 +28,8 @@ pub struct Batch {
     pub proximal_logprobs: Option<Tensor>,
     /// `[token]` f32: log-probabilities under the reference policy, where the algorithm needs them.
     pub reference_logprobs: Option<Tensor>,
+    /// `[token]` f32: log-probabilities under the policy of one step earlier, where the schedule asks for them.
+    pub previous_logprobs: Option<Tensor>,
     /// `[token]` f32: the critic's values at the start of the step, where there is one.
     pub old_values: Option<Tensor>,
     /// What sums of token losses are divided by, counted over the whole optimizer batch.
@@ -235,6 +237,7 @@ impl Batch {
             behaviour_logprobs: tensor(&columns.behaviour),
             proximal_logprobs: known(&columns.proximal),
             reference_logprobs: known(&columns.reference),
+            previous_logprobs: None,
             old_values: known(&columns.values),
             denominator,
         })

@@ -7,7 +7,7 @@ mod parse;
 
 pub use parse::Override;
 
-use crate::algorithm::{self, Samples};
+use crate::algorithm::{self, Algorithm, Samples};
 use crate::{Error, Result, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -51,6 +51,9 @@ pub struct Config {
     /// When and how held-out prompts are answered.
     #[serde(default)]
     pub evaluate: Evaluate,
+    /// Another run of the store, whose samples are learned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
     /// Where samples are kept.
     #[serde(default)]
     pub store: Store,
@@ -101,6 +104,18 @@ impl Default for Evaluate {
     fn default() -> Self {
         Self { every: 0, prompts: 0, threshold: 1.0, samples: 0 }
     }
+}
+
+/// `[replay]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replay {
+    /// The name or number of a run in the same store, of the same base model.
+    pub run: String,
+    /// Draw nothing, and learn from that run's samples alone. Otherwise its groups come in where an algorithm replays
+    /// and the run's own past is too short.
+    #[serde(default)]
+    pub offline: bool,
 }
 
 /// `[store]`
@@ -191,10 +206,33 @@ impl Config {
         if let Samples::Drawn { group_size } = algorithm.needs().samples {
             self.check_drawing(group_size)?;
         }
+        if let Some(replay) = &self.replay {
+            self.check_replay(replay, &*algorithm)?;
+        }
         match (&self.model.adapter, &self.prox) {
             (model::adapter::AdapterConfig::Lora(_), Some(_)) => Err(Error::input(
                 "[prox] closes gates, but adapter.lora has none; use [model.adapter.sora] or drop [prox]",
             )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses another run's samples where nothing would be made of them.
+    fn check_replay(&self, replay: &Replay, algorithm: &dyn Algorithm) -> Result<()> {
+        let (name, replays) = (self.algorithm.name(), |step| algorithm.schedule(step).replay.is_some());
+        if !matches!(algorithm.needs().samples, Samples::Drawn { .. }) {
+            return Err(Error::input(format!(
+                "[replay] brings back samples that a policy drew, but algorithm.{name} learns from a data set; drop [replay]"
+            )));
+        }
+        match (replay.offline, replays(1)) {
+            (false, false) => Err(Error::input(format!(
+                "algorithm.{name} replays nothing, so [replay] would do nothing; set replay.offline = true to learn from that run alone, or use algorithm.remix"
+            ))),
+            (true, true) if !(1..=self.steps).all(replays) => Err(Error::input(format!(
+                "replay.offline draws nothing, but algorithm.{name} goes over to fresh samples before step {}; set algorithm.{name}.reincarnate_after = 0",
+                self.steps
+            ))),
             _ => Ok(()),
         }
     }

@@ -2,14 +2,14 @@
 
 mod mismatch;
 
-use crate::algorithm::{self, Algorithm, Credits, Evidence, Outputs, Reads, SampleScores, Samples};
+use crate::algorithm::{self, Algorithm, Credits, Evidence, Outputs, Reads, SampleScores, Samples, Schedule};
 use crate::batch::{Batch, Cut, Material, MiniBatch, mini_batches, score_samples};
 use crate::config::Config;
 use crate::objective::{KlEstimator, Tally, effective_sample_share, mismatch_kl};
 use crate::optimizer::{self, Optimizer, OptimizerState, Parameter, Rate, Role, Update};
 use crate::prox::Prox;
 use crate::snapshot::{Snapshot, State};
-use crate::{Error, Result};
+use crate::{Error, Result, measure};
 use mismatch::MismatchAlarm;
 use model::adapter::Adapter;
 use model::logprob::Want;
@@ -18,12 +18,19 @@ use schema::{Metrics, ScoredGroup, Seed};
 use serde_json::json;
 use tch::Tensor;
 
+/// The files of a checkpoint that hold the reference policy, once it is not the untouched network any more, and the
+/// policy of one step earlier.
+const REFERENCE: &str = "reference";
+const PREVIOUS: &str = "previous";
+
 /// The algorithm, the optimizer and the constraint, and the parameters that they move.
 pub(crate) struct Learner {
     algorithm: Box<dyn Algorithm>,
     critic: Option<Critic>,
     /// The reference policy's adapter: none, for the untouched network, or a copy of the one that training began with.
     reference: Adapter,
+    /// The policy's adapter as it was before the last step's updates, where the algorithm needs it.
+    previous: Adapter,
     optimizer: Box<dyn Optimizer>,
     prox: Option<Box<dyn Prox>>,
     parameters: Vec<Parameter>,
@@ -46,6 +53,7 @@ impl Learner {
             algorithm,
             critic,
             reference: if config.model.adapter_from.is_empty() { Adapter::none() } else { policy.adapter().copy() },
+            previous: if needs.previous { policy.adapter().copy() } else { Adapter::none() },
             optimizer: config.optimizer.build()?,
             prox: config.prox.as_ref().map(crate::prox::ProxConfig::build).transpose()?,
             rate: config.optimizer.rate(),
@@ -77,7 +85,8 @@ impl Learner {
         let schedule = self.algorithm.schedule(step);
         let mut metrics = Metrics::new();
         let mut batches = self.batches(step, groups, policy, &mut metrics)?;
-        self.score_anchors(&mut batches, schedule.updates() > 1, policy);
+        self.score_anchors(&mut batches, &schedule, policy);
+        let began = self.algorithm.needs().previous.then(|| policy.adapter().copy());
 
         let before: u64 = (1..step).map(|step| self.algorithm.schedule(step).updates()).sum();
         let total: u64 = before + (step..=self.steps).map(|step| self.algorithm.schedule(step).updates()).sum::<u64>();
@@ -90,7 +99,7 @@ impl Learner {
                 }
                 let mut own = Tally::new();
                 let batch_loss: f64 =
-                    batch.micro_batches.iter().map(|part| self.accumulate(part, policy, &mut own)).sum();
+                    batch.micro_batches.iter().map(|part| self.accumulate(part, &schedule, policy, &mut own)).sum();
                 let too_far = schedule
                     .max_proximal_kl
                     .is_some_and(|limit| own.mean("proximal_kl").is_some_and(|moved| moved > limit));
@@ -116,9 +125,14 @@ impl Learner {
                 }
             }
         }
+        self.previous = began.unwrap_or_default();
+        if schedule.renew_reference {
+            self.reference = policy.adapter().copy();
+        }
         metrics.merge(tally.metrics());
         let fresh = groups.iter().all(|group| group.group().policy.hash == policy.version().hash);
-        if let Some(warning) = fresh.then(|| self.mismatch.check(&metrics)).flatten() {
+        let warning = if fresh { self.mismatch.check(&metrics) } else { self.mismatch.check_old(&metrics) };
+        if let Some(warning) = warning {
             tracing::warn!("step {step}: {warning}");
         }
         if taken > 0 {
@@ -141,11 +155,12 @@ impl Learner {
         let _no_grad = tch::no_grad_guard();
         let mut metrics = Metrics::new();
         let mut batches = self.batches(1, groups, policy, &mut metrics)?;
-        self.score_anchors(&mut batches, false, policy);
+        let schedule = Schedule { epochs: 1, minibatches: 1, ..self.algorithm.schedule(1) };
+        self.score_anchors(&mut batches, &schedule, policy);
         let mut tally = Tally::new();
         let mut loss = 0.0;
         for batch in batches.iter().flat_map(|batch| &batch.micro_batches) {
-            loss += self.accumulate(batch, policy, &mut tally);
+            loss += self.accumulate(batch, &schedule, policy, &mut tally);
         }
         metrics.merge(tally.metrics());
         metrics.set("loss", loss / batches.len().max(1) as f64);
@@ -156,9 +171,10 @@ impl Learner {
     #[cfg(test)]
     pub(crate) fn gradients(&self, groups: &[ScoredGroup], policy: &Policy) -> (f64, Vec<Tensor>) {
         let mut batches = self.batches(1, groups, policy, &mut Metrics::new()).expect("the samples are consistent");
-        self.score_anchors(&mut batches, false, policy);
+        let schedule = Schedule { epochs: 1, minibatches: 1, ..self.algorithm.schedule(1) };
+        self.score_anchors(&mut batches, &schedule, policy);
         let parts = batches.iter().flat_map(|batch| &batch.micro_batches);
-        let loss = parts.map(|part| self.accumulate(part, policy, &mut Tally::new())).sum();
+        let loss = parts.map(|part| self.accumulate(part, &schedule, policy, &mut Tally::new())).sum();
         (loss, self.parameters.iter().map(|parameter| parameter.tensor.grad()).collect())
     }
 
@@ -172,6 +188,9 @@ impl Learner {
     ) -> Result<Vec<MiniBatch>> {
         let scores = self.algorithm.needs().scored_credit.then(|| self.score(groups, policy)).transpose()?;
         let scores = scores.as_deref();
+        if let Some(scores) = scores {
+            metrics.merge(measure::replayed(groups, scores, &policy.version().hash));
+        }
         let credits: Credits = self.algorithm.credit(&Evidence { groups, scores }, metrics);
         let material = Material { groups, credits: &credits, scores };
         mini_batches(&material, &*self.algorithm, &self.algorithm.schedule(step), self.cut, &self.seed.at(step))
@@ -203,29 +222,32 @@ impl Learner {
     }
 
     /// Fills in the log-probabilities that must be those of the step's beginning and are not known yet.
-    fn score_anchors(&self, batches: &mut [MiniBatch], several: bool, policy: &Policy) {
+    fn score_anchors(&self, batches: &mut [MiniBatch], schedule: &Schedule, policy: &Policy) {
         let needs = self.algorithm.needs();
         if needs.reads == Reads::Ends {
             return;
         }
         for batch in batches.iter_mut().flat_map(|batch| &mut batch.micro_batches) {
             let score = |adapter| policy.logprobs(&batch.packed, self.temperature, adapter);
-            if several && batch.proximal_logprobs.is_none() {
+            if schedule.updates() > 1 && batch.proximal_logprobs.is_none() {
                 batch.proximal_logprobs = Some(score(policy.adapter()));
             }
             if needs.reference && batch.reference_logprobs.is_none() {
                 batch.reference_logprobs = Some(score(&self.reference));
             }
+            if schedule.score_previous && !needs.exact_kl {
+                batch.previous_logprobs = Some(score(&self.previous));
+            }
         }
     }
 
     /// Adds the gradient of one micro-batch, unless gradients are off; returns its share of the loss.
-    fn accumulate(&self, batch: &Batch, policy: &Policy, tally: &mut Tally) -> f64 {
+    fn accumulate(&self, batch: &Batch, schedule: &Schedule, policy: &Policy, tally: &mut Tally) -> f64 {
         let needs = self.algorithm.needs();
         if let (Reads::Ends, Some(critic)) = (needs.reads, &self.critic) {
             let values = policy.evaluate_values(&batch.packed, critic);
             let nothing = values.leaf.narrow(0, 0, 0);
-            let outputs = Outputs { logprobs: &nothing, entropy: None, values: Some(&values.leaf) };
+            let outputs = Outputs { values: Some(&values.leaf), ..Outputs::of(&nothing) };
             let loss = self.algorithm.loss(batch, outputs, tally);
             if loss.requires_grad() {
                 values.backward(&loss);
@@ -234,7 +256,11 @@ impl Learner {
         }
         let drawn = matches!(needs.samples, Samples::Drawn { .. });
         let want = if drawn { Want::Entropy } else { Want::Fit };
-        let evaluation = policy.evaluate(&batch.packed, self.temperature, want, self.critic.as_ref());
+        let mut evaluation = policy.evaluate(&batch.packed, self.temperature, want, self.critic.as_ref());
+        if needs.exact_kl {
+            let others = std::iter::once(&self.reference).chain(schedule.score_previous.then_some(&self.previous));
+            others.for_each(|adapter| policy.add_divergence(&mut evaluation, &batch.packed, adapter));
+        }
         let logprobs = &evaluation.logprobs;
         if drawn {
             tally_policies(batch, logprobs, tally);
@@ -249,6 +275,8 @@ impl Learner {
             logprobs,
             entropy: evaluation.entropy.as_ref(),
             values: evaluation.values.as_ref().map(|values| &values.leaf),
+            reference_kl: evaluation.divergences.first().map(|divergence| &divergence.leaf),
+            previous_kl: evaluation.divergences.get(1).map(|divergence| &divergence.leaf),
         };
         let loss = self.algorithm.loss(batch, outputs, tally);
         if loss.requires_grad() {
@@ -288,8 +316,10 @@ impl Learner {
         if let Some(critic) = &self.critic {
             snapshot.insert("critic", copies(&mut critic.tensors()));
         }
-        if self.reference.layers().next().is_some() {
-            snapshot.insert("reference", copies(&mut self.reference.tensors()));
+        for (name, adapter) in [(REFERENCE, &self.reference), (PREVIOUS, &self.previous)] {
+            if adapter.layers().next().is_some() {
+                snapshot.insert(name, copies(&mut adapter.tensors()));
+            }
         }
         snapshot
     }
@@ -306,8 +336,13 @@ impl Learner {
     pub(crate) fn restore(&mut self, mut snapshot: Snapshot, policy: &Policy) -> Result<State> {
         policy.adapter().restore(snapshot.part("adapter")?)?;
         self.restore_critic(&snapshot)?;
-        if self.reference.layers().next().is_some() {
-            self.reference.restore(snapshot.part("reference")?)?;
+        if self.algorithm.needs().previous {
+            self.previous = policy.adapter().copy();
+            self.previous.restore(snapshot.part(PREVIOUS)?)?;
+        }
+        if let Ok(tensors) = snapshot.part(REFERENCE) {
+            self.reference = policy.adapter().copy();
+            self.reference.restore(tensors)?;
         }
         let tensors = snapshot.take("optimizer")?;
         let state = snapshot.state;

@@ -138,7 +138,7 @@ impl Losses {
         let algorithm = build(config).unwrap();
         let loss = |policy: &Tensor| {
             let batch = self.batch(&*algorithm);
-            let outputs = Outputs { logprobs: policy, entropy: None, values: None };
+            let outputs = Outputs::of(policy);
             algorithm.loss(&batch, outputs, &mut Tally::new())
         };
         Loss {
@@ -162,6 +162,7 @@ impl Losses {
             behaviour_logprobs: self.behaviour.shallow_clone(),
             proximal_logprobs: Some(self.proximal.shallow_clone()),
             reference_logprobs: self.reference.as_ref().map(Tensor::shallow_clone),
+            previous_logprobs: None,
             old_values: None,
             denominator: algorithm.denominator(rows.trained_per_sequence()),
             rows,

@@ -10,6 +10,7 @@ mod errors;
 mod learns;
 mod replay;
 mod replay_docs;
+mod replayed;
 mod resume;
 mod support;
 mod tidy;

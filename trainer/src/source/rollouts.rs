@@ -30,28 +30,47 @@ impl Source for Rollouts {
         Ok(self.collector.publish(policy)?)
     }
 
-    fn step(&mut self, step: u64, schedule: &Schedule, mut desk: Desk<'_>) -> Result<StepSamples> {
-        let drawn = if let Some(stored) = desk.store.step_groups(desk.run, step)? {
-            stored.into_iter().map(|group| group.scored).collect()
-        } else {
-            let drawn = self.draw(step, schedule, &mut desk)?;
-            desk.store.append_step(desk.run, step, &drawn, desk.adapter.as_deref())?;
-            drawn
-        };
-        Ok(self.samples(drawn, schedule))
+    fn step(&mut self, step: u64, schedule: &Schedule, desk: Desk<'_>) -> Result<StepSamples> {
+        self.fresh(step, self.prompts_per_step, schedule, desk)
     }
 }
 
 impl Rollouts {
+    /// The samples of the first `prompts` prompts of a step.
+    pub(super) fn fresh(
+        &mut self,
+        step: u64,
+        prompts: usize,
+        schedule: &Schedule,
+        mut desk: Desk<'_>,
+    ) -> Result<StepSamples> {
+        let drawn = if let Some(stored) = desk.store.step_groups(desk.run, step)? {
+            stored.into_iter().map(|group| group.scored).collect()
+        } else {
+            let drawn = self.draw(step, prompts, schedule, &mut desk)?;
+            desk.store.append_step(desk.run, step, &drawn, desk.adapter.as_deref())?;
+            drawn
+        };
+        Ok(samples(drawn, prompts, schedule))
+    }
+
     /// Draws round after round until enough groups carry a signal; a single round where that does not matter.
-    fn draw(&mut self, step: u64, schedule: &Schedule, desk: &mut Desk<'_>) -> Result<Vec<ScoredGroup>> {
+    fn draw(
+        &mut self,
+        step: u64,
+        prompts: usize,
+        schedule: &Schedule,
+        desk: &mut Desk<'_>,
+    ) -> Result<Vec<ScoredGroup>> {
         let seed = self.seed.at(step);
-        let mut drawn = self.round(self.prompts.step(step)?, seed.clone(), desk)?;
+        let first = self.prompts.step(step)?.into_iter().take(prompts).collect();
+        let mut drawn = self.round(first, seed.clone(), desk)?;
         for round in 1..schedule.max_rounds as u64 {
-            if drawn.iter().filter(|group| has_signal(&group.rewards())).count() >= self.prompts_per_step {
+            if drawn.iter().filter(|group| has_signal(&group.rewards())).count() >= prompts {
                 break;
             }
-            drawn.extend(self.round(self.prompts.more(step, round)?, seed.child("more").at(round), desk)?);
+            let more = self.prompts.more(step, round)?.into_iter().take(prompts).collect();
+            drawn.extend(self.round(more, seed.child("more").at(round), desk)?);
         }
         Ok(drawn)
     }
@@ -64,19 +83,20 @@ impl Rollouts {
         observer.phase(Phase::Scoring);
         Ok(desk.reward.score(groups)?)
     }
+}
 
-    fn samples(&self, fresh: Vec<ScoredGroup>, schedule: &Schedule) -> StepSamples {
-        let mut metrics = measure::samples(&fresh);
-        let chosen = (schedule.max_rounds > 1).then(|| {
-            let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
-            let chosen: Vec<ScoredGroup> = signal.take(self.prompts_per_step).cloned().collect();
-            let tokens = measure::generated_tokens(&fresh);
-            metrics.set("sampling/rounds", fresh.len().div_ceil(self.prompts_per_step) as f64);
-            metrics.set("sampling/groups_kept", chosen.len() as f64);
-            metrics.set("sampling/groups_dropped", (fresh.len() - chosen.len()) as f64);
-            metrics.set("sampling/tokens_dropped", (tokens - measure::generated_tokens(&chosen)) as f64);
-            chosen
-        });
-        StepSamples { fresh, chosen, metrics }
-    }
+/// What is learned from, of what a step asking `prompts` prompts at a time drew, and what is worth knowing about it.
+fn samples(fresh: Vec<ScoredGroup>, prompts: usize, schedule: &Schedule) -> StepSamples {
+    let mut metrics = measure::samples(&fresh);
+    let chosen = (schedule.max_rounds > 1).then(|| {
+        let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
+        let chosen: Vec<ScoredGroup> = signal.take(prompts).cloned().collect();
+        let tokens = measure::generated_tokens(&fresh);
+        metrics.set("sampling/rounds", fresh.len().div_ceil(prompts) as f64);
+        metrics.set("sampling/groups_kept", chosen.len() as f64);
+        metrics.set("sampling/groups_dropped", (fresh.len() - chosen.len()) as f64);
+        metrics.set("sampling/tokens_dropped", (tokens - measure::generated_tokens(&chosen)) as f64);
+        chosen
+    });
+    StepSamples { fresh, chosen, metrics }
 }
