@@ -8,6 +8,7 @@ use crate::adapter::Adapter;
 use crate::architecture::{self, CausalLm};
 use crate::config::Config;
 use crate::critic::{Critic, Values};
+use crate::logit_head::LogitHead;
 use crate::logprob::{self, Want};
 use crate::packed::Packed;
 use crate::tokenizer::Tokenizer;
@@ -23,6 +24,8 @@ pub struct Policy {
     network: Rc<dyn CausalLm>,
     tokenizer: Rc<Tokenizer>,
     adapter: Adapter,
+    /// What a sampler adds to the logits; training knows nothing of it.
+    logit_head: Option<Rc<LogitHead>>,
     identity: Rc<str>,
     version: PolicyVersion,
     device: Device,
@@ -65,6 +68,7 @@ impl Policy {
             network: network.into(),
             tokenizer: tokenizer.into(),
             adapter,
+            logit_head: None,
             identity: identity.into(),
             version: PolicyVersion { version: 0, hash: String::new() },
             device,
@@ -133,6 +137,7 @@ impl Policy {
             network: Rc::clone(&self.network),
             tokenizer: Rc::clone(&self.tokenizer),
             adapter: self.adapter.share(),
+            logit_head: self.logit_head.clone(),
             identity: Rc::clone(&self.identity),
             version: self.version.clone(),
             device: self.device,
@@ -146,6 +151,28 @@ impl Policy {
         let mut other = Self { adapter, ..self.share() };
         other.set_version(self.version.version);
         other
+    }
+
+    /// A second handle whose samplers add a head to the logits. Its name stays, and so does everything that training
+    /// computes: log-probabilities are those of the policy without the head.
+    #[must_use]
+    pub fn with_logit_head(&self, head: LogitHead) -> Self {
+        Self { logit_head: Some(Rc::new(head)), ..self.share() }
+    }
+
+    /// The logits that a sampler draws by, `[token, hidden]` to `[token, vocab]`.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        let logits = hidden.linear(self.network.head(), None::<Tensor>);
+        match &self.logit_head {
+            Some(head) => logits.to_kind(Kind::Float) + head.shift(hidden),
+            None => logits,
+        }
+    }
+
+    /// The hidden state before each scored token of a packed batch, `[token, hidden]`, without gradient.
+    pub fn hidden_states(&self, packed: &Packed) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        self.hidden(packed, &self.adapter)
     }
 
     /// Scores a packed batch and keeps what the gradient needs.
@@ -284,7 +311,7 @@ impl Evaluation {
         for (place, Divergence { other, .. }) in self.divergences.iter().enumerate() {
             let Some(weight) = gradient(divergences_at + place) else { continue };
             let further = logprob::divergence_gradient(&self.hidden, other, &self.head, self.temperature, weight);
-            by_hidden = by_hidden + further;
+            by_hidden += further;
         }
         let policy = (&self.graph * by_hidden).sum(Kind::Float);
         match self.values.as_ref().zip(gradient(values_at)) {

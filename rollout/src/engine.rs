@@ -269,7 +269,7 @@ impl Engine {
 
         let mut attention = Prefill::new(&lengths);
         let hidden = self.forward(&ids, &positions, &mut attention).index_select(0, &self.tensor(&last));
-        let logits = hidden.linear(self.policy.network().head(), None::<Tensor>);
+        let logits = self.policy.logits(&hidden);
         for ((request, prefix), row) in batch.iter().zip(attention.into_prefixes()).zip(0..) {
             self.prefilled.insert(*request, Prefilled { prefix, logits: logits.get(row) });
         }
@@ -312,7 +312,7 @@ impl Engine {
         let mut cache = self.cache.take().expect("running rows have a cache");
         let hidden = self.forward(&ids, &positions, &mut cache.decode(&lengths));
         self.cache = Some(cache);
-        let logits = hidden.linear(self.policy.network().head(), None::<Tensor>);
+        let logits = self.policy.logits(&hidden);
         let drawn = self.draw(&logits, &self.rows);
 
         let mut rows = std::mem::take(&mut self.rows);

@@ -55,9 +55,8 @@ pub struct Needs {
     /// The policy of one step earlier is kept; a schedule says in which steps it is scored
     /// ([`Schedule::score_previous`]).
     pub previous: bool,
-    /// Divergences from the reference, and from the previous policy in steps that score it, are computed exactly, over
-    /// the whole vocabulary, instead of log-probabilities of the drawn tokens alone.
-    pub exact_kl: bool,
+    /// What is known of the reference, and of the previous policy in steps that score it.
+    pub divergences: Divergences,
     /// A critic, which values every prefix.
     pub critic: Option<CriticNeeds>,
     /// Credit depends on what the policies say of each token, so every sample is scored before credit is given.
@@ -75,7 +74,7 @@ impl Default for Needs {
             reads: Reads::Tokens,
             reference: false,
             previous: false,
-            exact_kl: false,
+            divergences: Divergences::OfDraws,
             critic: None,
             scored_credit: false,
             zero_credit: ZeroCredit::Skip,
@@ -105,6 +104,15 @@ pub enum Reads {
     /// The critic's value after the last token of each sample, and nothing else. A sample has one more place behind its
     /// last token, and that one alone is trained on.
     Ends,
+}
+
+/// What an algorithm gets to know of the policies that it is held to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Divergences {
+    /// Their log-probabilities of the drawn tokens, once per step, from which divergences can be estimated.
+    OfDraws,
+    /// The divergences from them over the whole vocabulary, in every pass: [`Outputs::reference_kl`].
+    Exact,
 }
 
 /// The critic that an algorithm wants.
@@ -239,7 +247,7 @@ pub struct Outputs<'a> {
     pub entropy: Option<&'a Tensor>,
     /// `[token]`: the critic's value of the prefix before each token.
     pub values: Option<&'a Tensor>,
-    /// `[token]`: KL(policy ‖ reference) over the vocabulary, in nats; there if [`Needs::exact_kl`].
+    /// `[token]`: KL(policy ‖ reference) over the vocabulary, in nats; there if [`Needs::divergences`] are exact.
     pub reference_kl: Option<&'a Tensor>,
     /// `[token]`: KL(policy ‖ previous policy), likewise, in steps that score it.
     pub previous_kl: Option<&'a Tensor>,

@@ -8,7 +8,7 @@ mod parse;
 pub use parse::Override;
 
 use crate::algorithm::{self, Algorithm, Samples};
-use crate::{Error, Result, optimizer, prox};
+use crate::{Error, Result, behavior, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -51,6 +51,9 @@ pub struct Config {
     /// When and how held-out prompts are answered.
     #[serde(default)]
     pub evaluate: Evaluate,
+    /// Which policy draws, where that is not the one that is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behavior: Option<behavior::Config>,
     /// Another run of the store, whose samples are learned from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
@@ -205,6 +208,13 @@ impl Config {
         let algorithm = algorithm::build(&self.algorithm)?;
         if let Samples::Drawn { group_size } = algorithm.needs().samples {
             self.check_drawing(group_size)?;
+        }
+        if let Some(behavior) = &self.behavior {
+            let draws = matches!(algorithm.needs().samples, Samples::Drawn { .. });
+            behavior.check(self.rollout.group_size)?;
+            if !draws || self.replay.as_ref().is_some_and(|replay| replay.offline) {
+                return Err(Error::input("[behavior] says which policy draws, but this run draws nothing; drop it"));
+            }
         }
         if let Some(replay) = &self.replay {
             self.check_replay(replay, &*algorithm)?;

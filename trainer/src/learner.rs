@@ -2,7 +2,9 @@
 
 mod mismatch;
 
-use crate::algorithm::{self, Algorithm, Credits, Evidence, Outputs, Reads, SampleScores, Samples, Schedule};
+use crate::algorithm::{
+    self, Algorithm, Credits, Divergences, Evidence, Outputs, Reads, SampleScores, Samples, Schedule,
+};
 use crate::batch::{Batch, Cut, Material, MiniBatch, mini_batches, score_samples};
 use crate::config::Config;
 use crate::objective::{KlEstimator, Tally, effective_sample_share, mismatch_kl};
@@ -235,7 +237,7 @@ impl Learner {
             if needs.reference && batch.reference_logprobs.is_none() {
                 batch.reference_logprobs = Some(score(&self.reference));
             }
-            if schedule.score_previous && !needs.exact_kl {
+            if schedule.score_previous && needs.divergences == Divergences::OfDraws {
                 batch.previous_logprobs = Some(score(&self.previous));
             }
         }
@@ -257,7 +259,7 @@ impl Learner {
         let drawn = matches!(needs.samples, Samples::Drawn { .. });
         let want = if drawn { Want::Entropy } else { Want::Fit };
         let mut evaluation = policy.evaluate(&batch.packed, self.temperature, want, self.critic.as_ref());
-        if needs.exact_kl {
+        if needs.divergences == Divergences::Exact {
             let others = std::iter::once(&self.reference).chain(schedule.score_previous.then_some(&self.previous));
             others.for_each(|adapter| policy.add_divergence(&mut evaluation, &batch.packed, adapter));
         }

@@ -1,6 +1,7 @@
 //! What a config asks for, built: everything that the loop needs, or a sentence that says what is missing.
 
 use crate::algorithm::{self, Needs, Reads, Samples};
+use crate::behavior;
 use crate::config::{Config, Replay};
 use crate::evaluate::{Exam, HeldOut};
 use crate::reward_model::RewardModel;
@@ -63,6 +64,8 @@ impl Plan {
             (None, None) => {
                 let rollouts = Rollouts {
                     collector: Box::new(Inline::new(&policy, rollout.engine.clone())),
+                    policy: policy.share(),
+                    behavior: behavior::build(config.behavior.as_ref()),
                     prompts,
                     prompts_per_step: rollout.prompts_per_step,
                     group_size: rollout.group_size,

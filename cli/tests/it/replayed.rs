@@ -201,6 +201,76 @@ fn another_runs_samples_are_refused_where_they_do_not_fit() {
     desk.ok(&["replay", "query", "SELECT 1"]);
 }
 
+/// Large groups of a tiny network at a low temperature, so that a few first tokens are likely.
+fn props(desk: &Desk, props: &str, sets: &[&str]) -> Vec<Value> {
+    let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
+    desk.write("config.toml", format!("{text}\n[behavior.props]\n{props}\n"));
+    let mut args = vec!["train", "config.toml", "--out", "run"];
+    args.extend(
+        ["rollout.temperature=0.2", "rollout.group_size=32"].iter().chain(sets).flat_map(|set| ["--set", *set]),
+    );
+    desk.ok(&args);
+    desk.metrics("run")
+}
+
+#[test]
+fn slices_correct_each_others_sampling_error_on_three_seeds() {
+    for seed in 0..3 {
+        let desk = Desk::new();
+        let rows = props(&desk, "", &[&format!("seed={seed}"), "optimizer.adamw.learning_rate=1e-4"]);
+        let mean = |key: &str| rows.iter().map(|row| number(row, key)).sum::<f64>() / rows.len() as f64;
+        let (error, independent) = (mean("behavior/sampling_error"), mean("behavior/sampling_error_iid"));
+        assert!(error < independent, "seed {seed}: {error:.4} against {independent:.4}");
+        // The root of each of four prompts is all that is looked at, and every sample has its group's 32 siblings.
+        assert!(rows.iter().all(|row| row["behavior/prefixes"] == 4.0));
+        assert_eq!(desk.query("SELECT COUNT(*) AS n FROM samples")[0]["n"], 20 * 4 * 32);
+        // What the head changed is in the stored log-probabilities.
+        assert!(mean("mismatch_kl") > 1e-4);
+    }
+}
+
+#[test]
+fn props_learns_resumes_and_goes_with_remix() {
+    let desk = Desk::new();
+    // Temperature 1 and the learning rate of the config: it must learn as without slices.
+    let sets = ["rollout.temperature=1.0", "rollout.group_size=8"];
+    let rows = props(&desk, "slices = 2", &sets);
+    let mean = |part: &[Value]| part.iter().map(|row| number(row, "reward")).sum::<f64>() / part.len() as f64;
+    assert!(mean(&rows[15..]) > mean(&rows[..5]) + 0.2);
+
+    let desk = Desk::new();
+    let rows = props(&desk, "adapts = 'adapter'", &["steps=3"]);
+    assert!(rows.iter().all(|row| row["behavior/sampling_error"].is_number()));
+    let again = Desk::new();
+    props(&again, "adapts = 'adapter'", &["steps=2", "checkpoint.every=1"]);
+    // The step after the checkpoint was drawn, but not learned from, when the run ended.
+    std::fs::remove_dir_all(again.path("run/checkpoints/step_2")).unwrap();
+    again.ok(&["train", "--resume", "run", "--set", "steps=3"]);
+    assert_eq!(again.metrics("run"), rows);
+
+    let desk = Desk::new();
+    tiny(&desk, &format!("{REMIX}\n\n[behavior.props]\nslices = 2"));
+    desk.ok(&["train", "config.toml", "--set", "steps=4", "--out", "run"]);
+    let rows = desk.metrics("run");
+    assert!(rows[1..].iter().any(|row| number(row, "replay/groups") > 0.0));
+    assert!(rows.iter().all(|row| row["behavior/sampling_error_iid"].is_number()));
+}
+
+#[test]
+fn props_settings_that_make_no_sense_are_refused() {
+    let desk = Desk::new();
+    let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
+    desk.write("config.toml", format!("{text}\n[behavior.props]\n"));
+    let refused = |set: &str| {
+        let done = desk.run(&["train", "config.toml", "--set", set, "--out", "run"]);
+        assert_eq!(done.code, Some(2), "{set}: {}", done.stderr);
+        done.stderr
+    };
+    assert!(refused("behavior.props.slices=1").contains("behavior.props.slices is 1"));
+    assert!(refused("rollout.group_size=3").contains("from 2 to rollout.group_size, 3"));
+    assert!(refused("behavior.props.epsilon=1.0").contains("behavior.props.epsilon"));
+}
+
 #[test]
 fn what_remix_cannot_use_is_refused_in_a_sentence() {
     let desk = Desk::new();

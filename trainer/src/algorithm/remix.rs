@@ -2,8 +2,9 @@
 //! "Squeeze the Soaked Sponge", arXiv 2507.06892), around GRPO or PPO.
 //!
 //! Until step T a share `p` of each step's groups was drawn by one of the last N policies (`source/replayed.rs`). The
-//! ratio of a token is that to the policy `b` which really drew it, and the clip is centred on where the step began, π_k
-//! (`GePPO`, Queeney et al. 2021), so that ε is a budget of total variation counted from π_k however stale the token:
+//! ratio of a token is that to the policy `b` which really drew it, and the clip is centred on `π_k`, where the step
+//! began (`GePPO`, Queeney et al. 2021), so that ε is a budget of total variation counted from `π_k` however stale the
+//! token:
 //!
 //! ```text
 //! ρ = π_θ / π_b        c = π_k / π_b        ℓ = −min(ρ A, clip(ρ, c − ε, c + ε) A)
@@ -16,7 +17,7 @@
 //!
 //! The full text of the paper gives neither β nor how the KL is estimated; those are choices of this implementation. The
 //! divergences are computed over the whole vocabulary by default, because an estimate from single tokens assumes that
-//! π_θ drew them, and old samples were drawn by others.
+//! `π_θ` drew them, and old samples were drawn by others.
 //!
 //! What to watch: late tokens of long completions drift furthest from the policies that drew them (the paper's whipping
 //! effect), and their pull is towards shorter answers. `ratio/first_quarter_mean`, `ratio/last_quarter_mean` and
@@ -25,7 +26,8 @@
 use super::family;
 use super::policy_gradient::{PolicyGradient, at_least_one, not_negative};
 use super::{
-    Algorithm, Credits, Evidence, Grpo, Needs, Outputs, Ppo, Replay, SampleScores, Samples, Schedule, ZeroCredit,
+    Algorithm, Credits, Divergences, Evidence, Grpo, Needs, Outputs, Ppo, Replay, SampleScores, Samples, Schedule,
+    ZeroCredit,
 };
 use crate::batch::Batch;
 use crate::measure::{self, log_ratios};
@@ -317,7 +319,7 @@ impl Algorithm for Reincarnating {
         Needs {
             reference: base.reference || (penalises && !exact),
             previous: penalises,
-            exact_kl: penalises && exact,
+            divergences: if penalises && exact { Divergences::Exact } else { Divergences::OfDraws },
             scored_credit: true,
             zero_credit: if penalises { ZeroCredit::Compute } else { base.zero_credit },
             ..base

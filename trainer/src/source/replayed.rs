@@ -59,7 +59,7 @@ impl Past {
         Ok(Self(run.id))
     }
 
-    fn source<'a>(&self, store: &'a Store, present: RunId) -> Result<store::replay::Source<'a>> {
+    fn source(self, store: &Store, present: RunId) -> Result<store::replay::Source<'_>> {
         if self.0 == present {
             return Err(Error::input("replay.run: this is the run itself; name the other one by its number"));
         }

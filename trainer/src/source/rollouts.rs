@@ -7,17 +7,22 @@
 
 use super::{Desk, Source, StepSamples};
 use crate::algorithm::Schedule;
+use crate::behavior::BehaviorPolicy;
 use crate::objective::has_signal;
 use crate::run::Phase;
 use crate::{Result, measure};
 use model::Policy;
 use rollout::collector::{Collector, Job};
 use rollout::prompts::Epochs;
-use schema::{Prompt, SamplerSettings, ScoredGroup, Seed};
+use schema::{Group, Prompt, SamplerSettings, ScoredGroup, Seed};
 
 /// Draws samples.
 pub(crate) struct Rollouts {
     pub(crate) collector: Box<dyn Collector>,
+    /// The policy that is trained.
+    pub(crate) policy: Policy,
+    /// Which policy draws, slice by slice of each group.
+    pub(crate) behavior: Box<dyn BehaviorPolicy>,
     pub(crate) prompts: Epochs,
     pub(crate) prompts_per_step: usize,
     pub(crate) group_size: usize,
@@ -27,6 +32,7 @@ pub(crate) struct Rollouts {
 
 impl Source for Rollouts {
     fn publish(&mut self, policy: &Policy) -> Result<()> {
+        self.policy = policy.share();
         Ok(self.collector.publish(policy)?)
     }
 
@@ -51,7 +57,10 @@ impl Rollouts {
             desk.store.append_step(desk.run, step, &drawn, desk.adapter.as_deref())?;
             drawn
         };
-        Ok(samples(drawn, prompts, schedule))
+        let measured = self.behavior.measure(&self.policy, &drawn, &self.seed.at(step).child("behavior"))?;
+        let mut samples = samples(drawn, prompts, schedule);
+        samples.metrics.merge(measured);
+        Ok(samples)
     }
 
     /// Draws round after round until enough groups carry a signal; a single round where that does not matter.
@@ -63,25 +72,52 @@ impl Rollouts {
         desk: &mut Desk<'_>,
     ) -> Result<Vec<ScoredGroup>> {
         let seed = self.seed.at(step);
-        let first = self.prompts.step(step)?.into_iter().take(prompts).collect();
-        let mut drawn = self.round(first, seed.clone(), desk)?;
+        let first = self.prompts.step(step)?;
+        let mut drawn = self.round(&first[..prompts], &seed, desk)?;
         for round in 1..schedule.max_rounds as u64 {
             if drawn.iter().filter(|group| has_signal(&group.rewards())).count() >= prompts {
                 break;
             }
-            let more = self.prompts.more(step, round)?.into_iter().take(prompts).collect();
-            drawn.extend(self.round(more, seed.child("more").at(round), desk)?);
+            let more = self.prompts.more(step, round)?;
+            drawn.extend(self.round(&more[..prompts], &seed.child("more").at(round), desk)?);
         }
         Ok(drawn)
     }
 
-    fn round(&mut self, prompts: Vec<Prompt>, seed: Seed, desk: &mut Desk<'_>) -> Result<Vec<ScoredGroup>> {
-        let job = Job { prompts, group_size: self.group_size, settings: self.settings.clone(), seed };
+    fn round(&mut self, prompts: &[Prompt], seed: &Seed, desk: &mut Desk<'_>) -> Result<Vec<ScoredGroup>> {
         let observer = &mut *desk.observer;
         observer.phase(Phase::Sampling);
-        let groups = self.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+        let slices = self.behavior.slices(self.group_size);
+        let mut groups: Vec<Group> = Vec::new();
+        for (slice, group_size) in (0..).zip(&slices) {
+            if slice > 0 {
+                let own = seed.child("behavior").at(slice);
+                self.collector.publish(&self.behavior.next(&self.policy, &groups, &own)?)?;
+            }
+            // The first slice is drawn as the whole group would be.
+            let seed = if slice == 0 { seed.clone() } else { seed.child("slice").at(slice) };
+            let settings = self.settings.clone();
+            let job = Job { prompts: prompts.to_vec(), group_size: *group_size, settings, seed };
+            let drawn = self.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+            join(&mut groups, drawn);
+        }
+        if slices.len() > 1 {
+            self.collector.publish(&self.policy)?;
+        }
         observer.phase(Phase::Scoring);
         Ok(desk.reward.score(groups)?)
+    }
+}
+
+/// Adds the samples of a further slice to each group, which bears the name of the policy that is trained: whoever drew
+/// them, their log-probabilities stand beside their tokens.
+fn join(groups: &mut Vec<Group>, slice: Vec<Group>) {
+    if groups.is_empty() {
+        *groups = slice;
+        return;
+    }
+    for (group, more) in groups.iter_mut().zip(slice) {
+        group.samples.extend(more.samples);
     }
 }
 

@@ -17,7 +17,7 @@ fn batch(proximal: &[f64], reference: &[f64], previous: &[f64]) -> Batch {
     let rows = Rows::new(&[1; 4], &[true; 4], HOST).unwrap();
     Batch {
         packed: Packed::new(&[sequences], 10, HOST).unwrap(),
-        groups: vec![0..4],
+        groups: std::iter::once(0..4).collect(),
         advantages: Tensor::from_slice(&[1.0f64, 1.0, 1.0, -1.0]),
         returns: None,
         behaviour_logprobs: logs(&[0.2, 0.5, 0.1, 0.4]),
