@@ -8,6 +8,7 @@ use crate::adapter::Adapter;
 use crate::architecture::{self, CausalLm};
 use crate::config::Config;
 use crate::critic::{Critic, Values};
+use crate::logit_head::LogitHead;
 use crate::logprob::{self, Want};
 use crate::packed::Packed;
 use crate::tokenizer::Tokenizer;
@@ -23,6 +24,8 @@ pub struct Policy {
     network: Rc<dyn CausalLm>,
     tokenizer: Rc<Tokenizer>,
     adapter: Adapter,
+    /// What a sampler adds to the logits; training knows nothing of it.
+    logit_head: Option<Rc<LogitHead>>,
     identity: Rc<str>,
     version: PolicyVersion,
     device: Device,
@@ -65,6 +68,7 @@ impl Policy {
             network: network.into(),
             tokenizer: tokenizer.into(),
             adapter,
+            logit_head: None,
             identity: identity.into(),
             version: PolicyVersion { version: 0, hash: String::new() },
             device,
@@ -138,6 +142,7 @@ impl Policy {
             network: Rc::clone(&self.network),
             tokenizer: Rc::clone(&self.tokenizer),
             adapter: self.adapter.share(),
+            logit_head: self.logit_head.clone(),
             identity: Rc::clone(&self.identity),
             version: self.version.clone(),
             device: self.device,
@@ -153,6 +158,28 @@ impl Policy {
         other
     }
 
+    /// A second handle whose samplers add a head to the logits. Its name stays, and so does everything that training
+    /// computes: log-probabilities are those of the policy without the head.
+    #[must_use]
+    pub fn with_logit_head(&self, head: LogitHead) -> Self {
+        Self { logit_head: Some(Rc::new(head)), ..self.share() }
+    }
+
+    /// The logits that a sampler draws by, `[token, hidden]` to `[token, vocab]`.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        let logits = hidden.linear(self.network.head(), None::<Tensor>);
+        match &self.logit_head {
+            Some(head) => logits.to_kind(Kind::Float) + head.shift(hidden),
+            None => logits,
+        }
+    }
+
+    /// The hidden state before each scored token of a packed batch, `[token, hidden]`, without gradient.
+    pub fn hidden_states(&self, packed: &Packed) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        self.hidden(packed, &self.adapter)
+    }
+
     /// Scores a packed batch and keeps what the gradient needs.
     ///
     /// * `temperature`: that of the sampler, by which logits are divided
@@ -166,12 +193,22 @@ impl Policy {
             entropy: scores.entropy.map(|entropy| entropy.set_requires_grad(true)),
             foremost: scores.foremost,
             values: critic.map(|critic| Values::new(self.value_graph(packed, critic, Some(&graph)))),
+            divergences: Vec::new(),
             graph,
             hidden,
             head: self.network.head().shallow_clone(),
             targets: packed.targets.shallow_clone(),
             temperature,
         }
+    }
+
+    /// Adds to an evaluation of `packed` its divergence from the network with `adapter`, over the whole vocabulary at
+    /// each token.
+    pub fn add_divergence(&self, evaluation: &mut Evaluation, packed: &Packed, adapter: &Adapter) {
+        let _no_grad = tch::no_grad_guard();
+        let other = self.hidden(packed, adapter);
+        let leaf = logprob::divergence(&evaluation.hidden, &other, &evaluation.head, evaluation.temperature);
+        evaluation.divergences.push(Divergence { leaf: leaf.set_requires_grad(true), other });
     }
 
     /// Values of the prefix before each token of a packed batch, and what their gradient needs.
@@ -244,11 +281,22 @@ pub struct Evaluation {
     pub foremost: Option<Tensor>,
     /// The critic's; only where asked for.
     pub values: Option<Values>,
+    /// From other policies, as added by [`Policy::add_divergence`], in that order.
+    pub divergences: Vec<Divergence>,
     graph: Tensor,
     hidden: Tensor,
     head: Tensor,
     targets: Tensor,
     temperature: f64,
+}
+
+/// How far the distributions of a batch are from those of another policy.
+#[derive(Debug)]
+pub struct Divergence {
+    /// `[token]` f32, a leaf: KL(policy ‖ other) in nats at each token.
+    pub leaf: Tensor,
+    /// The other policy's hidden states, `[token, hidden]`.
+    other: Tensor,
 }
 
 impl Evaluation {
@@ -258,11 +306,18 @@ impl Evaluation {
         leaves.extend(&self.entropy);
         let values_at = leaves.len();
         leaves.extend(self.values.iter().map(|values| &values.leaf));
+        let divergences_at = leaves.len();
+        leaves.extend(self.divergences.iter().map(|divergence| &divergence.leaf));
         let gradients = Tensor::run_backward(&[loss], &leaves, false, false);
         let gradient = |index: usize| gradients.get(index).filter(|gradient| gradient.defined());
         let by_entropy = self.entropy.as_ref().and(gradient(1));
-        let by_hidden =
+        let mut by_hidden =
             logprob::gradient(&self.hidden, &self.head, &self.targets, self.temperature, gradient(0), by_entropy);
+        for (place, Divergence { other, .. }) in self.divergences.iter().enumerate() {
+            let Some(weight) = gradient(divergences_at + place) else { continue };
+            let further = logprob::divergence_gradient(&self.hidden, other, &self.head, self.temperature, weight);
+            by_hidden += further;
+        }
         let policy = (&self.graph * by_hidden).sum(Kind::Float);
         match self.values.as_ref().zip(gradient(values_at)) {
             Some((values, gradient)) => (policy + values.pulled(gradient)).backward(),

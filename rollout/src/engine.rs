@@ -289,7 +289,7 @@ impl Engine {
         let prefill = |policy: &Policy| {
             let mut attention = Prefill::new(&lengths);
             let hidden = self.forward(policy, &ids, &positions, &mut attention).index_select(0, &last);
-            (attention.into_prefixes(), hidden.linear(policy.network().head(), None::<Tensor>))
+            (attention.into_prefixes(), policy.logits(&hidden))
         };
         let (prefixes, logits) = prefill(&self.policy);
         let (twin_prefixes, logits) = match &self.twin {
@@ -346,14 +346,13 @@ impl Engine {
         let lengths: Vec<usize> = self.rows.iter().map(|row| row.cached).collect();
         let positions: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
         let mut cache = self.cache.take().expect("running rows have a cache");
-        let head = self.policy.network().head();
         let hidden = self.forward(&self.policy, &ids, &positions, &mut cache.decode(&lengths));
-        let mut logits = hidden.linear(head, None::<Tensor>);
+        let mut logits = self.policy.logits(&hidden);
         if let Some((mut twin_cache, twin)) =
             self.twin.as_mut().and_then(|twin| twin.cache.take()).zip(self.twin.as_ref())
         {
             let hidden = self.forward(&twin.policy, &ids, &positions, &mut twin_cache.decode(&lengths));
-            logits = twin.mix(&logits, &hidden.linear(head, None::<Tensor>));
+            logits = twin.mix(&logits, &twin.policy.logits(&hidden));
             if let Some(twin) = &mut self.twin {
                 twin.cache = Some(twin_cache);
             }

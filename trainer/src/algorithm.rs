@@ -26,6 +26,7 @@ mod ppo;
 mod preference;
 mod reinforce;
 mod reinforce_pp;
+mod remix;
 mod reward_model;
 mod rloo;
 mod sft;
@@ -54,6 +55,7 @@ pub use ppo::Ppo;
 pub use preference::Ties;
 pub use reinforce::{Baseline, Reinforce};
 pub use reinforce_pp::ReinforcePp;
+pub use remix::{Base, ConvexKl, LambdaSchedule, Remix};
 pub use reward_model::RewardModel;
 pub use rloo::Rloo;
 pub use sft::Sft;
@@ -70,6 +72,7 @@ use tch::Tensor;
 
 /// What an algorithm wants the loop to supply, in every step.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each says by itself whether one thing is needed")]
 pub struct Needs {
     /// Where samples come from.
     pub samples: Samples,
@@ -77,7 +80,8 @@ pub struct Needs {
     pub max_length: usize,
     /// What the loss is a function of.
     pub reads: Reads,
-    /// Log-probabilities under the reference policy: the network with its adapter off.
+    /// Log-probabilities under the reference policy: the network with its adapter off, or the policy that a schedule
+    /// has made the reference since ([`Schedule::renew_reference`]).
     pub reference: bool,
     /// Who draws a second group for each prompt, which follows the policy's own.
     pub opponent: Option<Opponent>,
@@ -85,6 +89,11 @@ pub struct Needs {
     pub iterations: Option<Iterations>,
     /// Log-probabilities under a moving average of the policy, which takes over this share of it after each step.
     pub anchor: Option<f64>,
+    /// The policy of one step earlier is kept; a schedule says in which steps it is scored
+    /// ([`Schedule::score_previous`]).
+    pub previous: bool,
+    /// What is known of the reference, and of the previous policy in steps that score it.
+    pub divergences: Divergences,
     /// A critic, which values every prefix.
     pub critic: Option<CriticNeeds>,
     /// Credit depends on what the policies say of each token, so every sample is scored before credit is given.
@@ -106,6 +115,8 @@ impl Default for Needs {
             opponent: None,
             iterations: None,
             anchor: None,
+            previous: false,
+            divergences: Divergences::OfDraws,
             critic: None,
             scored_credit: false,
             zero_credit: ZeroCredit::Skip,
@@ -136,6 +147,15 @@ pub enum Reads {
     /// The critic's value after the last token of each sample, and nothing else. A sample has one more place behind its
     /// last token, and that one alone is trained on.
     Ends,
+}
+
+/// What an algorithm gets to know of the policies that it is held to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Divergences {
+    /// Their log-probabilities of the drawn tokens, once per step, from which divergences can be estimated.
+    OfDraws,
+    /// The divergences from them over the whole vocabulary, in every pass: [`Outputs::reference_kl`].
+    Exact,
 }
 
 /// The critic that an algorithm wants.
@@ -191,12 +211,37 @@ pub struct Schedule {
     /// Draw up to this many times as many prompts until there are enough groups that carry a signal (DAPO's dynamic
     /// sampling); 1 takes what comes.
     pub max_rounds: usize,
+    /// Old groups that take the place of fresh ones.
+    pub replay: Option<Replay>,
+    /// Score the samples under the policy of one step earlier too.
+    pub score_previous: bool,
+    /// After this step's updates the policy, as it then is, becomes the reference.
+    pub renew_reference: bool,
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { epochs: 1, minibatches: 1, max_proximal_kl: None, max_rounds: 1 }
+        Self {
+            epochs: 1,
+            minibatches: 1,
+            max_proximal_kl: None,
+            max_rounds: 1,
+            replay: None,
+            score_previous: false,
+            renew_reference: false,
+        }
     }
+}
+
+/// How many old groups a step learns from, and which.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Replay {
+    /// Their share in the groups of the step; the rest is drawn.
+    pub share: f64,
+    /// They come from this many steps before this one.
+    pub window: u64,
+    /// Groups whose rewards are all alike stay in the store.
+    pub only_with_signal: bool,
 }
 
 impl Schedule {
@@ -270,6 +315,17 @@ pub struct Outputs<'a> {
     pub entropy: Option<&'a Tensor>,
     /// `[token]`: the critic's value of the prefix before each token.
     pub values: Option<&'a Tensor>,
+    /// `[token]`: KL(policy ‖ reference) over the vocabulary, in nats; there if [`Needs::divergences`] are exact.
+    pub reference_kl: Option<&'a Tensor>,
+    /// `[token]`: KL(policy ‖ previous policy), likewise, in steps that score it.
+    pub previous_kl: Option<&'a Tensor>,
+}
+
+impl<'a> Outputs<'a> {
+    /// Log-probabilities alone.
+    pub fn of(logprobs: &'a Tensor) -> Self {
+        Self { logprobs, entropy: None, values: None, reference_kl: None, previous_kl: None }
+    }
 }
 
 /// A learning rule.
@@ -377,6 +433,7 @@ algorithms! {
     "nash_mp" NashMp(NashMp),
     "nash_md" NashMd(NashMd),
     "xpo" Xpo(Xpo),
+    "remix" Remix(Remix),
 }
 
 impl Default for Config {

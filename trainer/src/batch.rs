@@ -30,6 +30,8 @@ pub struct Batch {
     pub reference_logprobs: Option<Tensor>,
     /// `[token]` f32: log-probabilities under the moving average of the policy, where the algorithm needs them.
     pub anchor_logprobs: Option<Tensor>,
+    /// `[token]` f32: log-probabilities under the policy of one step earlier, where the schedule asks for them.
+    pub previous_logprobs: Option<Tensor>,
     /// `[token]` f32: the critic's values at the start of the step, where there is one.
     pub old_values: Option<Tensor>,
     /// What sums of token losses are divided by, counted over the whole optimizer batch.
@@ -238,6 +240,7 @@ impl Batch {
             proximal_logprobs: known(&columns.proximal),
             reference_logprobs: known(&columns.reference),
             anchor_logprobs: known(&columns.anchor),
+            previous_logprobs: None,
             old_values: known(&columns.values),
             denominator,
         })

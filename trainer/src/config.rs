@@ -7,8 +7,8 @@ mod parse;
 
 pub use parse::Override;
 
-use crate::algorithm::{self, Samples};
-use crate::{Error, Result, guard, optimizer, prox};
+use crate::algorithm::{self, Algorithm, Samples};
+use crate::{Error, Result, behavior, guard, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -57,6 +57,12 @@ pub struct Config {
     /// What is watched, and what is done about it.
     #[serde(default)]
     pub guard: guard::Config,
+    /// Which policy draws, where that is not the one that is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behavior: Option<behavior::Config>,
+    /// Another run of the store, whose samples are learned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
     /// Where samples are kept.
     #[serde(default)]
     pub store: Store,
@@ -115,6 +121,18 @@ impl Default for Evaluate {
     fn default() -> Self {
         Self { every: 0, prompts: 0, threshold: 1.0, samples: 0 }
     }
+}
+
+/// `[replay]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replay {
+    /// The name or number of a run in the same store, of the same base model.
+    pub run: String,
+    /// Draw nothing, and learn from that run's samples alone. Otherwise its groups come in where an algorithm replays
+    /// and the run's own past is too short.
+    #[serde(default)]
+    pub offline: bool,
 }
 
 /// `[store]`
@@ -212,6 +230,22 @@ impl Config {
                 "algorithm.apo extrapolates the adapter's product, in which SoRA's gates would be lost; use [model.adapter.lora], or alpha = 0",
             ));
         }
+        if let Some(behavior) = &self.behavior {
+            let draws = matches!(algorithm.needs().samples, Samples::Drawn { .. });
+            behavior.check(self.rollout.group_size)?;
+            if !draws || self.replay.as_ref().is_some_and(|replay| replay.offline) {
+                return Err(Error::input("[behavior] says which policy draws, but this run draws nothing; drop it"));
+            }
+        }
+        if let Some(replay) = &self.replay {
+            self.check_replay(replay, &*algorithm)?;
+        }
+        if algorithm.needs().opponent.is_some() && (self.behavior.is_some() || self.replay.is_some()) {
+            return Err(Error::input(format!(
+                "algorithm.{} compares fresh samples of the policy with those of another one; drop [behavior] and [replay]",
+                self.algorithm.name(),
+            )));
+        }
         if self.prune.every > 0 && (algorithm.needs().iterations.is_some() || algorithm.needs().anchor.is_some()) {
             return Err(Error::input(format!(
                 "[prune] changes the shape of the adapter, which algorithm.{} compares with earlier ones; drop [prune]",
@@ -219,6 +253,26 @@ impl Config {
             )));
         }
         self.check_gates()
+    }
+
+    /// Refuses another run's samples where nothing would be made of them.
+    fn check_replay(&self, replay: &Replay, algorithm: &dyn Algorithm) -> Result<()> {
+        let (name, replays) = (self.algorithm.name(), |step| algorithm.schedule(step).replay.is_some());
+        if !matches!(algorithm.needs().samples, Samples::Drawn { .. }) {
+            return Err(Error::input(format!(
+                "[replay] brings back samples that a policy drew, but algorithm.{name} learns from a data set; drop [replay]"
+            )));
+        }
+        match (replay.offline, replays(1)) {
+            (false, false) => Err(Error::input(format!(
+                "algorithm.{name} replays nothing, so [replay] would do nothing; set replay.offline = true to learn from that run alone, or use algorithm.remix"
+            ))),
+            (true, true) if !(1..=self.steps).all(replays) => Err(Error::input(format!(
+                "replay.offline draws nothing, but algorithm.{name} goes over to fresh samples before step {}; set algorithm.{name}.reincarnate_after = 0",
+                self.steps
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// What a run needs that draws its samples in groups of at least `group_size`.

@@ -4,14 +4,16 @@ mod iterate;
 mod mismatch;
 mod references;
 
-use crate::algorithm::{self, Algorithm, Credits, Evidence, Outputs, Reads, SampleScores, Samples};
+use crate::algorithm::{
+    self, Algorithm, Credits, Divergences, Evidence, Outputs, Reads, SampleScores, Samples, Schedule,
+};
 use crate::batch::{Batch, Cut, Material, MiniBatch, mini_batches, score_samples};
 use crate::config::Config;
 use crate::objective::{KlEstimator, Tally, effective_sample_share, mismatch_kl};
 use crate::optimizer::{self, Kept, Optimizer, OptimizerConfig, OptimizerState, Parameter, Role, Update};
 use crate::prox::{Constraints, Moment, Setting};
 use crate::snapshot::{Snapshot, State};
-use crate::{Error, Result};
+use crate::{Error, Result, measure};
 use iterate::{Average, Progress};
 use mismatch::MismatchAlarm;
 use model::adapter::{Adapter, LowRank};
@@ -23,6 +25,11 @@ use serde_json::json;
 use std::ops::Range;
 use tch::Tensor;
 
+/// The files of a checkpoint that hold the reference policy, once it is not the untouched network any more, and the
+/// policy of one step earlier.
+const REFERENCE: &str = "reference";
+const PREVIOUS: &str = "previous";
+
 /// The algorithm, the optimizer and the constraint, and the parameters that they move.
 pub(crate) struct Learner {
     algorithm: Box<dyn Algorithm>,
@@ -33,6 +40,8 @@ pub(crate) struct Learner {
     references: References,
     iterations: Option<Progress>,
     anchor: Option<Average>,
+    /// The policy's adapter as it was before the last step's updates, where the algorithm needs it.
+    previous: Adapter,
     optimizer: Box<dyn Optimizer>,
     update_rule: OptimizerConfig,
     constraints: Option<Constraints>,
@@ -65,6 +74,7 @@ impl Learner {
             },
             iterations: needs.iterations.map(|needs| Progress::new(needs, policy, &config.optimizer)),
             anchor: needs.anchor.map(|kappa| Average::new(policy, kappa)),
+            previous: if needs.previous { policy.adapter().copy() } else { Adapter::none() },
             references: References::default(),
             optimizer: config.optimizer.build()?,
             rate_scale: 1.0,
@@ -113,7 +123,8 @@ impl Learner {
         let schedule = self.algorithm.schedule(step);
         let mut metrics = Metrics::new();
         let mut batches = self.batches(step, groups, policy, &mut metrics)?;
-        self.score_anchors(&mut batches, schedule.updates() > 1, policy);
+        self.score_anchors(&mut batches, &schedule, policy);
+        let began = self.algorithm.needs().previous.then(|| policy.adapter().copy());
 
         let updates = |steps: Range<u64>| steps.map(|step| self.algorithm.schedule(step).updates()).sum::<u64>();
         let before = updates(stage.start..step);
@@ -127,7 +138,7 @@ impl Learner {
                 }
                 let mut own = Tally::new();
                 let batch_loss: f64 =
-                    batch.micro_batches.iter().map(|part| self.accumulate(part, policy, &mut own)).sum();
+                    batch.micro_batches.iter().map(|part| self.accumulate(part, &schedule, policy, &mut own)).sum();
                 let too_far = schedule
                     .max_proximal_kl
                     .is_some_and(|limit| own.mean("proximal_kl").is_some_and(|moved| moved > limit));
@@ -154,9 +165,14 @@ impl Learner {
                 }
             }
         }
+        self.previous = began.unwrap_or_default();
+        if schedule.renew_reference {
+            self.reference = policy.adapter().copy();
+        }
         metrics.merge(tally.metrics());
         let fresh = groups.iter().all(|group| group.group().policy.hash == policy.version().hash);
-        if let Some(warning) = fresh.then(|| self.mismatch.check(&metrics)).flatten() {
+        let warning = if fresh { self.mismatch.check(&metrics) } else { self.mismatch.check_old(&metrics) };
+        if let Some(warning) = warning {
             tracing::warn!("step {step}: {warning}");
         }
         if taken > 0 {
@@ -183,11 +199,12 @@ impl Learner {
         let _no_grad = tch::no_grad_guard();
         let mut metrics = Metrics::new();
         let mut batches = self.batches(1, groups, policy, &mut metrics)?;
-        self.score_anchors(&mut batches, false, policy);
+        let schedule = Schedule { epochs: 1, minibatches: 1, ..self.algorithm.schedule(1) };
+        self.score_anchors(&mut batches, &schedule, policy);
         let mut tally = Tally::new();
         let mut loss = 0.0;
         for batch in batches.iter().flat_map(|batch| &batch.micro_batches) {
-            loss += self.accumulate(batch, policy, &mut tally);
+            loss += self.accumulate(batch, &schedule, policy, &mut tally);
         }
         metrics.merge(tally.metrics());
         metrics.set("loss", loss / batches.len().max(1) as f64);
@@ -198,9 +215,10 @@ impl Learner {
     #[cfg(test)]
     pub(crate) fn gradients(&self, groups: &[ScoredGroup], policy: &Policy) -> (f64, Vec<Tensor>) {
         let mut batches = self.batches(1, groups, policy, &mut Metrics::new()).expect("the samples are consistent");
-        self.score_anchors(&mut batches, false, policy);
+        let schedule = Schedule { epochs: 1, minibatches: 1, ..self.algorithm.schedule(1) };
+        self.score_anchors(&mut batches, &schedule, policy);
         let parts = batches.iter().flat_map(|batch| &batch.micro_batches);
-        let loss = parts.map(|part| self.accumulate(part, policy, &mut Tally::new())).sum();
+        let loss = parts.map(|part| self.accumulate(part, &schedule, policy, &mut Tally::new())).sum();
         (loss, self.parameters.iter().map(|parameter| parameter.tensor.grad()).collect())
     }
 
@@ -225,6 +243,9 @@ impl Learner {
             _ => None,
         };
         let scores = scores.as_deref();
+        if let Some(scores) = scores {
+            metrics.merge(measure::replayed(groups, scores, &policy.version().hash));
+        }
         let credits: Credits = self.algorithm.credit(&Evidence { groups, scores }, metrics);
         let material = Material { groups, credits: &credits, scores };
         mini_batches(&material, &*self.algorithm, &self.algorithm.schedule(step), self.cut, &self.seed.at(step))
@@ -260,14 +281,14 @@ impl Learner {
     }
 
     /// Fills in the log-probabilities that must be those of the step's beginning and are not known yet.
-    fn score_anchors(&self, batches: &mut [MiniBatch], several: bool, policy: &Policy) {
+    fn score_anchors(&self, batches: &mut [MiniBatch], schedule: &Schedule, policy: &Policy) {
         let needs = self.algorithm.needs();
         if needs.reads == Reads::Ends {
             return;
         }
         for batch in batches.iter_mut().flat_map(|batch| &mut batch.micro_batches) {
             let score = |adapter| policy.logprobs(&batch.packed, self.temperature, adapter);
-            if several && batch.proximal_logprobs.is_none() {
+            if schedule.updates() > 1 && batch.proximal_logprobs.is_none() {
                 batch.proximal_logprobs = Some(score(policy.adapter()));
             }
             if needs.reference && batch.reference_logprobs.is_none() {
@@ -276,16 +297,19 @@ impl Learner {
             if let Some(anchor) = self.anchor.as_ref().filter(|_| batch.anchor_logprobs.is_none()) {
                 batch.anchor_logprobs = Some(score(&anchor.adapter));
             }
+            if schedule.score_previous && needs.divergences == Divergences::OfDraws {
+                batch.previous_logprobs = Some(score(&self.previous));
+            }
         }
     }
 
     /// Adds the gradient of one micro-batch, unless gradients are off; returns its share of the loss.
-    fn accumulate(&self, batch: &Batch, policy: &Policy, tally: &mut Tally) -> f64 {
+    fn accumulate(&self, batch: &Batch, schedule: &Schedule, policy: &Policy, tally: &mut Tally) -> f64 {
         let needs = self.algorithm.needs();
         if let (Reads::Ends, Some(critic)) = (needs.reads, &self.critic) {
             let values = policy.evaluate_values(&batch.packed, critic);
             let nothing = values.leaf.narrow(0, 0, 0);
-            let outputs = Outputs { logprobs: &nothing, entropy: None, values: Some(&values.leaf) };
+            let outputs = Outputs { values: Some(&values.leaf), ..Outputs::of(&nothing) };
             let loss = self.algorithm.loss(batch, outputs, tally);
             if loss.requires_grad() {
                 values.backward(&loss);
@@ -294,7 +318,11 @@ impl Learner {
         }
         let drawn = matches!(needs.samples, Samples::Drawn { .. });
         let want = if drawn { Want::Entropy } else { Want::Fit };
-        let evaluation = policy.evaluate(&batch.packed, self.temperature, want, self.critic.as_ref());
+        let mut evaluation = policy.evaluate(&batch.packed, self.temperature, want, self.critic.as_ref());
+        if needs.divergences == Divergences::Exact {
+            let others = std::iter::once(&self.reference).chain(schedule.score_previous.then_some(&self.previous));
+            others.for_each(|adapter| policy.add_divergence(&mut evaluation, &batch.packed, adapter));
+        }
         let logprobs = &evaluation.logprobs;
         // Where an opponent's samples are learned from too, nothing is wrong if its log-probabilities are not the policy's.
         if drawn && needs.opponent.is_none() {
@@ -310,6 +338,8 @@ impl Learner {
             logprobs,
             entropy: evaluation.entropy.as_ref(),
             values: evaluation.values.as_ref().map(|values| &values.leaf),
+            reference_kl: evaluation.divergences.first().map(|divergence| &divergence.leaf),
+            previous_kl: evaluation.divergences.get(1).map(|divergence| &divergence.leaf),
         };
         let loss = self.algorithm.loss(batch, outputs, tally);
         if loss.requires_grad() {
@@ -383,8 +413,10 @@ impl Learner {
         if let Some(critic) = &self.critic {
             snapshot.insert("critic", copies(&mut critic.tensors()));
         }
-        if self.reference.layers().next().is_some() {
-            snapshot.insert("reference", copies(&mut self.reference.tensors()));
+        for (name, adapter) in [(REFERENCE, &self.reference), (PREVIOUS, &self.previous)] {
+            if adapter.layers().next().is_some() {
+                snapshot.insert(name, copies(&mut adapter.tensors()));
+            }
         }
         for (part, adapter) in self.companions() {
             snapshot.insert(part, copies(&mut adapter.tensors()));
@@ -416,8 +448,13 @@ impl Learner {
         policy.adapter_mut().restore(snapshot.part("adapter")?)?;
         self.parameters = parameters(&self.update_rule, &*self.algorithm, policy, self.critic.as_ref());
         self.restore_critic(&snapshot)?;
-        if self.reference.layers().next().is_some() {
-            self.reference.restore(snapshot.part("reference")?)?;
+        if self.algorithm.needs().previous {
+            self.previous = policy.adapter().copy();
+            self.previous.restore(snapshot.part(PREVIOUS)?)?;
+        }
+        if let Ok(tensors) = snapshot.part(REFERENCE) {
+            self.reference = policy.adapter().copy();
+            self.reference.restore(tensors)?;
         }
         for (part, adapter) in self.companions_mut() {
             adapter.restore(snapshot.part(part)?)?;

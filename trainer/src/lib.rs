@@ -2,6 +2,7 @@
 
 pub mod algorithm;
 pub mod batch;
+pub mod behavior;
 pub mod config;
 mod error;
 pub mod evaluate;

@@ -1,5 +1,6 @@
 //! What is said about the samples of a step, by TRL's names.
 
+use crate::algorithm::SampleScores;
 use model::adapter::{Adapter, LowRank};
 use schema::{Finish, Metrics, Sample, ScoredGroup};
 use std::collections::BTreeMap;
@@ -52,6 +53,39 @@ pub(crate) fn lengths(groups: &[ScoredGroup]) -> Metrics {
         }
     }
     metrics
+}
+
+/// How far the samples that other policies drew are from the present one, whose hash is `present`; nothing if there are
+/// none.
+///
+/// | metric | meaning |
+/// |---|---|
+/// | `replay/mismatch_kl` | mean over their tokens of k3, an estimate of KL(drawing policy ‖ present policy) |
+/// | `replay/effective_sample_share` | `(Σ ρ)² / (n Σ ρ²)` over their n tokens (Kish), ρ the ratio to the drawing policy |
+/// | `replay/effective_samples` | that share of their number |
+pub(crate) fn replayed(groups: &[ScoredGroup], scores: &[Vec<SampleScores>], present: &str) -> Metrics {
+    let mut metrics = Metrics::new();
+    let old = groups.iter().zip(scores).filter(|(group, _)| group.group().policy.hash != present);
+    let samples: Vec<(&Sample, &SampleScores)> =
+        old.flat_map(|(group, scores)| group.group().samples.iter().zip(scores)).collect();
+    let log_ratios: Vec<f64> = samples.iter().flat_map(|(sample, scores)| log_ratios(sample, scores)).collect();
+    if log_ratios.is_empty() {
+        return metrics;
+    }
+    let ratios: Vec<f64> = log_ratios.iter().map(|log_ratio| log_ratio.clamp(-20.0, 20.0).exp()).collect();
+    let k3: Vec<f64> = ratios.iter().zip(&log_ratios).map(|(ratio, log_ratio)| ratio - 1.0 - log_ratio).collect();
+    let squares: f64 = ratios.iter().map(|ratio| ratio * ratio).sum();
+    let share = ratios.iter().sum::<f64>().powi(2) / (ratios.len() as f64 * squares);
+    metrics.set("replay/mismatch_kl", mean(&k3));
+    metrics.set("replay/effective_sample_share", share);
+    metrics.set("replay/effective_samples", share * samples.len() as f64);
+    metrics
+}
+
+/// `log π − log π_drawing` of each trained token of a sample, at the start of the step.
+pub(crate) fn log_ratios(sample: &Sample, scores: &SampleScores) -> Vec<f64> {
+    let pairs = scores.logprobs.iter().zip(&sample.logprobs).zip(&sample.mask);
+    pairs.filter(|(_, trained)| **trained).map(|((now, then), _)| f64::from(now - then)).collect()
 }
 
 /// Tokens drawn.
@@ -136,5 +170,24 @@ mod tests {
         assert_eq!(metrics.get("completions/mean_terminated_length"), Some(1.0));
         assert_eq!(metrics.get("samples/unjudged"), Some(0.0));
         assert!(peak_rss_mb() > 1.0);
+    }
+
+    #[test]
+    fn old_samples_are_weighed_against_the_present_policy() {
+        // the first sample has one token and the second two, all drawn with log-probability -1.0
+        let groups = scored(&[&[1.0, 0.0]]);
+        let scores = |logprobs: &[f32]| SampleScores { logprobs: logprobs.to_vec(), ..SampleScores::default() };
+        let doubled = -1.0 + std::f32::consts::LN_2;
+        let scores = [vec![scores(&[-1.0]), scores(&[-1.0, doubled])]];
+        let metrics = replayed(&groups, &scores, "another");
+        let near = |name: &str, expected: f64| {
+            let value = metrics.get(name).unwrap();
+            assert!((value - expected).abs() < 1e-6, "{name} is {value}");
+        };
+        // ratios 1, 1 and 2: (4)² / (3 · 6); of k3 only 2 − 1 − ln 2 is not 0
+        near("replay/effective_sample_share", 16.0 / 18.0);
+        near("replay/effective_samples", 32.0 / 18.0);
+        near("replay/mismatch_kl", (1.0 - std::f64::consts::LN_2) / 3.0);
+        assert_eq!(replayed(&groups, &scores, &groups[0].group().policy.hash).iter().count(), 0);
     }
 }

@@ -38,7 +38,7 @@ mod value;
 
 pub use aggregate::{Aggregation, Denominator};
 pub use bradley_terry::bradley_terry;
-pub use correction::{RolloutCorrection, effective_sample_share, mismatch_kl};
+pub use correction::{RolloutCorrection, effective_sample_share, mismatch_kl, ratio_to_behaviour};
 pub use credit::{Scale, Variance, group_advantages, has_signal, leave_one_out, whiten};
 pub use kl::{AdaptiveKl, KlEstimator};
 pub use rows::Rows;

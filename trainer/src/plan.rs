@@ -1,11 +1,12 @@
 //! What a config asks for, built: everything that the loop needs, or a sentence that says what is missing.
 
-use crate::algorithm::{self, Needs, Opponent, Reads};
-use crate::config::Config;
+use crate::algorithm::{self, Needs, Opponent, Reads, Samples};
+use crate::behavior;
+use crate::config::{Config, Replay};
 use crate::evaluate::{Exam, HeldOut};
 use crate::reward_model::RewardModel;
 use crate::run::start_from;
-use crate::source::{Examples, Reader, Rollouts, Source};
+use crate::source::{Examples, Offline, Past, Reader, Replayed, Rollouts, Source};
 use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;
@@ -52,17 +53,29 @@ impl Plan {
         });
         let rollout = &config.rollout;
         let prompts = Epochs::new(train, rollout.prompts_per_step, seed.child("epochs"));
-        let source: Box<dyn Source> = match reader {
-            Some(reader) => Box::new(Examples::new(prompts, reader, &policy)),
-            None => Box::new(Rollouts {
-                collector: Box::new(Inline::new(&policy, rollout.engine.clone())),
-                opponent: needs.opponent.map(|opponent| opponent_of(&policy, opponent, config)),
-                prompts,
-                prompts_per_step: rollout.prompts_per_step,
-                group_size: rollout.group_size,
-                settings: rollout.sampler(),
-                seed: seed.child("rollout"),
-            }),
+        let past = |replay: &Replay| Past::find(&config.store.url, &replay.run, policy.identity());
+        let past = config.replay.as_ref().map(past).transpose()?;
+        let offline = past.filter(|_| config.replay.as_ref().is_some_and(|replay| replay.offline));
+        let source: Box<dyn Source> = match (reader, offline) {
+            (Some(reader), _) => Box::new(Examples::new(prompts, reader, &policy)),
+            (None, Some(past)) => {
+                let group_size = if let Samples::Drawn { group_size } = needs.samples { group_size } else { 1 };
+                Box::new(Offline::new(past, rollout.prompts_per_step, group_size, seed.child("replay")))
+            }
+            (None, None) => {
+                let rollouts = Rollouts {
+                    collector: Box::new(Inline::new(&policy, rollout.engine.clone())),
+                    policy: policy.share(),
+                    opponent: needs.opponent.map(|opponent| opponent_of(&policy, opponent, config)),
+                    behavior: behavior::build(config.behavior.as_ref()),
+                    prompts,
+                    prompts_per_step: rollout.prompts_per_step,
+                    group_size: rollout.group_size,
+                    settings: rollout.sampler(),
+                    seed: seed.child("rollout"),
+                };
+                Box::new(Replayed::new(rollouts, past, seed.child("replay")))
+            }
         };
         Ok(Self { policy, source, reward, exam: exam.transpose()?, first_prompt })
     }

@@ -68,6 +68,8 @@ pub fn train(config: &Config, target: &Target, observer: &mut dyn Observer, stop
 /// Answers the held-out prompts of a config with the untouched model, or with the newest checkpoint of a run folder.
 pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn Observer) -> Result<Metrics> {
     observer.phase(Phase::Loading);
+    // Answering needs nobody's old samples.
+    let config = &Config { replay: None, ..config.clone() };
     let mut plan = Plan::build(config)?;
     let learner = Learner::new(config, &plan.policy)?;
     if let Some(folder) = checkpoint {

@@ -1,9 +1,11 @@
 //! Where the samples of a step come from: drawn now, drawn earlier, or read from a file.
 
 mod examples;
+mod replayed;
 mod rollouts;
 
 pub(crate) use examples::{Examples, Reader};
+pub(crate) use replayed::{Offline, Past, Replayed};
 pub(crate) use rollouts::Rollouts;
 
 use crate::algorithm::Schedule;

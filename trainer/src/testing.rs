@@ -142,7 +142,7 @@ impl Losses {
         let algorithm = build(config).unwrap();
         let loss = |policy: &Tensor| {
             let batch = self.batch(&*algorithm);
-            let outputs = Outputs { logprobs: policy, entropy: None, values: None };
+            let outputs = Outputs::of(policy);
             algorithm.loss(&batch, outputs, &mut Tally::new())
         };
         Loss {
@@ -155,7 +155,8 @@ impl Losses {
     /// What the algorithm measures on it.
     pub(crate) fn tally(&self, config: &Config, tally: &mut Tally) {
         let algorithm = build(config).unwrap();
-        let outputs = Outputs { logprobs: &f64s(&self.policy), entropy: None, values: None };
+        let logprobs = f64s(&self.policy);
+        let outputs = Outputs::of(&logprobs);
         drop(algorithm.loss(&self.batch(&*algorithm), outputs, tally));
     }
 
@@ -174,6 +175,7 @@ impl Losses {
             proximal_logprobs: Some(self.proximal.shallow_clone()),
             reference_logprobs: self.reference.as_ref().map(Tensor::shallow_clone),
             anchor_logprobs: self.anchor.as_ref().map(Tensor::shallow_clone),
+            previous_logprobs: None,
             old_values: None,
             denominator: algorithm.denominator(rows.trained_per_sequence()),
             rows,

@@ -15,6 +15,7 @@ mod ppo;
 mod preferences;
 mod replay;
 mod replay_docs;
+mod replayed;
 mod resume;
 mod sora;
 mod support;

@@ -249,7 +249,7 @@ impl<M: Method> Algorithm for M {
 }
 
 /// The shared loss with this method's settings.
-fn loss<M: Method>(method: &M) -> PolicyGradient {
+pub(super) fn loss<M: Method>(method: &M) -> PolicyGradient {
     let shared = method.shared();
     let (kl_coefficient, kl_estimator) = match method.penalty() {
         Penalty::Loss(estimator) => (shared.kl_coefficient, estimator),

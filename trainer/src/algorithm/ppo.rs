@@ -70,6 +70,9 @@ pub struct Ppo {
     /// Trace decay of the advantages: 1 trusts only rewards, 0 only the critic.
     #[serde(alias = "lam")]
     pub lambda: f64,
+    /// Weigh what later tokens say by the chance that this policy would have drawn them: ratios to the policy that drew
+    /// a sample, truncated at this (V-trace). For old samples; 0 for no weights.
+    pub trace_truncation: f64,
     /// Divide token rewards by their deviation over the step, their mean kept.
     pub whiten_rewards: bool,
     /// Shift and scale advantages to mean 0 and variance 1 over the step.
@@ -110,6 +113,7 @@ impl Default for Ppo {
             entropy_coefficient: 0.0,
             gamma: 1.0,
             lambda: 1.0,
+            trace_truncation: 0.0,
             whiten_rewards: false,
             whiten_advantages: true,
             kl_coefficient: 0.0,
@@ -133,6 +137,7 @@ impl Ppo {
             ("clip_low", self.clip_low),
             ("clip_high", self.clip_high),
             ("value_clip", self.value_clip),
+            ("trace_truncation", self.trace_truncation),
             ("value_coefficient", self.value_coefficient),
             ("kl_coefficient", self.kl_coefficient),
             ("kl_target", self.kl_target),
@@ -237,20 +242,7 @@ impl Algorithm for Rule {
     }
 
     fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
-        let rows = &batch.rows;
-        let (tokens, divisor) = (rows.trained_tokens() as f64, batch.denominator.divisor());
-        let policy_loss = self.settings.policy_gradient().loss(batch, outputs, tally);
-        tally.add("loss/policy", &(&policy_loss * divisor), tokens);
-        let (Some(values), Some(old_values), Some(returns)) = (outputs.values, &batch.old_values, &batch.returns)
-        else {
-            return policy_loss;
-        };
-        let clip = unless_zero(self.settings.value_clip).unwrap_or(f64::INFINITY);
-        let losses = value_losses(values, old_values, returns, clip, rows);
-        tally.add_tokens("loss/value", &losses, rows);
-        let free = value_losses(values, old_values, returns, f64::INFINITY, rows);
-        tally.add_tokens("val/clip_ratio", &losses.gt_tensor(&free), rows);
-        policy_loss + batch.denominator.aggregate(&losses, rows) * self.settings.value_coefficient
+        self.loss_by(&self.settings.policy_gradient(), batch, outputs, tally)
     }
 
     fn finish_step(&mut self, metrics: &mut Metrics, samples: usize) {
@@ -288,9 +280,40 @@ struct Course<'a> {
     values: Vec<f64>,
     /// k1 towards the reference policy; zero where it is not asked for.
     kl: Vec<f64>,
+    /// Ratios of the present policy to the one that drew the tokens.
+    ratios: Vec<f64>,
 }
 
 impl Rule {
+    /// The settings of the policy's part of the loss.
+    pub(super) fn policy_gradient(&self) -> PolicyGradient {
+        self.settings.policy_gradient()
+    }
+
+    /// The loss with `gradient` as the policy's part.
+    pub(super) fn loss_by(
+        &self,
+        gradient: &PolicyGradient,
+        batch: &Batch,
+        outputs: Outputs<'_>,
+        tally: &mut Tally,
+    ) -> Tensor {
+        let rows = &batch.rows;
+        let (tokens, divisor) = (rows.trained_tokens() as f64, batch.denominator.divisor());
+        let policy_loss = gradient.loss(batch, outputs, tally);
+        tally.add("loss/policy", &(&policy_loss * divisor), tokens);
+        let (Some(values), Some(old_values), Some(returns)) = (outputs.values, &batch.old_values, &batch.returns)
+        else {
+            return policy_loss;
+        };
+        let clip = unless_zero(self.settings.value_clip).unwrap_or(f64::INFINITY);
+        let losses = value_losses(values, old_values, returns, clip, rows);
+        tally.add_tokens("loss/value", &losses, rows);
+        let free = value_losses(values, old_values, returns, f64::INFINITY, rows);
+        tally.add_tokens("val/clip_ratio", &losses.gt_tensor(&free), rows);
+        policy_loss + batch.denominator.aggregate(&losses, rows) * self.settings.value_coefficient
+    }
+
     fn adapts(&self) -> bool {
         self.settings.kl_target > 0.0
     }
@@ -303,7 +326,9 @@ impl Rule {
         kl.resize(sample.len(), 0.0);
         let rewards = token_rewards(outcome, &kl, self.kl.coefficient, &sample.mask)?;
         let values = scores.values.iter().map(|value| f64::from(*value)).collect();
-        Some(Course { mask: &sample.mask, rewards, values, kl })
+        let ratio = |(now, then): (&f32, &f32)| f64::from(now - then).clamp(-20.0, 20.0).exp();
+        let ratios = scores.logprobs.iter().zip(&sample.logprobs).map(ratio).collect();
+        Some(Course { mask: &sample.mask, rewards, values, kl, ratios })
     }
 
     /// The credit of each sample; what is whitened is whitened over all of them.
@@ -324,7 +349,13 @@ impl Rule {
         let (advantages, returns): (Vec<_>, Vec<_>) = courses
             .iter()
             .zip(by_sample(&rewards, courses))
-            .map(|(course, rewards)| gae.estimate(&rewards, &course.values, course.mask))
+            .map(|(course, rewards)| match unless_zero(self.settings.trace_truncation) {
+                Some(limit) => {
+                    let traces: Vec<f64> = course.ratios.iter().map(|ratio| ratio.min(limit)).collect();
+                    gae.traced(&rewards, &course.values, &traces, course.mask)
+                }
+                None => gae.estimate(&rewards, &course.values, course.mask),
+            })
             .unzip();
         let raw = tensor(advantages.into_iter().flatten());
         let returns = tensor(returns.into_iter().flatten());

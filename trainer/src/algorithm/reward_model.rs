@@ -135,7 +135,7 @@ mod tests {
             let batches = mini_batches(&material, &*algorithm, &algorithm.schedule(1), cut, &Seed::new(0)).unwrap();
             let nothing = f64s(&[]);
             let loss = |values: &Tensor| {
-                let outputs = Outputs { logprobs: &nothing, entropy: None, values: Some(values) };
+                let outputs = Outputs { values: Some(values), ..Outputs::of(&nothing) };
                 algorithm.loss(&batches[0].micro_batches[0], outputs, &mut Tally::new())
             };
             check(&loss(&f64s(&values)), &[expected]);

@@ -3,22 +3,29 @@
 //! `mismatch_kl` of fresh samples is rounding: 1e-6 and less in f32, up to some 1e-3 in bf16. A policy gradient whose
 //! samples come from another policy than the one it moves is biased, and such a run can collapse long after the mismatch
 //! began (Yao et al. 2025). A rollout correction weights tokens by the ratio of the two.
+//!
+//! Old samples come from other policies by intent. There the question is how many are left under the weights that
+//! correct for it: of a hundred tokens with an effective share of 0.1, ten decide.
 
 use schema::Metrics;
 
 /// Fresh samples further away than this, in nats per token, are worth a sentence.
 const LIMIT: f64 = 1e-2;
 
-/// Watches the mismatch of fresh samples.
+/// Old samples whose effective share is smaller are worth a sentence.
+const SMALLEST_SHARE: f64 = 0.1;
+
+/// Watches the mismatch of fresh samples, and what is left of old ones.
 #[derive(Debug)]
 pub(super) struct MismatchAlarm {
     algorithm: &'static str,
     raised: bool,
+    raised_by_old: bool,
 }
 
 impl MismatchAlarm {
     pub(super) fn new(algorithm: &'static str) -> Self {
-        Self { algorithm, raised: false }
+        Self { algorithm, raised: false, raised_by_old: false }
     }
 
     /// What to tell the user after a step on fresh samples, the first time that there is something to tell. Nothing if
@@ -34,6 +41,21 @@ impl MismatchAlarm {
             "mismatch_kl is {mismatch:.3}: the sampler and the trainer disagree about the same tokens; \
              algorithm.{algorithm}.rollout_correction = {{ token_truncate = {{ cap = 2.0 }} }} corrects for it, \
              model.dtype = \"f32\" makes it smaller"
+        ))
+    }
+}
+
+impl MismatchAlarm {
+    /// What to tell the user after a step with old samples, the first time that there is something to tell.
+    pub(super) fn check_old(&mut self, metrics: &Metrics) -> Option<String> {
+        let share = metrics.get("replay/effective_sample_share").or(metrics.get("effective_sample_share"))?;
+        if self.raised_by_old || share >= SMALLEST_SHARE {
+            return None;
+        }
+        self.raised_by_old = true;
+        Some(format!(
+            "the old samples are far from the policy: their effective share is {share:.3}; \
+             replay younger ones, or fewer, or take smaller steps"
         ))
     }
 }
@@ -55,6 +77,19 @@ mod tests {
         let said = alarm.check(&metrics(0.05)).unwrap();
         assert!(said.contains("mismatch_kl is 0.050") && said.contains("algorithm.dapo.rollout_correction"), "{said}");
         assert_eq!(alarm.check(&metrics(0.5)), None);
+    }
+
+    #[test]
+    fn old_samples_of_which_little_is_left_are_said_once() {
+        let share = |share: f64| {
+            let mut metrics = Metrics::new();
+            metrics.set("replay/effective_sample_share", share);
+            metrics
+        };
+        let mut alarm = MismatchAlarm::new("remix");
+        assert_eq!(alarm.check_old(&share(0.5)), None);
+        assert!(alarm.check_old(&share(0.05)).unwrap().contains("effective share is 0.050"));
+        assert_eq!(alarm.check_old(&share(0.05)), None);
     }
 
     #[test]

@@ -97,6 +97,11 @@ fn log_ratio(proximal: &Tensor, behaviour: &Tensor, rows: &Rows) -> Tensor {
     rows.keep(&proximal.detach()) - rows.keep(&behaviour.detach())
 }
 
+/// `ρ` of each token under the present policy, `[token]`, zero where masked and without gradient.
+pub fn ratio_to_behaviour(policy: &Tensor, behaviour: &Tensor, rows: &Rows) -> Tensor {
+    rows.keep(&bounded_exp(&log_ratio(policy, behaviour, rows)))
+}
+
 /// The divergence of the trainer's policy from the one that drew the tokens, in nats per token, a scalar: the mean of
 /// k3, the metric `mismatch_kl`. On fresh samples anything above 1e-3 says that sampler and trainer compute different
 /// things.

@@ -25,14 +25,25 @@ impl Gae {
     /// Advantages and returns of one sequence; both zero at masked tokens. `values[t]` is the critic's estimate
     /// *before* token t. All slices have one length.
     pub fn estimate(&self, rewards: &[f64], values: &[f64], mask: &[bool]) -> (Vec<f64>, Vec<f64>) {
+        self.traced(rewards, values, &vec![1.0; rewards.len()], mask)
+    }
+
+    /// The same for tokens that another policy drew (V-trace; Espeholt et al. 2018, in the form of `GePPO`, Queeney et
+    /// al. 2021): `traces` are the truncated ratios `c̄_t = min(π / π_drawing, limit)`, and what follows counts as far
+    /// as this policy would have gone there,
+    ///
+    /// ```text
+    /// A_t = δ_t + γ λ c̄_{t+1} A_{t+1}        return_t = c̄_t A_t + V_t
+    /// ```
+    pub fn traced(&self, rewards: &[f64], values: &[f64], traces: &[f64], mask: &[bool]) -> (Vec<f64>, Vec<f64>) {
         let mut advantages = vec![0.0; rewards.len()];
         let mut returns = vec![0.0; rewards.len()];
         let (mut next_value, mut next_advantage) = (0.0, 0.0);
         for t in (0..rewards.len()).rev().filter(|t| mask[*t]) {
             let delta = rewards[t] + self.gamma * next_value - values[t];
             advantages[t] = delta + self.gamma * self.lambda * next_advantage;
-            returns[t] = advantages[t] + values[t];
-            (next_value, next_advantage) = (values[t], advantages[t]);
+            returns[t] = traces[t] * advantages[t] + values[t];
+            (next_value, next_advantage) = (values[t], traces[t] * advantages[t]);
         }
         (advantages, returns)
     }
@@ -95,6 +106,17 @@ mod tests {
         check_slice(&r, &[0.811_628_68, 0.877_585_5, 0.9405, 1.0, 0.0]);
         check_slice(&b, &[-0.911_522_8, -0.9108, -0.8, 0.0, 0.0]);
         check_slice(&s, &[-0.811_522_8, -0.9108, -1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn old_samples_count_as_far_as_the_policy_would_have_gone_there() {
+        let gae = Gae { gamma: 1.0, lambda: 0.95 };
+        let traced = |traces: &[f64]| gae.traced(&[0.0, 0.0, 1.0], &[0.2, 0.3, 0.4], traces, &[true; 3]);
+        // Ratios 1.5, 0.5 and 0.8, truncated at 1.
+        let (advantages, returns) = traced(&[1.0, 0.5, 0.8]);
+        check_slice(&advantages, &[0.3641, 0.556, 0.6]);
+        check_slice(&returns, &[0.5641, 0.578, 0.88]);
+        check_slice(&traced(&[1.0; 3]).0, &[0.7365, 0.67, 0.6]);
     }
 
     #[test]

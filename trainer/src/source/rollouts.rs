@@ -9,19 +9,24 @@
 
 use super::{Desk, Source, StepSamples};
 use crate::algorithm::Schedule;
+use crate::behavior::BehaviorPolicy;
 use crate::objective::has_signal;
 use crate::run::Phase;
 use crate::{Result, measure};
 use model::Policy;
 use rollout::collector::{Collector, Job};
 use rollout::prompts::Epochs;
-use schema::{Prompt, SamplerSettings, ScoredGroup, Seed};
+use schema::{Group, Prompt, SamplerSettings, ScoredGroup, Seed};
 
 /// Draws samples.
 pub(crate) struct Rollouts {
     pub(crate) collector: Box<dyn Collector>,
     /// Draws another group for each prompt, of the same size, for the policy to be compared with.
     pub(crate) opponent: Option<Box<dyn Collector>>,
+    /// The policy that is trained.
+    pub(crate) policy: Policy,
+    /// Which policy draws, slice by slice of each group.
+    pub(crate) behavior: Box<dyn BehaviorPolicy>,
     pub(crate) prompts: Epochs,
     pub(crate) prompts_per_step: usize,
     pub(crate) group_size: usize,
@@ -34,72 +39,125 @@ impl Source for Rollouts {
         if let Some(opponent) = &mut self.opponent {
             opponent.publish(policy)?;
         }
+        self.policy = policy.share();
         Ok(self.collector.publish(policy)?)
     }
 
-    fn step(&mut self, step: u64, schedule: &Schedule, mut desk: Desk<'_>) -> Result<StepSamples> {
-        let drawn = if let Some(stored) = desk.store.step_groups(desk.run, step)? {
-            stored.into_iter().map(|group| group.scored).collect()
-        } else {
-            let drawn = self.draw(step, schedule, &mut desk)?;
-            desk.store.append_step(desk.run, step, &drawn, desk.adapter.as_deref())?;
-            drawn
-        };
-        Ok(self.samples(drawn, schedule))
+    fn step(&mut self, step: u64, schedule: &Schedule, desk: Desk<'_>) -> Result<StepSamples> {
+        self.fresh(step, self.prompts_per_step, schedule, desk)
     }
 }
 
 impl Rollouts {
+    /// The samples of the first `prompts` prompts of a step.
+    pub(super) fn fresh(
+        &mut self,
+        step: u64,
+        prompts: usize,
+        schedule: &Schedule,
+        mut desk: Desk<'_>,
+    ) -> Result<StepSamples> {
+        let drawn = if let Some(stored) = desk.store.step_groups(desk.run, step)? {
+            stored.into_iter().map(|group| group.scored).collect()
+        } else {
+            let drawn = self.draw(step, prompts, schedule, &mut desk)?;
+            desk.store.append_step(desk.run, step, &drawn, desk.adapter.as_deref())?;
+            drawn
+        };
+        let measured = self.behavior.measure(&self.policy, &drawn, &self.seed.at(step).child("behavior"))?;
+        let mut samples = samples(drawn, prompts, schedule, self.opponent.is_some());
+        samples.metrics.merge(measured);
+        Ok(samples)
+    }
+
     /// Draws round after round until enough groups carry a signal; a single round where that does not matter.
-    fn draw(&mut self, step: u64, schedule: &Schedule, desk: &mut Desk<'_>) -> Result<Vec<ScoredGroup>> {
+    fn draw(
+        &mut self,
+        step: u64,
+        prompts: usize,
+        schedule: &Schedule,
+        desk: &mut Desk<'_>,
+    ) -> Result<Vec<ScoredGroup>> {
         let seed = self.seed.at(step);
-        let mut drawn = self.round(self.prompts.step(step)?, seed.clone(), desk)?;
+        let first = self.prompts.step(step)?;
+        let mut drawn = self.round(&first[..prompts], &seed, desk)?;
         for round in 1..schedule.max_rounds as u64 {
-            if drawn.iter().filter(|group| has_signal(&group.rewards())).count() >= self.prompts_per_step {
+            if drawn.iter().filter(|group| has_signal(&group.rewards())).count() >= prompts {
                 break;
             }
-            drawn.extend(self.round(self.prompts.more(step, round)?, seed.child("more").at(round), desk)?);
+            let more = self.prompts.more(step, round)?;
+            drawn.extend(self.round(&more[..prompts], &seed.child("more").at(round), desk)?);
         }
         Ok(drawn)
     }
 
-    fn round(&mut self, prompts: Vec<Prompt>, seed: Seed, desk: &mut Desk<'_>) -> Result<Vec<ScoredGroup>> {
-        let job = Job { prompts, group_size: self.group_size, settings: self.settings.clone(), seed };
+    fn round(&mut self, prompts: &[Prompt], seed: &Seed, desk: &mut Desk<'_>) -> Result<Vec<ScoredGroup>> {
         let observer = &mut *desk.observer;
         observer.phase(Phase::Sampling);
-        let other = Job { seed: job.seed.child("opponent"), ..job.clone() };
-        let mut groups = self.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+        let slices = self.behavior.slices(self.group_size);
+        let mut groups: Vec<Group> = Vec::new();
+        for (slice, group_size) in (0..).zip(&slices) {
+            if slice > 0 {
+                let own = seed.child("behavior").at(slice);
+                self.collector.publish(&self.behavior.next(&self.policy, &groups, &own)?)?;
+            }
+            // The first slice is drawn as the whole group would be.
+            let seed = if slice == 0 { seed.clone() } else { seed.child("slice").at(slice) };
+            let settings = self.settings.clone();
+            let job = Job { prompts: prompts.to_vec(), group_size: *group_size, settings, seed };
+            let drawn = self.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+            join(&mut groups, drawn);
+        }
+        if slices.len() > 1 {
+            self.collector.publish(&self.policy)?;
+        }
         if let Some(opponent) = &mut self.opponent {
-            let others = opponent.collect(other, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+            let (settings, seed) = (self.settings.clone(), seed.child("opponent"));
+            let job = Job { prompts: prompts.to_vec(), group_size: self.group_size, settings, seed };
+            let others = opponent.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
             groups = groups.into_iter().zip(others).flat_map(|(own, other)| [own, other]).collect();
         }
         observer.phase(Phase::Scoring);
         Ok(desk.reward.score(groups)?)
     }
+}
 
-    fn samples(&self, fresh: Vec<ScoredGroup>, schedule: &Schedule) -> StepSamples {
-        let mut metrics = if self.opponent.is_some() {
-            let (own, others) = with_opponents(&fresh);
-            let mut metrics = measure::samples(&own);
-            if let Some(reward) = measure::samples(&others).get("reward") {
-                metrics.set("opponent/reward", reward);
-            }
-            metrics
-        } else {
-            measure::samples(&fresh)
-        };
-        let chosen = (schedule.max_rounds > 1).then(|| {
-            let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
-            let chosen: Vec<ScoredGroup> = signal.take(self.prompts_per_step).cloned().collect();
-            let tokens = measure::generated_tokens(&fresh);
-            metrics.set("sampling/rounds", fresh.len().div_ceil(self.prompts_per_step) as f64);
-            metrics.set("sampling/groups_kept", chosen.len() as f64);
-            metrics.set("sampling/groups_dropped", (fresh.len() - chosen.len()) as f64);
-            metrics.set("sampling/tokens_dropped", (tokens - measure::generated_tokens(&chosen)) as f64);
-            chosen
-        });
-        StepSamples { fresh, chosen, metrics }
+/// Adds the samples of a further slice to each group, which bears the name of the policy that is trained: whoever drew
+/// them, their log-probabilities stand beside their tokens.
+fn join(groups: &mut Vec<Group>, slice: Vec<Group>) {
+    if groups.is_empty() {
+        *groups = slice;
+        return;
     }
+    for (group, more) in groups.iter_mut().zip(slice) {
+        group.samples.extend(more.samples);
+    }
+}
+
+/// What is learned from, of what a step asking `prompts` prompts at a time drew, and what is worth knowing about it.
+/// Where there are `opponents`, the metrics of the policy's own samples go without a prefix.
+fn samples(fresh: Vec<ScoredGroup>, prompts: usize, schedule: &Schedule, opponents: bool) -> StepSamples {
+    let mut metrics = if opponents {
+        let (own, others) = with_opponents(&fresh);
+        let mut metrics = measure::samples(&own);
+        if let Some(reward) = measure::samples(&others).get("reward") {
+            metrics.set("opponent/reward", reward);
+        }
+        metrics
+    } else {
+        measure::samples(&fresh)
+    };
+    let chosen = (schedule.max_rounds > 1).then(|| {
+        let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
+        let chosen: Vec<ScoredGroup> = signal.take(prompts).cloned().collect();
+        let tokens = measure::generated_tokens(&fresh);
+        metrics.set("sampling/rounds", fresh.len().div_ceil(prompts) as f64);
+        metrics.set("sampling/groups_kept", chosen.len() as f64);
+        metrics.set("sampling/groups_dropped", (fresh.len() - chosen.len()) as f64);
+        metrics.set("sampling/tokens_dropped", (tokens - measure::generated_tokens(&chosen)) as f64);
+        chosen
+    });
+    StepSamples { fresh, chosen, metrics }
 }
 
 /// The policy's groups and those of its opponent, which lie behind them one by one.

@@ -195,12 +195,13 @@ fn batch(advantages: &[f64], old_values: &[f64], returns: &[f64], old_logprobs: 
         behaviour_logprobs: tensor(old_logprobs),
         proximal_logprobs: Some(tensor(old_logprobs)),
         reference_logprobs: None,
+        previous_logprobs: None,
         old_values: Some(tensor(old_values)),
     }
 }
 
 fn loss(settings: &Ppo, batch: &Batch, logprobs: &Tensor, entropy: &Tensor, values: &Tensor) -> (Tensor, Metrics) {
-    let outputs = Outputs { logprobs, entropy: Some(entropy), values: Some(values) };
+    let outputs = Outputs { entropy: Some(entropy), values: Some(values), ..Outputs::of(logprobs) };
     let mut tally = Tally::new();
     let loss = settings.clone().checked().unwrap().loss(batch, outputs, &mut tally);
     (loss, tally.metrics())
