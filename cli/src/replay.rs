@@ -12,7 +12,7 @@ use clap::{Subcommand, ValueEnum};
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use store::{End, Ranking, RunId, SampleId, Scoring, Selection, Store, Table};
+use store::{End, Paired, Pairing, Ranking, RunId, SampleId, Scoring, Selection, Store, Table};
 
 /// What `proxrl replay` takes.
 #[derive(Debug, clap::Args)]
@@ -103,6 +103,8 @@ enum Question {
         #[arg(long = "where", value_name = "SQL")]
         condition: Option<String>,
     },
+    /// Write pairs of a better and a worse answer to each prompt, to learn preferences from.
+    Pairs(Pairs),
     /// List the later judgements that `rescore` made.
     Scorings,
     /// Check every page, reference, length, hash and count; exit code 1 and the rows' names if something is wrong.
@@ -113,6 +115,24 @@ enum Question {
     Rescore(judge::Rescore),
     /// Bring in completions from elsewhere, with the log-probabilities that a model of yours gives them.
     Import(import::Import),
+}
+
+/// What `pairs` takes.
+#[derive(Debug, clap::Args)]
+struct Pairs {
+    /// The file to write: JSON lines, .jsonl.
+    file: PathBuf,
+    #[command(flatten)]
+    scope: Scope,
+    /// Only samples for which this is true, as in "finish = 'eos'": SQL over the columns of `sample_view`.
+    #[arg(long = "where", value_name = "SQL")]
+    condition: Option<String>,
+    /// The most pairs that one prompt gives: the best answer with the worst, then the second best with the second worst.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    per_prompt: usize,
+    /// By how much the reward of the chosen answer must exceed that of the rejected one, and more.
+    #[arg(long, value_name = "REWARD", default_value_t = 0.0)]
+    margin: f64,
 }
 
 /// What `top` and `bottom` take.
@@ -166,6 +186,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             summary.push(vec![file.to_string_lossy().into_owned().into(), (samples as i64).into()]);
             render(&summary, format)
         }
+        Question::Pairs(pairs) => render(&pairs.write(url)?, format),
         Question::Scorings => render(&open(url)?.scorings()?, format),
         Question::Verify => return keep::verify(&open(url)?, format),
         Question::Prune(prune) => render(&prune.run(url)?, format),
@@ -193,6 +214,19 @@ impl Scope {
         let store = self.judged.open(url)?;
         let run = self.run.as_deref().map(|run| store.find_run(run)).transpose()?.map(|run| run.id);
         Ok((store, run))
+    }
+}
+
+impl Pairs {
+    fn write(&self, url: &str) -> Result<Table> {
+        let (store, run) = self.scope.open(url)?;
+        let samples = Selection { run, condition: self.condition.clone() };
+        let pairing = Pairing { samples, per_prompt: self.per_prompt, margin: self.margin };
+        let Paired { pairs, prompts, undecided } = store.export_pairs(&self.file, &pairing)?;
+        let mut summary = Table::new(["file", "pairs", "prompts", "prompts_without"]);
+        let numbers = [pairs, prompts, undecided].map(|number| (number as i64).into());
+        summary.push([self.file.to_string_lossy().into_owned().into()].into_iter().chain(numbers).collect());
+        Ok(summary)
     }
 }
 

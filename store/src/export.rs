@@ -4,8 +4,11 @@
 //! `completion_ids`, `logprobs`). Rows are written as they are read, so the store may be larger than the memory; all
 //! come from one state of the store, whatever is appended meanwhile. The file gets its name when it is whole.
 
+mod pairs;
 mod parquet;
 mod text;
+
+pub use pairs::{Paired, Pairing};
 
 use crate::error::Doing;
 use crate::query::{bad_sql, question};

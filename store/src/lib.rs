@@ -54,7 +54,7 @@ mod verify;
 mod tests;
 
 pub use error::{Error, Result};
-pub use export::Selection;
+pub use export::{Paired, Pairing, Selection};
 pub use prune::{MARGIN, Prune, Pruned};
 pub use ranking::{End, Ranking};
 pub use read::{GroupId, SampleId, StoredGroup};

@@ -118,6 +118,48 @@ fn what_a_run_exports_comes_back_with_the_same_logprobs() {
 }
 
 #[test]
+fn stored_samples_become_pairs_that_train() {
+    let desk = desk_with_run(3);
+    let done = &json(&desk, &["pairs", "pairs.jsonl", "--per-prompt", "2"])[0];
+    let text = std::fs::read_to_string(desk.path("pairs.jsonl")).unwrap();
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(done["pairs"].as_u64().unwrap() as usize, rows.len());
+    assert!(rows.len() >= 2 && rows.len() as u64 <= 2 * done["prompts"].as_u64().unwrap(), "{done}");
+    for row in &rows {
+        let sample = |side: &str| {
+            let id = &row[format!("{side}_id")];
+            desk.query(&format!(
+                "SELECT s.text, v.reward, v.question FROM samples s JOIN sample_view v ON v.sample_id = s.id WHERE s.id = {id}"
+            ))
+            .remove(0)
+        };
+        let (chosen, rejected) = (sample("chosen"), sample("rejected"));
+        assert_eq!((&row["chosen"][0]["content"], &row["chosen"][0]["role"]), (&chosen["text"], &"assistant".into()));
+        assert_eq!(row["rejected"][0]["content"], rejected["text"]);
+        assert_eq!((&row["prompt"][0]["content"], &chosen["question"]), (&rejected["question"], &rejected["question"]));
+        let margin = chosen["reward"].as_f64().unwrap() - rejected["reward"].as_f64().unwrap();
+        assert!(margin > 0.0 && row["margin"] == margin, "{row}");
+    }
+    let none = &json(&desk, &["pairs", "none.jsonl", "--margin", "5"])[0];
+    assert_eq!((&none["pairs"], &none["prompts"]), (&0.into(), &0.into()));
+    assert!(none["prompts_without"].as_u64().unwrap() > 0);
+    for wrong in
+        [&["pairs", "pairs.csv"][..], &["pairs", "a.jsonl", "--margin=-1"], &["pairs", "a.jsonl", "--where", "x"]]
+    {
+        assert_eq!(desk.run(&[&["replay"], wrong].concat()).code, Some(2), "{wrong:?}");
+    }
+
+    let tiny = std::fs::read_to_string(config("tiny.toml")).unwrap();
+    let dpo = tiny.replace("[algorithm.grpo]", "[algorithm.dpo]").replace("max_new_tokens = 12", "max_new_tokens = 4");
+    let source = dpo.find("[prompts.arithmetic]").unwrap()..dpo.find("[rollout]").unwrap();
+    let mut dpo = dpo;
+    dpo.replace_range(source, "[prompts.jsonl]\npath = \"pairs.jsonl\"\n\n");
+    desk.write("dpo.toml", dpo);
+    desk.ok(&["train", "dpo.toml", "--set", "steps=4", "--out", "dpo"]);
+    assert!(desk.metrics("dpo")[0]["rewards/accuracies"].is_number());
+}
+
+#[test]
 fn a_store_is_verified_and_pruned() {
     let desk = desk_with_run(6);
     assert!(json(&desk, &["verify"]).iter().all(|row| row["wrong"] == 0));
