@@ -44,6 +44,7 @@ fn a_config_that_is_wrong() {
     let set = |change: &str, words: &[&str]| refused(&desk, &["train", &tiny, "--set", change], words);
     set("rollout.group_size=1", &["group_size is 1", "at least 2"]);
     set("rollout.temperature=0", &["temperature is 0"]);
+    assert!(desk.ok(&["plan", &tiny, "--set", "rollout.num_generations=4"]).contains("group_size = 4"));
     set("rollout.tempreature=0.5", &["--set rollout.tempreature=0.5", "did you mean `temperature`?"]);
     set("optimizer.adamw.learning_rate=-1", &["learning_rate"]);
     set("model.device=\"gpu\"", &["device `gpu` is not known"]);

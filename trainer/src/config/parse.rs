@@ -5,6 +5,9 @@ use serde::de::DeserializeOwned;
 use std::str::FromStr;
 use toml::{Table, Value};
 
+/// How serde begins what it says of one key that is given by two of its names.
+const DUPLICATE: &str = "duplicate field";
+
 /// One `key=value` from the command line; the key is a dotted path such as `optimizer.adamw.learning_rate`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Override {
@@ -41,6 +44,7 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[Ov
     for (count, change) in overrides.iter().enumerate() {
         set(&mut table, &change.path, &change.value)
             .map_err(|problem| Error::input(format!("--set {}: {problem}", change.text)))?;
+        replace_other_names::<T>(&mut table, &change.path);
         // Tried one by one only to say which override is at fault; a required key may still be missing before the last.
         if count + 1 == overrides.len() {
             continue;
@@ -80,6 +84,38 @@ fn set(table: &mut Table, path: &[String], value: &Value) -> std::result::Result
     }
 }
 
+/// Where the table now has one key by two of its names, the one that was there before the key at `path` goes.
+fn replace_other_names<T: DeserializeOwned>(table: &mut Table, path: &[String]) {
+    let twice = |table: &Table| {
+        let problem = table.clone().try_into::<T>().err();
+        problem.is_some_and(|error| error.message().starts_with(DUPLICATE))
+    };
+    let Some((key, outer)) = path.split_last().filter(|_| twice(table)) else { return };
+    let names: Vec<String> = inner(table, outer).into_iter().flat_map(|inner| inner.keys().cloned()).collect();
+    for name in names.iter().filter(|name| *name != key) {
+        let mut fewer = table.clone();
+        inner(&mut fewer, outer).map(|inner| inner.remove(name));
+        if !twice(&fewer) {
+            *table = fewer;
+            return;
+        }
+    }
+}
+
+/// The table at a path, as [`set`] finds it.
+fn inner<'a>(table: &'a mut Table, path: &[String]) -> Option<&'a mut Table> {
+    let [first, rest @ ..] = path else { return Some(table) };
+    match table.get_mut(first)? {
+        Value::Table(table) => inner(table, rest),
+        Value::Array(items) => {
+            let [index, rest @ ..] = rest else { return None };
+            let item = items.get_mut(index.parse::<usize>().ok()?)?;
+            inner(item.as_table_mut()?, rest)
+        }
+        _ => None,
+    }
+}
+
 /// `file:line: sentence`.
 fn located(error: &toml::de::Error, text: &str, name: &str) -> Error {
     let message = reworded(error.message());
@@ -96,6 +132,9 @@ fn located(error: &toml::de::Error, text: &str, name: &str) -> Error {
 /// serde's "unknown field" sentences with the nearest known key in front of the list.
 fn reworded(message: &str) -> String {
     let message = message.trim();
+    if let Some(key) = message.strip_prefix(DUPLICATE) {
+        return format!("{} is given twice, by two of its names; keep one", key.trim());
+    }
     let kind = ["unknown field", "unknown variant"].into_iter().find(|kind| message.starts_with(kind));
     let Some(kind) = kind else { return message.lines().collect::<Vec<_>>().join("; ") };
     let mut quoted = message.split('`').skip(1).step_by(2);
@@ -146,6 +185,7 @@ mod tests {
     #[derive(Debug, Default, Deserialize, PartialEq)]
     #[serde(default, deny_unknown_fields)]
     struct Inner {
+        #[serde(alias = "epsilon")]
         clip_low: f64,
         stop: Vec<String>,
     }
@@ -180,6 +220,17 @@ mod tests {
         assert_eq!(example, Example { steps: 7, inner: Inner { clip_low: 0.3, stop: vec!["a".into()] } });
         assert_eq!("a.b=~/models/x".parse::<Override>().unwrap().value, Value::String("~/models/x".into()));
         assert!("novalue".parse::<Override>().is_err());
+    }
+
+    #[test]
+    fn an_override_replaces_a_key_whatever_name_either_has() {
+        for (text, change) in [("clip_low = 0.1", "inner.epsilon=0.3"), ("epsilon = 0.1", "inner.clip_low=0.3")] {
+            let text = format!("steps = 1\n[inner]\nstop = [\"a\"]\n{text}\n");
+            let example: Example = parse(&text, "a.toml", &[change.parse().unwrap()]).unwrap();
+            assert_eq!(example, Example { steps: 1, inner: Inner { clip_low: 0.3, stop: vec!["a".into()] } });
+        }
+        let message = error("steps = 1\n[inner]\nclip_low = 0.1\nepsilon = 0.2\n", &[]);
+        assert!(message.starts_with("a.toml:2: `clip_low` is given twice"), "{message}");
     }
 
     #[test]
