@@ -38,6 +38,16 @@ pub struct Selection {
     pub condition: Option<String>,
 }
 
+impl Selection {
+    /// Further conditions of a WHERE over `sample_view`, each with its AND.
+    fn clauses(&self) -> String {
+        let run = self.run.map_or_else(String::new, |run| format!("AND run_id = {run}"));
+        // The condition ends with a line break in case it ends with a comment.
+        let condition = self.condition.as_ref().map_or_else(String::new, |text| format!("AND ({text}\n)"));
+        format!("{run} {condition}")
+    }
+}
+
 impl Store {
     /// Writes the selected samples to `path`, whose extension says the format (`.jsonl`, `.csv` or `.parquet`), and
     /// says how many there were. A file of that name is replaced once the new one is whole.
@@ -159,11 +169,9 @@ impl Drop for Partial {
 
 /// The statement that finds the next samples after `$1`, at most `$2` of them.
 fn select(selection: &Selection) -> Result<String> {
-    let run = selection.run.map_or_else(String::new, |run| format!("AND run_id = {run}"));
-    // The condition ends with a line break in case it ends with a comment.
-    let condition = selection.condition.as_ref().map_or_else(String::new, |text| format!("AND ({text}\n)"));
+    let chosen = selection.clauses();
     let sql = format!(
-        "SELECT sample_id, group_id FROM sample_view WHERE sample_id > $1 {run} {condition} ORDER BY sample_id LIMIT $2"
+        "SELECT sample_id, group_id FROM sample_view WHERE sample_id > $1 {chosen} ORDER BY sample_id LIMIT $2"
     );
     question(&sql).map(str::to_owned)
 }

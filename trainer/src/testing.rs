@@ -2,6 +2,7 @@
 
 use crate::algorithm::{Config, Credit, Evidence, Outputs, SampleScores, build};
 use crate::batch::Batch;
+use crate::config;
 use crate::objective::testing::{f64s, gradient, numeric_gradient};
 use crate::objective::{Rows, Tally};
 use model::packed::{Packed, Sequences};
@@ -9,6 +10,21 @@ use schema::{
     Finish, Group, Metrics, Part, PartStatus, PolicyVersion, Prompt, Sample, SamplerSettings, ScoredGroup, Verdict,
 };
 use tch::Tensor;
+
+/// A run of a tiny random network with this algorithm; `changes` are further `key=value`.
+pub(crate) fn tiny_run(algorithm: Config, changes: &[&str]) -> config::Config {
+    let text = "steps = 4
+        [model]
+        device = 'cpu'
+        random = {}
+        [model.adapter.lora]
+        rank = 2
+        [prompts.arithmetic]
+        [[reward]]
+        rule.math_answer = {}";
+    let changes: Vec<config::Override> = changes.iter().map(|change| change.parse().unwrap()).collect();
+    config::Config { algorithm, ..config::Config::parse(text, "test", &changes).unwrap() }
+}
 
 /// One group per list of rewards; sample `i` of a group has `i + 1` tokens, and the last one was cut.
 pub(crate) fn scored(rewards: &[&[f32]]) -> Vec<ScoredGroup> {

@@ -3,7 +3,6 @@
 use crate::support::{Desk, config};
 use serde_json::Value;
 use std::collections::HashSet;
-use std::time::Duration;
 
 /// The tiny config with another algorithm, written into the desk.
 fn tiny(desk: &Desk, algorithm: &str) {
@@ -98,20 +97,7 @@ fn a_killed_run_replays_the_same_groups_again() {
         tiny(&desk, REMIX);
         let mut start = vec!["train", "config.toml", "--out", "run"];
         start.extend(sets.iter().flat_map(|set| ["--set", *set]));
-        let resume = ["train", "--resume", "run"];
-        for delay in delays {
-            let begun = desk.path("run").join("config.toml").exists();
-            let mut child = desk.start(if begun { &resume } else { &start });
-            std::thread::sleep(Duration::from_millis(*delay));
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-        if desk.path("run").join("config.toml").exists() {
-            desk.ok(&resume);
-        } else {
-            let _ = std::fs::remove_dir_all(desk.path("run"));
-            desk.ok(&start);
-        }
+        desk.ok_after_kills(&start, delays);
         assert_eq!(desk.metrics("run"), expected.metrics("run"), "killed after {delays:?} ms");
     }
     // Each checkpoint, and so each resumed run, has the policies that the loss compares with.

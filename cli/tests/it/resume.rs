@@ -36,21 +36,7 @@ fn killed_after(delays_ms: &[u64], expected: &Desk) {
     let desk = Desk::new();
     let config = config("tiny.toml");
     let start = ["train", &config, "--set", STEPS, "--set", EVERY, "--out", "run"];
-    let resume = ["train", "--resume", "run"];
-    for delay in delays_ms {
-        // Killed before it had a folder, a run has nothing to resume.
-        let begun = desk.path("run").join("config.toml").exists();
-        let mut child = desk.start(if begun { &resume } else { &start });
-        std::thread::sleep(Duration::from_millis(*delay));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    if desk.path("run").join("config.toml").exists() {
-        desk.ok(&resume);
-    } else {
-        let _ = std::fs::remove_dir_all(desk.path("run"));
-        desk.ok(&start);
-    }
+    desk.ok_after_kills(&start, delays_ms);
     assert_eq!(desk.metrics("run"), expected.metrics("run"), "killed after {delays_ms:?} ms");
     assert_eq!(samples(&desk), samples(expected), "killed after {delays_ms:?} ms");
     let key = |desk: &Desk| desk.summary("run")["accuracy_after"].clone();

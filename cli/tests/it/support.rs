@@ -75,6 +75,26 @@ impl Desk {
         done.stdout
     }
 
+    /// Begins a run in the folder `run`, kills it after each of the delays, resumes it after each, and lets the last one
+    /// finish.
+    pub(crate) fn ok_after_kills(&self, start: &[&str], delays_ms: &[u64]) {
+        let resume = ["train", "--resume", "run"];
+        for delay in delays_ms {
+            // Killed before it had a folder, a run has nothing to resume.
+            let begun = self.path("run").join("config.toml").exists();
+            let mut child = self.start(if begun { &resume } else { start });
+            std::thread::sleep(std::time::Duration::from_millis(*delay));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        if self.path("run").join("config.toml").exists() {
+            self.ok(&resume);
+        } else {
+            let _ = std::fs::remove_dir_all(self.path("run"));
+            self.ok(start);
+        }
+    }
+
     pub(crate) fn start(&self, args: &[&str]) -> Child {
         self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }

@@ -158,12 +158,10 @@ impl Store {
 
 /// The statement that finds the judged samples of the prompts after `$1` up to `$2`, the best of each prompt first.
 fn select(selection: &Selection) -> Result<String> {
-    let run = selection.run.map_or_else(String::new, |run| format!("AND run_id = {run}"));
-    // The condition ends with a line break in case it ends with a comment.
-    let condition = selection.condition.as_ref().map_or_else(String::new, |text| format!("AND ({text}\n)"));
+    let chosen = selection.clauses();
     let sql = format!(
         "SELECT g.prompt_id, v.sample_id, v.reward, v.text
-        FROM (SELECT sample_id, group_id, reward, text FROM sample_view WHERE reward IS NOT NULL {run} {condition}) v
+        FROM (SELECT sample_id, group_id, reward, text FROM sample_view WHERE reward IS NOT NULL {chosen}) v
         JOIN groups g ON g.id = v.group_id
         WHERE g.prompt_id > $1 AND g.prompt_id <= $2 ORDER BY g.prompt_id, v.reward DESC, v.sample_id"
     );
@@ -174,11 +172,9 @@ fn select(selection: &Selection) -> Result<String> {
 fn pairs<'a>(samples: &'a [Judged], pairing: &Pairing) -> Vec<(&'a Judged, &'a Judged)> {
     let mut seen = HashSet::new();
     let distinct: Vec<&Judged> = samples.iter().filter(|sample| seen.insert(&sample.text)).collect();
-    let half = distinct.len() / 2;
-    let ends = distinct.iter().zip(distinct.iter().rev()).take(half.min(pairing.per_prompt));
-    ends.map(|(better, worse)| (*better, *worse))
-        .take_while(|(better, worse)| better.reward - worse.reward > pairing.margin)
-        .collect()
+    let ends = distinct.iter().copied().zip(distinct.iter().rev().copied()).take(pairing.per_prompt);
+    // A margin is never negative, so nothing is taken from the middle on.
+    ends.take_while(|(better, worse)| better.reward - worse.reward > pairing.margin).collect()
 }
 
 fn write(file: &mut impl Write, prompt: &Prompt, better: &Judged, worse: &Judged) -> io::Result<()> {

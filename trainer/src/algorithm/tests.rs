@@ -3,23 +3,13 @@
 use super::*;
 use crate::config;
 use crate::learner::Learner;
-use crate::testing::scored;
+use crate::testing::{scored, tiny_run};
 use model::Policy;
 use schema::Seed;
 
 /// A run of a tiny random network with this algorithm.
 fn run(algorithm: &Config, micro_batch_tokens: usize) -> config::Config {
-    let text = "steps = 4
-        [model]
-        device = 'cpu'
-        random = {}
-        [model.adapter.lora]
-        rank = 2
-        [prompts.arithmetic]
-        [[reward]]
-        rule.math_answer = {}";
-    let config = config::Config::parse(text, "test", &[]).unwrap();
-    config::Config { algorithm: lenient(algorithm.clone()), micro_batch_tokens, ..config }
+    config::Config { micro_batch_tokens, ..tiny_run(lenient(algorithm.clone()), &[]) }
 }
 
 /// Takes samples whatever their log-probabilities: made-up ones are near no policy's.

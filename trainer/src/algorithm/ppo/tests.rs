@@ -2,11 +2,10 @@
 
 use super::*;
 use crate::algorithm::{Config, build};
-use crate::config;
 use crate::learner::Learner;
 use crate::objective::{Denominator, Rows};
 use crate::snapshot::State;
-use crate::testing::scored;
+use crate::testing::{scored, tiny_run};
 use model::Policy;
 use model::packed::{Packed, Sequences};
 use schema::{Group, ScoredGroup, Seed};
@@ -298,19 +297,7 @@ struct Tiny {
 
 impl Tiny {
     fn new(settings: Ppo) -> Self {
-        let text = "steps = 100
-            [model]
-            device = 'cpu'
-            random = {}
-            [model.adapter.lora]
-            rank = 2
-            [prompts.arithmetic]
-            [[reward]]
-            rule.math_answer = {}
-            [optimizer.adamw]
-            learning_rate = 1e-2";
-        let config = config::Config::parse(text, "test", &[]).unwrap();
-        let config = config::Config { algorithm: Config::Ppo(settings), ..config };
+        let config = tiny_run(Config::Ppo(settings), &["steps=100", "optimizer.adamw.learning_rate=1e-2"]);
         let policy = Policy::load(&config.model, &Seed::new(1)).unwrap();
         let learner = Learner::new(&config, &policy).unwrap();
         Self { policy, learner }

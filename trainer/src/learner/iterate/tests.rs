@@ -2,23 +2,11 @@
 
 use super::*;
 use crate::algorithm::{Apo, Config as AlgorithmConfig, NashMp, OnlineDpo};
-use crate::config::Config;
-use crate::testing::scored;
+use crate::testing::{scored, tiny_run};
 use schema::Seed;
 
 fn run(algorithm: AlgorithmConfig) -> (Learner, Policy) {
-    let text = "steps = 6
-        [model]
-        device = 'cpu'
-        random = {}
-        [model.adapter.lora]
-        rank = 2
-        [prompts.arithmetic]
-        [[reward]]
-        rule.math_answer = {}
-        [optimizer.adamw]
-        learning_rate = 1e-2";
-    let config = Config { algorithm, ..Config::parse(text, "test", &[]).unwrap() };
+    let config = tiny_run(algorithm, &["steps=6", "optimizer.adamw.learning_rate=1e-2"]);
     let policy = Policy::load(&config.model, &Seed::new(1)).unwrap();
     (Learner::new(&config, &policy).unwrap(), policy)
 }
