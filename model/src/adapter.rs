@@ -231,6 +231,11 @@ impl Adapter {
         }
     }
 
+    /// The update of layer `id`, if there is one.
+    pub(crate) fn layer(&self, id: usize) -> Option<&LowRank> {
+        self.layers.get(id)?.as_ref()
+    }
+
     /// The adapted layers.
     pub fn layers(&self) -> impl Iterator<Item = &LowRank> {
         self.layers.iter().flatten()

@@ -20,6 +20,7 @@ pub use rope::RopeScaling;
 
 use crate::adapter::Adapter;
 use crate::attention::Attention;
+use crate::cache::KvCache;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 use serde_json::Value;
@@ -40,6 +41,13 @@ pub trait CausalLm {
     /// * `attention`: which token sees which
     /// * `adapter`: low-rank updates of the linear layers, or none of them
     fn forward(&self, ids: &Tensor, positions: &Tensor, attention: &mut dyn Attention, adapter: &Adapter) -> Tensor;
+
+    /// The last hidden states, `[row, hidden]`, of one new token in each of the first `lengths.len()` slots of a cache,
+    /// which take its keys and values.
+    ///
+    /// * `ids`: the new token of each row
+    /// * `lengths`: the tokens that each slot holds already
+    fn decode(&self, ids: &[i64], lengths: &[usize], cache: &mut KvCache, adapter: &Adapter) -> Tensor;
 
     /// The output head, `[vocab, hidden]`: logits are `hidden · headᵀ`.
     fn head(&self) -> &Tensor;

@@ -55,6 +55,12 @@ impl KvCache {
         2 * dimensions.layers as u64 * width * slots as u64 * capacity as u64 * kind.elt_size_in_bytes() as u64
     }
 
+    /// The keys and values of one layer, `[slot, token, kv_heads · head_dim]` each.
+    pub(crate) fn layer(&self, index: usize) -> (&Tensor, &Tensor) {
+        let KeyValue { keys, values } = &self.layers[index];
+        (keys, values)
+    }
+
     /// How many sequences fit.
     pub fn slots(&self) -> usize {
         self.slots as usize

@@ -11,6 +11,7 @@ pub mod device;
 mod error;
 pub mod export;
 pub mod hub;
+mod kernel;
 mod logit_head;
 pub mod logprob;
 pub mod packed;

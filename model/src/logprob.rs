@@ -18,7 +18,18 @@
 //! The recomputation costs one more product with the head (a tenth of a training step for a 135M model) and bounds the
 //! memory by the chunk, whatever the batch. All of it is f32 even for bf16 networks.
 
+use crate::device::HOST;
+use crate::kernel;
 use tch::{Kind, Tensor};
+
+/// The logits of a few tokens, `[token, hidden]` to `[token, vocab]`, whole.
+pub(crate) fn logits(hidden: &Tensor, head: &Tensor) -> Tensor {
+    let by_hand = hidden.device() == HOST && hidden.kind() == Kind::Float && hidden.size()[0] <= FEW_ROWS;
+    if by_hand { kernel::linear(&hidden.contiguous(), head) } else { hidden.linear(head, None::<Tensor>) }
+}
+
+/// Up to so many rows our own product is the faster one.
+const FEW_ROWS: i64 = 256;
 
 /// Numbers in one chunk of logits: 64 MiB of f32.
 const CHUNK_NUMBERS: i64 = 1 << 24;

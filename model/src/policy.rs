@@ -167,7 +167,7 @@ impl Policy {
 
     /// The logits that a sampler draws by, `[token, hidden]` to `[token, vocab]`.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        let logits = hidden.linear(self.network.head(), None::<Tensor>);
+        let logits = logprob::logits(hidden, self.network.head());
         match &self.logit_head {
             Some(head) => logits.to_kind(Kind::Float) + head.shift(hidden),
             None => logits,

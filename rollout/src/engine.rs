@@ -344,15 +344,15 @@ impl Engine {
         }
         let ids: Vec<i64> = self.rows.iter().filter_map(|row| row.ids.last()).map(|id| i64::from(*id)).collect();
         let lengths: Vec<usize> = self.rows.iter().map(|row| row.cached).collect();
-        let positions: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
+        let decode = |policy: &Policy, cache: &mut KvCache| {
+            policy.logits(&policy.network().decode(&ids, &lengths, cache, policy.adapter()))
+        };
         let mut cache = self.cache.take().expect("running rows have a cache");
-        let hidden = self.forward(&self.policy, &ids, &positions, &mut cache.decode(&lengths));
-        let mut logits = self.policy.logits(&hidden);
+        let mut logits = decode(&self.policy, &mut cache);
         if let Some((mut twin_cache, twin)) =
             self.twin.as_mut().and_then(|twin| twin.cache.take()).zip(self.twin.as_ref())
         {
-            let hidden = self.forward(&twin.policy, &ids, &positions, &mut twin_cache.decode(&lengths));
-            logits = twin.mix(&logits, &twin.policy.logits(&hidden));
+            logits = twin.mix(&logits, &decode(&twin.policy, &mut twin_cache));
             if let Some(twin) = &mut self.twin {
                 twin.cache = Some(twin_cache);
             }

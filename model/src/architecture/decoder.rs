@@ -5,10 +5,14 @@
 //! weight matrix, and so do gate and up: one matrix product instead of three and two. Frozen weights need no
 //! gradients, so the backward pass computes and saves nothing for them.
 
+mod decode;
+
 use super::rope::{Rope, RopeScaling};
 use super::{CausalLm, TensorSource};
 use crate::adapter::Adapter;
 use crate::attention::Attention;
+use crate::cache::KvCache;
+use crate::device::HOST;
 use crate::{Error, Result};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -245,6 +249,15 @@ impl CausalLm for Decoder {
             x = &x + single(layer.down.forward(&(gate.silu() * up), adapter));
         }
         rms_norm(&x, &self.norm, d.norm_epsilon)
+    }
+
+    fn decode(&self, ids: &[i64], lengths: &[usize], cache: &mut KvCache, adapter: &Adapter) -> Tensor {
+        if self.embedding.device() == HOST && self.embedding.kind() == Kind::Float {
+            return decode::decode(self, ids, lengths, cache, adapter);
+        }
+        let tensor = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(self.embedding.device());
+        let positions: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
+        self.forward(&tensor(ids), &tensor(&positions), &mut cache.decode(lengths), adapter)
     }
 }
 

@@ -100,8 +100,8 @@ impl Rope {
 /// The rotation of each token of a batch.
 #[derive(Debug)]
 pub(super) struct Angles {
-    cos: Tensor,
-    sin: Tensor,
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
 }
 
 impl Angles {

@@ -1,0 +1,295 @@
+//! One register of numbers, on the instructions that the machine has.
+//!
+//! A kernel is written once over [`Lanes`] and compiled for AVX-512, for AVX2 and for plain Rust; [`dispatched`] picks at
+//! run time.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m256, __m512, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm_add_ps,
+    _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps,
+};
+
+/// A register of `WIDTH` numbers.
+///
+/// All functions are unsafe because the machine must have the instructions, and because addresses must be those of
+/// enough numbers.
+pub(super) trait Lanes: Copy {
+    /// Numbers in a register.
+    const WIDTH: usize;
+    /// The same number everywhere.
+    unsafe fn splat(number: f32) -> Self;
+    /// `WIDTH` numbers from any address.
+    unsafe fn load(from: *const f32) -> Self;
+    /// The first `count` < `WIDTH` numbers; the others are zero.
+    unsafe fn load_first(from: *const f32, count: usize) -> Self;
+    /// `self + a · b`
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self;
+    /// The sum of all lanes, in an order that does not change.
+    unsafe fn sum(self) -> f32;
+    /// Writes all lanes.
+    unsafe fn store(self, to: *mut f32);
+    /// Writes the first `count` lanes.
+    unsafe fn store_first(self, to: *mut f32, count: usize);
+}
+
+/// Sixteen numbers.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(__m512);
+
+#[cfg(target_arch = "x86_64")]
+impl Lanes for Avx512 {
+    const WIDTH: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(number: f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self(if number == 0.0 { _mm512_setzero_ps() } else { _mm512_set1_ps(number) }) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self(_mm512_loadu_ps(from)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        // SAFETY: the caller's promise; lanes that are masked out are not read.
+        unsafe { Self(_mm512_maskz_loadu_ps((1u32 << count).wrapping_sub(1) as u16, from)) }
+    }
+
+    #[inline(always)]
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self(_mm512_fmadd_ps(a.0, b.0, self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        // SAFETY: the caller's promise; lanes that are masked out are not written.
+        unsafe { _mm512_mask_storeu_ps(to, (1u32 << count).wrapping_sub(1) as u16, self.0) }
+    }
+}
+
+/// Eight numbers.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(__m256);
+
+#[cfg(target_arch = "x86_64")]
+impl Lanes for Avx2 {
+    const WIDTH: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(number: f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self(if number == 0.0 { _mm256_setzero_ps() } else { _mm256_set1_ps(number) }) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self(_mm256_loadu_ps(from)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        let mut numbers = [0.0; 8];
+        // SAFETY: the caller's promise.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), count);
+            Self::load(numbers.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        let mut numbers = [0.0; 8];
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.store(numbers.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, count);
+        }
+    }
+}
+
+/// Eight numbers in plain Rust, which the compiler turns into whatever vectors the target has.
+#[derive(Clone, Copy)]
+pub(super) struct Portable([f32; 8]);
+
+impl Lanes for Portable {
+    const WIDTH: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(number: f32) -> Self {
+        Self([number; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise; an array of f32 is aligned as f32 is.
+        unsafe { Self(from.cast::<[f32; 8]>().read()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        let mut numbers = [0.0; 8];
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), count) };
+        Self(numbers)
+    }
+
+    #[inline(always)]
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] + a.0[lane] * b.0[lane]))
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let [a, b, c, d, e, f, g, h] = self.0;
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[f32; 8]>().write(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(self.0.as_ptr(), to, count) }
+    }
+}
+
+/// Asks the processor to fetch what lies at this address.
+#[inline(always)]
+pub(super) fn prefetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// The instructions that this machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Instructions {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+impl Instructions {
+    /// The widest.
+    pub(super) fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512bw")
+            {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+
+    /// All that this machine has.
+    #[cfg(test)]
+    pub(super) fn all() -> Vec<Self> {
+        let mut all = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                all.push(Self::Avx2);
+            }
+            if Self::best() == Self::Avx512 {
+                all.push(Self::Avx512);
+            }
+        }
+        all
+    }
+}
+
+/// `dispatched!(function(instructions, argument: Type, …) = generic;)` makes of `generic::<L: Lanes>` a function that
+/// runs it compiled for the given instructions.
+macro_rules! dispatched {
+    ($name:ident($($argument:ident: $type:ty),*) = $generic:ident) => {
+        /// Runs the kernel on these instructions, which the machine must have; what the generic one asks of addresses
+        /// holds here too.
+        #[expect(clippy::too_many_arguments, reason = "a kernel's operands and sizes")]
+        pub(super) unsafe fn $name(instructions: $crate::kernel::lanes::Instructions, $($argument: $type),*) {
+            use $crate::kernel::lanes::{self, Instructions};
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+            unsafe fn avx512($($argument: $type),*) {
+                // SAFETY: the instructions are there; the rest is the caller's promise.
+                unsafe { $generic::<lanes::Avx512>($($argument),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2($($argument: $type),*) {
+                // SAFETY: as above.
+                unsafe { $generic::<lanes::Avx2>($($argument),*) }
+            }
+            // SAFETY: the caller's promise.
+            unsafe {
+                match instructions {
+                    #[cfg(target_arch = "x86_64")]
+                    Instructions::Avx512 => avx512($($argument),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Instructions::Avx2 => avx2($($argument),*),
+                    Instructions::Portable => $generic::<lanes::Portable>($($argument),*),
+                }
+            }
+        }
+    };
+}
+pub(super) use dispatched;

@@ -1,0 +1,148 @@
+use super::lanes::Instructions;
+use super::product::multiply_on;
+use super::*;
+use crate::device::HOST;
+use schema::Seed;
+
+fn random(rows: i64, columns: i64, name: &str) -> Tensor {
+    Tensor::from_slice(&Seed::new(1).child(name).normals((rows * columns) as usize)).reshape([rows, columns])
+}
+
+/// `x Wᵀ + u Bᵀ + bias` on top of ones, in f64 by libtorch and by our product on some columns.
+fn check(instructions: Instructions, rows: i64, outputs: i64, inputs: i64, rank: i64) -> Vec<f32> {
+    let (x, w) = (random(rows, inputs, "x"), random(outputs, inputs, "w"));
+    let (u, b) = (random(rows, rank.max(1), "u"), random(outputs, rank.max(1), "b"));
+    let bias = random(1, outputs, "bias");
+    let wide = |x: &Tensor| x.to_kind(Kind::Double);
+    let mut expected = wide(&x).matmul(&wide(&w).tr()) + wide(&bias) + 1.0;
+    if rank > 0 {
+        expected += wide(&u).matmul(&wide(&b).tr());
+    }
+    let y = Tensor::ones([rows, outputs], (Kind::Float, HOST));
+    let product = Product {
+        weight: Rows::of(&w),
+        inputs: inputs as usize,
+        bias: Some(Rows::of(&bias)),
+        low_rank: (rank > 0).then(|| LowRankTerm { inner: Rows::of(&u), up: Rows::of(&b), rank: rank as usize }),
+    };
+    let (from, to) = (Rows::of(&x), RowsMut::of_tensor(&y, outputs as usize));
+    for member in 0..2 {
+        let columns = share_of(member, 2, outputs as usize, 5);
+        unsafe { multiply_on(instructions, &product, from, rows as usize, columns, to, Into::Sum) };
+    }
+    let error = (wide(&y) - expected).abs().max().double_value(&[]);
+    // Sums of `inputs` products of numbers about 1, in f32.
+    assert!(error < 2e-6 * (inputs as f64), "{instructions:?} {rows}x{outputs}x{inputs}+{rank}: {error}");
+    Vec::try_from(y.get(rows - 1)).unwrap()
+}
+
+#[test]
+fn products_agree_with_libtorch_whatever_the_sizes() {
+    for instructions in Instructions::all() {
+        for (rows, outputs, inputs, rank) in
+            [(1, 1, 1, 0), (1, 17, 33, 3), (2, 8, 16, 16), (3, 29, 40, 5), (4, 24, 48, 16), (7, 50, 100, 17), (9, 6, 7, 1)]
+        {
+            check(instructions, rows, outputs, inputs, rank);
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_any_company() {
+    for instructions in Instructions::all() {
+        let row_of = |rows: i64, row: i64| {
+            let (x, w) = (random(8, 100, "x"), random(31, 100, "w"));
+            let x = x.narrow(0, row - (rows - 1), rows).contiguous();
+            let y = Tensor::zeros([rows, 31], (Kind::Float, HOST));
+            let product = Product { weight: Rows::of(&w), inputs: 100, bias: None, low_rank: None };
+            let (from, to) = (Rows::of(&x), RowsMut::of_tensor(&y, 31));
+            unsafe { multiply_on(instructions, &product, from, rows as usize, 0..31, to, Into::Fresh) };
+            Vec::<f32>::try_from(y.get(rows - 1)).unwrap()
+        };
+        let alone = row_of(1, 7);
+        for rows in 2..=8 {
+            assert_eq!(row_of(rows, 7), alone, "{instructions:?}, {rows} rows");
+        }
+    }
+}
+
+#[test]
+fn norms_rotations_and_gates_agree_with_libtorch() {
+    for count in [1i64, 7, 16, 40] {
+        let (x, weight) = (random(1, count, "x"), random(1, count, "w"));
+        let numbers = |x: &Tensor| Vec::<f32>::try_from(x.reshape([-1])).unwrap();
+        let mut normed = vec![0.0; count as usize];
+        rms_norm(&numbers(&x), &numbers(&weight), 1e-5, &mut normed);
+        let expected = &x * (x.square().mean(Kind::Float) + 1e-5).rsqrt() * &weight;
+        close(&normed, &numbers(&expected));
+
+        let mut gate = numbers(&(&x * 30.0));
+        gate_silu(&mut gate, &numbers(&weight));
+        close(&gate, &numbers(&((&x * 30.0).silu() * &weight)));
+    }
+    // the pair (1, 2) turned by a right angle is (-2, 1)
+    let mut head = [1.0, 2.0];
+    rotate(&mut head, &[0.0], &[1.0]);
+    assert_eq!(head, [-2.0, 1.0]);
+}
+
+#[test]
+fn attention_agrees_with_libtorch() {
+    for (heads, head_dim, tokens) in [(1i64, 8i64, 1i64), (3, 64, 37), (5, 20, 9)] {
+        let q = random(heads, head_dim, "q") * 2.0;
+        let (k, v) = (random(tokens, head_dim, "k"), random(tokens, head_dim, "v"));
+        let expected = (q.matmul(&k.tr()) / (head_dim as f64).sqrt()).softmax(-1, Kind::Float).matmul(&v);
+        let mixed = Tensor::zeros([heads, head_dim], (Kind::Float, HOST));
+        let work = Attend {
+            queries: Rows::of(&q).row(0),
+            heads: heads as usize,
+            keys: Rows::of(&k).row(0),
+            values: Rows::of(&v).row(0),
+            stride: head_dim as usize,
+            tokens: tokens as usize,
+            head_dim: head_dim as usize,
+            output: RowsMut::of_tensor(&mixed, head_dim as usize).row(0),
+        };
+        unsafe { attend(&work, &mut Vec::new()) };
+        close(&Vec::<f32>::try_from(mixed.reshape([-1])).unwrap(), &Vec::<f32>::try_from(expected.reshape([-1])).unwrap());
+    }
+}
+
+#[test]
+fn exponentials_are_right_to_the_last_digits() {
+    for step in -8_600..8_800 {
+        let x = step as f32 / 100.0;
+        let (got, expected) = (f64::from(row::exp(x)), f64::from(x).exp());
+        assert!((got / expected - 1.0).abs() < 3e-7, "e^{x}: {got}, {expected}");
+    }
+}
+
+#[test]
+fn a_team_shares_all_of_the_work_and_meets() {
+    for (members, count, unit) in [(1, 10, 3), (3, 10, 3), (4, 2, 1), (2, 0, 5)] {
+        let shares: Vec<usize> = (0..members).flat_map(|member| share_of(member, members, count, unit)).collect();
+        assert_eq!(shares, (0..count).collect::<Vec<_>>());
+    }
+    let mut buffer = vec![0.0; 3];
+    let cells = RowsMut::of(&mut buffer, 1);
+    together(3, |member, barrier| {
+        for round in 1..=50 {
+            // SAFETY: each member writes its own cell, and reads the others' only behind the barrier.
+            unsafe { cells.slice(member, 1)[0] += 1.0 };
+            barrier.wait();
+            for other in 0..3 {
+                assert_eq!(unsafe { cells.read().slice(other, 1)[0] }, round as f32);
+            }
+            barrier.wait();
+        }
+    });
+    assert_eq!(buffer, [50.0; 3]);
+}
+
+/// To a few units in the last place of numbers about 1.
+fn close(got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len());
+    for (got, expected) in got.iter().zip(expected) {
+        assert!((got - expected).abs() <= 3e-6 * expected.abs().max(1.0), "{got} {expected}");
+    }
+}
