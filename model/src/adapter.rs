@@ -121,6 +121,19 @@ impl Shape {
     }
 }
 
+/// Adds each gradient to that of its leaf.
+pub(crate) fn add_gradients(gradients: Vec<(Tensor, Tensor)>) {
+    for (leaf, gradient) in gradients {
+        let mut sum = leaf.grad();
+        if sum.defined() {
+            let _ = tch::no_grad(|| sum.g_add_(&gradient));
+        } else {
+            // Only autograd may give a leaf its first gradient.
+            (leaf * gradient).sum(Kind::Float).backward();
+        }
+    }
+}
+
 /// A leaf with these numbers, f32 on `device`.
 fn trainable(tensor: &Tensor, device: Device) -> Tensor {
     tensor.detach().to_device(device).to_kind(Kind::Float).copy().set_requires_grad(true)
@@ -155,17 +168,6 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// `s · B (g ∘ (A x))`, `[token, outputs]`.
-    fn delta(&self, x: &Tensor) -> Tensor {
-        let kind = x.kind();
-        let scale = match &self.gate {
-            Some(gate) => gate * self.scale,
-            None => Tensor::from(self.scale as f32).to_device(x.device()),
-        };
-        let inner = x.linear(&self.a.to_kind(kind), None::<Tensor>) * scale.to_kind(kind);
-        inner.linear(&self.b.to_kind(kind), None::<Tensor>)
-    }
-
     /// The whole update `s · B diag(g) A` of the weight, `[outputs, inputs]` f32, without gradient.
     pub fn delta_weight(&self) -> Tensor {
         let _no_grad = tch::no_grad_guard();
@@ -223,12 +225,10 @@ impl Adapter {
         Self::default()
     }
 
-    /// `y` plus the update of layer `id` for input `x`, if there is one.
-    pub(crate) fn add(&self, id: usize, x: &Tensor, y: Tensor) -> Tensor {
-        match self.layers.get(id) {
-            Some(Some(low_rank)) if low_rank.rank() > 0 => y + low_rank.delta(x),
-            _ => y,
-        }
+    /// With these updates, by the ids of their layers.
+    #[cfg(test)]
+    pub(crate) fn of_layers(layers: Vec<Option<LowRank>>) -> Self {
+        Self { layers }
     }
 
     /// The update of layer `id`, if there is one.

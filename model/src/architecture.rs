@@ -14,7 +14,7 @@ mod qwen3;
 mod random;
 mod rope;
 
-pub use decoder::{Dimensions, LinearShape};
+pub use decoder::{Dimensions, LinearShape, Tape};
 pub use random::RandomModel;
 pub use rope::RopeScaling;
 
@@ -34,13 +34,26 @@ pub trait CausalLm {
     /// The linear layers that an adapter may attach to, in the order of their ids.
     fn linears(&self) -> &[LinearShape];
 
-    /// The last hidden states after the final norm, `[token, hidden]`.
+    /// The last hidden states after the final norm, `[token, hidden]`. No gradient flows.
     ///
     /// * `ids`: `[token]` i64, token ids
     /// * `positions`: `[token]` i64, the place of each token in its sequence
     /// * `attention`: which token sees which
     /// * `adapter`: low-rank updates of the linear layers, or none of them
     fn forward(&self, ids: &Tensor, positions: &Tensor, attention: &mut dyn Attention, adapter: &Adapter) -> Tensor;
+
+    /// The same, with what [`CausalLm::backward`] needs to go back.
+    fn forward_with_tape(
+        &self,
+        ids: &Tensor,
+        positions: &Tensor,
+        attention: &mut dyn Attention,
+        adapter: &Adapter,
+    ) -> (Tensor, Tape);
+
+    /// Adds to the gradients of the adapter's tensors, given the gradient of some number with respect to the hidden
+    /// states of the pass that the tape was kept of, `[token, hidden]`.
+    fn backward(&self, tape: Tape, by_hidden: &Tensor, adapter: &Adapter);
 
     /// The last hidden states, `[row, hidden]`, of one new token in each of the first `lengths.len()` slots of a cache,
     /// which take its keys and values.

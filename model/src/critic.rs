@@ -10,6 +10,7 @@
 
 use crate::adapter::Adapter;
 use crate::architecture::CausalLm;
+use crate::policy::Trace;
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -74,22 +75,49 @@ impl Critic {
 pub struct Values {
     /// `[token]` f32, a leaf: the loss is a function of it.
     pub leaf: Tensor,
+    /// The same as a function of `states`.
     graph: Tensor,
+    /// The hidden states, `[token, hidden]`, a leaf.
+    states: Tensor,
+    /// The way back from the states, unless somebody else goes it.
+    trace: Option<Trace>,
 }
 
 impl Values {
-    pub(crate) fn new(graph: Tensor) -> Self {
-        Self { leaf: graph.detach().set_requires_grad(true), graph }
+    /// Values over hidden states that the policy's own scores are computed from too.
+    pub(crate) fn beside(critic: &Critic, hidden: &Tensor) -> Self {
+        Self::new(critic, hidden, None)
     }
 
-    /// What to run backward through, given the gradient of the loss with respect to the leaf.
-    pub(crate) fn pulled(&self, gradient: &Tensor) -> Tensor {
-        (&self.graph * gradient).sum(Kind::Float)
+    /// Values over hidden states of their own.
+    pub(crate) fn through(critic: &Critic, trace: Trace) -> Self {
+        let hidden = trace.hidden.shallow_clone();
+        Self::new(critic, &hidden, Some(trace))
+    }
+
+    fn new(critic: &Critic, hidden: &Tensor, trace: Option<Trace>) -> Self {
+        let states = hidden.detach().set_requires_grad(true);
+        let graph = critic.values(&states);
+        Self { leaf: graph.detach().set_requires_grad(true), graph, states, trace }
+    }
+
+    /// Adds to the gradients of the head, and of its backbone if that is its own, given the gradient of the loss with
+    /// respect to the leaf. Otherwise it returns the gradient with respect to the states that it shares.
+    pub(crate) fn pull(self, gradient: &Tensor) -> Option<Tensor> {
+        (&self.graph * gradient).sum(Kind::Float).backward();
+        let by_states = self.states.grad();
+        match self.trace {
+            Some(trace) => {
+                trace.pull(&by_states);
+                None
+            }
+            None => Some(by_states),
+        }
     }
 
     /// Adds the gradient of `loss` (a scalar, a function of the leaf alone) to those of the head and its backbone.
     pub fn backward(self, loss: &Tensor) {
-        let gradient = &Tensor::run_backward(&[loss], &[&self.leaf], false, false)[0];
-        self.pulled(gradient).backward();
+        let gradient = Tensor::run_backward(&[loss], &[&self.leaf], false, false).swap_remove(0);
+        self.pull(&gradient);
     }
 }

@@ -17,6 +17,7 @@ mod attend;
 mod lanes;
 mod product;
 mod row;
+pub(crate) mod sheet;
 mod team;
 
 pub(crate) use attend::{Attend, attend};

@@ -5,7 +5,7 @@
 //! adapter left out.
 
 use crate::adapter::Adapter;
-use crate::architecture::{self, CausalLm};
+use crate::architecture::{self, CausalLm, Tape};
 use crate::config::Config;
 use crate::critic::{Critic, Values};
 use crate::logit_head::LogitHead;
@@ -185,16 +185,19 @@ impl Policy {
     /// * `temperature`: that of the sampler, by which logits are divided
     /// * `critic`: values every prefix too
     pub fn evaluate(&self, packed: &Packed, temperature: f64, want: Want, critic: Option<&Critic>) -> Evaluation {
-        let graph = self.hidden(packed, &self.adapter);
-        let hidden = graph.detach();
+        let trace = self.trace(packed, &self.adapter);
+        let hidden = trace.hidden.shallow_clone();
         let scores = logprob::score(&hidden, self.network.head(), &packed.targets, temperature, want);
         Evaluation {
             logprobs: scores.logprobs.set_requires_grad(true),
             entropy: scores.entropy.map(|entropy| entropy.set_requires_grad(true)),
             foremost: scores.foremost,
-            values: critic.map(|critic| Values::new(self.value_graph(packed, critic, Some(&graph)))),
+            values: critic.map(|critic| match critic.adapter() {
+                None => Values::beside(critic, &hidden),
+                Some(_) => self.evaluate_values(packed, critic),
+            }),
             divergences: Vec::new(),
-            graph,
+            trace,
             hidden,
             head: self.network.head().shallow_clone(),
             targets: packed.targets.shallow_clone(),
@@ -213,7 +216,7 @@ impl Policy {
 
     /// Values of the prefix before each token of a packed batch, and what their gradient needs.
     pub fn evaluate_values(&self, packed: &Packed, critic: &Critic) -> Values {
-        Values::new(self.value_graph(packed, critic, None))
+        Values::through(critic, self.trace(packed, critic.adapter().unwrap_or(&self.adapter)))
     }
 
     /// Log-probabilities of a packed batch under the network with `adapter`, `[token]` f32, without gradient.
@@ -227,7 +230,10 @@ impl Policy {
     pub fn logprobs_and_values(&self, packed: &Packed, temperature: f64, critic: &Critic) -> (Tensor, Tensor) {
         let _no_grad = tch::no_grad_guard();
         let hidden = self.hidden(packed, &self.adapter);
-        let values = self.value_graph(packed, critic, Some(&hidden));
+        let values = match critic.adapter() {
+            None => critic.values(&hidden),
+            Some(own) => critic.values(&self.hidden(packed, own)),
+        };
         (self.score(&hidden, packed, temperature), values)
     }
 
@@ -235,20 +241,33 @@ impl Policy {
         logprob::score(hidden, self.network.head(), &packed.targets, temperature, Want::Logprobs).logprobs
     }
 
-    /// `hidden` is the policy's own, if it has been computed already.
-    fn value_graph(&self, packed: &Packed, critic: &Critic, hidden: Option<&Tensor>) -> Tensor {
-        match (critic.adapter(), hidden) {
-            (None, Some(hidden)) => critic.values(hidden),
-            (own, _) => critic.values(&self.hidden(packed, own.unwrap_or(&self.adapter))),
-        }
-    }
-
-    /// The hidden state before each scored token, `[scored, hidden]`.
+    /// The hidden state before each scored token, `[scored, hidden]`, without gradient.
     fn hidden(&self, packed: &Packed, adapter: &Adapter) -> Tensor {
         let mut attention = packed.attention(self.kind);
         self.network
             .forward(&packed.ids, &packed.positions, &mut attention, adapter)
             .index_select(0, &packed.predictors)
+    }
+
+    /// The same with the way back to the adapter, if gradients are on.
+    fn trace(&self, packed: &Packed, adapter: &Adapter) -> Trace {
+        let trained = adapter.tensors().next().is_some_and(|(_, tensor)| (tensor * 1.0).requires_grad());
+        if !trained {
+            let _no_grad = tch::no_grad_guard();
+            return Trace { hidden: self.hidden(packed, adapter), way: None };
+        }
+        let mut attention = packed.attention(self.kind);
+        let (states, tape) =
+            self.network.forward_with_tape(&packed.ids, &packed.positions, &mut attention, adapter);
+        let hidden = tch::no_grad(|| states.index_select(0, &packed.predictors));
+        let way = Way {
+            network: Rc::clone(&self.network),
+            adapter: adapter.share(),
+            tape,
+            predictors: packed.predictors.shallow_clone(),
+            tokens: states.size()[0],
+        };
+        Trace { hidden, way: Some(way) }
     }
 
     /// A start-up canary: an adapter that is not zero must change the logits. It fails if an adapter is attached to
@@ -270,6 +289,42 @@ impl Policy {
     }
 }
 
+/// The hidden states of a batch and the way back to the adapter that they went through.
+#[derive(Debug)]
+pub(crate) struct Trace {
+    /// The state before each scored token, `[scored, hidden]`, without gradient.
+    pub(crate) hidden: Tensor,
+    way: Option<Way>,
+}
+
+struct Way {
+    network: Rc<dyn CausalLm>,
+    adapter: Adapter,
+    tape: Tape,
+    predictors: Tensor,
+    /// Of the pass, scored or not.
+    tokens: i64,
+}
+
+impl std::fmt::Debug for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Way").field("tokens", &self.tokens).finish_non_exhaustive()
+    }
+}
+
+impl Trace {
+    /// Adds to the gradients of the adapter, given that of the hidden states, `[scored, hidden]`.
+    pub(crate) fn pull(self, by_hidden: &Tensor) {
+        let Some(way) = self.way else { return };
+        let by_states = tch::no_grad(|| {
+            // A prompt's last state predicts the first token of each of its completions.
+            Tensor::zeros([way.tokens, by_hidden.size()[1]], (by_hidden.kind(), by_hidden.device()))
+                .index_add(0, &way.predictors, by_hidden)
+        });
+        way.network.backward(way.tape, &by_states, &way.adapter);
+    }
+}
+
 /// The scores of one batch, from which a loss is computed, and the way back to the adapter.
 #[derive(Debug)]
 pub struct Evaluation {
@@ -283,7 +338,7 @@ pub struct Evaluation {
     pub values: Option<Values>,
     /// From other policies, as added by [`Policy::add_divergence`], in that order.
     pub divergences: Vec<Divergence>,
-    graph: Tensor,
+    trace: Trace,
     hidden: Tensor,
     head: Tensor,
     targets: Tensor,
@@ -318,11 +373,12 @@ impl Evaluation {
             let further = logprob::divergence_gradient(&self.hidden, other, &self.head, self.temperature, weight);
             by_hidden += further;
         }
-        let policy = (&self.graph * by_hidden).sum(Kind::Float);
-        match self.values.as_ref().zip(gradient(values_at)) {
-            Some((values, gradient)) => (policy + values.pulled(gradient)).backward(),
-            None => policy.backward(),
+        if let Some((values, gradient)) = self.values.zip(gradient(values_at))
+            && let Some(beside) = values.pull(gradient)
+        {
+            by_hidden += beside;
         }
+        self.trace.pull(&by_hidden);
     }
 }
 

@@ -4,17 +4,25 @@
 //! the RMS norm of `x` (Zhang & Sennrich 2019) and `SwiGLU` is Shazeer's (2020). Queries, keys and values share one
 //! weight matrix, and so do gate and up: one matrix product instead of three and two. Frozen weights need no
 //! gradients, so the backward pass computes and saves nothing for them.
+//!
+//! The passes are in [`tape`] (whole batches, and their gradient) and [`decode`] (one token per running sequence).
 
+mod arithmetic;
 mod decode;
+mod tape;
+
+pub use tape::Tape;
 
 use super::rope::{Rope, RopeScaling};
 use super::{CausalLm, TensorSource};
-use crate::adapter::Adapter;
+use crate::adapter::{self, Adapter, LowRank};
 use crate::attention::Attention;
 use crate::cache::KvCache;
-use crate::device::HOST;
 use crate::{Error, Result};
 use serde_json::Value;
+use arithmetic::Arithmetic;
+use std::ops::Range;
+use tape::Keep;
 use tch::{Device, Kind, Tensor};
 
 /// The sizes of a decoder, as the hub's `config.json` gives them.
@@ -162,11 +170,19 @@ struct Linear {
 }
 
 impl Linear {
-    /// `[token, inputs]` to one `[token, outputs]` per part.
-    fn forward(&self, x: &Tensor, adapter: &Adapter) -> Vec<Tensor> {
-        let whole = x.linear(&self.weight, self.bias.as_ref());
-        let parts = if self.outputs.len() == 1 { vec![whole] } else { whole.split_with_sizes(&self.outputs[..], 1) };
-        parts.into_iter().zip(self.first..).map(|(y, id)| adapter.add(id, x, y)).collect()
+    /// The columns of each part in the fused output.
+    fn columns(&self) -> impl Iterator<Item = Range<i64>> {
+        self.outputs.iter().scan(0, |end, outputs| {
+            let start = *end;
+            *end += outputs;
+            Some(start..*end)
+        })
+    }
+
+    /// What the adapter has for each part.
+    fn adapters<'a>(&self, adapter: &'a Adapter) -> impl Iterator<Item = Option<&'a LowRank>> {
+        let ids = self.first..self.first + self.outputs.len();
+        ids.map(|id| adapter.layer(id).filter(|low_rank| low_rank.rank() > 0))
     }
 }
 
@@ -192,6 +208,7 @@ pub(super) struct Decoder {
     norm: Tensor,
     head: Tensor,
     rope: Rope,
+    arithmetic: Arithmetic,
 }
 
 impl Decoder {
@@ -209,7 +226,8 @@ impl Decoder {
         };
         let rope = Rope::new(d.head_dim, d.rope_theta, &d.rope_scaling, device, kind);
         let linears = builder.linears;
-        Ok(Self { dimensions, linears, embedding, layers, norm, head, rope })
+        let arithmetic = Arithmetic::of(device, kind);
+        Ok(Self { dimensions, linears, embedding, layers, norm, head, rope, arithmetic })
     }
 }
 
@@ -227,60 +245,31 @@ impl CausalLm for Decoder {
     }
 
     fn forward(&self, ids: &Tensor, positions: &Tensor, attention: &mut dyn Attention, adapter: &Adapter) -> Tensor {
-        let d = &self.dimensions;
-        let angles = self.rope.angles(positions);
-        let mut x = Tensor::embedding(&self.embedding, ids, -1, false, false);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let normed = rms_norm(&x, &layer.input_norm, d.norm_epsilon);
-            let [q, k, v] = triple(layer.qkv.forward(&normed, adapter));
-            let heads = |x: &Tensor, heads: i64| x.reshape([-1, heads, d.head_dim]);
-            let head_norm = |x: Tensor, norm: Option<&Tensor>| match norm {
-                Some(weight) => rms_norm(&x, weight, d.norm_epsilon),
-                None => x,
-            };
-            let q = angles.rotate(&head_norm(heads(&q, d.heads), layer.query_norm.as_ref()));
-            let k = angles.rotate(&head_norm(heads(&k, d.kv_heads), layer.key_norm.as_ref()));
-            let v = heads(&v, d.kv_heads);
-            let attended = attention.attend(index, &q, &k, &v).reshape([-1, d.heads * d.head_dim]);
-            x = &x + single(layer.output.forward(&attended, adapter));
+        tape::forward(self, ids, positions, attention, adapter, Keep::Nothing).0
+    }
 
-            let normed = rms_norm(&x, &layer.post_norm, d.norm_epsilon);
-            let [gate, up] = pair(layer.gate_up.forward(&normed, adapter));
-            x = &x + single(layer.down.forward(&(gate.silu() * up), adapter));
-        }
-        rms_norm(&x, &self.norm, d.norm_epsilon)
+    fn forward_with_tape(
+        &self,
+        ids: &Tensor,
+        positions: &Tensor,
+        attention: &mut dyn Attention,
+        adapter: &Adapter,
+    ) -> (Tensor, Tape) {
+        tape::forward(self, ids, positions, attention, adapter, Keep::Tape)
+    }
+
+    fn backward(&self, tape: Tape, by_hidden: &Tensor, adapter: &Adapter) {
+        adapter::add_gradients(tape::backward(self, tape, by_hidden, adapter));
     }
 
     fn decode(&self, ids: &[i64], lengths: &[usize], cache: &mut KvCache, adapter: &Adapter) -> Tensor {
-        if self.embedding.device() == HOST && self.embedding.kind() == Kind::Float {
+        if self.arithmetic == Arithmetic::Kernels {
             return decode::decode(self, ids, lengths, cache, adapter);
         }
         let tensor = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(self.embedding.device());
         let positions: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
         self.forward(&tensor(ids), &tensor(&positions), &mut cache.decode(lengths), adapter)
     }
-}
-
-/// `x / rms(x) · weight` over the last axis, the mean square in f32.
-fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
-    let kind = x.kind();
-    let wide = x.to_kind(Kind::Float);
-    let inverse = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + epsilon).rsqrt();
-    (wide * inverse).to_kind(kind) * weight
-}
-
-const PARTS: &str = "a fused layer returns the parts it was built with";
-
-fn single(parts: Vec<Tensor>) -> Tensor {
-    parts.into_iter().next().expect(PARTS)
-}
-
-fn pair(parts: Vec<Tensor>) -> [Tensor; 2] {
-    parts.try_into().expect(PARTS)
-}
-
-fn triple(parts: Vec<Tensor>) -> [Tensor; 3] {
-    parts.try_into().expect(PARTS)
 }
 
 struct Builder<'a> {

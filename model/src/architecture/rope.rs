@@ -105,6 +105,13 @@ pub(super) struct Angles {
 }
 
 impl Angles {
+    /// Turns `[token, head, head_dim]` back.
+    pub(super) fn rotate_back(&self, x: &Tensor) -> Tensor {
+        let half = x.size()[2] / 2;
+        let turned = Tensor::cat(&[x.narrow(2, half, half), -x.narrow(2, 0, half)], 2);
+        x * &self.cos + turned * &self.sin
+    }
+
     /// Turns `[token, head, head_dim]`.
     pub(super) fn rotate(&self, x: &Tensor) -> Tensor {
         let half = x.size()[2] / 2;

@@ -188,13 +188,13 @@ unsafe fn tile<L: Lanes, const M: usize, const N: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [[L::splat(0.0); N]; M];
+        let zeros = [[L::splat(0.0); N]; M];
         let (x_row, w_row) = (x.row(row), p.weight.row(column));
-        accumulate(&mut sums, x_row, x.stride, w_row, p.weight.stride, p.inputs, fetch);
+        let mut sums = accumulate(zeros, x_row, x.stride, w_row, p.weight.stride, p.inputs, fetch);
         if let Some(low_rank) = &p.low_rank {
             let (u_row, b_row) = (low_rank.inner.row(row), low_rank.up.row(column));
             let fetch = &mut Fetch::nothing();
-            accumulate(&mut sums, u_row, low_rank.inner.stride, b_row, low_rank.up.stride, low_rank.rank, fetch);
+            sums = accumulate(sums, u_row, low_rank.inner.stride, b_row, low_rank.up.stride, low_rank.rank, fetch);
         }
         for (m, sums) in sums.iter().enumerate() {
             let y_row = y.row(row + m).add(column);
@@ -212,46 +212,47 @@ unsafe fn tile<L: Lanes, const M: usize, const N: usize>(
     }
 }
 
-/// `sums[m][n] += a[m] · b[n]`, lane by lane.
+/// `sums[m][n] + a[m] · b[n]`, lane by lane.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "loops over places are unrolled, and then the sums stay in registers")]
 unsafe fn accumulate<L: Lanes, const M: usize, const N: usize>(
-    sums: &mut [[L; N]; M],
+    mut sums: [[L; N]; M],
     a: *const f32,
     a_stride: usize,
     b: *const f32,
     b_stride: usize,
     count: usize,
     fetch: &mut Fetch,
-) {
+) -> [[L; N]; M] {
     // SAFETY: the caller's promise: `count` numbers from each of M and N addresses.
     unsafe {
         let mut k = 0;
+        let mut right = [L::splat(0.0); N];
         while k + L::WIDTH <= count {
             fetch.step();
-            let mut right = [L::splat(0.0); N];
-            for (n, right) in right.iter_mut().enumerate() {
-                *right = L::load(b.add(n * b_stride + k));
+            for n in 0..N {
+                right[n] = L::load(b.add(n * b_stride + k));
             }
-            for (m, sums) in sums.iter_mut().enumerate() {
+            for m in 0..M {
                 let left = L::load(a.add(m * a_stride + k));
-                for (sum, right) in sums.iter_mut().zip(right) {
-                    *sum = sum.plus_product(left, right);
+                for n in 0..N {
+                    sums[m][n] = sums[m][n].plus_product(left, right[n]);
                 }
             }
             k += L::WIDTH;
         }
         if k < count {
             let rest = count - k;
-            let mut right = [L::splat(0.0); N];
-            for (n, right) in right.iter_mut().enumerate() {
-                *right = L::load_first(b.add(n * b_stride + k), rest);
+            for n in 0..N {
+                right[n] = L::load_first(b.add(n * b_stride + k), rest);
             }
-            for (m, sums) in sums.iter_mut().enumerate() {
+            for m in 0..M {
                 let left = L::load_first(a.add(m * a_stride + k), rest);
-                for (sum, right) in sums.iter_mut().zip(right) {
-                    *sum = sum.plus_product(left, right);
+                for n in 0..N {
+                    sums[m][n] = sums[m][n].plus_product(left, right[n]);
                 }
             }
         }
+        sums
     }
 }

@@ -4,15 +4,31 @@ use super::lanes::{Instructions, Lanes, dispatched};
 
 /// `to = from / rms(from) · weight`, with `epsilon` added to the mean square.
 pub(crate) fn rms_norm(from: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]) {
-    debug_assert!(from.len() == weight.len() && from.len() == to.len());
-    // SAFETY: the best instructions are there, and the three slices are of one length.
-    unsafe { norm_on(Instructions::best(), from.as_ptr(), weight.as_ptr(), from.len(), epsilon, to.as_mut_ptr()) }
+    norm_scale(from, weight, epsilon, to);
 }
 
-dispatched!(norm_on(from: *const f32, weight: *const f32, count: usize, epsilon: f32, to: *mut f32) = norm);
+/// The same; returns `1 / rms(from)`.
+pub(super) fn norm_scale(from: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]) -> f32 {
+    debug_assert!(from.len() == weight.len() && from.len() == to.len());
+    let (mut inverse, count) = (0.0, from.len());
+    // SAFETY: the best instructions are there, and the three slices are of one length.
+    unsafe {
+        norm_on(Instructions::best(), from.as_ptr(), weight.as_ptr(), count, epsilon, to.as_mut_ptr(), &mut inverse);
+    }
+    inverse
+}
+
+dispatched!(norm_on(from: *const f32, weight: *const f32, count: usize, epsilon: f32, to: *mut f32, scale: &mut f32) = norm);
 
 #[inline(always)]
-unsafe fn norm<L: Lanes>(from: *const f32, weight: *const f32, count: usize, epsilon: f32, to: *mut f32) {
+unsafe fn norm<L: Lanes>(
+    from: *const f32,
+    weight: *const f32,
+    count: usize,
+    epsilon: f32,
+    to: *mut f32,
+    scale: &mut f32,
+) {
     // SAFETY: the caller's promise: `count` numbers at each address.
     unsafe {
         let mut squares = L::splat(0.0);
@@ -27,6 +43,7 @@ unsafe fn norm<L: Lanes>(from: *const f32, weight: *const f32, count: usize, eps
             squares = squares.plus_product(x, x);
         }
         let inverse = 1.0 / (squares.sum() / count as f32 + epsilon).sqrt();
+        *scale = inverse;
         for at in 0..count {
             *to.add(at) = *from.add(at) * inverse * *weight.add(at);
         }
@@ -35,8 +52,14 @@ unsafe fn norm<L: Lanes>(from: *const f32, weight: *const f32, count: usize, eps
 
 /// Turns one head by the angles of a position: pair `i` is elements `i` and `i + half`.
 pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    turn(head, cos, sin, 1.0);
+}
+
+/// The same with every sine multiplied by `sign`: -1 turns back.
+pub(super) fn turn(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
     let (first, second) = head.split_at_mut(head.len() / 2);
     for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        let sin = sin * sign;
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }

@@ -224,12 +224,11 @@ impl LayerRows {
 
 impl LinearRows {
     fn new(linear: &Linear, adapter: &Adapter) -> Self {
-        let (mut start, mut ranks) = (0, 0);
+        let mut ranks = 0;
         let mut parts = Vec::with_capacity(linear.outputs.len());
-        for (outputs, id) in linear.outputs.iter().zip(linear.first..) {
-            let columns = start..start + *outputs as usize;
-            let adapter = adapter.layer(id).filter(|layer| layer.rank() > 0).map(|layer| AdapterPart::new(layer, ranks));
-            start = columns.end;
+        for (columns, adapter) in linear.columns().zip(linear.adapters(adapter)) {
+            let columns = columns.start as usize..columns.end as usize;
+            let adapter = adapter.map(|low_rank| AdapterPart::new(low_rank, ranks));
             ranks += adapter.as_ref().map_or(0, |adapter| adapter.rank);
             parts.push(Part { columns, adapter });
         }

@@ -1,0 +1,208 @@
+//! The decoder's forward pass, and its gradient written out by hand.
+//!
+//! Autograd would keep the result of every operation for every layer. A frozen base needs far fewer: the residual
+//! stream at both norms, queries, keys and values, the inputs of the feed-forward gate, and the adapters' thin inner
+//! products. Norms and gates are computed again on the way back, at the cost of one pass over memory each. Attention alone
+//! is left to autograd, one layer at a time, since how it runs depends on the device.
+//!
+//! Going back, `∂x` arrives from the layer above and passes the feed-forward part, then attention:
+//!
+//! ```text
+//! x₁ = x₀ + O(attend(rope(Q n₀, K n₀), V n₀))     n₀ = norm(x₀)
+//! x₂ = x₁ + D(silu(G n₁) ∘ U n₁)                  n₁ = norm(x₁)
+//! ```
+
+use super::arithmetic::{Gradient, Inner, Turn};
+use super::{Decoder, Layer};
+use crate::adapter::Adapter;
+use crate::architecture::rope::Angles;
+use crate::attention::Attention;
+use tch::{Kind, Tensor};
+
+/// What the gradient of one forward pass needs.
+#[derive(Debug)]
+pub struct Tape {
+    layers: Vec<LayerTape>,
+    angles: Angles,
+    /// The residual stream behind the last layer, and what its norm divided it by.
+    x: Tensor,
+    inverse: Tensor,
+}
+
+/// What a pass leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    Tape,
+    Nothing,
+}
+
+#[derive(Debug)]
+struct LayerTape {
+    x: Tensor,
+    inverse: Tensor,
+    qkv: Inner,
+    heads: HeadTape,
+    attended: Tensor,
+    output: Inner,
+    middle: Tensor,
+    middle_inverse: Tensor,
+    gate_up: Tensor,
+    gate_up_inner: Inner,
+    down: Inner,
+}
+
+/// Queries, keys and values as attention got them, leaves of its graph, and what it gave.
+#[derive(Debug)]
+struct HeadTape {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mixed: Tensor,
+    query_norm: Option<NormTape>,
+    key_norm: Option<NormTape>,
+}
+
+/// A norm over single heads, `[token · head, head_dim]`.
+#[derive(Debug)]
+struct NormTape {
+    x: Tensor,
+    inverse: Tensor,
+}
+
+/// The last hidden states, `[token, hidden]`, and the tape, which is empty if it is not to be kept.
+pub(super) fn forward(
+    decoder: &Decoder,
+    ids: &Tensor,
+    positions: &Tensor,
+    attention: &mut dyn Attention,
+    adapter: &Adapter,
+    keep: Keep,
+) -> (Tensor, Tape) {
+    let _no_grad = tch::no_grad_guard();
+    let (arithmetic, epsilon) = (decoder.arithmetic, decoder.dimensions.norm_epsilon);
+    let angles = decoder.rope.angles(positions);
+    let mut x = decoder.embedding.index_select(0, ids);
+    let mut layers = Vec::new();
+    for (index, layer) in decoder.layers.iter().enumerate() {
+        let (normed, inverse) = arithmetic.norm(&x, &layer.input_norm, epsilon);
+        let (qkv, qkv_inner) = arithmetic.linear(&layer.qkv, &normed, adapter);
+        let heads = attend(decoder, layer, index, qkv, &angles, attention, keep);
+        let attended = heads.mixed.detach().reshape([x.size()[0], -1]).contiguous();
+        let middle = x.copy();
+        let output = arithmetic.add_linear(&layer.output, &attended, adapter, &middle);
+
+        let (normed, middle_inverse) = arithmetic.norm(&middle, &layer.post_norm, epsilon);
+        let (gate_up, gate_up_inner) = arithmetic.linear(&layer.gate_up, &normed, adapter);
+        let next = middle.copy();
+        let down = arithmetic.add_linear(&layer.down, &arithmetic.gated(&gate_up), adapter, &next);
+        let x_before = std::mem::replace(&mut x, next);
+        if keep == Keep::Tape {
+            layers.push(LayerTape {
+                x: x_before,
+                inverse,
+                qkv: qkv_inner,
+                heads,
+                attended,
+                output,
+                middle,
+                middle_inverse,
+                gate_up,
+                gate_up_inner,
+                down,
+            });
+        }
+    }
+    let (hidden, inverse) = arithmetic.norm(&x, &decoder.norm, epsilon);
+    (hidden, Tape { layers, angles, x, inverse })
+}
+
+/// Splits the fused output, norms and turns heads, and attends.
+fn attend(
+    decoder: &Decoder,
+    layer: &Layer,
+    index: usize,
+    qkv: Tensor,
+    angles: &Angles,
+    attention: &mut dyn Attention,
+    keep: Keep,
+) -> HeadTape {
+    let (d, arithmetic) = (&decoder.dimensions, decoder.arithmetic);
+    let (queries, keys) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
+    let norm = |start: i64, width: i64, weight: Option<&Tensor>| {
+        let part = qkv.narrow(1, start, width);
+        let x = weight.map(|_| part.reshape([-1, d.head_dim]).copy())?;
+        let (normed, inverse) = arithmetic.norm(&x, weight?, d.norm_epsilon);
+        part.shallow_clone().copy_(&normed.reshape_as(&part));
+        Some(NormTape { x, inverse })
+    };
+    let query_norm = norm(0, queries, layer.query_norm.as_ref());
+    let key_norm = norm(queries, keys, layer.key_norm.as_ref());
+    arithmetic.rotate(&qkv, queries + keys, angles, Turn::Forward);
+
+    let heads = |start: i64, width: i64| {
+        let part = qkv.narrow(1, start, width).reshape([-1, width / d.head_dim, d.head_dim]).detach();
+        if keep == Keep::Tape { part.set_requires_grad(true) } else { part }
+    };
+    let (q, k, v) = (heads(0, queries), heads(queries, keys), heads(queries + keys, keys));
+    let mixed = match keep {
+        Keep::Tape => tch::with_grad(|| attention.attend(index, &q, &k, &v)),
+        Keep::Nothing => attention.attend(index, &q, &k, &v),
+    };
+    HeadTape { q, k, v, mixed, query_norm, key_norm }
+}
+
+/// The gradients of the adapter's tensors, given that of the last hidden states, `[token, hidden]`.
+pub(super) fn backward(decoder: &Decoder, tape: Tape, by_hidden: &Tensor, adapter: &Adapter) -> Vec<Gradient> {
+    let (arithmetic, epsilon) = (decoder.arithmetic, decoder.dimensions.norm_epsilon);
+    let Tape { layers, angles, x, inverse } = tape;
+    let mut gradients = Vec::new();
+    let mut by_x = by_hidden.zeros_like();
+    tch::no_grad(|| arithmetic.norm_gradient(&by_hidden.contiguous(), &x, &decoder.norm, &inverse, &mut by_x));
+    // From the last layer; a layer's tape is dropped as soon as it has been used.
+    for (index, (layer, tape)) in decoder.layers.iter().zip(layers).enumerate().rev() {
+        let by_attended = tch::no_grad(|| {
+            let mixed = arithmetic.gated(&tape.gate_up);
+            let by_mixed = arithmetic.linear_gradient(&layer.down, &mixed, &by_x, adapter, &tape.down, &mut gradients);
+            let by_gate_up = arithmetic.gated_gradient(&by_mixed, &tape.gate_up);
+            let (normed, _) = arithmetic.norm(&tape.middle, &layer.post_norm, epsilon);
+            let inner = &tape.gate_up_inner;
+            let by_normed =
+                arithmetic.linear_gradient(&layer.gate_up, &normed, &by_gate_up, adapter, inner, &mut gradients);
+            arithmetic.norm_gradient(&by_normed, &tape.middle, &layer.post_norm, &tape.middle_inverse, &mut by_x);
+            arithmetic.linear_gradient(&layer.output, &tape.attended, &by_x, adapter, &tape.output, &mut gradients)
+        });
+        let HeadTape { q, k, v, mixed, .. } = &tape.heads;
+        let pulled = (mixed * by_attended.reshape_as(mixed)).sum(Kind::Float);
+        let by_heads = Tensor::run_backward(&[pulled], &[q, k, v], false, false);
+        tch::no_grad(|| {
+            let by_qkv = heads_gradient(decoder, layer, &tape.heads, &by_heads, &angles);
+            let (normed, _) = arithmetic.norm(&tape.x, &layer.input_norm, epsilon);
+            let by_normed =
+                arithmetic.linear_gradient(&layer.qkv, &normed, &by_qkv, adapter, &tape.qkv, &mut gradients);
+            // Below the first layer is the frozen embedding.
+            if index > 0 {
+                arithmetic.norm_gradient(&by_normed, &tape.x, &layer.input_norm, &tape.inverse, &mut by_x);
+            }
+        });
+    }
+    gradients
+}
+
+/// The gradient of the fused output, `[token, queries + 2 keys]`, from those of attention's operands.
+fn heads_gradient(decoder: &Decoder, layer: &Layer, heads: &HeadTape, by_heads: &[Tensor], angles: &Angles) -> Tensor {
+    let (d, arithmetic) = (&decoder.dimensions, decoder.arithmetic);
+    let (queries, keys) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
+    let flat: Vec<Tensor> = by_heads.iter().map(|by_head| by_head.reshape([by_head.size()[0], -1])).collect();
+    let by_qkv = Tensor::cat(&flat, 1);
+    arithmetic.rotate(&by_qkv, queries + keys, angles, Turn::Back);
+    let norms = [(0, queries, &heads.query_norm, &layer.query_norm), (queries, keys, &heads.key_norm, &layer.key_norm)];
+    for (start, width, tape, weight) in norms {
+        let Some((tape, weight)) = tape.as_ref().zip(weight.as_ref()) else { continue };
+        let mut part = by_qkv.narrow(1, start, width);
+        let above = part.reshape([-1, d.head_dim]).contiguous();
+        let mut by_x = above.zeros_like();
+        arithmetic.norm_gradient(&above, &tape.x, weight, &tape.inverse, &mut by_x);
+        part.copy_(&by_x.reshape_as(&part));
+    }
+    by_qkv
+}
