@@ -50,6 +50,9 @@ enum Verb {
 
 fn main() -> ExitCode {
     let verb = Cli::parse().verb;
+    if matches!(verb, Verb::Train(_) | Verb::Eval(_) | Verb::Generate(_)) {
+        let_waiting_threads_sleep();
+    }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(
@@ -79,6 +82,24 @@ fn main() -> ExitCode {
         }
         ExitCode::from(if is_input(&error) { 2 } else { 1 })
     })
+}
+
+/// Starts the program anew, in the same process, with `OMP_WAIT_POLICY=PASSIVE` unless the user has set it.
+///
+/// libtorch's threads otherwise spin for milliseconds after each operation, on the very cores that our own kernels use.
+/// OpenMP reads the setting once, when it is loaded, which is before `main`.
+fn let_waiting_threads_sleep() {
+    const POLICY: &str = "OMP_WAIT_POLICY";
+    #[cfg(target_os = "linux")]
+    if std::env::var_os(POLICY).is_none() {
+        use std::os::unix::process::CommandExt;
+        let mut arguments = std::env::args_os();
+        let name = arguments.next().unwrap_or_default();
+        // It only returns if it fails, and then all that is lost is some speed.
+        let failure =
+            std::process::Command::new("/proc/self/exe").arg0(name).args(arguments).env(POLICY, "PASSIVE").exec();
+        tracing::debug!("could not start anew with {POLICY}: {failure}");
+    }
 }
 
 /// Whether any link of the chain says that the user's input is at fault.

@@ -100,6 +100,21 @@ impl Dtype {
 /// The CPU, for tensors that are born there: files, token ids, random numbers.
 pub const HOST: Device = Device::Cpu;
 
+/// Makes the C library keep freed memory instead of giving it back to the system at once. A step allocates and frees
+/// the same large tensors again and again; each would be fetched page by page, zeroed, and returned, which costs more
+/// than some of the arithmetic in them.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: these settings may be changed at any time.
+    #[expect(unsafe_code, reason = "the allocator's settings are the C library's")]
+    unsafe {
+        // 32 MiB is the largest size that it lets us keep; a GiB at the top of the heap is given back.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+    }
+}
+
 /// How many threads libtorch uses for one operation. `None` keeps libtorch's own choice (one per physical core).
 /// Results on the CPU are bit-equal between runs only for the same number.
 pub fn set_threads(threads: Option<usize>) {

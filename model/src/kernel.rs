@@ -19,6 +19,8 @@ mod product;
 mod row;
 pub(crate) mod sheet;
 mod team;
+pub(crate) mod thin;
+pub(crate) mod vocab;
 
 pub(crate) use attend::{Attend, attend};
 pub(crate) use product::{Into, LowRankTerm, Product, UNIT, linear, members, multiply};

@@ -19,20 +19,26 @@
 //! memory by the chunk, whatever the batch. All of it is f32 even for bf16 networks.
 
 use crate::device::HOST;
-use crate::kernel;
+use crate::kernel::{self, vocab};
 use tch::{Kind, Tensor};
 
 /// The logits of a few tokens, `[token, hidden]` to `[token, vocab]`, whole.
 pub(crate) fn logits(hidden: &Tensor, head: &Tensor) -> Tensor {
-    let by_hand = hidden.device() == HOST && hidden.kind() == Kind::Float && hidden.size()[0] <= FEW_ROWS;
-    if by_hand { kernel::linear(&hidden.contiguous(), head) } else { hidden.linear(head, None::<Tensor>) }
+    if by_hand(hidden) { kernel::linear(&hidden.contiguous(), head) } else { hidden.linear(head, None::<Tensor>) }
 }
 
-/// Up to so many rows our own product is the faster one.
-const FEW_ROWS: i64 = 256;
+/// Whether our kernels are the ones to use: f32 on the CPU.
+fn by_hand(hidden: &Tensor) -> bool {
+    hidden.device() == HOST && hidden.kind() == Kind::Float
+}
 
-/// Numbers in one chunk of logits: 64 MiB of f32.
+fn numbers(targets: &Tensor) -> Vec<i64> {
+    Vec::<i64>::try_from(targets).expect("targets are a vector of i64")
+}
+
+/// Numbers in one chunk of logits: 64 MiB of f32, which keep a GPU busy, or 16 MiB, which a CPU's last cache holds.
 const CHUNK_NUMBERS: i64 = 1 << 24;
+const CHUNK_NUMBERS_HOST: i64 = 1 << 22;
 
 /// Scores of tokens under a softmax.
 #[derive(Debug)]
@@ -65,9 +71,21 @@ pub fn score(hidden: &Tensor, head: &Tensor, targets: &Tensor, temperature: f64,
     let mut logprobs = Vec::new();
     let mut entropies = Vec::new();
     let mut foremost = Vec::new();
-    for (start, len) in chunks(targets.size()[0], head.size()[0]) {
-        let distribution = Distribution::new(&hidden.narrow(0, start, len), head, temperature);
+    for (start, len) in chunks(targets, head) {
         let targets = targets.narrow(0, start, len);
+        if by_hand(hidden) {
+            let logits = logits(&hidden.narrow(0, start, len), head);
+            let scores = vocab::scores(&logits, &numbers(&targets), temperature as f32);
+            logprobs.push(scores.logprobs);
+            if want != Want::Logprobs {
+                entropies.push(scores.entropy);
+            }
+            if want == Want::Fit {
+                foremost.push(scores.foremost);
+            }
+            continue;
+        }
+        let distribution = Distribution::new(&hidden.narrow(0, start, len), head, temperature);
         logprobs.push(distribution.logprobs(&targets));
         if want != Want::Logprobs {
             entropies.push(distribution.entropy());
@@ -98,8 +116,19 @@ pub fn gradient(
 ) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let gradient = Tensor::zeros_like(hidden);
-    for (start, len) in chunks(targets.size()[0], head.size()[0]) {
+    for (start, len) in chunks(targets, head) {
         let part = |x: &Tensor| x.narrow(0, start, len);
+        if by_hand(hidden) {
+            let by_logits = logits(&part(hidden), head);
+            let weights = |gradient: Option<&Tensor>| match gradient {
+                Some(gradient) => Vec::<f32>::try_from(part(gradient)).expect("gradients are a vector of f32"),
+                None => vec![0.0; len as usize],
+            };
+            let (a, b) = (weights(logprob_gradient), weights(entropy_gradient));
+            vocab::scores_gradient(&by_logits, &numbers(&part(targets)), temperature as f32, &a, &b);
+            part(&gradient).copy_(&by_logits.matmul(head));
+            continue;
+        }
         let distribution = Distribution::new(&part(hidden), head, temperature);
         let probabilities = (&distribution.logits - &distribution.logsumexp).exp();
         let mut by_logits = match entropy_gradient {
@@ -129,7 +158,7 @@ pub fn gradient(
 pub fn divergence(hidden: &Tensor, other: &Tensor, head: &Tensor, temperature: f64) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let divergence = Tensor::zeros([hidden.size()[0]], (Kind::Float, hidden.device()));
-    for (start, len) in chunks(hidden.size()[0], head.size()[0]) {
+    for (start, len) in chunks(hidden, head) {
         let distribution = |hidden: &Tensor| Distribution::new(&hidden.narrow(0, start, len), head, temperature);
         let (log_p, difference) = differences(&distribution(hidden), &distribution(other));
         divergence.narrow(0, start, len).copy_(&expectation(&log_p.exp(), &difference).squeeze_dim(1));
@@ -148,7 +177,7 @@ pub fn divergence_gradient(
 ) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let gradient = Tensor::zeros_like(hidden);
-    for (start, len) in chunks(hidden.size()[0], head.size()[0]) {
+    for (start, len) in chunks(hidden, head) {
         let distribution = |hidden: &Tensor| Distribution::new(&hidden.narrow(0, start, len), head, temperature);
         let (log_p, difference) = differences(&distribution(hidden), &distribution(other));
         let p = log_p.exp();
@@ -200,10 +229,14 @@ impl Distribution {
     }
 }
 
-/// Start and length of each chunk.
-fn chunks(tokens: i64, vocab: i64) -> impl Iterator<Item = (i64, i64)> {
-    let size = (CHUNK_NUMBERS / vocab.max(1)).max(1);
-    (0..tokens).step_by(size as usize).map(move |start| (start, size.min(tokens - start)))
+/// Start and length of each chunk of rows.
+fn chunks(rows: &Tensor, head: &Tensor) -> impl Iterator<Item = (i64, i64)> + use<> {
+    let numbers = if rows.device() == HOST { CHUNK_NUMBERS_HOST } else { CHUNK_NUMBERS };
+    parts(rows.size()[0], (numbers / head.size()[0].max(1)).max(1))
+}
+
+fn parts(rows: i64, size: i64) -> impl Iterator<Item = (i64, i64)> {
+    (0..rows).step_by(size as usize).map(move |start| (start, size.min(rows - start)))
 }
 
 #[cfg(test)]
@@ -292,9 +325,8 @@ mod tests {
 
     #[test]
     fn chunks_cover_all_tokens_once() {
-        let parts: Vec<_> = chunks(10, CHUNK_NUMBERS / 4).collect();
-        assert_eq!(parts, [(0, 4), (4, 4), (8, 2)]);
-        assert_eq!(chunks(0, 100).count(), 0);
+        assert_eq!(parts(10, 4).collect::<Vec<_>>(), [(0, 4), (4, 4), (8, 2)]);
+        assert_eq!(parts(0, 100).count(), 0);
         let hidden = Tensor::zeros([0, 4], (Kind::Float, HOST));
         let scores = score(
             &hidden,

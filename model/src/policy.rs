@@ -35,6 +35,7 @@ pub struct Policy {
 impl Policy {
     /// Loads or makes the network of the config and attaches a fresh adapter.
     pub fn load(config: &Config, seed: &Seed) -> Result<Self> {
+        crate::device::keep_freed_memory();
         let device = config.device.resolve()?;
         crate::device::set_threads((config.threads > 0).then_some(config.threads));
         let kind = config.dtype.kind();

@@ -94,26 +94,31 @@ pub(crate) unsafe fn multiply(
 
 dispatched!(multiply_on(product: &Product, x: Rows, rows: usize, columns: Range<usize>, y: RowsMut, into: Into) = blocks);
 
-/// Blocks of weight rows; all rows of `x` pass over a block before the next one.
+/// Blocks of weight rows, smaller ones at the end; all rows of `x` pass over a block before the next one.
 #[inline(always)]
 unsafe fn blocks<L: Lanes>(p: &Product, x: Rows, rows: usize, columns: Range<usize>, y: RowsMut, into: Into) {
+    let mut column = columns.start;
     // SAFETY: the caller's promise, which covers each block.
     unsafe {
         match (L::WIDTH, rows) {
-            (16, 1) => blocks_of::<L, 8>(p, x, rows, columns, y, into),
-            (16, _) => blocks_of::<L, 6>(p, x, rows, columns, y, into),
-            (_, 1) => blocks_of::<L, 4>(p, x, rows, columns, y, into),
-            _ => blocks_of::<L, 3>(p, x, rows, columns, y, into),
+            (16, 1) => blocks_of::<L, 8>(p, x, rows, &mut column, columns.end, y, into),
+            (16, _) => blocks_of::<L, 6>(p, x, rows, &mut column, columns.end, y, into),
+            _ => blocks_of::<L, 3>(p, x, rows, &mut column, columns.end, y, into),
         }
+        blocks_of::<L, 4>(p, x, rows, &mut column, columns.end, y, into);
+        blocks_of::<L, 2>(p, x, rows, &mut column, columns.end, y, into);
+        blocks_of::<L, 1>(p, x, rows, &mut column, columns.end, y, into);
     }
 }
 
+/// As many blocks of `N` columns as there is room for.
 #[inline(always)]
 unsafe fn blocks_of<L: Lanes, const N: usize>(
     p: &Product,
     x: Rows,
     rows: usize,
-    columns: Range<usize>,
+    column: &mut usize,
+    end: usize,
     y: RowsMut,
     into: Into,
 ) {
@@ -121,32 +126,24 @@ unsafe fn blocks_of<L: Lanes, const N: usize>(
     let lines = (N * p.inputs).div_ceil(NUMBERS_PER_LINE);
     let steps = p.inputs / L::WIDTH;
     let per_step = lines.div_ceil((tiles * steps).max(1));
-    let mut column = columns.start;
     // SAFETY: the caller's promise; a block ends within the columns, a tile within the rows.
     unsafe {
-        while column + N <= columns.end {
-            let mut fetch = Fetch { next: p.weight.row(column + N), lines, per_step };
-            if column + 2 * N > columns.end {
-                fetch.lines = 0;
-            }
+        while *column + N <= end {
+            let more = *column + 2 * N <= end;
+            let mut fetch = Fetch { next: p.weight.row(*column + N), lines: if more { lines } else { 0 }, per_step };
             let mut row = 0;
             while row + 4 <= rows {
-                tile::<L, 4, N>(p, x, row, column, y, into, &mut fetch);
+                tile::<L, 4, N>(p, x, row, *column, y, into, &mut fetch);
                 row += 4;
             }
             if row + 2 <= rows {
-                tile::<L, 2, N>(p, x, row, column, y, into, &mut fetch);
+                tile::<L, 2, N>(p, x, row, *column, y, into, &mut fetch);
                 row += 2;
             }
             if row < rows {
-                tile::<L, 1, N>(p, x, row, column, y, into, &mut fetch);
+                tile::<L, 1, N>(p, x, row, *column, y, into, &mut fetch);
             }
-            column += N;
-        }
-        for column in column..columns.end {
-            for row in 0..rows {
-                tile::<L, 1, 1>(p, x, row, column, y, into, &mut Fetch::nothing());
-            }
+            *column += N;
         }
     }
 }

@@ -139,6 +139,44 @@ fn a_team_shares_all_of_the_work_and_meets() {
     assert_eq!(buffer, [50.0; 3]);
 }
 
+#[test]
+fn thin_products_agree_with_libtorch() {
+    for (rows, columns, rank) in [(1i64, 3i64, 1i64), (9, 40, 5), (30, 150, 16)] {
+        let (x, a, thin) = (random(rows, columns, "x"), random(rank, columns, "a"), random(rows, rank, "t"));
+        let numbers = |x: &Tensor| Vec::<f32>::try_from(x.contiguous().reshape([-1])).unwrap();
+        let near = |got: &Tensor, expected: &Tensor| {
+            assert_eq!(got.size(), expected.size());
+            let apart = (got - expected).abs().max().double_value(&[]);
+            assert!(apart < 1e-6 * (rows + columns) as f64, "{rows} {columns} {rank}: {apart}");
+        };
+        near(&thin::inner(thin::Wide::of(&x, 0..columns), &a), &x.matmul(&a.tr()));
+        near(&thin::gathered(&thin, thin::Wide::of(&x, 0..columns)), &thin.tr().matmul(&x));
+        // Only some columns of a wider matrix.
+        let part = x.narrow(1, 1, columns - 2);
+        assert!(!numbers(&part).is_empty());
+        near(&thin::gathered(&thin, thin::Wide::of(&x, 1..columns - 1)), &thin.tr().matmul(&part));
+    }
+}
+
+#[test]
+fn scores_of_a_vocabulary_and_their_gradient_are_those_of_autograd() {
+    let logits = (random(3, 77, "logits") * 3.0).set_requires_grad(true);
+    let (targets, temperature) = ([5i64, 76, 31], 0.7);
+    let log_p = (&logits / temperature).log_softmax(-1, Kind::Float);
+    let logprobs = log_p.gather(1, &Tensor::from_slice(&targets).unsqueeze(1), false).squeeze_dim(1);
+    let entropy = -(log_p.exp() * &log_p).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
+    let scores = vocab::scores(&logits.detach(), &targets, temperature as f32);
+    let numbers = |x: &Tensor| Vec::<f32>::try_from(x.detach().reshape([-1])).unwrap();
+    close(&numbers(&scores.logprobs), &numbers(&logprobs));
+    close(&numbers(&scores.entropy), &numbers(&entropy));
+    let (a, b) = ([0.5f32, -1.0, 2.0], [0.1f32, 0.0, -0.3]);
+    let loss = (logprobs * Tensor::from_slice(&a) + entropy * Tensor::from_slice(&b)).sum(Kind::Float);
+    let expected = Tensor::run_backward(&[loss], &[&logits], false, false).swap_remove(0);
+    let gradient = logits.detach().copy();
+    vocab::scores_gradient(&gradient, &targets, temperature as f32, &a, &b);
+    close(&numbers(&gradient), &numbers(&expected));
+}
+
 /// To a few units in the last place of numbers about 1.
 fn close(got: &[f32], expected: &[f32]) {
     assert_eq!(got.len(), expected.len());

@@ -16,7 +16,7 @@ use super::Linear;
 use crate::adapter::{Adapter, LowRank};
 use crate::architecture::rope::Angles;
 use crate::device::HOST;
-use crate::kernel::{Into, sheet};
+use crate::kernel::{Into, sheet, thin};
 use tch::{Device, Kind, Tensor};
 
 /// Which way the arithmetic goes.
@@ -135,7 +135,7 @@ impl Arithmetic {
 
     fn linear_into(self, layer: &Linear, x: &Tensor, adapter: &Adapter, y: &Tensor, into: Into) -> Inner {
         let inner = Inner {
-            parts: layer.adapters(adapter).map(|low_rank| low_rank.map(|low_rank| InnerPart::new(low_rank, x))).collect(),
+            parts: layer.adapters(adapter).map(|part| part.map(|low_rank| self.inner(low_rank, x))).collect(),
         };
         let parts = || layer.columns().zip(layer.adapters(adapter)).zip(&inner.parts);
         match self {
@@ -167,6 +167,16 @@ impl Arithmetic {
         inner
     }
 
+    fn inner(self, low_rank: &LowRank, x: &Tensor) -> InnerPart {
+        let a = low_rank.a.detach();
+        let plain = match self {
+            Self::Kernels => thin::inner(thin::Wide::of(x, 0..x.size()[1]), &a),
+            Self::Tensors => x.linear(&a.to_kind(x.kind()), None::<Tensor>),
+        };
+        let scaled = &plain * scales(low_rank, x.kind());
+        InnerPart { plain, scaled }
+    }
+
     /// The gradient of a linear layer with respect to `x`; those of its adapters go to `gradients`.
     pub(super) fn linear_gradient(
         self,
@@ -180,9 +190,17 @@ impl Arithmetic {
         let mut by_x = by_y.matmul(&layer.weight);
         for ((columns, low_rank), inner) in layer.columns().zip(layer.adapters(adapter)).zip(&inner.parts) {
             let Some((low_rank, inner)) = low_rank.zip(inner.as_ref()) else { continue };
-            let by_y = by_y.narrow(1, columns.start, columns.end - columns.start);
-            let by_scaled = by_y.matmul(&low_rank.b.to_kind(x.kind()));
-            let by_b = by_y.tr().matmul(&inner.scaled);
+            let (by_scaled, by_b) = match self {
+                Self::Kernels => {
+                    let by_y = thin::Wide::of(by_y, columns);
+                    let transposed = low_rank.b.detach().tr().contiguous();
+                    (thin::inner(by_y, &transposed), thin::gathered(&inner.scaled, by_y).tr())
+                }
+                Self::Tensors => {
+                    let by_y = by_y.narrow(1, columns.start, columns.end - columns.start);
+                    (by_y.matmul(&low_rank.b.to_kind(x.kind())), by_y.tr().matmul(&inner.scaled))
+                }
+            };
             let mut gradient = |tensor: &Tensor, gradient: Tensor| {
                 gradients.push((tensor.shallow_clone(), gradient.to_kind(Kind::Float)));
             };
@@ -192,7 +210,11 @@ impl Arithmetic {
                 gradient(gate, by_gate * low_rank.scale);
             }
             let by_plain = by_scaled * scales(low_rank, x.kind());
-            gradient(&low_rank.a, by_plain.tr().matmul(x));
+            let by_a = match self {
+                Self::Kernels => thin::gathered(&by_plain, thin::Wide::of(x, 0..x.size()[1])),
+                Self::Tensors => by_plain.tr().matmul(x),
+            };
+            gradient(&low_rank.a, by_a);
             by_x = by_x.addmm_(&by_plain, &low_rank.a.to_kind(x.kind()));
         }
         by_x
@@ -211,14 +233,6 @@ struct InnerPart {
     plain: Tensor,
     /// `u = s g ∘ z`
     scaled: Tensor,
-}
-
-impl InnerPart {
-    fn new(low_rank: &LowRank, x: &Tensor) -> Self {
-        let plain = x.linear(&low_rank.a.to_kind(x.kind()), None::<Tensor>);
-        let scaled = &plain * scales(low_rank, x.kind());
-        Self { plain, scaled }
-    }
 }
 
 /// `s · g`, `[rank]`, or `[1]` where there is no gate.

@@ -1,0 +1,133 @@
+//! Rows of logits: what a loss asks of each distribution, and its gradient, in two passes over memory.
+
+use super::lanes::{Instructions, Lanes, dispatched};
+use super::product::members;
+use super::row::exp;
+use super::team::{share_of, together};
+use super::{Rows, RowsMut};
+use tch::{Kind, Tensor};
+
+/// Log-probability of a target and entropy of its distribution, `[row]` f32 each, and whether the target is the most
+/// likely token, `[row]` bool.
+pub(crate) struct RowScores {
+    pub(crate) logprobs: Tensor,
+    pub(crate) entropy: Tensor,
+    pub(crate) foremost: Tensor,
+}
+
+/// Scores `targets` under the softmax of `logits / temperature`.
+///
+/// * `logits`: `[row, vocab]`
+/// * `targets`: `[row]`, each below `vocab`
+pub(crate) fn scores(logits: &Tensor, targets: &[i64], temperature: f32) -> RowScores {
+    let (rows, vocab) = (targets.len(), logits.size()[1] as usize);
+    let mut results = vec![[0.0f32; 3]; rows];
+    let (from, to) = (Rows::of(logits), RowsMut::of(results.as_flattened_mut(), 3));
+    let members = members(rows * vocab);
+    together(members, |member, _| {
+        for row in share_of(member, members, rows, 1) {
+            // SAFETY: a row of logits and one of results, which this thread alone writes.
+            let (logits, result) = unsafe { (from.slice(row, vocab), to.slice(row, 3)) };
+            let moments = Moments::of(logits, temperature);
+            let target = logits[targets[row] as usize];
+            result[0] = moments.log_probability(target);
+            result[1] = moments.entropy();
+            result[2] = f32::from(u8::from(target >= moments.highest));
+        }
+    });
+    let column = |place: usize| Tensor::from_slice(&results.iter().map(|result| result[place]).collect::<Vec<_>>());
+    RowScores { logprobs: column(0), entropy: column(1), foremost: column(2).to_kind(Kind::Bool) }
+}
+
+/// Overwrites `logits` with the gradient of `Σ_row a log p_target + b H` with respect to them.
+pub(crate) fn scores_gradient(logits: &Tensor, targets: &[i64], temperature: f32, a: &[f32], b: &[f32]) {
+    let (rows, vocab) = (targets.len(), logits.size()[1] as usize);
+    let to = RowsMut::of_tensor(logits, vocab);
+    let members = members(rows * vocab);
+    together(members, |member, _| {
+        for row in share_of(member, members, rows, 1) {
+            // SAFETY: a row of logits, which this thread alone reads and writes.
+            let logits = unsafe { to.slice(row, vocab) };
+            let moments = Moments::of(logits, temperature);
+            let weights = (a[row] / temperature, b[row] / temperature);
+            // SAFETY: the best instructions are there.
+            unsafe { gradient_on(Instructions::best(), logits, &moments, weights) };
+            logits[targets[row] as usize] += weights.0;
+        }
+    });
+}
+
+/// What is known of one distribution after one look at it.
+pub(super) struct Moments {
+    /// The largest logit, undivided.
+    highest: f32,
+    /// One over the temperature.
+    inverse: f32,
+    /// `ln Σ e^(z − highest)`, with `z` divided by the temperature.
+    log_sum: f32,
+    /// `Σ p (z − highest)`
+    mean: f32,
+}
+
+impl Moments {
+    fn of(logits: &[f32], temperature: f32) -> Self {
+        let mut sums = [0.0; 3];
+        // SAFETY: the best instructions are there.
+        unsafe { sums_on(Instructions::best(), logits, 1.0 / temperature, &mut sums) };
+        let [highest, sum, weighted] = sums;
+        Self { highest, inverse: 1.0 / temperature, log_sum: sum.ln(), mean: weighted / sum }
+    }
+
+    fn log_probability(&self, logit: f32) -> f32 {
+        (logit - self.highest) * self.inverse - self.log_sum
+    }
+
+    fn entropy(&self) -> f32 {
+        self.log_sum - self.mean
+    }
+}
+
+dispatched!(sums_on(logits: &[f32], inverse: f32, sums: &mut [f32; 3]) = sums_of);
+
+/// The highest logit `m`, `Σ e^z` and `Σ z e^z` with `z = (logit − m) · inverse`; in 32 sums each, which vectors hold.
+#[inline(always)]
+unsafe fn sums_of<L: Lanes>(logits: &[f32], inverse: f32, sums: &mut [f32; 3]) {
+    const LANES: usize = 32;
+    let blocks = logits.chunks_exact(LANES);
+    let rest = blocks.remainder();
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    for block in blocks.clone() {
+        for lane in 0..LANES {
+            highest[lane] = if block[lane] > highest[lane] { block[lane] } else { highest[lane] };
+        }
+    }
+    let highest = highest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    let (mut total, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for block in blocks {
+        for lane in 0..LANES {
+            let z = (block[lane] - highest) * inverse;
+            let e = exp(z);
+            total[lane] += e;
+            weighted[lane] += z * e;
+        }
+    }
+    for logit in rest {
+        let z = (logit - highest) * inverse;
+        let e = exp(z);
+        total[0] += e;
+        weighted[0] += z * e;
+    }
+    *sums = [highest, total.iter().sum(), weighted.iter().sum()];
+}
+
+dispatched!(gradient_on(logits: &mut [f32], moments: &Moments, weights: (f32, f32)) = gradient_of);
+
+/// `−a p − b p (log p + H)`; the target's own `a` is added by the caller.
+#[inline(always)]
+unsafe fn gradient_of<L: Lanes>(logits: &mut [f32], moments: &Moments, (a, b): (f32, f32)) {
+    let entropy = moments.entropy();
+    for logit in logits.iter_mut() {
+        let log_p = (*logit - moments.highest) * moments.inverse - moments.log_sum;
+        *logit = -exp(log_p) * (a + b * (log_p + entropy));
+    }
+}
