@@ -1,9 +1,9 @@
 //! Whole steps of the training loop, as `proxrl train` takes them, and how long it takes until the first one begins.
 
+use super::Bench;
 use super::figure::{Figure, median};
 use super::limit::{Cost, Work, group_pairs};
 use super::sampling::prompt_ids;
-use super::Bench;
 use crate::profile::Phase;
 use anyhow::{Context, Result, ensure};
 use model::Policy;
@@ -20,6 +20,10 @@ use trainer::{Observer, Target};
 /// Pairs of a DPO step, and the tokens of a prompt and of each answer.
 const PAIRS: usize = 32;
 const PAIR_TOKENS: usize = 64;
+
+/// The phases of a step as they follow on one another; passes of the sampler are parts of `collect`.
+const ORDER: [&str; 9] =
+    ["collect", "prefill", "decode", "reward", "append", "score", "forward", "backward", "optimizer"];
 
 /// A GRPO step, or whatever the config says, by phases.
 pub(crate) fn grpo(bench: &Bench) -> Result<Vec<Figure>> {
@@ -153,7 +157,8 @@ fn figures(part: &str, name: &str, steps: &[Step], limit: f64) -> Vec<Figure> {
     let whole = steps.iter().map(|step| step.seconds).collect();
     let mut figures = vec![Figure::seconds(format!("{part}/step"), name, whole, Some(limit))];
     let mut names: Vec<&str> = steps.iter().flat_map(|step| step.phases.keys().copied()).collect();
-    names.sort_unstable();
+    let place = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
+    names.sort_unstable_by_key(|name| (place(name), *name));
     names.dedup();
     for phase in names {
         let seconds = steps.iter().map(|step| step.phases.get(phase).copied().unwrap_or_default()).collect();
