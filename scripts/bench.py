@@ -38,11 +38,11 @@ PINNED = [
     "peft==0.21.0",
     "datasets==5.2.0",
     "accelerate==1.15.0",
-    "llama-cpp-python>=0.3,<0.4",
+    "llama-cpp-python==0.3.36",
 ]
 PARTS = ["decode", "prefill", "score", "train", "grpo", "dpo", "startup", "growth"]
 USUAL = PARTS[:-1]
-# Who does the same, by part; a start is measured beside a step of GRPO.
+# Who does the same, by part.
 PEERS = {
     "decode": ["transformers", "llama.cpp"],
     "prefill": ["transformers", "llama.cpp"],
@@ -50,6 +50,7 @@ PEERS = {
     "train": ["transformers"],
     "grpo": ["trl"],
     "dpo": ["trl"],
+    "startup": ["trl"],
 }
 QUESTION = "What is 137+58? Answer with a number."
 
@@ -293,13 +294,26 @@ def commit():
     return said.stdout.strip() or "unknown"
 
 
+def spoken(words):
+    """The command line as anybody would give it: without the places that things have on this machine."""
+    own = {"--program": [], "--kept": [], "--peers-python": ["--peers"]}
+    kept, words = [], iter(words)
+    for word in words:
+        if word in own:
+            next(words, None)
+            kept += own[word]
+        else:
+            kept.append(word)
+    return kept
+
+
 def keep(args, about, entries, python):
     """Puts the figures into the file, beside those of parts that were not measured now, and writes the page."""
     kept = json.loads(args.kept.read_text()) if args.kept.exists() else {"figures": []}
     measured = {entry["key"] for entry in entries}
     kept["figures"] = [entry for entry in kept["figures"] if entry["key"] not in measured] + entries
     kept["figures"].sort(key=lambda entry: (PARTS.index(entry["key"].split("/")[0]), bench_page.order(entry["key"])))
-    command = "python3 scripts/bench.py " + shlex.join(sys.argv[1:])
+    command = "python3 scripts/bench.py " + shlex.join(spoken(sys.argv[1:]))
     for part in args.parts:
         kept.setdefault("parts", {})[part] = {"commit": commit(), "command": command.strip(), **about}
     kept["host"] = machine()

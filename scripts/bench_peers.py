@@ -195,13 +195,28 @@ def step_times():
 
 
 def grpo(work):
+    watch = grpo_steps(work, work["repetitions"] + 1)
+    samples = work["prompts_per_step"] * work["group_size"]
+    lengths = [logs["completions/mean_length"] for logs in watch.logs if "completions/mean_length" in logs]
+    # The first step warms up.
+    seconds = watch.seconds[1:]
+    per_token = [t / (samples * mean) for t, mean in zip(seconds, lengths[1:])]
+    return [figure("grpo/step", seconds, "s"), figure("grpo/token", per_token, "s")]
+
+
+def startup(work):
+    small = {"prompts_per_step": 1, "group_size": 2, "max_new_tokens": 1, "trl_micro": 0}
+    return [figure("startup/first_step", [grpo_steps({**work, **small}, 1).first_after], "s")]
+
+
+def grpo_steps(work, steps):
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     torch.set_num_threads(work["threads"])
-    draw, steps = random.Random(0), work["repetitions"] + 1
+    draw = random.Random(0)
     prompts, group, new = work["prompts_per_step"], work["group_size"], work["max_new_tokens"]
     question = lambda: f"What is {draw.randint(1, 99)}+{draw.randint(1, 99)}? Answer with a number."
     rows = [{"prompt": [{"role": "user", "content": question()}]} for _ in range(max(64, steps * prompts))]
@@ -228,14 +243,7 @@ def grpo(work):
         callbacks=[watch],
     )
     trainer.train()
-    lengths = [logs["completions/mean_length"] for logs in watch.logs if "completions/mean_length" in logs]
-    seconds = watch.seconds[1:]
-    per_token = [t / (prompts * group * mean) for t, mean in zip(seconds, lengths[1:])]
-    return [
-        figure("grpo/step", seconds, "s"),
-        figure("grpo/token", per_token, "s"),
-        figure("startup/first_step", [watch.first_after], "s"),
-    ]
+    return watch
 
 
 def dpo(work):
@@ -384,7 +392,7 @@ def llama_prefill(work):
 
 PEERS = {
     "transformers": {"decode": decode, "prefill": prefill, "score": score, "train": train},
-    "trl": {"grpo": grpo, "dpo": dpo},
+    "trl": {"grpo": grpo, "dpo": dpo, "startup": startup},
     "llama.cpp": {"decode": llama_decode, "prefill": llama_prefill},
 }
 

@@ -20,6 +20,7 @@ use model::Policy;
 use schema::{Seed, Token};
 use serde_json::{Value, json};
 use std::cell::OnceCell;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use trainer::config::{Config, Override};
@@ -202,9 +203,10 @@ impl Bench {
     /// The config's policy, loaded when it is first asked for.
     fn policy(&self) -> Result<&Policy> {
         if self.policy.get().is_none() {
-            let policy = Policy::load(&self.config.model, &Seed::new(self.config.seed))?;
+            let mut policy = Policy::load(&self.config.model, &Seed::new(self.config.seed))?;
             // As if it had been trained: an adapter that does nothing might be left out.
             policy.adapter().perturb(1e-3);
+            policy.set_version(1);
             let _ = self.policy.set(policy);
         }
         self.policy.get().context("the policy was just loaded")
@@ -217,10 +219,11 @@ impl Bench {
         }
         self.machine.get().copied().context("the machine was just measured")
     }
+}
 
-    fn prose(&self, policy: &Policy) -> Result<Vec<Token>> {
-        Ok(policy.tokenizer().encode(&PROSE.replace('\n', " "))?)
-    }
+/// The prose as tokens.
+fn prose(policy: &Policy) -> Result<Vec<Token>> {
+    Ok(policy.tokenizer().encode(&PROSE.replace('\n', " "))?)
 }
 
 pub(crate) fn run(args: &Args, phases: &Kept) -> Result<()> {
@@ -354,7 +357,7 @@ fn table(report: &Value) -> String {
     if let Some(machine) = report.get("machine") {
         let rate = |key: &str| machine[key].as_f64().unwrap_or(f64::NAN);
         let (products, reading) = (rate("gflop_per_s"), rate("read_gb_per_s"));
-        text += &format!(", limits: {products:.0} GFLOP/s in products, {reading:.1} GB/s of reading");
+        let _ = write!(text, ", limits: {products:.0} GFLOP/s in products, {reading:.1} GB/s of reading");
     }
     text += "\n\n";
     let heads = ["figure", "median", "least", "greatest", "limit", "reached"].map(str::to_owned);
@@ -372,7 +375,7 @@ fn table(report: &Value) -> String {
     let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     for row in &rows {
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            text += &if column == 0 { format!("  {cell:width$}") } else { format!("  {cell:>width$}") };
+            let _ = if column == 0 { write!(text, "  {cell:width$}") } else { write!(text, "  {cell:>width$}") };
         }
         text.truncate(text.trim_end().len());
         text.push('\n');

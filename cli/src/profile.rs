@@ -1,7 +1,7 @@
 //! What a run spends its time on: the phases that the loop marks as `tracing` spans, heard by a layer of our own.
 //!
 //! `proxrl train --profile FILE` writes them as a Chrome trace: one complete event (`"ph": "X"`) per phase, in
-//! microseconds since the start, which chrome://tracing and Perfetto draw one under another. `proxrl bench` adds them up
+//! microseconds since the start, which `chrome://tracing` and Perfetto draw one under another. `proxrl bench` adds them up
 //! instead. Without either, no layer is installed, and a span costs one comparison with the highest level that anybody
 //! listens to.
 

@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
     /// Write when each phase began and how long it took to this file, as a Chrome trace: open it in
-    /// <https://ui.perfetto.dev> or chrome://tracing.
+    /// <https://ui.perfetto.dev> or `chrome://tracing`.
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
 }

@@ -2,7 +2,7 @@
 
 use super::figure::{Figure, median};
 use super::limit::Cost;
-use super::{Bench, Sizes};
+use super::{Bench, Sizes, prose};
 use anyhow::{Result, ensure};
 use model::Policy;
 use rollout::EngineConfig;
@@ -47,7 +47,7 @@ fn full_passes(bench: &Bench, policy: &Policy, batch: usize, prompt: usize, new:
     let mut engine = Engine::new(policy, config);
     let seed = Seed::new(bench.config.seed).child("bench");
     let prompts = batch.div_ceil(GROUP);
-    for (number, prompt_ids) in prompt_ids(bench, policy, prompts, prompt)?.into_iter().enumerate() {
+    for (number, prompt_ids) in prompt_ids(policy, prompts, prompt)?.into_iter().enumerate() {
         // Twice as many as run side by side: what ends is replaced.
         let samples = 2 * batch.div_ceil(prompts);
         engine.submit(Request { prompt_ids, samples, settings: settings(new), seed: seed.at(number as u64) })?;
@@ -73,15 +73,17 @@ pub(crate) fn prefill(bench: &Bench) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for length in [bench.sizes.prompt_tokens, tokens] {
         let count = (tokens / length).max(1);
-        let prompts = prompt_ids(bench, policy, count, length)?;
-        let work = || {
+        let prompts = prompt_ids(policy, count, length)?;
+        let config = EngineConfig { max_running: count, ..bench.config.rollout.engine.clone() };
+        let mut engine = Engine::new(policy, config);
+        let mut work = || {
             let requests = prompts.iter().map(|ids| Request {
                 prompt_ids: ids.clone(),
                 samples: 1,
                 settings: settings(1),
                 seed: Seed::new(0),
             });
-            Engine::new(policy, bench.config.rollout.engine.clone()).run(requests.collect(), &mut |_| ())?;
+            engine.run(requests.collect(), &mut |_| ())?;
             Ok(())
         };
         work()?;
@@ -101,9 +103,10 @@ pub(crate) fn groups(bench: &Bench) -> Result<Vec<Figure>> {
     let (prompt, new) = (bench.sizes.prompt_tokens, bench.sizes.new_tokens.min(16));
     let cost = Cost::of(policy);
     let config = EngineConfig { max_running: SAMPLES, ..bench.config.rollout.engine.clone() };
+    let mut engine = Engine::new(policy, config);
     let mut figures = Vec::new();
     for group in [1, 2, 4, 8, 16, 32] {
-        let prompts = prompt_ids(bench, policy, SAMPLES / group, prompt)?;
+        let prompts = prompt_ids(policy, SAMPLES / group, prompt)?;
         let work = || {
             let requests = prompts.iter().zip(0..).map(|(ids, number)| Request {
                 prompt_ids: ids.clone(),
@@ -112,7 +115,7 @@ pub(crate) fn groups(bench: &Bench) -> Result<Vec<Figure>> {
                 seed: Seed::new(number),
             });
             let start = Instant::now();
-            let drawn = Engine::new(policy, config.clone()).run(requests.collect(), &mut |_| ())?;
+            let drawn = engine.run(requests.collect(), &mut |_| ())?;
             let tokens: usize = drawn.iter().flatten().map(schema::Sample::len).sum();
             Ok(start.elapsed().as_secs_f64() / tokens as f64)
         };
@@ -137,8 +140,8 @@ fn settings(new: usize) -> SamplerSettings {
 }
 
 /// Prompts of exactly this many tokens, each a different piece of the same prose.
-pub(super) fn prompt_ids(bench: &Bench, policy: &Policy, count: usize, length: usize) -> Result<Vec<Vec<Token>>> {
-    let prose = bench.prose(policy)?;
+pub(super) fn prompt_ids(policy: &Policy, count: usize, length: usize) -> Result<Vec<Vec<Token>>> {
+    let prose = prose(policy)?;
     let piece = |number: usize| prose.iter().cycle().skip(number * 7).take(length).copied().collect();
     Ok((0..count).map(piece).collect())
 }

@@ -71,11 +71,11 @@ pub(crate) fn dpo(bench: &Bench) -> Result<Vec<Figure>> {
     let (policy, machine) = (bench.policy()?, bench.machine()?);
     let folder = tempfile::tempdir()?;
     let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile()?;
-    let lines = pairs(bench, policy, PAIRS * (bench.patience.repetitions + 1))?;
+    let lines = pairs(policy, PAIRS * (bench.patience.repetitions + 1))?;
     file.write_all(lines.join("\n").as_bytes())?;
     let changes = [
         "algorithm={dpo={beta=0.1}}".to_owned(),
-        format!("prompts={{jsonl={{path={:?}}}}}", file.path()),
+        format!("prompts={{jsonl={{path={:?}}}}}", file.path().display().to_string()),
         format!("rollout.prompts_per_step={PAIRS}"),
         "reward=[]".to_owned(),
     ];
@@ -186,13 +186,13 @@ fn least(groups: &[ScoredGroup], cost: &Cost) -> (Vec<Work>, Work) {
 }
 
 /// Pairs of answers as lines of JSON: turns of a conversation with as many tokens as [`PAIR_TOKENS`] says.
-fn pairs(bench: &Bench, policy: &Policy, count: usize) -> Result<Vec<String>> {
+fn pairs(policy: &Policy, count: usize) -> Result<Vec<String>> {
     let tokenizer = policy.tokenizer();
     let around = tokenizer.prompt_ids(&Prompt::user(""))?.len();
     ensure!(around < PAIR_TOKENS, "the chat template alone has {around} tokens, more than a prompt of the bench");
     let ended = tokenizer.answer_ids(&Prompt::user(""), "")?.len();
-    let questions = prompt_ids(bench, policy, count, PAIR_TOKENS - around)?;
-    let mut answers = prompt_ids(bench, policy, 3 * count, PAIR_TOKENS - ended)?.into_iter().skip(count);
+    let questions = prompt_ids(policy, count, PAIR_TOKENS - around)?;
+    let mut answers = prompt_ids(policy, 3 * count, PAIR_TOKENS - ended)?.into_iter().skip(count);
     let mut lines = Vec::with_capacity(count);
     for question in questions {
         let turn = |role: &str, ids: &[schema::Token]| json!([{"role": role, "content": tokenizer.decode(ids)}]);

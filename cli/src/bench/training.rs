@@ -78,7 +78,7 @@ impl Rows {
             longest <= context,
             "rows of {longest} tokens exceed the model's context of {context}; shorten --lengths"
         );
-        let ids = prompt_ids(bench, policy, lengths.len(), longest)?;
+        let ids = prompt_ids(policy, lengths.len(), longest)?;
         let rows: Vec<&[Token]> = ids.iter().zip(&lengths).map(|(ids, length)| &ids[..*length]).collect();
         let mut packed = Vec::new();
         for part in parts(&rows, bench.config.micro_batch_tokens) {
@@ -159,7 +159,8 @@ impl Learner {
     fn new(bench: &Bench, policy: &Policy) -> Result<Self> {
         let rule = &bench.config.optimizer;
         let parameter = |(name, tensor): (String, &tch::Tensor)| {
-            let role = if name.ends_with(".gate") { Role::Gate } else { Role::Weight };
+            let gate = name.rsplit('.').next() == Some("gate");
+            let role = if gate { Role::Gate } else { Role::Weight };
             Parameter::new(name, tensor.shallow_clone(), role)
         };
         Ok(Self {
