@@ -33,6 +33,10 @@ test: tools ## set up, then run every check and test
 .PHONY: setup
 setup: libtorch model ## fetch libtorch and the quickstart's model into the cache, and tell cargo
 
+.PHONY: bench
+bench: setup build ## measure speed and memory; PEERS=1 also what people use instead: docs/results/performance.md
+	$(PYTHON) scripts/bench.py $(if $(PEERS),--peers) $(BENCH)
+
 .PHONY: install
 install: build ## install the program and its libraries under PREFIX (/usr/local)
 	scripts/install.sh $(PROGRAM) "$(DESTDIR)$(PREFIX)"

@@ -3,6 +3,7 @@
 //! Exit codes: 0 when done, 2 when something the user gave is at fault, 1 when something failed although it was right,
 //! 130 when interrupted after saving.
 
+mod bench;
 mod completions;
 mod doctor;
 mod eval;
@@ -10,13 +11,16 @@ mod export;
 mod generate;
 mod plan;
 mod plot;
+mod profile;
 mod replay;
 mod screen;
 mod train;
 
 use clap::{Parser, Subcommand};
+use profile::{Kept, Listener, Trace};
 use std::process::ExitCode;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::prelude::*;
 
 /// Fine-tune language models by reinforcement learning, and keep every sample.
 #[derive(Debug, Parser)]
@@ -42,6 +46,8 @@ enum Verb {
     Plan(plan::Args),
     /// Draw a metric of one or several runs.
     Plot(plot::Args),
+    /// Measure how fast this machine samples and trains with a model, against its own limits.
+    Bench(bench::Args),
     /// Check this machine: libtorch, device, threads, cache and model.
     Doctor,
     /// Print a completion script for a shell.
@@ -50,19 +56,36 @@ enum Verb {
 
 fn main() -> ExitCode {
     let verb = Cli::parse().verb;
-    if matches!(verb, Verb::Train(_) | Verb::Eval(_) | Verb::Generate(_)) {
+    if matches!(verb, Verb::Train(_) | Verb::Eval(_) | Verb::Generate(_) | Verb::Bench(_)) {
         let_waiting_threads_sleep();
     }
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(
-            std::env::var("PROXRL_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::WARN),
-        )
-        .without_time()
-        .with_target(false)
-        .init();
-    let done = match verb {
-        Verb::Train(args) => train::run(&args),
+    let done = go(verb);
+    done.unwrap_or_else(|error| {
+        screen::error(&error);
+        if is_broken_pipe(&error) {
+            return ExitCode::SUCCESS;
+        }
+        ExitCode::from(if is_input(&error) { 2 } else { 1 })
+    })
+}
+
+/// Shows warnings, or what `PROXRL_LOG` names, and lets `listener` hear what phases a run goes through.
+fn listen(listener: Option<Listener>) {
+    let level = std::env::var("PROXRL_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::WARN);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
+    tracing_subscriber::registry().with(lines.with_filter(level)).with(listener.map(Listener::layer)).init();
+}
+
+fn go(verb: Verb) -> anyhow::Result<ExitCode> {
+    let phases = Kept::default();
+    let trace = if let Verb::Train(args) = &verb { args.trace()? } else { None };
+    listen(match &verb {
+        Verb::Bench(_) => Some(phases.listener()),
+        _ => trace.as_ref().map(Trace::listener),
+    });
+    match verb {
+        Verb::Train(args) => train::run(&args, trace.as_ref()),
+        Verb::Bench(args) => bench::run(&args, &phases).map(|()| ExitCode::SUCCESS),
         Verb::Eval(args) => eval::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Generate(args) => generate::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Replay(args) => replay::run(&args),
@@ -74,14 +97,7 @@ fn main() -> ExitCode {
             completions::run(&args);
             Ok(ExitCode::SUCCESS)
         }
-    };
-    done.unwrap_or_else(|error| {
-        screen::error(&error);
-        if is_broken_pipe(&error) {
-            return ExitCode::SUCCESS;
-        }
-        ExitCode::from(if is_input(&error) { 2 } else { 1 })
-    })
+    }
 }
 
 /// Starts the program anew, in the same process, with `OMP_WAIT_POLICY=PASSIVE` unless the user has set it.

@@ -1,6 +1,7 @@
 //! `proxrl train`: runs a config, or goes on with a run.
 #![expect(clippy::print_stdout, reason = "the closing table is the program's output")]
 
+use crate::profile::Trace;
 use crate::screen::{self, Screen, Usage, clock, thousands};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,12 +24,36 @@ pub(crate) struct Args {
     /// Go on with the run in this folder from its newest checkpoint.
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
+    /// Write when each phase began and how long it took to this file, as a Chrome trace: open it in
+    /// <https://ui.perfetto.dev> or `chrome://tracing`.
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+}
+
+impl Args {
+    /// Begins the trace that is asked for.
+    pub(crate) fn trace(&self) -> anyhow::Result<Option<Trace>> {
+        let Some(path) = &self.profile else { return Ok(None) };
+        let trace = Trace::create(path).map_err(|error| {
+            Usage(format!("cannot write the profile {}: {error}; --profile names a file to write", path.display()))
+        })?;
+        Ok(Some(trace))
+    }
 }
 
 /// Set by the first Ctrl-C: finish the step, save, leave.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+/// Trains; what is heard of its phases goes into `trace`, which is closed however the run ends.
+pub(crate) fn run(args: &Args, trace: Option<&Trace>) -> anyhow::Result<ExitCode> {
+    let done = train(args);
+    let written = trace.map_or(Ok(()), Trace::finish);
+    let code = done?;
+    written?;
+    Ok(code)
+}
+
+fn train(args: &Args) -> anyhow::Result<ExitCode> {
     let (config, target) = match (&args.config, &args.resume) {
         (_, Some(folder)) => (trainer::resumed_config(folder, &args.set)?, Target::Resume(folder.clone())),
         (Some(path), None) => {

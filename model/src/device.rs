@@ -123,6 +123,13 @@ pub fn set_threads(threads: Option<usize>) {
     }
 }
 
+/// Waits until a device has done what it was asked: a GPU works on while its caller goes on, which clocks must know.
+pub fn wait(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -273,6 +273,7 @@ impl Engine {
     }
 
     fn prefill_batch(&mut self, batch: &[usize]) {
+        let _span = tracing::info_span!(target: "phase", "prefill").entered();
         let prompts: Vec<&[Token]> = batch.iter().map(|request| &self.requests[request].prompt_ids[..]).collect();
         let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.len()).collect();
         let ids: Vec<i64> = prompts.iter().flat_map(|prompt| prompt.iter().map(|id| i64::from(*id))).collect();
@@ -342,6 +343,7 @@ impl Engine {
         if self.rows.is_empty() {
             return;
         }
+        let _span = tracing::info_span!(target: "phase", "decode", rows = self.rows.len()).entered();
         let ids: Vec<i64> = self.rows.iter().filter_map(|row| row.ids.last()).map(|id| i64::from(*id)).collect();
         let lengths: Vec<usize> = self.rows.iter().map(|row| row.cached).collect();
         let decode = |policy: &Policy, cache: &mut KvCache| {

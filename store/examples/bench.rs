@@ -5,6 +5,7 @@
 //! cargo run --release -p proxrl-store --example bench -- draw     [SAMPLES]   512 rows from so many, and opening them
 //! cargo run --release -p proxrl-store --example bench -- readers  [SECONDS]   one writer and eight readers
 //! cargo run --release -p proxrl-store --example bench -- kill     [TIMES]     kill -9 while writing
+//! cargo run --release -p proxrl-store --example bench -- growth   [SAMPLES]   appends and draws, as a store grows to so many
 //! ```
 //!
 //! Everything happens in a temporary folder (`TMPDIR` says where), which needs about 1 GB for a million samples. Each
@@ -46,7 +47,8 @@ fn main() -> Result<()> {
         "draw" => draw(number.unwrap_or(1_000_000)),
         "readers" => readers(Duration::from_secs(number.unwrap_or(60) as u64)),
         "kill" => kill(number.unwrap_or(100)),
-        _ => Err("say what to measure: append, draw, readers or kill".into()),
+        "growth" => growth(number.unwrap_or(1_000_000)),
+        _ => Err("say what to measure: append, draw, readers, kill or growth".into()),
     }
 }
 
@@ -154,6 +156,56 @@ fn draw(samples: usize) -> Result<()> {
     let fill = times(&|| rule.fill(&source, &stuck, &Seed::new(1)).map(|_| ()), DRAWS)?;
     report("fill 64 groups, stratified", fill);
     Ok(())
+}
+
+/// Appends of a step and draws of 64 groups at a thousand stored samples, ten thousand and so on: one JSON object with
+/// the figures by the names that `scripts/bench.py` keeps them under.
+fn growth(samples: usize) -> Result<()> {
+    const TOKENS: usize = 32;
+    const TIMES: u64 = 15;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("growing.db");
+    let (store, run) = new_store(&path)?;
+    let mut figures = Vec::new();
+    let mut steps = 0;
+    for stored in std::iter::successors(Some(1_000), |stored| Some(stored * 10)).take_while(|it| *it <= samples) {
+        while (steps * ROWS as u64) < stored as u64 {
+            steps += 1;
+            store.append_step(run, steps, &groups(steps, TOKENS), None)?;
+        }
+        let mut appends = Vec::new();
+        for _ in 0..TIMES {
+            steps += 1;
+            let step = groups(steps, TOKENS);
+            let start = Instant::now();
+            store.append_step(run, steps, &step, None)?;
+            appends.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        figures.push(figure("append", stored, &appends));
+        let source = Source::of(&store, run, steps + 1);
+        let rules: [(&str, &dyn ReplaySampler); 3] =
+            [("uniform", &Uniform), ("recent", &Recent { steps: 2 }), ("stratified", &Stratified::default())];
+        for (name, rule) in rules {
+            let mut draws = Vec::new();
+            for trial in 0..TIMES {
+                let start = Instant::now();
+                let groups = rule.draw_from(&source, GROUPS, &Seed::new(trial))?;
+                draws.push(start.elapsed().as_secs_f64() * 1e3);
+                if groups.len() != GROUPS {
+                    return Err(format!("{name} gave {} groups of {stored} samples", groups.len()).into());
+                }
+            }
+            figures.push(figure(name, stored, &draws));
+        }
+    }
+    println!("{{\"figures\": [{}]}}", figures.join(", "));
+    Ok(())
+}
+
+fn figure(name: &str, stored: usize, times_ms: &[f64]) -> String {
+    let values: Vec<String> = times_ms.iter().map(|time| format!("{time:.4}")).collect();
+    let values = values.join(", ");
+    format!("{{\"key\": \"growth/store/{name}/{stored}\", \"unit\": \"ms\", \"values\": [{values}]}}")
 }
 
 /// One writer and eight readers for a while: no error, no torn step, no lost row.

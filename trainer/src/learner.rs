@@ -152,6 +152,7 @@ impl Learner {
                 let number = before + (epoch * schedule.minibatches + index) as u64;
                 rate = self.rate_scale * rate_of.at(number, total);
                 let max_grad_norm = self.update_rule.max_grad_norm();
+                let _span = phase_span!("optimizer");
                 match optimizer::update(&mut *self.optimizer, &mut self.parameters, rate, max_grad_norm)? {
                     Update::Taken { grad_norm } => {
                         taken += 1;
@@ -235,11 +236,12 @@ impl Learner {
         let needs = self.algorithm.needs();
         let scores = match needs.samples {
             _ if needs.scored_credit => Some(self.score(groups, policy)?),
-            Samples::Pairs | Samples::Demonstrations if needs.reference => Some(self.references.scores(
-                groups,
-                self.cut,
-                |packed| policy.logprobs(packed, self.temperature, &self.reference),
-            )?),
+            Samples::Pairs | Samples::Demonstrations if needs.reference => {
+                Some(self.references.scores(groups, self.cut, |packed| {
+                    let _span = phase_span!("score");
+                    policy.logprobs(packed, self.temperature, &self.reference)
+                })?)
+            }
             _ => None,
         };
         let scores = scores.as_deref();
@@ -253,6 +255,7 @@ impl Learner {
 
     /// Scores every sample of the step under every policy that the algorithm asks for.
     fn score(&self, groups: &[ScoredGroup], policy: &Policy) -> Result<Vec<Vec<SampleScores>>> {
+        let _span = phase_span!("score");
         let reference = self.algorithm.needs().reference;
         let scores = score_samples(groups, self.cut, |packed| {
             let mut columns = match &self.critic {
@@ -287,7 +290,10 @@ impl Learner {
             return;
         }
         for batch in batches.iter_mut().flat_map(|batch| &mut batch.micro_batches) {
-            let score = |adapter| policy.logprobs(&batch.packed, self.temperature, adapter);
+            let score = |adapter| {
+                let _span = phase_span!("score");
+                policy.logprobs(&batch.packed, self.temperature, adapter)
+            };
             if schedule.updates() > 1 && batch.proximal_logprobs.is_none() {
                 batch.proximal_logprobs = Some(score(policy.adapter()));
             }
@@ -307,22 +313,27 @@ impl Learner {
     fn accumulate(&self, batch: &Batch, schedule: &Schedule, policy: &Policy, tally: &mut Tally) -> f64 {
         let needs = self.algorithm.needs();
         if let (Reads::Ends, Some(critic)) = (needs.reads, &self.critic) {
+            let forward = phase_span!("forward");
             let values = policy.evaluate_values(&batch.packed, critic);
+            drop(forward);
             let nothing = values.leaf.narrow(0, 0, 0);
             let outputs = Outputs { values: Some(&values.leaf), ..Outputs::of(&nothing) };
             let loss = self.algorithm.loss(batch, outputs, tally);
             if loss.requires_grad() {
+                let _span = phase_span!("backward");
                 values.backward(&loss);
             }
             return loss.double_value(&[]);
         }
         let drawn = matches!(needs.samples, Samples::Drawn { .. });
         let want = if drawn { Want::Entropy } else { Want::Fit };
+        let forward = phase_span!("forward");
         let mut evaluation = policy.evaluate(&batch.packed, self.temperature, want, self.critic.as_ref());
         if needs.divergences == Divergences::Exact {
             let others = std::iter::once(&self.reference).chain(schedule.score_previous.then_some(&self.previous));
             others.for_each(|adapter| policy.add_divergence(&mut evaluation, &batch.packed, adapter));
         }
+        drop(forward);
         let logprobs = &evaluation.logprobs;
         // Where an opponent's samples are learned from too, nothing is wrong if its log-probabilities are not the policy's.
         if drawn && needs.opponent.is_none() {
@@ -343,6 +354,7 @@ impl Learner {
         };
         let loss = self.algorithm.loss(batch, outputs, tally);
         if loss.requires_grad() {
+            let _span = phase_span!("backward");
             evaluation.backward(&loss);
         }
         loss.double_value(&[])

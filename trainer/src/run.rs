@@ -48,8 +48,10 @@ pub enum Outcome {
 /// Runs a config to its end, or until `stop` is raised.
 pub fn train(config: &Config, target: &Target, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
     observer.phase(Phase::Loading);
+    let loading = phase_span!("load");
     let plan = Plan::build(config)?;
     let learner = Learner::new(config, &plan.policy)?;
+    drop(loading);
     let (folder, store, run) = folder::open(config, target, plan.policy.identity())?;
     let mut training = Training::open(config, plan, learner, folder, store, run)?;
     let outcome = training.run(observer, stop);
@@ -209,6 +211,7 @@ impl<'a> Training<'a> {
 
     /// One step of the loop: what was measured, and what its guards say.
     fn step(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(Metrics, Vec<Alarm>)> {
+        let _span = phase_span!("step", number = step);
         let start = Instant::now();
         let samples = self.samples(step, observer)?;
         let mut metrics = samples.metrics.clone();
@@ -261,6 +264,7 @@ impl<'a> Training<'a> {
 
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
         let Some(exam) = &self.plan.exam else { return Ok(Metrics::new()) };
+        let _span = phase_span!("evaluate");
         observer.phase(Phase::Evaluating);
         let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
         exam.evaluate(&self.plan.policy, &self.learner, &mut self.plan.reward, &mut progress)
@@ -271,6 +275,7 @@ impl<'a> Training<'a> {
         if self.saved == Some(self.state.step) {
             return Ok(());
         }
+        let _span = phase_span!("checkpoint");
         let snapshot = self.learner.snapshot(&self.state, &self.plan.policy);
         let path = self.snapshots.save(&snapshot)?;
         self.store.checkpoint(self.run, self.state.step, &path.display().to_string(), &self.state.policy_hash)?;

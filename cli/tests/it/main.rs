@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod architecture;
+mod bench;
 mod configs;
 mod data;
 mod errors;
@@ -13,6 +14,7 @@ mod learns;
 mod methods;
 mod ppo;
 mod preferences;
+mod profile;
 mod replay;
 mod replay_docs;
 mod replayed;

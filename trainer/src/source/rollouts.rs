@@ -61,6 +61,7 @@ impl Rollouts {
             stored.into_iter().map(|group| group.scored).collect()
         } else {
             let drawn = self.draw(step, prompts, schedule, &mut desk)?;
+            let _span = phase_span!("append");
             desk.store.append_step(desk.run, step, &drawn, desk.adapter.as_deref())?;
             drawn
         };
@@ -94,6 +95,7 @@ impl Rollouts {
     fn round(&mut self, prompts: &[Prompt], seed: &Seed, desk: &mut Desk<'_>) -> Result<Vec<ScoredGroup>> {
         let observer = &mut *desk.observer;
         observer.phase(Phase::Sampling);
+        let collecting = phase_span!("collect");
         let slices = self.behavior.slices(self.group_size);
         let mut groups: Vec<Group> = Vec::new();
         for (slice, group_size) in (0..).zip(&slices) {
@@ -117,7 +119,9 @@ impl Rollouts {
             let others = opponent.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
             groups = groups.into_iter().zip(others).flat_map(|(own, other)| [own, other]).collect();
         }
+        drop(collecting);
         observer.phase(Phase::Scoring);
+        let _span = phase_span!("reward");
         Ok(desk.reward.score(groups)?)
     }
 }

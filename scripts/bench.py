@@ -1,0 +1,344 @@
+#!/usr/bin/env python3
+"""Measure proxrl, and what people would use instead, on the same weights, on one machine, in one run.
+
+    make bench                                    this program alone, against the machine's limits
+    make bench PEERS=1                            and transformers with PEFT, TRL and llama.cpp
+    python3 scripts/bench.py --parts decode grpo  some parts; the others keep the numbers that they have
+    python3 scripts/bench.py --check              has anything become slower than docs/results/performance.json says?
+
+Product and peers take turns, part by part and round by round, each in a process of its own. Every number is the median of
+its repetitions with the least and the greatest. What is kept and compared later are ratios only, of numbers of one run:
+product to peer, and product to the machine's limit, as `proxrl bench` computes it.
+
+The peers get a Python environment of their own in ${PROXRL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/proxrl}/peers, some 6 GB,
+at the versions below; llama.cpp is compiled on the way, which takes minutes. `--peers-python` names an environment that
+is there already. The weights are the untouched model, exported by this program itself, and it is checked that the peers'
+tokenizer gives the same tokens. Without --peers, Python 3.8 and the program are enough.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import bench_page
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs/bench.toml"
+PINNED = [
+    "torch==2.13.0",
+    "transformers==5.23.0",
+    "trl==1.16.0",
+    "peft==0.21.0",
+    "datasets==5.2.0",
+    "accelerate==1.15.0",
+    "llama-cpp-python==0.3.36",
+]
+PARTS = ["decode", "prefill", "score", "train", "grpo", "dpo", "startup", "growth"]
+USUAL = PARTS[:-1]
+# Who does the same, by part.
+PEERS = {
+    "decode": ["transformers", "llama.cpp"],
+    "prefill": ["transformers", "llama.cpp"],
+    "score": ["transformers"],
+    "train": ["transformers"],
+    "grpo": ["trl"],
+    "dpo": ["trl"],
+    "startup": ["trl"],
+}
+QUESTION = "What is 137+58? Answer with a number."
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=USUAL, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--peers", action="store_true", help="measure the peers too; sets up their environment once")
+    parser.add_argument("--peers-python", type=Path, help="a Python that has the peers already")
+    parser.add_argument("--only-peers", nargs="+", metavar="PEER", help="of transformers, trl and llama.cpp, only these")
+    parser.add_argument("--rounds", type=int, default=1, help="turns that product and peers take")
+    parser.add_argument("--repetitions", type=int, default=3, help="of each figure in each turn")
+    parser.add_argument("--seconds", type=float, default=60, help="no further repetition of a figure begins after this")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048])
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--trl-micro", type=int, default=0, help="TRL's per-device batch; 0 for the whole batch")
+    parser.add_argument("--no-store", action="store_true", help="leave the store out of growth")
+    parser.add_argument("--model", help="the model; that of configs/bench.toml by default")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config")
+    parser.add_argument("--program", type=Path, default=ROOT / "target/release/proxrl")
+    parser.add_argument("--kept", type=Path, default=ROOT / "docs/results/performance.json", help="where ratios are kept")
+    parser.add_argument("--check", action="store_true", help="compare with what is kept instead of keeping it")
+    parser.add_argument("--tolerance", type=float, default=0.25, help="the share of a ratio that may be lost")
+    return parser.parse_args()
+
+
+def cache_folder():
+    own, home = os.environ.get("PROXRL_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own).expanduser() if own else (Path(home) if home else Path.home() / ".cache") / "proxrl"
+
+
+def peers_python(args):
+    """A Python that has the peers; None if they are not wanted."""
+    if args.peers_python:
+        return args.peers_python
+    if not args.peers:
+        return None
+    folder = cache_folder() / "peers"
+    python, stamp = folder / "bin/python", folder / ".complete"
+    if not stamp.exists() or stamp.read_text() != "\n".join(PINNED):
+        say(f"peers: installing into {folder}, once")
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PINNED], check=True)
+        stamp.write_text("\n".join(PINNED))
+    return python
+
+
+def say(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(command, **more):
+    """What a command prints; its complaints go to the screen."""
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, **more)
+    if done.returncode != 0:
+        sys.exit(f"{shlex.join(map(str, command))} failed")
+    return done.stdout
+
+
+def changes(args):
+    model = [f'model.path="{args.model}"'] if args.model else []
+    return [word for change in model + args.set for word in ("--set", change)]
+
+
+def weights(args, python):
+    """The untouched model as the peers read it: (Hugging Face folder, GGUF file), made once for each program and model."""
+    about = [str(args.program.stat().st_mtime_ns), args.model or "", *args.set]
+    folder = cache_folder() / "bench-weights"
+    stamp = folder / ".complete"
+    hf, gguf = folder / "hf", folder / "model.gguf"
+    if not stamp.exists() or stamp.read_text() != "\n".join(about):
+        say("peers: exporting the untouched model")
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            # Two samples of one token have the same length, so the same reward: nothing is learned in this one step.
+            small = ["steps=1", "rollout.prompts_per_step=1", "rollout.group_size=2", "rollout.max_new_tokens=1"]
+            small += [f'store.url="sqlite://{scratch}/bench.db"', "tracker.tensorboard=false"]
+            sets = [word for change in small for word in ("--set", change)]
+            run([args.program, "train", CONFIG, "--out", f"{scratch}/run", *changes(args), *sets], stderr=subprocess.DEVNULL)
+            subprocess.run(["rm", "-rf", str(hf)], check=True)
+            run([args.program, "export", f"{scratch}/run", "--format", "hf", "--type", "f32", "--out", hf])
+            run([args.program, "export", f"{scratch}/run", "--format", "gguf", "--type", "f32", "--out", gguf])
+            drawn = run([args.program, "generate", "--run", f"{scratch}/run", "--json", "--max-new-tokens", "1", QUESTION])
+            (folder / "question.json").write_text(drawn)
+        check_tokens(python, hf, json.loads((folder / "question.json").read_text())["prompt_ids"])
+        stamp.write_text("\n".join(about))
+    return hf, gguf
+
+
+def check_tokens(python, hf, expected):
+    """Digits are one token each, and the chat template is the same: else the peers would do other work."""
+    code = (
+        "import json, sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1]);"
+        " print(json.dumps(t.apply_chat_template([{'role': 'user', 'content': sys.argv[2]}],"
+        " add_generation_prompt=True, return_dict=True)['input_ids']))"
+    )
+    found = json.loads(run([python, "-c", code, hf, QUESTION]))
+    if found != expected:
+        sys.exit(f"the peers' tokenizer gives {found} for `{QUESTION}`, but proxrl {expected}: the work would differ")
+
+
+def product(args, part):
+    say(f"{part}: proxrl")
+    words = [args.program, "bench", part, "--json", "--config", CONFIG, *changes(args)]
+    words += ["--repetitions", args.repetitions, "--seconds", args.seconds, "--new-tokens", args.new_tokens]
+    words += ["--prompt-tokens", args.prompt_tokens, "--tokens", args.tokens]
+    words += ["--batches", ",".join(map(str, args.batches)), "--lengths", ",".join(map(str, args.lengths))]
+    return json.loads(run(words))
+
+
+def store_growth():
+    """Appends to and draws from a store that grows to a million samples, by the store's own bench."""
+    say("growth: the store")
+    words = [os.environ.get("CARGO", "cargo"), "run", "--release", "--locked", "--package", "proxrl-store"]
+    return json.loads(run([*words, "--example", "bench", "--", "growth"], cwd=ROOT))["figures"]
+
+
+def peer(args, python, name, part, work):
+    say(f"{part}: {name}")
+    with tempfile.TemporaryDirectory() as folder:
+        words = [python, ROOT / "scripts/bench_peers.py", name, part, json.dumps({**work, "folder": folder})]
+        done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        say(f"{part}: {name} failed and is left out: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        return []
+    return json.loads(done.stdout)["figures"]
+
+
+def measure(args, python):
+    """Figures by key, with the values of the product and of each peer; and what else the product says."""
+    hf, gguf = weights(args, python) if python else (None, None)
+    figures, about = {}, {}
+    for turn in range(args.rounds):
+        for part in args.parts:
+            report = product(args, part)
+            about = {**about, **{key: report[key] for key in ("program", "model", "threads", "machine") if key in report}}
+            for found in report["figures"]:
+                kept = figures.setdefault(found["key"], {**found, "values": [], "limits": [], "peers": {}})
+                kept["values"] += found["values"]
+                kept["limits"] += [found["limit"]] if found["limit"] else []
+            if part == "growth" and not args.no_store:
+                for found in store_growth():
+                    blank = {**found, "name": found["key"], "better": "lower", "values": [], "limits": [], "peers": {}}
+                    figures.setdefault(found["key"], blank)["values"].extend(found["values"])
+            work = {
+                "threads": report["threads"], "prose": report["prose"], "repetitions": args.repetitions,
+                "seconds": args.seconds, "batches": args.batches, "new_tokens": args.new_tokens,
+                "prompt_tokens": args.prompt_tokens, "lengths": args.lengths, "tokens": args.tokens, "ragged": True,
+                "hf": str(hf), "gguf": str(gguf), "trl_micro": args.trl_micro,
+                "prompts_per_step": 4, "group_size": 8, "max_new_tokens": 64,
+            }  # fmt: skip
+            for name in PEERS.get(part, []) if python else []:
+                if args.only_peers and name not in args.only_peers:
+                    continue
+                for found in peer(args, python, name, part, work):
+                    blank = {"key": found["key"], "unit": found["unit"], "values": [], "limits": [], "peers": {}}
+                    own = figures.setdefault(found["key"], blank)
+                    own["peers"].setdefault(name, []).extend(found["values"])
+    return figures, about
+
+
+def summary(values):
+    return {"median": statistics.median(values), "low": min(values), "high": max(values), "values": values}
+
+
+def ratio(better, own, other):
+    """How many times better `own` is than `other`."""
+    return own / other if better == "higher" else other / own
+
+
+def condensed(figures):
+    """Figures with medians and ratios, as they are kept."""
+    kept = []
+    for figure in figures.values():
+        better = figure.get("better", "lower")
+        entry = {key: figure.get(key) for key in ("key", "name", "unit", "work")}
+        entry.update(better=better, product=None, share_of_limit=None, peers={})
+        if figure["values"]:
+            entry["product"] = summary(figure["values"])
+            if figure["limits"]:
+                entry["limit"] = statistics.median(figure["limits"])
+                entry["share_of_limit"] = ratio(better, entry["product"]["median"], entry["limit"])
+        for name, values in figure["peers"].items():
+            entry["peers"][name] = summary(values)
+            if entry["product"]:
+                entry["peers"][name]["ratio"] = ratio(better, entry["product"]["median"], entry["peers"][name]["median"])
+        kept.append(entry)
+    return kept
+
+
+def ratios(entries):
+    """Every ratio that is guarded, by a name that says what it is."""
+    found = {}
+    for entry in entries:
+        if entry["share_of_limit"]:
+            found[f"{entry['key']}, share of the limit"] = entry["share_of_limit"]
+        for name, other in entry["peers"].items():
+            if "ratio" in other:
+                found[f"{entry['key']}, to {name}"] = other["ratio"]
+    return found
+
+
+def check(kept, now, tolerance):
+    """Prints ratios that were lost; how many."""
+    before, after = ratios(kept["figures"]), ratios(now)
+    lost = 0
+    for name in sorted(before.keys() & after.keys()):
+        share = after[name] / before[name]
+        word = "LOST" if share < 1 - tolerance else "ok"
+        lost += word == "LOST"
+        print(f"{word:5} {name}: {after[name]:.3f}, was {before[name]:.3f} ({share - 1:+.0%})")
+    if not before.keys() & after.keys():
+        sys.exit("nothing that was measured is kept: run without --check first")
+    return lost
+
+
+def versions(python):
+    code = (
+        "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in"
+        " ('torch', 'transformers', 'trl', 'peft', 'llama-cpp-python') if any(d.name == n or"
+        " d.name.replace('_', '-') == n for d in m.distributions())}))"
+    )
+    return json.loads(run([python, "-c", code]))
+
+
+def machine():
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        model = next(line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{len(os.sched_getaffinity(0))} cores of {model}, {platform.system()}"
+
+
+def commit():
+    said = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    return said.stdout.strip() or "unknown"
+
+
+def spoken(words):
+    """The command line as anybody would give it: without the places that things have on this machine."""
+    own = {"--program": [], "--kept": [], "--peers-python": ["--peers"]}
+    kept, words = [], iter(words)
+    for word in words:
+        if word in own:
+            next(words, None)
+            kept += own[word]
+        else:
+            kept.append(word)
+    return kept
+
+
+def keep(args, about, entries, python):
+    """Puts the figures into the file, beside those of parts that were not measured now, and writes the page."""
+    kept = json.loads(args.kept.read_text()) if args.kept.exists() else {"figures": []}
+    measured = {entry["key"] for entry in entries}
+    kept["figures"] = [entry for entry in kept["figures"] if entry["key"] not in measured] + entries
+    kept["figures"].sort(key=lambda entry: (PARTS.index(entry["key"].split("/")[0]), bench_page.order(entry["key"])))
+    command = "python3 scripts/bench.py " + shlex.join(spoken(sys.argv[1:]))
+    for part in args.parts:
+        kept.setdefault("parts", {})[part] = {"commit": commit(), "command": command.strip(), **about}
+    kept["host"] = machine()
+    if python:
+        kept["peers"] = versions(python)
+    args.kept.parent.mkdir(parents=True, exist_ok=True)
+    args.kept.write_text(json.dumps(kept, indent=1) + "\n")
+    return bench_page.write(kept, args.kept.with_suffix(".md"))
+
+
+def main():
+    args = arguments()
+    if not args.program.exists():
+        sys.exit(f"{args.program} is not there: cargo build --release builds it, --program names another one")
+    python = peers_python(args)
+    figures, about = measure(args, python)
+    entries = condensed(figures)
+    print(bench_page.text_table(entries))
+    if args.check:
+        if not args.kept.exists():
+            sys.exit(f"{args.kept} is not there: run without --check first")
+        lost = check(json.loads(args.kept.read_text()), entries, args.tolerance)
+        sys.exit(f"{lost} ratios lost more than {args.tolerance:.0%}" if lost else 0)
+    print(keep(args, about, entries, python))
+
+
+if __name__ == "__main__":
+    main()
