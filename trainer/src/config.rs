@@ -8,6 +8,7 @@ mod parse;
 pub use parse::Override;
 
 use crate::algorithm::{self, Algorithm, Samples};
+use crate::judging::WIN_RATE;
 use crate::{Error, Result, behavior, guard, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -36,6 +37,9 @@ pub struct Config {
     /// What samples are worth: a weighted sum. Algorithms that learn from a data set need none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reward: Vec<reward::Config>,
+    /// Who says which of two samples is better; without one, methods that learn from pairs compare rewards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<reward::judge::Config>,
     /// The learning rule.
     #[serde(default)]
     pub algorithm: algorithm::Config,
@@ -223,6 +227,7 @@ impl Config {
         if let Samples::Drawn { group_size } = algorithm.needs().samples {
             self.check_drawing(group_size)?;
         }
+        self.check_judge(&*algorithm)?;
         self.guard.check(&*algorithm, self.algorithm.name(), &self.checkpoint)?;
         let accelerated = algorithm.needs().iterations.is_some_and(|iterations| iterations.alpha > 0.0);
         if accelerated && matches!(self.model.adapter, model::adapter::AdapterConfig::Sora(_)) {
@@ -275,10 +280,35 @@ impl Config {
         }
     }
 
+    /// Refuses a judge that nobody would ask.
+    fn check_judge(&self, algorithm: &dyn Algorithm) -> Result<()> {
+        if self.judge.is_none() {
+            return Ok(());
+        }
+        let drawn = matches!(algorithm.needs().samples, Samples::Drawn { .. });
+        if drawn && algorithm.needs().compares.is_none() {
+            return Err(Error::input(format!(
+                "[judge] compares samples, but algorithm.{} learns from rewards; drop [judge], or use a method that compares, such as [algorithm.online_dpo]",
+                self.algorithm.name(),
+            )));
+        }
+        if self.replay.as_ref().is_some_and(|replay| replay.offline) {
+            return Err(Error::input(
+                "[judge] compares samples as they are drawn, but replay.offline draws none; drop [judge]",
+            ));
+        }
+        if self.reward.iter().any(|reward| reward.name() == WIN_RATE) {
+            return Err(Error::input(format!(
+                "a [[reward]] is called `{WIN_RATE}`, as what [judge] finds is; give it another `name`"
+            )));
+        }
+        Ok(())
+    }
+
     /// What a run needs that draws its samples in groups of at least `group_size`.
     fn check_drawing(&self, group_size: usize) -> Result<()> {
-        if self.reward.is_empty() {
-            return Err(Error::input("no [[reward]] is given; without one nothing can be learned"));
+        if self.reward.is_empty() && self.judge.is_none() {
+            return Err(Error::input("no [[reward]] is given, and no [judge]; without one nothing can be learned"));
         }
         if self.rollout.group_size < group_size {
             return Err(Error::input(format!(

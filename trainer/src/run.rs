@@ -253,6 +253,7 @@ impl<'a> Training<'a> {
             store: &self.store,
             run: self.run,
             reward: &mut self.plan.reward,
+            judge: self.plan.judge.as_mut(),
             adapter: kept.then(|| self.snapshots.path(step - 1).display().to_string()),
             observer,
         };

@@ -20,7 +20,7 @@
 use super::policy_gradient::not_negative;
 use super::preference::{self, Against, Pairs, Ties};
 use super::sppo::{self, SppoForm};
-use super::{Algorithm, Credits, Evidence, Iterations, Needs, Outputs};
+use super::{Algorithm, Compares, Credits, Evidence, Iterations, Needs, Outputs};
 use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, sigmoid, squared};
 use crate::objective::{Denominator, Tally};
@@ -103,7 +103,7 @@ impl Algorithm for Apo {
             alpha: self.alpha,
             max_loss_increase: self.max_loss_increase,
         };
-        Needs { iterations: Some(iterations), ..preference::drawn_needs(2) }
+        Needs { iterations: Some(iterations), ..preference::drawn_needs(2, Compares::Group) }
     }
 
     fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {

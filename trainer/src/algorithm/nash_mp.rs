@@ -20,8 +20,8 @@
 //! factors and not of their product; how far it is from the policy is measured (`objective/anchor_kl`).
 
 use super::policy_gradient::not_negative;
-use super::preference::{self, Pairs, win_probability};
-use super::{Algorithm, Credit, Credits, Evidence, Needs, Outputs, SampleScores};
+use super::preference::{self, Entrant, Pairs};
+use super::{Algorithm, Compares, Credit, Credits, Evidence, Needs, Outputs, SampleScores};
 use crate::batch::Batch;
 use crate::objective::preference::squared;
 use crate::objective::{Aggregation, Denominator, Tally};
@@ -80,14 +80,16 @@ impl NashMp {
 
     /// The advantages of a group: each judged sample against every other one.
     fn advantages(&self, group: &ScoredGroup, scores: &[SampleScores]) -> Vec<Option<Credit>> {
-        let judged: Vec<(usize, f64, f64)> =
-            group.judged().map(|(place, _, reward)| (place, f64::from(reward), self.penalty(&scores[place]))).collect();
+        let entrants = preference::entrants(group);
+        let penalty = |place: usize| self.penalty(&scores[place]);
         let mut credits = vec![None; scores.len()];
-        for (place, reward, penalty) in judged.iter().filter(|_| judged.len() > 1) {
-            let games = judged.iter().filter(|(other, ..)| other != place).map(|(_, other, their_penalty)| {
-                win_probability(*reward, *other, self.judge_temperature) - 0.5 - (penalty - their_penalty)
-            });
-            credits[*place] = Some(Credit::Whole(games.sum::<f64>() / (judged.len() - 1) as f64));
+        for own in &entrants {
+            let game = |other: &Entrant| {
+                let wins = preference::beats(group, *own, *other, self.judge_temperature)?;
+                Some(wins - 0.5 - (penalty(own.0) - penalty(other.0)))
+            };
+            let games = entrants.iter().filter(|other| other.0 != own.0).filter_map(game);
+            credits[own.0] = preference::mean(&games.collect::<Vec<_>>()).map(Credit::Whole);
         }
         credits
     }
@@ -101,7 +103,13 @@ impl NashMp {
 impl Algorithm for NashMp {
     fn needs(&self) -> Needs {
         let contrastive = self.form == NashForm::Contrastive;
-        Needs { anchor: Some(self.kappa), scored_credit: true, whole_groups: contrastive, ..preference::drawn_needs(2) }
+        let compares = if contrastive { Compares::Neighbours } else { Compares::Group };
+        Needs {
+            anchor: Some(self.kappa),
+            scored_credit: true,
+            whole_groups: contrastive,
+            ..preference::drawn_needs(2, compares)
+        }
     }
 
     fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {

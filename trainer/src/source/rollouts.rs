@@ -12,7 +12,7 @@ use crate::algorithm::Schedule;
 use crate::behavior::BehaviorPolicy;
 use crate::objective::has_signal;
 use crate::run::Phase;
-use crate::{Result, measure};
+use crate::{Result, judging, measure};
 use model::Policy;
 use rollout::collector::{Collector, Job};
 use rollout::prompts::Epochs;
@@ -118,7 +118,11 @@ impl Rollouts {
             groups = groups.into_iter().zip(others).flat_map(|(own, other)| [own, other]).collect();
         }
         observer.phase(Phase::Scoring);
-        Ok(desk.reward.score(groups)?)
+        let scored = desk.reward.score(groups)?;
+        match &mut desk.judge {
+            Some(bench) => bench.hear(scored),
+            None => Ok(scored),
+        }
     }
 }
 
@@ -147,6 +151,7 @@ fn samples(fresh: Vec<ScoredGroup>, prompts: usize, schedule: &Schedule, opponen
     } else {
         measure::samples(&fresh)
     };
+    metrics.merge(judging::metrics(&fresh));
     let chosen = (schedule.max_rounds > 1).then(|| {
         let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
         let chosen: Vec<ScoredGroup> = signal.take(prompts).cloned().collect();
