@@ -91,8 +91,8 @@ pub struct Needs {
     pub compares: Option<Compares>,
     /// Training goes in iterations, each of which has the policy that it began with as its reference.
     pub iterations: Option<Iterations>,
-    /// Log-probabilities under a moving average of the policy, which takes over this share of it after each step.
-    pub anchor: Option<f64>,
+    /// Log-probabilities under a moving average of the policy.
+    pub anchor: Option<MovingAverage>,
     /// The policy of one step earlier is kept; a schedule says in which steps it is scored
     /// ([`Schedule::score_previous`]).
     pub previous: bool,
@@ -195,6 +195,15 @@ pub enum Compares {
     Opponents,
     /// The n-th sample of a group with the n-th of its opponent's.
     Counterparts,
+}
+
+/// How an average follows the policy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MovingAverage {
+    /// What it takes over of the policy at a time.
+    pub share: f64,
+    /// After every this many steps.
+    pub every: u64,
 }
 
 /// How training goes in iterations.

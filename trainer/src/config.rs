@@ -119,11 +119,16 @@ pub struct Evaluate {
     pub threshold: f64,
     /// Also draw this many samples per prompt at the rollout's temperature, for `pass@k`; 0 for greedy answers only.
     pub samples: usize,
+    /// Whom the policy's answers are compared with: `base`, the untouched model; `checkpoints`, every one that this run
+    /// has; or folders of runs and checkpoints. One answer each to every prompt, or as many as `samples`.
+    pub against: Vec<String>,
+    /// The weight of the KL towards the base model in the game that exploitability is measured in; 0: preferences alone.
+    pub beta: f64,
 }
 
 impl Default for Evaluate {
     fn default() -> Self {
-        Self { every: 0, prompts: 0, threshold: 1.0, samples: 0 }
+        Self { every: 0, prompts: 0, threshold: 1.0, samples: 0, against: Vec::new(), beta: 0.0 }
     }
 }
 
@@ -226,6 +231,9 @@ impl Config {
         let algorithm = algorithm::build(&self.algorithm)?;
         if let Samples::Drawn { group_size } = algorithm.needs().samples {
             self.check_drawing(group_size)?;
+        }
+        if !(self.evaluate.beta >= 0.0 && self.evaluate.beta.is_finite()) {
+            return Err(Error::input(format!("evaluate.beta must be 0 or more, but is {}", self.evaluate.beta)));
         }
         self.check_judge(&*algorithm)?;
         self.guard.check(&*algorithm, self.algorithm.name(), &self.checkpoint)?;

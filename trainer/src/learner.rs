@@ -20,7 +20,7 @@ use model::adapter::{Adapter, LowRank};
 use model::logprob::Want;
 use model::{Critic, Policy};
 use references::References;
-use schema::{Metrics, ScoredGroup, Seed};
+use schema::{Group, Metrics, Sample, ScoredGroup, Seed, Verdict};
 use serde_json::json;
 use std::ops::Range;
 use tch::Tensor;
@@ -73,7 +73,7 @@ impl Learner {
                 policy.adapter().copy()
             },
             iterations: needs.iterations.map(|needs| Progress::new(needs, policy, &config.optimizer)),
-            anchor: needs.anchor.map(|kappa| Average::new(policy, kappa)),
+            anchor: needs.anchor.map(|follows| Average::new(policy, follows)),
             previous: if needs.previous { policy.adapter().copy() } else { Adapter::none() },
             references: References::default(),
             optimizer: config.optimizer.build()?,
@@ -188,7 +188,7 @@ impl Learner {
         let samples = groups.iter().map(|group| group.group().samples.len()).sum();
         self.algorithm.finish_step(&mut metrics, samples);
         if let Some(anchor) = &self.anchor {
-            anchor.follow(policy)?;
+            anchor.follow(step, policy)?;
         }
         metrics.merge(self.end_iteration(step, groups, policy)?);
         Ok(metrics)
@@ -209,6 +209,24 @@ impl Learner {
         metrics.merge(tally.metrics());
         metrics.set("loss", loss / batches.len().max(1) as f64);
         Ok(metrics)
+    }
+
+    /// An estimate of KL(who drew the samples ‖ the policy with `adapter`) of a whole sample, in nats.
+    pub(crate) fn kl(&self, groups: &[Group], policy: &Policy, adapter: &Adapter) -> Result<f64> {
+        let bare = |group: &Group| {
+            let verdicts = vec![Verdict { parts: Vec::new() }; group.samples.len()];
+            ScoredGroup::new(group.clone(), verdicts).map_err(|error| Error::runtime(error.to_string()))
+        };
+        let groups: Vec<ScoredGroup> = groups.iter().map(bare).collect::<Result<_>>()?;
+        let scores =
+            score_samples(&groups, self.cut, |packed| vec![policy.logprobs(packed, self.temperature, adapter)])?;
+        let samples = groups.iter().flat_map(|group| &group.group().samples);
+        let ratio = |(sample, columns): (&Sample, Vec<Vec<f32>>)| -> f64 {
+            let other = columns.into_iter().next().unwrap_or_default();
+            sample.logprobs.iter().zip(other).map(|(own, other)| f64::from(*own) - f64::from(other)).sum()
+        };
+        let ratios: Vec<f64> = samples.zip(scores.into_iter().flatten()).map(ratio).collect();
+        Ok(measure::mean(&ratios))
     }
 
     /// Loss and gradients of a whole step, of which nothing is applied.

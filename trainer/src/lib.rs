@@ -16,6 +16,7 @@ pub mod objective;
 pub mod optimizer;
 mod plan;
 pub mod plot;
+mod pool;
 mod preference_judge;
 pub mod prox;
 pub mod rescore;

@@ -8,7 +8,7 @@ use crate::judging::Bench;
 use crate::reward_model::RewardModel;
 use crate::run::start_from;
 use crate::source::{Examples, Offline, Past, Reader, Replayed, Rollouts, Source};
-use crate::{Error, Result, preference_judge};
+use crate::{Error, Result, pool, preference_judge};
 use model::Policy;
 use model::adapter::Adapter;
 use model::cache::KvCache;
@@ -34,6 +34,7 @@ impl Plan {
         let seed = Seed::new(config.seed);
         check_rewards(&config.reward)?;
         check_judge(config)?;
+        pool::check(config)?;
         let needs = algorithm::build(&config.algorithm)?.needs();
         let reader = Reader::new(needs.samples, needs.max_length);
         let rows = reader.map_or(RowKind::Prompts, Reader::rows);
@@ -160,15 +161,17 @@ fn held_out_count(source: &dyn PromptSource, config: &Config) -> Result<u64> {
     Ok(if config.evaluate.prompts == 0 { all } else { all.min(config.evaluate.prompts as u64) })
 }
 
-/// How held-out prompts are answered: not at all where nothing judges answers, or where the adapter makes scores and not
+/// How held-out prompts are answered: not at all where nobody looks at answers, or where the adapter makes scores and not
 /// words.
 fn answers(config: &Config, needs: Needs, seed: &Seed) -> Option<HeldOut> {
     let evaluate = &config.evaluate;
-    (!config.reward.is_empty() && needs.reads == Reads::Tokens).then(|| HeldOut {
+    let looked_at = !config.reward.is_empty() || !evaluate.against.is_empty();
+    (looked_at && needs.reads == Reads::Tokens).then(|| HeldOut {
         prompts: Vec::new(),
         settings: config.rollout.sampler(),
         threshold: evaluate.threshold,
         samples: evaluate.samples,
+        beta: evaluate.beta,
         seed: seed.child("evaluate"),
         engine: config.rollout.engine.clone(),
     })

@@ -181,7 +181,7 @@ impl Reward for RewardModel {
 }
 
 /// Whether two configs name the same weights in the same format, adapters aside.
-fn same_base(a: &model::Config, b: &model::Config) -> bool {
+pub(crate) fn same_base(a: &model::Config, b: &model::Config) -> bool {
     (&a.path, &a.random, &a.device, a.dtype) == (&b.path, &b.random, &b.device, b.dtype)
 }
 

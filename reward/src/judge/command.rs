@@ -43,8 +43,8 @@ impl Judge for Command {
         if pairs.is_empty() {
             return Vec::new();
         }
-        let lines: String = pairs.iter().map(|pair| format!("{}\n", line(pair))).collect();
-        let said = self.program.run(lines.into_bytes());
+        let lines: Vec<String> = pairs.iter().map(|pair| line(pair).to_string()).collect();
+        let said = self.program.run((lines.join("\n") + "\n").into_bytes());
         said.and_then(|output| read(&output, pairs.len(), "probability")).unwrap_or_else(|reason| {
             tracing::warn!(pairs = pairs.len(), reason, "the judge's program compared nothing");
             vec![Judgement::Unjudged(reason); pairs.len()]

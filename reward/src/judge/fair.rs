@@ -51,10 +51,8 @@ impl Judge for Fair {
             if asked.is_empty() { Vec::new() } else { self.judge.compare(&asked).into_iter().map(checked).collect() };
         let mut said = said.chunks_exact(orders);
         let missing = || Judgement::unjudged("the judge said nothing of this pair");
-        let one = |pair: &Pair<'_>| match differ(pair) {
-            false => Judgement::Value(0.5),
-            true => said.next().map_or_else(missing, merged),
-        };
+        let mut next = || said.next().map_or_else(missing, merged);
+        let one = |pair: &Pair<'_>| if differ(pair) { next() } else { Judgement::Value(0.5) };
         pairs.iter().map(one).collect()
     }
 }

@@ -5,7 +5,7 @@
 //! belong to factors that the cut back to the working rank has replaced.
 
 use super::Learner;
-use crate::algorithm::Iterations;
+use crate::algorithm::{Iterations, MovingAverage};
 use crate::optimizer::OptimizerConfig;
 use crate::{Error, Result};
 use model::Policy;
@@ -32,17 +32,20 @@ impl Progress {
 /// A moving average of the policy's adapter.
 pub(super) struct Average {
     pub(super) adapter: Adapter,
-    kappa: f64,
+    follows: MovingAverage,
 }
 
 impl Average {
-    pub(super) fn new(policy: &Policy, kappa: f64) -> Self {
-        Self { adapter: policy.adapter().copy(), kappa }
+    pub(super) fn new(policy: &Policy, follows: MovingAverage) -> Self {
+        Self { adapter: policy.adapter().copy(), follows }
     }
 
-    /// Takes over its share of the present policy.
-    pub(super) fn follow(&self, policy: &Policy) -> Result<()> {
-        Ok(self.adapter.mix(policy.adapter(), self.kappa)?)
+    /// Takes over its share of the policy as it is after `step`, if it is time to.
+    pub(super) fn follow(&self, step: u64, policy: &Policy) -> Result<()> {
+        if step.is_multiple_of(self.follows.every) {
+            self.adapter.mix(policy.adapter(), self.follows.share)?;
+        }
+        Ok(())
     }
 }
 

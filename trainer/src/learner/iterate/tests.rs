@@ -3,7 +3,10 @@
 use super::*;
 use crate::algorithm::{Apo, Config as AlgorithmConfig, NashMp, OnlineDpo};
 use crate::testing::{scored, tiny_run};
-use schema::Seed;
+use rollout::EngineConfig;
+use rollout::collector::{Collector, Inline, Job};
+use schema::{Prompt, SamplerSettings, Seed};
+use tch::Tensor;
 
 fn run(algorithm: AlgorithmConfig) -> (Learner, Policy) {
     let config = tiny_run(algorithm, &["steps=6", "optimizer.adamw.learning_rate=1e-2"]);
@@ -108,6 +111,43 @@ fn the_average_follows_the_policy() {
     assert_ne!(policy.adapter().hash(), start.hash());
     start.mix(policy.adapter(), 0.25).unwrap();
     assert_eq!(learner.anchor.as_ref().unwrap().adapter.hash(), start.hash());
+}
+
+#[test]
+fn a_proximal_point_stays_for_its_steps() {
+    let nash_prox = NashMp { kappa: 1.0, anchor_every: 2, ..NashMp::default() };
+    let (mut learner, mut policy) = run(AlgorithmConfig::NashMp(nash_prox));
+    let anchor = |learner: &Learner| learner.anchor.as_ref().unwrap().adapter.hash();
+    let start = anchor(&learner);
+    update(&mut learner, &mut policy, 1);
+    assert_eq!(anchor(&learner), start);
+    update(&mut learner, &mut policy, 2);
+    // With kappa = 1 the anchor is the policy itself.
+    assert_ne!(anchor(&learner), start);
+    let apart = |(a, b): (&Tensor, &Tensor)| (a - b).abs().max().double_value(&[]);
+    let pairs = learner.anchor.as_ref().unwrap().adapter.layers().zip(policy.adapter().layers());
+    assert!(
+        pairs.map(|(anchor, own)| apart((&anchor.b, &own.b)) + apart((&anchor.a, &own.a))).all(|apart| apart < 1e-6)
+    );
+}
+
+/// The variant in the space of distributions, to check the one in the space of parameters by: token by token
+/// `(1 + α) log p̂_{t+1} − α log p̂_t`, normalised.
+#[test]
+fn going_on_in_parameters_is_nearly_going_on_in_distributions() {
+    let (mut learner, mut policy) = run(apo(0.3));
+    let before = policy.with_adapter(policy.adapter().copy());
+    update(&mut learner, &mut policy, 1);
+    let hat = policy.with_adapter(policy.adapter().copy());
+    let (further, _) = hat.adapter().extrapolated(before.adapter(), 0.3).unwrap().compressed(4).unwrap();
+    let settings = SamplerSettings { max_new_tokens: 8, ..SamplerSettings::default() };
+    let job = Job { prompts: vec![Prompt::text("1+1="); 8], group_size: 8, settings, seed: Seed::new(3) };
+    let drawn = Inline::mixture(&hat, &before, -0.3, EngineConfig::default()).collect(job, &mut |_| ()).unwrap();
+    // KL of the extrapolated distribution from each policy, by the samples that it drew.
+    let kl = |adapter: &Adapter| learner.base_kl(&drawn, &policy, adapter).unwrap();
+    let (parameters, not_at_all) = (kl(&further), kl(hat.adapter()));
+    assert!(not_at_all > 1e-3, "the update moved something: {not_at_all}");
+    assert!(parameters.abs() < 0.2 * not_at_all, "{parameters} from the extrapolated one, {not_at_all} from the other");
 }
 
 #[test]
