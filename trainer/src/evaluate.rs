@@ -137,7 +137,7 @@ impl HeldOut {
         let own_kl = kl(policy, &own)?;
         let (mut metrics, mut unjudged, mut best) = (Metrics::new(), 0, 0.0f64);
         for rival in panel.rivals {
-            let others = self.draw(&rival.policy, seed.child(&rival.name), progress)?;
+            let others = self.draw(&rival.policy, seed.child("rivals").child(&rival.name), progress)?;
             let wins = match &mut panel.judge {
                 Some(bench) => bench.counterparts(&own, &others)?.iter().map(Judgement::value).collect(),
                 None => by_rewards(panel.reward, &own, &others)?,

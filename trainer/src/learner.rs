@@ -4,6 +4,8 @@ mod iterate;
 mod mismatch;
 mod references;
 
+pub(crate) use iterate::end_of_iteration;
+
 use crate::algorithm::{
     self, Algorithm, Credits, Divergences, Evidence, Outputs, Reads, SampleScores, Samples, Schedule,
 };
@@ -14,7 +16,7 @@ use crate::optimizer::{self, Kept, Optimizer, OptimizerConfig, OptimizerState, P
 use crate::prox::{Constraints, Moment, Setting};
 use crate::snapshot::{Snapshot, State};
 use crate::{Error, Result, measure};
-use iterate::{Average, Progress};
+use iterate::{Average, HAT, Progress};
 use mismatch::MismatchAlarm;
 use model::adapter::{Adapter, LowRank};
 use model::logprob::Want;
@@ -211,15 +213,16 @@ impl Learner {
         Ok(metrics)
     }
 
-    /// An estimate of KL(who drew the samples ‖ the policy with `adapter`) of a whole sample, in nats.
+    /// An estimate of KL(who drew the samples ‖ the policy with `adapter`) of a whole sample, in nats, at the temperature
+    /// that they were drawn at.
     pub(crate) fn kl(&self, groups: &[Group], policy: &Policy, adapter: &Adapter) -> Result<f64> {
+        let temperature = groups.first().map_or(1.0, |group| group.settings.logprob_temperature());
         let bare = |group: &Group| {
             let verdicts = vec![Verdict { parts: Vec::new() }; group.samples.len()];
             ScoredGroup::new(group.clone(), verdicts).map_err(|error| Error::runtime(error.to_string()))
         };
         let groups: Vec<ScoredGroup> = groups.iter().map(bare).collect::<Result<_>>()?;
-        let scores =
-            score_samples(&groups, self.cut, |packed| vec![policy.logprobs(packed, self.temperature, adapter)])?;
+        let scores = score_samples(&groups, self.cut, |packed| vec![policy.logprobs(packed, temperature, adapter)])?;
         let samples = groups.iter().flat_map(|group| &group.group().samples);
         let ratio = |(sample, columns): (&Sample, Vec<Vec<f32>>)| -> f64 {
             let other = columns.into_iter().next().unwrap_or_default();
@@ -444,12 +447,12 @@ impl Learner {
 
     /// The adapters that move beside the policy's, and the parts of a checkpoint that hold them.
     fn companions(&self) -> impl Iterator<Item = (&'static str, &Adapter)> {
-        let hat = self.iterations.as_ref().map(|progress| ("hat", &progress.hat));
+        let hat = self.iterations.as_ref().map(|progress| (HAT, &progress.hat));
         hat.into_iter().chain(self.anchor.as_ref().map(|anchor| ("anchor", &anchor.adapter)))
     }
 
     fn companions_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Adapter)> {
-        let hat = self.iterations.as_mut().map(|progress| ("hat", &mut progress.hat));
+        let hat = self.iterations.as_mut().map(|progress| (HAT, &mut progress.hat));
         hat.into_iter().chain(self.anchor.as_mut().map(|anchor| ("anchor", &mut anchor.adapter)))
     }
 

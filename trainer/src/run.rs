@@ -22,7 +22,7 @@ use crate::plan::Plan;
 use crate::snapshot::{Snapshot, Snapshots, State};
 use crate::source::{Desk, StepSamples};
 use crate::tracker::{JsonlTracker, TensorboardTracker, Tracker};
-use crate::{Error, Result, pool};
+use crate::{Error, Result, learner, pool};
 use folder::RunFolder;
 use model::Policy;
 use schema::{Metrics, Seed};
@@ -100,11 +100,17 @@ pub(crate) fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<Snaps
     Ok(snapshot)
 }
 
-/// Brings back the policy of a checkpoint of the run in `folder`.
+/// Brings back the policy of a checkpoint of the run in `folder`: the one to use, where that is not the one to go on
+/// training.
 pub(crate) fn restore(snapshot: &Snapshot, policy: &mut Policy, folder: &Path) -> Result<()> {
     policy.adapter_mut().restore(snapshot.part("adapter")?)?;
     policy.set_version(snapshot.state.step);
-    check_restored(policy, &snapshot.state, folder)
+    check_restored(policy, &snapshot.state, folder)?;
+    if let Some(hat) = learner::end_of_iteration(snapshot) {
+        policy.adapter_mut().restore(hat)?;
+        policy.set_version(snapshot.state.step);
+    }
+    Ok(())
 }
 
 /// Fills a policy's fresh adapter with the newest one of the run that its config names.

@@ -32,14 +32,15 @@ fn rollout(group_size: usize) -> String {
     format!("[rollout]\nprompts_per_step = 8\ngroup_size = {group_size}\nmax_new_tokens = 8\n")
 }
 
-/// What is measured, and what no judge of these tests agrees with: digits are good.
-const DIGITS: &str = "[[reward]]\nname = \"digit\"\nrule.regex = { pattern = \"[0-9]\" }\n";
+/// What is measured, and what no judge of these tests agrees with: answers without digits are good.
+const PLAIN: &str =
+    "[[reward]]\nname = \"plain\"\nrule.regex = { pattern = \"[0-9]\", matched = 0.0, unmatched = 1.0 }\n";
 
-/// A program that prefers the answer without digits.
-const AGAINST_DIGITS: &str = r#"[judge]
-command = { program = "awk", args = ['{ match($0, /"first":"([^"\\]|\\.)*"/); a = substr($0, RSTART + 9, RLENGTH - 9)
+/// A program that prefers the answer with digits.
+const FOR_DIGITS: &str = r#"[judge]
+command = { program = "awk", args = ['''{ match($0, /"first":"([^"\\]|\\.)*"/); a = substr($0, RSTART + 9, RLENGTH - 9)
     match($0, /"second":"([^"\\]|\\.)*"/); b = substr($0, RSTART + 10, RLENGTH - 10)
-    a = a ~ /[0-9]/; b = b ~ /[0-9]/; print 0.5 + (b - a) / 2 }'] }
+    a = a ~ /[0-9]/; b = b ~ /[0-9]/; print 0.5 + (a - b) / 2 }'''] }
 "#;
 
 fn train(desk: &Desk, steps: u64, tables: &[&str]) {
@@ -121,7 +122,7 @@ fn every_online_method_learns_what_its_judge_prefers_and_not_the_reward() {
         "[algorithm.xpo]\nties = \"skip\"",
     ] {
         let desk = Desk::new();
-        train(&desk, 24, &[&rollout(4), DIGITS, AGAINST_DIGITS, algorithm]);
+        train(&desk, 24, &[&rollout(4), PLAIN, FOR_DIGITS, algorithm]);
         let rows = desk.metrics("run");
         let (first, last) = (mean(&rows[..4], "reward"), mean(&rows[20..], "reward"));
         assert!(last < first - 0.1, "{algorithm}: {first} to {last}");
@@ -140,7 +141,7 @@ fn every_online_method_learns_what_its_judge_prefers_and_not_the_reward() {
 #[test]
 fn comparisons_are_kept_beside_the_samples() {
     let desk = Desk::new();
-    train(&desk, 2, &[&rollout(2), AGAINST_DIGITS, "[algorithm.online_dpo]"]);
+    train(&desk, 2, &[&rollout(2), FOR_DIGITS, "[algorithm.online_dpo]"]);
     // Nothing else is a reward here, so the win rate is.
     let rows = desk.query(
         "SELECT s.text, s.place, w.value AS wins, b.value AS beats, b.weight FROM samples s
@@ -152,7 +153,7 @@ fn comparisons_are_kept_beside_the_samples() {
         let wins: Vec<f64> = two.iter().map(|row| number(row, "wins")).collect();
         let digits: Vec<f64> =
             two.iter().map(|row| f64::from(u8::from(has_digit(row["text"].as_str().unwrap())))).collect();
-        assert_eq!(wins[0], 0.5 + (digits[1] - digits[0]) / 2.0, "{two:?}");
+        assert_eq!(wins[0], 0.5 + (digits[0] - digits[1]) / 2.0, "{two:?}");
         assert_eq!(wins[0] + wins[1], 1.0, "{two:?}");
         assert!(two.iter().all(|row| row["beats"] == row["wins"] && row["weight"] == 0.0), "{two:?}");
     }
@@ -161,19 +162,19 @@ fn comparisons_are_kept_beside_the_samples() {
 
 #[test]
 fn an_endpoint_judges_and_nobody_is_asked_twice() {
-    // It prefers no digits, and where both are alike the first one it reads: that bias must not show.
-    let (url, count) = serve(|a, b| (200, if has_digit(a) && !has_digit(b) { "B" } else { "A" }));
+    // It prefers digits, and where both are alike the first one it reads: that bias must not show.
+    let (url, count) = serve(|a, b| (200, if has_digit(b) && !has_digit(a) { "B" } else { "A" }));
     let desk = Desk::new();
-    let tables = [&rollout(2)[..], DIGITS, &endpoint(&url), "[algorithm.online_dpo]\nties = \"skip\""];
+    let tables = [&rollout(4)[..], PLAIN, &endpoint(&url), "[algorithm.online_dpo]\nties = \"skip\""];
     train(&desk, 16, &tables);
     let rows = desk.metrics("run");
     assert!(mean(&rows[12..], "reward") < mean(&rows[..4], "reward") - 0.1, "{rows:?}");
     assert!(rows.iter().any(|row| number(row, "judge/draws") > 0.0), "two answers alike draw");
     let asked = count.load(Ordering::SeqCst);
     let compared = desk.query("SELECT count(*) AS n FROM rewards WHERE name LIKE 'beats_%' AND value IS NOT NULL");
-    assert_eq!(compared[0]["n"], 16 * 8 * 2);
+    assert_eq!(compared[0]["n"], 16 * 8 * 4 * 3);
     // Both orders of each pair, but for those of one text.
-    assert!(asked <= 2 * 16 * 8 && asked > 16 * 8, "{asked}");
+    assert!(asked <= 2 * 16 * 8 * 6 && asked > 16 * 8 * 6, "{asked}");
 
     // A run that lost its last checkpoint learns from what is in the store.
     std::fs::rename(desk.path("run"), desk.path("whole")).unwrap();
@@ -191,7 +192,7 @@ fn a_judge_that_fails_teaches_nothing_and_stops_nothing() {
     for (status, word, reason) in [(500, "A", "500"), (200, "As a language model, I", "neither A, B nor tie")] {
         let (url, _) = serve(move |_, _| (status, word));
         let desk = Desk::new();
-        let measured = DIGITS;
+        let measured = PLAIN;
         train(&desk, 2, &[&rollout(2), measured, &endpoint(&url), "[algorithm.online_dpo]"]);
         let rows = desk.metrics("run");
         for row in &rows {
@@ -219,10 +220,10 @@ fn a_preference_model_knows_circles_and_judges() {
     desk.write("circle.jsonl", circle());
     let common = COMMON.split("[prompts").next().unwrap();
     let learn = |algorithm: &str, folder: &str| {
-        let rest = "[prompts.jsonl]\npath = \"circle.jsonl\"\n[rollout]\nprompts_per_step = 12\n[optimizer.adamw]\nlearning_rate = 2e-2\n";
-        desk.write("model.toml", format!("steps = 40\n{common}{rest}[algorithm.{algorithm}]\n"));
+        let rest = "[prompts.jsonl]\npath = \"circle.jsonl\"\n[rollout]\nprompts_per_step = 12\n[optimizer.adamw]\nlearning_rate = 5e-3\n";
+        desk.write("model.toml", format!("steps = 30\n{common}{rest}[algorithm.{algorithm}]\n"));
         desk.ok(&["train", "model.toml", "--out", folder]);
-        mean(&desk.metrics(folder)[35..], "accuracy")
+        mean(&desk.metrics(folder)[25..], "accuracy")
     };
     // A number per answer can agree with two pairs of three, and on average not even with them.
     assert!(learn("reward_model", "numbers") <= 0.7);
@@ -248,7 +249,7 @@ fn answers_are_compared_with_those_of_other_policies() {
     let desk = Desk::new();
     let measured = "[evaluate]\nevery = 10\nsamples = 4\nagainst = [\"base\", \"checkpoints\"]\nbeta = 0.01\n";
     let keep = COMMON.replace("every = 2", "every = 10\nkeep = 0");
-    let judge = AGAINST_DIGITS;
+    let judge = FOR_DIGITS;
     let text = format!("steps = 20\n\n{keep}\n{}{measured}{judge}[algorithm.online_ipo]\nbeta = 0.02\n", rollout(4));
     desk.write("run.toml", text);
     desk.ok(&["train", "run.toml", "--out", "run"]);
@@ -294,12 +295,12 @@ fn answers_are_compared_with_those_of_other_policies() {
     // Without a judge rewards compare; and the untouched model can be measured, too.
     let rewarded = text_with_reward(&desk);
     let base: Value = serde_json::from_str(&desk.ok(&["eval", &rewarded, "--json", "--against", "better"])).unwrap();
-    assert!(number(&base, "eval_win_rate/better") > 0.5, "digits are good here: {base}");
+    assert!(number(&base, "eval_win_rate/better") > 0.5, "digits are bad here: {base}");
 }
 
 /// A config whose rewards like what the judge of the others does not.
 fn text_with_reward(desk: &Desk) -> String {
-    let text = format!("steps = 1\n{COMMON}\n{}{DIGITS}[evaluate]\nsamples = 4\n[algorithm.grpo]\n", rollout(4));
+    let text = format!("steps = 1\n{COMMON}\n{}{PLAIN}[evaluate]\nsamples = 4\n[algorithm.grpo]\n", rollout(4));
     desk.write("rewarded.toml", text).display().to_string()
 }
 
@@ -315,7 +316,7 @@ fn what_cannot_be_judged_is_refused_in_one_sentence() {
     };
     let online = "[algorithm.online_dpo]\n";
     refused(
-        &format!("{DIGITS}[judge]\nrule.math_answer = {{}}\n[algorithm.grpo]"),
+        &format!("{PLAIN}[judge]\nrule.math_answer = {{}}\n[algorithm.grpo]"),
         "algorithm.grpo learns from rewards",
     );
     refused(online, "no [[reward]] is given, and no [judge]");
@@ -327,13 +328,13 @@ fn what_cannot_be_judged_is_refused_in_one_sentence() {
         ),
         "PROXRL_NO_SUCH_KEY",
     );
-    refused(&format!("{online}{DIGITS}[evaluate]\nagainst = [\"nowhere\"]"), "neither `base`, `checkpoints`, a run");
-    refused(&format!("{online}{DIGITS}[evaluate]\nbeta = -1.0"), "evaluate.beta");
-    train(&desk, 1, &[&rollout(2), DIGITS, online]);
+    refused(&format!("{online}{PLAIN}[evaluate]\nagainst = [\"nowhere\"]"), "neither `base`, `checkpoints`, a run");
+    refused(&format!("{online}{PLAIN}[evaluate]\nbeta = -1.0"), "evaluate.beta");
+    train(&desk, 1, &[&rollout(2), PLAIN, online]);
     std::fs::rename(desk.path("run"), desk.path("other")).unwrap();
     refused(&format!("{online}[judge]\nmodel = {{ path = \"other\" }}"), "compares nothing");
     let smaller = COMMON.replace("hidden_size = 64", "hidden_size = 32");
-    desk.write("small.toml", format!("steps = 1\n{smaller}{}{DIGITS}{online}", rollout(2)));
+    desk.write("small.toml", format!("steps = 1\n{smaller}{}{PLAIN}{online}", rollout(2)));
     let done = desk.run(&["eval", "small.toml", "--against", "other"]);
     assert_eq!(done.code, Some(2), "{}", done.stderr);
     assert!(done.stderr.contains("another base model"), "{}", done.stderr);

@@ -11,7 +11,8 @@
 //! which is exact where logits are linear in the parameters, and the paper's own approximation elsewhere. `ΔW` is the
 //! product of the adapter's factors; it is extrapolated by concatenation and cut back to the working rank, and what the
 //! cut lost is measured (`apo/truncation_error`). The last iteration is not extrapolated, so what a run ends with is a hat
-//! iterate, as the paper returns. The optimizer begins afresh with each iteration.
+//! iterate, as the paper returns; of a checkpoint between two iterations, too, the hat iterate is what is evaluated and
+//! exported. The optimizer begins afresh with each iteration.
 //!
 //! A guard compares the loss of the extrapolated policy with that of the hat iterate on the iteration's last pairs and
 //! halves α, for this time, while it is worse by more than `max_loss_increase`. The laboratory's

@@ -4,13 +4,18 @@
 //! beyond the end (see `[algorithm.apo]`), the reference becomes a copy of it, and the optimizer forgets: its moments
 //! belong to factors that the cut back to the working rank has replaced.
 
-use super::Learner;
+use super::{Learner, REFERENCE};
 use crate::algorithm::{Iterations, MovingAverage};
 use crate::optimizer::OptimizerConfig;
+use crate::snapshot::Snapshot;
 use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;
 use schema::{Metrics, ScoredGroup};
+use tch::Tensor;
+
+/// The file of a checkpoint that holds the end of the iteration before.
+pub(super) const HAT: &str = "hat";
 
 /// After this many halvings the extrapolation is given up.
 const HALVINGS: u32 = 4;
@@ -47,6 +52,17 @@ impl Average {
         }
         Ok(())
     }
+}
+
+/// The end of the iteration before, `p̂`, in a checkpoint that stands at the beginning of one: the policy there is where
+/// training goes on, which is its own reference and is not what the method is for. `None` anywhere else.
+pub(crate) fn end_of_iteration(snapshot: &Snapshot) -> Option<&[(String, Tensor)]> {
+    let (hat, own, reference) =
+        (snapshot.part(HAT).ok()?, snapshot.part("adapter").ok()?, snapshot.part(REFERENCE).ok()?);
+    let equal = |(name, tensor): &(String, Tensor)| {
+        reference.iter().any(|(other, reference)| name == other && tensor.equal(reference))
+    };
+    own.iter().all(equal).then_some(hat)
 }
 
 impl Learner {

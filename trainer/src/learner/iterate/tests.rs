@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::algorithm::{Apo, Config as AlgorithmConfig, NashMp, OnlineDpo};
+use crate::snapshot::State;
 use crate::testing::{scored, tiny_run};
-use rollout::EngineConfig;
-use rollout::collector::{Collector, Inline, Job};
-use schema::{Prompt, SamplerSettings, Seed};
-use tch::Tensor;
+use model::packed::{Packed, Sequences};
+use schema::Seed;
+use std::path::Path;
+use tch::Kind;
 
 fn run(algorithm: AlgorithmConfig) -> (Learner, Policy) {
     let config = tiny_run(algorithm, &["steps=6", "optimizer.adamw.learning_rate=1e-2"]);
@@ -64,6 +65,29 @@ fn an_iteration_begins_beyond_the_end_of_the_last_one() {
     let metrics = update(&mut learner, &mut policy, 4);
     let error = metrics.get("apo/truncation_error").unwrap();
     assert!(error > 1e-4 && error < 0.7, "{error}");
+}
+
+#[test]
+fn what_is_used_is_the_end_of_an_iteration_and_not_the_beginning_of_the_next() {
+    let (mut learner, mut policy) = run(apo(0.5));
+    let used = |learner: &Learner, policy: &mut Policy, step: u64| {
+        policy.set_version(step);
+        let state = State { step, ..State::start(&policy.version().hash) };
+        let mut used = policy.with_adapter(policy.adapter().copy());
+        crate::run::restore(&learner.snapshot(&state, policy), &mut used, Path::new("run")).unwrap();
+        used.adapter().hash()
+    };
+    for step in 1..=3 {
+        update(&mut learner, &mut policy, step);
+        let found = used(&learner, &mut policy, step);
+        let hat = learner.iterations.as_ref().unwrap().hat.hash();
+        // Two steps to an iteration: the second ends one, and the policy has gone on beyond its end.
+        if step == 2 {
+            assert!(found == hat && found != policy.adapter().hash());
+        } else {
+            assert!(found == policy.adapter().hash() && found != hat);
+        }
+    }
 }
 
 #[test]
@@ -132,22 +156,25 @@ fn a_proximal_point_stays_for_its_steps() {
 }
 
 /// The variant in the space of distributions, to check the one in the space of parameters by: token by token
-/// `(1 + α) log p̂_{t+1} − α log p̂_t`, normalised.
+/// `(1 + α) log p̂_{t+1} − α log p̂_t`, normalised. (A [mixture](rollout::collector::Inline::mixture) with the share −α
+/// draws from it.)
 #[test]
 fn going_on_in_parameters_is_nearly_going_on_in_distributions() {
     let (mut learner, mut policy) = run(apo(0.3));
-    let before = policy.with_adapter(policy.adapter().copy());
+    let before = policy.adapter().copy();
     update(&mut learner, &mut policy, 1);
-    let hat = policy.with_adapter(policy.adapter().copy());
-    let (further, _) = hat.adapter().extrapolated(before.adapter(), 0.3).unwrap().compressed(4).unwrap();
-    let settings = SamplerSettings { max_new_tokens: 8, ..SamplerSettings::default() };
-    let job = Job { prompts: vec![Prompt::text("1+1="); 8], group_size: 8, settings, seed: Seed::new(3) };
-    let drawn = Inline::mixture(&hat, &before, -0.3, EngineConfig::default()).collect(job, &mut |_| ()).unwrap();
-    // KL of the extrapolated distribution from each policy, by the samples that it drew.
-    let kl = |adapter: &Adapter| learner.base_kl(&drawn, &policy, adapter).unwrap();
-    let (parameters, not_at_all) = (kl(&further), kl(hat.adapter()));
-    assert!(not_at_all > 1e-3, "the update moved something: {not_at_all}");
-    assert!(parameters.abs() < 0.2 * not_at_all, "{parameters} from the extrapolated one, {not_at_all} from the other");
+    let hat = policy.adapter().copy();
+    let (further, _) = hat.extrapolated(&before, 0.3).unwrap().compressed(4).unwrap();
+    // Every token as a completion of its own: the whole distribution of the first one.
+    let tokens: Vec<[u32; 1]> = (0..policy.network().dimensions().vocab as u32).map(|token| [token]).collect();
+    let sequences = Sequences { prompt: &[1, 2, 3], completions: tokens.iter().map(|token| &token[..]).collect() };
+    let packed = Packed::new(&[sequences], learner.cut.vocab, learner.cut.device).unwrap();
+    let distribution = |adapter: &Adapter| policy.logprobs(&packed, 1.0, adapter).to_kind(Kind::Double);
+    let exact = (distribution(&hat) * 1.3 - distribution(&before) * 0.3).log_softmax(0, Kind::Double);
+    let kl = |adapter| (exact.exp() * (&exact - distribution(adapter))).sum(Kind::Double).double_value(&[]);
+    let (parameters, not_at_all) = (kl(&further), kl(&hat));
+    assert!(not_at_all > 1e-7, "the update moved nothing: {not_at_all}");
+    assert!(parameters < 0.1 * not_at_all, "{parameters} from the extrapolated one, {not_at_all} from the other");
 }
 
 #[test]
