@@ -38,7 +38,7 @@ const PLAIN: &str =
 
 /// A program that prefers the answer with digits.
 const FOR_DIGITS: &str = r#"[judge]
-command = { program = "awk", args = ['''{ match($0, /"first":"([^"\\]|\\.)*"/); a = substr($0, RSTART + 9, RLENGTH - 9)
+command = { program = "awk", args = ['''{ gsub(/\\u[0-9a-f][0-9a-f][0-9a-f][0-9a-f]/, ""); match($0, /"first":"([^"\\]|\\.)*"/); a = substr($0, RSTART + 9, RLENGTH - 9)
     match($0, /"second":"([^"\\]|\\.)*"/); b = substr($0, RSTART + 10, RLENGTH - 10)
     a = a ~ /[0-9]/; b = b ~ /[0-9]/; print 0.5 + (a - b) / 2 }'''] }
 "#;
@@ -122,9 +122,9 @@ fn every_online_method_learns_what_its_judge_prefers_and_not_the_reward() {
         "[algorithm.xpo]\nties = \"skip\"",
     ] {
         let desk = Desk::new();
-        train(&desk, 24, &[&rollout(4), PLAIN, FOR_DIGITS, algorithm]);
+        train(&desk, 30, &[&rollout(4), PLAIN, FOR_DIGITS, algorithm]);
         let rows = desk.metrics("run");
-        let (first, last) = (mean(&rows[..4], "reward"), mean(&rows[20..], "reward"));
+        let (first, last) = (mean(&rows[..4], "reward"), mean(&rows[26..], "reward"));
         assert!(last < first - 0.1, "{algorithm}: {first} to {last}");
         assert_eq!(number(&rows[0], "judge/unjudged_fraction"), 0.0);
         // Groups of four: six pairs of a group, two of neighbours, sixteen with an opponent, four with counterparts.
