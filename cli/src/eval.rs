@@ -13,17 +13,24 @@ pub(crate) struct Args {
     /// Change one key of the config, such as `evaluate.samples=8`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<Override>,
+    /// Also compare the answers with those of another policy: `base`, the untouched model; `checkpoints`, every one of
+    /// this run; or the folder of a run or a checkpoint. May be given several times.
+    #[arg(long, value_name = "POLICY")]
+    against: Vec<String>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let (config, checkpoint) = if args.target.is_dir() {
+    let (mut config, checkpoint) = if args.target.is_dir() {
         (trainer::resumed_config(&args.target, &args.set)?, Some(args.target.as_path()))
     } else {
         (Config::load(&args.target, &args.set)?, None)
     };
+    if !args.against.is_empty() {
+        config.evaluate.against.clone_from(&args.against);
+    }
     let mut screen = Screen::new();
     let metrics = trainer::evaluate(&config, checkpoint, &mut screen)?;
     screen.end();

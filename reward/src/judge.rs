@@ -1,13 +1,33 @@
 //! The door for comparisons: which of two samples is better?
 //!
 //! Preference methods need no number per sample, only how likely one beats the other. People, models and rules can all
-//! say that; [`ByReward`] makes a rule do it. A judge that runs a network implements the trait where networks run.
+//! say that; each kind of judge has its file, and [`Config`], the `[judge]` table, names one of them:
+//!
+//! | key | who judges |
+//! |---|---|
+//! | `rule.<name>` | a rule: the higher value wins, or wins with `σ(difference / temperature)` |
+//! | `model` | a network: a reward model by the difference of its scores, or a preference model |
+//! | `endpoint` | a model behind an OpenAI-compatible address |
+//! | `command` | a program |
+//!
+//! A judge may prefer whatever it sees first. [`Fair`] stands before every judge and asks about each pair in both
+//! orders. What a judge cannot say stays unjudged, with a reason: a failure is never a draw. A judge that runs a network
+//! implements the trait where networks run.
 
 mod by_reward;
+mod command;
+mod config;
+mod endpoint;
+mod fair;
 
 pub use by_reward::ByReward;
+pub use command::Command;
+pub use config::{Config, OpenJudge};
+pub use endpoint::{Config as EndpointConfig, Endpoint};
+pub use fair::Fair;
 
-use schema::Group;
+use crate::Judgement;
+use schema::{Group, Sample};
 
 /// One side of a comparison: a sample in its group.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +38,16 @@ pub struct Contestant<'a> {
     pub place: usize,
 }
 
+impl<'a> Contestant<'a> {
+    /// The sample itself.
+    pub fn sample(&self) -> &'a Sample {
+        &self.group.samples[self.place]
+    }
+}
+
+/// Two samples that answer one prompt.
+pub type Pair<'a> = (Contestant<'a>, Contestant<'a>);
+
 /// Compares samples that answer one prompt, drawn by one policy or by two.
 pub trait Judge {
     /// What kind of judge this is.
@@ -26,7 +56,15 @@ pub trait Judge {
     /// Changes whenever the code or a setting changes who wins.
     fn version(&self) -> String;
 
-    /// For each pair the probability, in [0, 1], that the first beats the second, 0.5 being a draw; `None` where the
+    /// Whether it cannot matter which sample of a pair is named first.
+    fn is_symmetric(&self) -> bool {
+        false
+    }
+
+    /// For each pair the probability, in [0, 1], that the first beats the second, 0.5 being a draw, or the reason why the
     /// judge cannot say. One entry per pair, in order.
-    fn compare(&mut self, pairs: &[(Contestant<'_>, Contestant<'_>)]) -> Vec<Option<f64>>;
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement>;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Text becomes a number: reward rules, their weighted sum, and external graders.
 //!
 //! A [`Reward`] judges samples; what it cannot judge stays unjudged, with a reason, and is never a zero. A [`Judge`]
-//! compares two samples. The rules live in [`rule`], one file each; [`build`] turns the config's `[[reward]]` tables
+//! compares two samples, and its kinds live in [`judge`]. The rules live in [`rule`], one file each; [`build`] turns the config's `[[reward]]` tables
 //! into a [`WeightedSum`], which keeps every part beside the total:
 //!
 //! ```toml

@@ -4,7 +4,7 @@
 //! ([`schema::Verdict::total`]). A part that carries weight and could not be judged leaves the whole sample unjudged.
 
 use crate::{Error, Result, Reward};
-use schema::{Group, Metrics, Part, ScoredGroup, Verdict};
+use schema::{COMPARISON, Group, Metrics, Part, ScoredGroup, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One reward of the sum.
@@ -29,6 +29,11 @@ impl WeightedSum {
         for Term { name, weight, .. } in &terms {
             if name.is_empty() || name.contains(['/', '\n']) {
                 return Err(Error::input(format!("reward `{name}`: a name must not be empty nor hold a slash")));
+            }
+            if name.starts_with(COMPARISON) {
+                return Err(Error::input(format!(
+                    "reward `{name}`: names that begin with `{COMPARISON}` are those of comparisons; give it another `name`"
+                )));
             }
             if !names.insert(name) {
                 return Err(Error::input(format!("two rewards are called `{name}`; give one of them a `name`")));
@@ -79,11 +84,11 @@ impl WeightedSum {
 
 /// What each part did, over the samples that it judged: `rewards/<name>/mean`, `rewards/<name>/std` (with Bessel's
 /// correction, as in TRL; 0 for one sample) and `rewards/<name>/unjudged_fraction`. A part that judged nothing has no
-/// mean.
+/// mean; comparisons are no rewards.
 pub fn metrics(scored: &[ScoredGroup]) -> Metrics {
     let mut values: BTreeMap<&str, Vec<Option<f64>>> = BTreeMap::new();
     let parts = scored.iter().flat_map(ScoredGroup::verdicts).flat_map(|verdict| &verdict.parts);
-    for part in parts {
+    for part in parts.filter(|part| !part.is_comparison()) {
         values.entry(&part.name).or_default().push(part.value.map(f64::from));
     }
     let mut metrics = Metrics::new();
@@ -174,6 +179,7 @@ mod tests {
         assert!(problem(&[config(None, f64::NAN)]).contains("not a finite number"));
         assert!(problem(&[config(None, 1.0), config(None, 1.0)]).contains("two rewards are called `math_answer`"));
         assert!(problem(&[config(Some("a/b"), 1.0)]).contains("slash"));
+        assert!(problem(&[config(Some("beats_1"), 1.0)]).contains("comparisons"));
         assert_eq!(build(&[config(None, 1.0), config(Some("again"), 1.0)]).unwrap().terms().len(), 2);
         let neither = crate::Config { rule: None, ..config(None, 1.0) };
         assert!(problem(&[neither]).contains("needs a `rule` or a `model`"));

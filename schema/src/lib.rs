@@ -30,6 +30,6 @@ pub use hex::hex;
 pub use metrics::Metrics;
 pub use policy::PolicyVersion;
 pub use prompt::{Message, Preference, Prompt, PromptInput};
-pub use reward::{Part, PartStatus, Verdict};
+pub use reward::{COMPARISON, Part, PartStatus, Rival, Verdict};
 pub use sample::{Finish, Sample, SamplerSettings, Token};
 pub use seed::Seed;

@@ -27,6 +27,35 @@ pub struct Part {
     pub status: PartStatus,
 }
 
+/// How the names of parts begin that say how a sample fared against another one; rewards must not be called so.
+pub const COMPARISON: &str = "beats_";
+
+/// Whom a sample was compared with: the place of another sample in its own group, or in its opponent's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rival {
+    /// Of the same group.
+    Own(usize),
+    /// Of the group that another policy drew for the same prompt.
+    Opponent(usize),
+}
+
+impl Rival {
+    /// The name of the part that holds the probability that a sample beats this one: `beats_3`, `beats_opponent_3`.
+    pub fn part_name(self) -> String {
+        match self {
+            Self::Own(place) => format!("{COMPARISON}{place}"),
+            Self::Opponent(place) => format!("{COMPARISON}opponent_{place}"),
+        }
+    }
+}
+
+impl Part {
+    /// Whether this says how the sample fared against another one, and not what it is worth.
+    pub fn is_comparison(&self) -> bool {
+        self.name.starts_with(COMPARISON)
+    }
+}
+
 /// The reward of one sample: its parts, of which the total is a view.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -35,6 +64,24 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Whether a judge has compared the sample with others, with or without success.
+    pub fn is_compared(&self) -> bool {
+        self.parts.iter().any(Part::is_comparison)
+    }
+
+    /// The probability that the sample beats this one; `None` if a judge could not say, or was not asked.
+    pub fn beats(&self, rival: Rival) -> Option<f64> {
+        let name = rival.part_name();
+        self.parts.iter().find(|part| part.name == name)?.value.map(f64::from)
+    }
+
+    /// The mean probability of beating those that the sample was compared with; `None` if no comparison succeeded.
+    pub fn win_rate(&self) -> Option<f64> {
+        let compared = self.parts.iter().filter(|part| part.is_comparison());
+        let known: Vec<f64> = compared.filter_map(|part| part.value.map(f64::from)).collect();
+        (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+    }
+
     /// The weighted sum of the parts, or `None` if any part with a weight could not be judged: such a sample is
     /// not trained on, and is never counted as a zero.
     pub fn total(&self) -> Option<f32> {
@@ -69,5 +116,18 @@ mod tests {
         assert_eq!(Verdict { parts: vec![part(1.0, Some(1.0)), part(0.5, None)] }.total(), None);
         assert_eq!(Verdict { parts: vec![part(1.0, Some(1.0)), part(0.0, None)] }.total(), Some(1.0));
         assert_eq!(Verdict { parts: vec![] }.total(), None);
+    }
+
+    #[test]
+    fn comparisons_are_found_by_whom_they_are_with() {
+        let named = |rival: Rival, value| Part { name: rival.part_name(), ..part(0.0, value) };
+        let parts = vec![part(1.0, Some(1.0)), named(Rival::Own(1), Some(0.75)), named(Rival::Opponent(1), None)];
+        let verdict = Verdict { parts };
+        assert!(verdict.is_compared() && verdict.total() == Some(1.0));
+        assert_eq!(verdict.parts[2].name, "beats_opponent_1");
+        assert_eq!(verdict.beats(Rival::Own(1)), Some(0.75));
+        assert_eq!(verdict.win_rate(), Some(0.75));
+        assert_eq!((verdict.beats(Rival::Opponent(1)), verdict.beats(Rival::Own(2))), (None, None));
+        assert!(!Verdict { parts: vec![part(1.0, Some(1.0))] }.is_compared());
     }
 }

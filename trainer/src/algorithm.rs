@@ -24,6 +24,7 @@ mod orpo;
 pub(crate) mod policy_gradient;
 mod ppo;
 mod preference;
+mod preference_model;
 mod reinforce;
 mod reinforce_pp;
 mod remix;
@@ -53,6 +54,7 @@ pub use online_ipo::OnlineIpo;
 pub use orpo::Orpo;
 pub use ppo::Ppo;
 pub use preference::Ties;
+pub use preference_model::PreferenceModel;
 pub use reinforce::{Baseline, Reinforce};
 pub use reinforce_pp::ReinforcePp;
 pub use remix::{Base, ConvexKl, LambdaSchedule, Remix};
@@ -85,10 +87,12 @@ pub struct Needs {
     pub reference: bool,
     /// Who draws a second group for each prompt, which follows the policy's own.
     pub opponent: Option<Opponent>,
+    /// Which samples are compared with each other; `None` if rewards alone are learned from.
+    pub compares: Option<Compares>,
     /// Training goes in iterations, each of which has the policy that it began with as its reference.
     pub iterations: Option<Iterations>,
-    /// Log-probabilities under a moving average of the policy, which takes over this share of it after each step.
-    pub anchor: Option<f64>,
+    /// Log-probabilities under a moving average of the policy.
+    pub anchor: Option<MovingAverage>,
     /// The policy of one step earlier is kept; a schedule says in which steps it is scored
     /// ([`Schedule::score_previous`]).
     pub previous: bool,
@@ -113,6 +117,7 @@ impl Default for Needs {
             reads: Reads::Tokens,
             reference: false,
             opponent: None,
+            compares: None,
             iterations: None,
             anchor: None,
             previous: false,
@@ -177,6 +182,28 @@ pub enum Opponent {
         /// The weight of the reference, in [0, 1].
         reference: f64,
     },
+}
+
+/// Which samples a method compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compares {
+    /// Each sample of a group with every other one.
+    Group,
+    /// The first with the second sample of a group, the third with the fourth, and so on.
+    Neighbours,
+    /// Each sample with every one of its opponent's.
+    Opponents,
+    /// The n-th sample of a group with the n-th of its opponent's.
+    Counterparts,
+}
+
+/// How an average follows the policy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MovingAverage {
+    /// What it takes over of the policy at a time.
+    pub share: f64,
+    /// After every this many steps.
+    pub every: u64,
 }
 
 /// How training goes in iterations.
@@ -418,6 +445,7 @@ algorithms! {
     "reinforce" Reinforce(Reinforce),
     "ppo" Ppo(Ppo),
     "reward_model" RewardModel(RewardModel),
+    "preference_model" PreferenceModel(PreferenceModel),
     "sft" Sft(Sft),
     "dpo" Dpo(Dpo),
     "ipo" Ipo(Ipo),

@@ -8,6 +8,7 @@ mod parse;
 pub use parse::Override;
 
 use crate::algorithm::{self, Algorithm, Samples};
+use crate::judging::WIN_RATE;
 use crate::{Error, Result, behavior, guard, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -36,6 +37,9 @@ pub struct Config {
     /// What samples are worth: a weighted sum. Algorithms that learn from a data set need none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reward: Vec<reward::Config>,
+    /// Who says which of two samples is better; without one, methods that learn from pairs compare rewards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<reward::judge::Config>,
     /// The learning rule.
     #[serde(default)]
     pub algorithm: algorithm::Config,
@@ -115,11 +119,16 @@ pub struct Evaluate {
     pub threshold: f64,
     /// Also draw this many samples per prompt at the rollout's temperature, for `pass@k`; 0 for greedy answers only.
     pub samples: usize,
+    /// Whom the policy's answers are compared with: `base`, the untouched model; `checkpoints`, every one that this run
+    /// has; or folders of runs and checkpoints. One answer each to every prompt, or as many as `samples`.
+    pub against: Vec<String>,
+    /// The weight of the KL towards the base model in the game that exploitability is measured in; 0: preferences alone.
+    pub beta: f64,
 }
 
 impl Default for Evaluate {
     fn default() -> Self {
-        Self { every: 0, prompts: 0, threshold: 1.0, samples: 0 }
+        Self { every: 0, prompts: 0, threshold: 1.0, samples: 0, against: Vec::new(), beta: 0.0 }
     }
 }
 
@@ -223,6 +232,10 @@ impl Config {
         if let Samples::Drawn { group_size } = algorithm.needs().samples {
             self.check_drawing(group_size)?;
         }
+        if !(self.evaluate.beta >= 0.0 && self.evaluate.beta.is_finite()) {
+            return Err(Error::input(format!("evaluate.beta must be 0 or more, but is {}", self.evaluate.beta)));
+        }
+        self.check_judge(&*algorithm)?;
         self.guard.check(&*algorithm, self.algorithm.name(), &self.checkpoint)?;
         let accelerated = algorithm.needs().iterations.is_some_and(|iterations| iterations.alpha > 0.0);
         if accelerated && matches!(self.model.adapter, model::adapter::AdapterConfig::Sora(_)) {
@@ -275,10 +288,35 @@ impl Config {
         }
     }
 
+    /// Refuses a judge that nobody would ask.
+    fn check_judge(&self, algorithm: &dyn Algorithm) -> Result<()> {
+        if self.judge.is_none() {
+            return Ok(());
+        }
+        let drawn = matches!(algorithm.needs().samples, Samples::Drawn { .. });
+        if drawn && algorithm.needs().compares.is_none() {
+            return Err(Error::input(format!(
+                "[judge] compares samples, but algorithm.{} learns from rewards; drop [judge], or use a method that compares, such as [algorithm.online_dpo]",
+                self.algorithm.name(),
+            )));
+        }
+        if self.replay.as_ref().is_some_and(|replay| replay.offline) {
+            return Err(Error::input(
+                "[judge] compares samples as they are drawn, but replay.offline draws none; drop [judge]",
+            ));
+        }
+        if self.reward.iter().any(|reward| reward.name() == WIN_RATE) {
+            return Err(Error::input(format!(
+                "a [[reward]] is called `{WIN_RATE}`, as what [judge] finds is; give it another `name`"
+            )));
+        }
+        Ok(())
+    }
+
     /// What a run needs that draws its samples in groups of at least `group_size`.
     fn check_drawing(&self, group_size: usize) -> Result<()> {
-        if self.reward.is_empty() {
-            return Err(Error::input("no [[reward]] is given; without one nothing can be learned"));
+        if self.reward.is_empty() && self.judge.is_none() {
+            return Err(Error::input("no [[reward]] is given, and no [judge]; without one nothing can be learned"));
         }
         if self.rollout.group_size < group_size {
             return Err(Error::input(format!(

@@ -1,13 +1,16 @@
-//! What a run is measured by: greedy answers to held-out prompts, `pass@k` from sampled ones, and the algorithm's own
-//! loss on held-out examples.
+//! What a run is measured by: greedy answers to held-out prompts, `pass@k` from sampled ones, comparisons with other
+//! policies, and the algorithm's own loss on held-out examples.
 
 use crate::Result;
+use crate::judging::Bench;
 use crate::learner::Learner;
+use crate::pool::Rival;
 use model::Policy;
-use reward::WeightedSum;
+use model::adapter::Adapter;
+use reward::{Judgement, WeightedSum};
 use rollout::EngineConfig;
 use rollout::collector::{Collector, Inline, Job, Progress};
-use schema::{Metrics, Prompt, SamplerSettings, ScoredGroup, Seed};
+use schema::{Group, Metrics, Prompt, SamplerSettings, ScoredGroup, Seed};
 
 /// Everything that a run is measured by.
 #[derive(Debug)]
@@ -30,7 +33,7 @@ impl Exam {
         &self,
         policy: &Policy,
         learner: &Learner,
-        reward: &mut WeightedSum,
+        panel: &mut Panel<'_>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Metrics> {
         let mut metrics = Metrics::new();
@@ -44,10 +47,22 @@ impl Exam {
             }
         }
         if let Some(answers) = &self.answers {
-            metrics.merge(answers.evaluate(policy, reward, progress)?);
+            if !panel.reward.terms().is_empty() {
+                metrics.merge(answers.evaluate(policy, panel.reward, progress)?);
+            }
+            if !panel.rivals.is_empty() {
+                metrics.merge(answers.compare(policy, learner, panel, progress)?);
+            }
         }
         Ok(metrics)
     }
+}
+
+/// Who looks at the answers, and whose they are compared with.
+pub(crate) struct Panel<'a> {
+    pub(crate) reward: &'a mut WeightedSum,
+    pub(crate) judge: Option<&'a mut Bench>,
+    pub(crate) rivals: &'a [Rival],
 }
 
 /// Held-out prompts and how they are answered.
@@ -61,6 +76,8 @@ pub struct HeldOut {
     pub threshold: f64,
     /// Samples per prompt for `pass@k`; 0 for none.
     pub samples: usize,
+    /// Weight of the KL towards the base model in the game that exploitability is measured in.
+    pub beta: f64,
     /// Where the randomness of sampled answers comes from.
     pub seed: Seed,
     /// The engine's settings.
@@ -96,6 +113,58 @@ impl HeldOut {
         Ok(metrics)
     }
 
+    /// Compares sampled answers with those of each rival, drawn independently: by the judge, or by rewards, of which the
+    /// greater wins and equal ones draw.
+    ///
+    /// | metric | meaning |
+    /// |---|---|
+    /// | `eval_win_rate/<rival>` | mean probability that an answer of the policy beats one of that rival's |
+    /// | `eval_exploitability` | by how much the best of them does better than a draw (see [`pool`](crate::pool)); 0 if none does |
+    /// | `eval_kl` | KL(policy ‖ base) of a whole answer, in nats; only where `evaluate.beta` asks for it |
+    /// | `eval_unjudged_comparisons` | pairs that could not be compared and are in no mean |
+    fn compare(
+        &self,
+        policy: &Policy,
+        learner: &Learner,
+        panel: &mut Panel<'_>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Metrics> {
+        let seed = self.seed.child("against");
+        let own = self.draw(policy, seed.child("own"), progress)?;
+        let kl = |policy: &Policy, groups: &[Group]| {
+            if self.beta == 0.0 { Ok(0.0) } else { learner.kl(groups, policy, &Adapter::none()) }
+        };
+        let own_kl = kl(policy, &own)?;
+        let (mut metrics, mut unjudged, mut best) = (Metrics::new(), 0, 0.0f64);
+        for rival in panel.rivals {
+            let others = self.draw(&rival.policy, seed.child("rivals").child(&rival.name), progress)?;
+            let wins = match &mut panel.judge {
+                Some(bench) => bench.counterparts(&own, &others)?.iter().map(Judgement::value).collect(),
+                None => by_rewards(panel.reward, &own, &others)?,
+            };
+            let known: Vec<f64> = wins.iter().flatten().map(|win| f64::from(*win)).collect();
+            unjudged += wins.len() - known.len();
+            if known.is_empty() {
+                continue;
+            }
+            let rate = known.iter().sum::<f64>() / known.len() as f64;
+            metrics.set(format!("eval_win_rate/{}", rival.name), rate);
+            best = best.max(0.5 - rate + self.beta * (own_kl - kl(&rival.policy, &others)?));
+        }
+        metrics.set("eval_exploitability", best);
+        metrics.set("eval_unjudged_comparisons", unjudged as f64);
+        if self.beta > 0.0 {
+            metrics.set("eval_kl", own_kl);
+        }
+        Ok(metrics)
+    }
+
+    fn draw(&self, policy: &Policy, seed: Seed, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Group>> {
+        let group_size = self.samples.max(1);
+        let job = Job { prompts: self.prompts.clone(), group_size, settings: self.settings.clone(), seed };
+        Ok(Inline::new(policy, self.engine.clone()).collect(job, progress)?)
+    }
+
     fn answers(
         &self,
         policy: &Policy,
@@ -114,6 +183,20 @@ impl HeldOut {
         let right = rewards.iter().filter(|reward| f64::from(**reward) >= self.threshold).count();
         (rewards.len() >= k).then(|| pass_at_k(rewards.len(), right, k))
     }
+}
+
+/// For the n-th sample of each group and that of the other policy's: 1 if its reward is the greater one, ½ if they are
+/// equal, `None` if either has none.
+fn by_rewards(reward: &mut WeightedSum, own: &[Group], others: &[Group]) -> Result<Vec<Option<f32>>> {
+    let (own, others) = (reward.score(own.to_vec())?, reward.score(others.to_vec())?);
+    let wins = |(own, other): (Option<f32>, Option<f32>)| {
+        let (own, other) = (own?, other?);
+        Some(if own == other { 0.5 } else { f32::from(u8::from(own > other)) })
+    };
+    let group = |(own, other): (&ScoredGroup, &ScoredGroup)| {
+        own.rewards().into_iter().zip(other.rewards()).map(wins).collect::<Vec<_>>()
+    };
+    Ok(own.iter().zip(&others).flat_map(group).collect())
 }
 
 /// The chance that at least one of `k` draws without replacement from `samples`, of which `right` are right, is right:

@@ -4,6 +4,8 @@ mod iterate;
 mod mismatch;
 mod references;
 
+pub(crate) use iterate::end_of_iteration;
+
 use crate::algorithm::{
     self, Algorithm, Credits, Divergences, Evidence, Outputs, Reads, SampleScores, Samples, Schedule,
 };
@@ -14,13 +16,13 @@ use crate::optimizer::{self, Kept, Optimizer, OptimizerConfig, OptimizerState, P
 use crate::prox::{Constraints, Moment, Setting};
 use crate::snapshot::{Snapshot, State};
 use crate::{Error, Result, measure};
-use iterate::{Average, Progress};
+use iterate::{Average, HAT, Progress};
 use mismatch::MismatchAlarm;
 use model::adapter::{Adapter, LowRank};
 use model::logprob::Want;
 use model::{Critic, Policy};
 use references::References;
-use schema::{Metrics, ScoredGroup, Seed};
+use schema::{Group, Metrics, Sample, ScoredGroup, Seed, Verdict};
 use serde_json::json;
 use std::ops::Range;
 use tch::Tensor;
@@ -73,7 +75,7 @@ impl Learner {
                 policy.adapter().copy()
             },
             iterations: needs.iterations.map(|needs| Progress::new(needs, policy, &config.optimizer)),
-            anchor: needs.anchor.map(|kappa| Average::new(policy, kappa)),
+            anchor: needs.anchor.map(|follows| Average::new(policy, follows)),
             previous: if needs.previous { policy.adapter().copy() } else { Adapter::none() },
             references: References::default(),
             optimizer: config.optimizer.build()?,
@@ -189,7 +191,7 @@ impl Learner {
         let samples = groups.iter().map(|group| group.group().samples.len()).sum();
         self.algorithm.finish_step(&mut metrics, samples);
         if let Some(anchor) = &self.anchor {
-            anchor.follow(policy)?;
+            anchor.follow(step, policy)?;
         }
         metrics.merge(self.end_iteration(step, groups, policy)?);
         Ok(metrics)
@@ -210,6 +212,25 @@ impl Learner {
         metrics.merge(tally.metrics());
         metrics.set("loss", loss / batches.len().max(1) as f64);
         Ok(metrics)
+    }
+
+    /// An estimate of KL(who drew the samples ‖ the policy with `adapter`) of a whole sample, in nats, at the temperature
+    /// that they were drawn at.
+    pub(crate) fn kl(&self, groups: &[Group], policy: &Policy, adapter: &Adapter) -> Result<f64> {
+        let temperature = groups.first().map_or(1.0, |group| group.settings.logprob_temperature());
+        let bare = |group: &Group| {
+            let verdicts = vec![Verdict { parts: Vec::new() }; group.samples.len()];
+            ScoredGroup::new(group.clone(), verdicts).map_err(|error| Error::runtime(error.to_string()))
+        };
+        let groups: Vec<ScoredGroup> = groups.iter().map(bare).collect::<Result<_>>()?;
+        let scores = score_samples(&groups, self.cut, |packed| vec![policy.logprobs(packed, temperature, adapter)])?;
+        let samples = groups.iter().flat_map(|group| &group.group().samples);
+        let ratio = |(sample, columns): (&Sample, Vec<Vec<f32>>)| -> f64 {
+            let other = columns.into_iter().next().unwrap_or_default();
+            sample.logprobs.iter().zip(other).map(|(own, other)| f64::from(*own) - f64::from(other)).sum()
+        };
+        let ratios: Vec<f64> = samples.zip(scores.into_iter().flatten()).map(ratio).collect();
+        Ok(measure::mean(&ratios))
     }
 
     /// Loss and gradients of a whole step, of which nothing is applied.
@@ -438,12 +459,12 @@ impl Learner {
 
     /// The adapters that move beside the policy's, and the parts of a checkpoint that hold them.
     fn companions(&self) -> impl Iterator<Item = (&'static str, &Adapter)> {
-        let hat = self.iterations.as_ref().map(|progress| ("hat", &progress.hat));
+        let hat = self.iterations.as_ref().map(|progress| (HAT, &progress.hat));
         hat.into_iter().chain(self.anchor.as_ref().map(|anchor| ("anchor", &anchor.adapter)))
     }
 
     fn companions_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Adapter)> {
-        let hat = self.iterations.as_mut().map(|progress| ("hat", &mut progress.hat));
+        let hat = self.iterations.as_mut().map(|progress| (HAT, &mut progress.hat));
         hat.into_iter().chain(self.anchor.as_mut().map(|anchor| ("anchor", &mut anchor.adapter)))
     }
 

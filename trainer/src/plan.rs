@@ -1,13 +1,14 @@
 //! What a config asks for, built: everything that the loop needs, or a sentence that says what is missing.
 
-use crate::algorithm::{self, Needs, Opponent, Reads, Samples};
+use crate::algorithm::{self, Compares, Needs, Opponent, Reads, Samples};
 use crate::behavior;
 use crate::config::{Config, Replay};
 use crate::evaluate::{Exam, HeldOut};
+use crate::judging::Bench;
 use crate::reward_model::RewardModel;
 use crate::run::start_from;
 use crate::source::{Examples, Offline, Past, Reader, Replayed, Rollouts, Source};
-use crate::{Error, Result};
+use crate::{Error, Result, pool, preference_judge};
 use model::Policy;
 use model::adapter::Adapter;
 use model::cache::KvCache;
@@ -21,6 +22,7 @@ pub(crate) struct Plan {
     pub(crate) policy: Policy,
     pub(crate) source: Box<dyn Source>,
     pub(crate) reward: WeightedSum,
+    pub(crate) judge: Option<Bench>,
     pub(crate) exam: Option<Exam>,
     /// The first prompt of the run, for an estimate of lengths.
     first_prompt: Prompt,
@@ -31,6 +33,8 @@ impl Plan {
     pub(crate) fn build(config: &Config) -> Result<Self> {
         let seed = Seed::new(config.seed);
         check_rewards(&config.reward)?;
+        check_judge(config)?;
+        pool::check(config)?;
         let needs = algorithm::build(&config.algorithm)?.needs();
         let reader = Reader::new(needs.samples, needs.max_length);
         let rows = reader.map_or(RowKind::Prompts, Reader::rows);
@@ -42,6 +46,7 @@ impl Plan {
             start_from(&config.model, &mut policy)?;
         }
         let reward = rewards(config, &policy)?;
+        let judge = bench(config, needs.compares, &policy)?;
         let exam = held_out.filter(|_| count > 0).map(|source| {
             let prompts = (0..count).map(|index| source.prompt(index)).collect::<rollout::Result<Vec<Prompt>>>()?;
             let examples = match reader {
@@ -77,7 +82,7 @@ impl Plan {
                 Box::new(Replayed::new(rollouts, past, seed.child("replay")))
             }
         };
-        Ok(Self { policy, source, reward, exam: exam.transpose()?, first_prompt })
+        Ok(Self { policy, source, reward, judge, exam: exam.transpose()?, first_prompt })
     }
 
     /// Names the policy after the step that made it and samples from it from now on.
@@ -119,13 +124,35 @@ fn rewards(config: &Config, policy: &Policy) -> Result<WeightedSum> {
     }
     let mut open = |model: &reward::ModelConfig| {
         let opened = RewardModel::open(&model.path, policy, &config.model, config.micro_batch_tokens);
-        let opened = opened.map_err(|error| match error {
-            error if error.is_input() => reward::Error::input(error.to_string()),
-            error => reward::Error::Runtime(error.to_string()),
-        })?;
+        let opened = opened.map_err(|error| in_rewards_words(&error))?;
         Ok(Box::new(opened) as Box<dyn reward::Reward>)
     };
     Ok(reward::build_with(&config.reward, &mut open)?)
+}
+
+/// Refuses what is wrong with the judge as far as it can be seen before a network is loaded.
+fn check_judge(config: &Config) -> Result<()> {
+    let Some(judge) = &config.judge else { return Ok(()) };
+    judge.check()?;
+    judge.model.as_ref().map_or(Ok(()), |model| preference_judge::check(&model.path))
+}
+
+/// The judge of a config, whose network shares the policy's base where it can. Where the method draws nothing, the judge
+/// compares held-out answers alone.
+fn bench(config: &Config, compares: Option<Compares>, policy: &Policy) -> Result<Option<Bench>> {
+    let Some(judge) = &config.judge else { return Ok(None) };
+    let mut open = |model: &reward::ModelConfig, temperature| {
+        preference_judge::open(&model.path, temperature, policy, &config.model, config.micro_batch_tokens)
+            .map_err(|error| in_rewards_words(&error))
+    };
+    let fair = judge.build(&mut open)?;
+    let weight = if config.reward.is_empty() { 1.0 } else { 0.0 };
+    Ok(Some(Bench::new(fair, compares.unwrap_or(Compares::Counterparts), weight)))
+}
+
+/// An error of opening a network as the reward crate puts it.
+fn in_rewards_words(error: &Error) -> reward::Error {
+    if error.is_input() { reward::Error::input(error.to_string()) } else { reward::Error::Runtime(error.to_string()) }
 }
 
 /// How many held-out prompts the config asks for.
@@ -134,15 +161,17 @@ fn held_out_count(source: &dyn PromptSource, config: &Config) -> Result<u64> {
     Ok(if config.evaluate.prompts == 0 { all } else { all.min(config.evaluate.prompts as u64) })
 }
 
-/// How held-out prompts are answered: not at all where nothing judges answers, or where the adapter makes scores and not
+/// How held-out prompts are answered: not at all where nobody looks at answers, or where the adapter makes scores and not
 /// words.
 fn answers(config: &Config, needs: Needs, seed: &Seed) -> Option<HeldOut> {
     let evaluate = &config.evaluate;
-    (!config.reward.is_empty() && needs.reads == Reads::Tokens).then(|| HeldOut {
+    let looked_at = !config.reward.is_empty() || !evaluate.against.is_empty();
+    (looked_at && needs.reads == Reads::Tokens).then(|| HeldOut {
         prompts: Vec::new(),
         settings: config.rollout.sampler(),
         threshold: evaluate.threshold,
         samples: evaluate.samples,
+        beta: evaluate.beta,
         seed: seed.child("evaluate"),
         engine: config.rollout.engine.clone(),
     })

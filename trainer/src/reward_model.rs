@@ -48,7 +48,17 @@ impl RewardModel {
         model: &model::Config,
         micro_batch_tokens: usize,
     ) -> Result<Self> {
-        let config = Self::check(folder)?;
+        Self::read(folder, &Self::check(folder)?, judged, model, micro_batch_tokens)
+    }
+
+    /// The same of a run with this config, whatever its head was trained to say.
+    pub(crate) fn read(
+        folder: &Path,
+        config: &Config,
+        judged: &Policy,
+        model: &model::Config,
+        micro_batch_tokens: usize,
+    ) -> Result<Self> {
         let seed = Seed::new(config.seed);
         let mut policy = if same_base(&config.model, model) {
             let adapter = config.model.adapter.build(judged.network(), &seed.child("adapter"), judged.device())?;
@@ -79,8 +89,18 @@ impl RewardModel {
         Ok(Self { same_words: false, ..Self::open(folder, &base, &config.model, micro_batch_tokens)? })
     }
 
+    /// What identifies the head, its backbone and the code that runs them.
+    pub(crate) fn version_hash(&self) -> &str {
+        &self.version
+    }
+
+    /// The tokens that end an answer, in the words of this model; the usual one is the first.
+    pub(crate) fn ends(&self) -> &[Token] {
+        self.policy.tokenizer().eos_ids()
+    }
+
     /// The tokens of a prompt in the words of this model.
-    fn prompt(&self, group: &Group) -> Result<Vec<Token>> {
+    pub(crate) fn prompt(&self, group: &Group) -> Result<Vec<Token>> {
         if self.same_words {
             return Ok(group.prompt_ids.clone());
         }
@@ -88,7 +108,7 @@ impl RewardModel {
     }
 
     /// The tokens of an answer in the words of this model; one that was cut has no end here either.
-    fn answer(&self, group: &Group, sample: &Sample) -> Result<Vec<Token>> {
+    pub(crate) fn answer(&self, group: &Group, sample: &Sample) -> Result<Vec<Token>> {
         if self.same_words {
             return Ok(sample.ids.clone());
         }
@@ -101,12 +121,19 @@ impl RewardModel {
 
     /// The score of each answer of each group.
     fn scores(&self, groups: &[Group]) -> Result<Vec<Vec<f32>>> {
-        let mut scores: Vec<Vec<f32>> = groups.iter().map(|group| Vec::with_capacity(group.samples.len())).collect();
+        let asked = |group: &Group| {
+            let answers = group.samples.iter().map(|sample| self.answer(group, sample)).collect::<Result<_>>()?;
+            Ok((self.prompt(group)?, answers))
+        };
+        self.score_tokens(groups.iter().map(asked).collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The score after the last token of each answer, of prompts with their answers.
+    pub(crate) fn score_tokens(&self, asked: Vec<(Vec<Token>, Vec<Vec<Token>>)>) -> Result<Vec<Vec<f32>>> {
+        let mut scores: Vec<Vec<f32>> = asked.iter().map(|(_, answers)| Vec::with_capacity(answers.len())).collect();
         let mut pass = Pass::default();
-        for (place, group) in groups.iter().enumerate() {
-            let prompt = self.prompt(group)?;
-            for sample in &group.samples {
-                let answer = self.answer(group, sample)?;
+        for (place, (prompt, answers)) in asked.into_iter().enumerate() {
+            for answer in answers {
                 if !pass.is_empty() && pass.tokens_with(place, &prompt, &answer) > self.cut.micro_batch_tokens {
                     self.run(&std::mem::take(&mut pass), &mut scores)?;
                 }
@@ -154,7 +181,7 @@ impl Reward for RewardModel {
 }
 
 /// Whether two configs name the same weights in the same format, adapters aside.
-fn same_base(a: &model::Config, b: &model::Config) -> bool {
+pub(crate) fn same_base(a: &model::Config, b: &model::Config) -> bool {
     (&a.path, &a.random, &a.device, a.dtype) == (&b.path, &b.random, &b.device, b.dtype)
 }
 

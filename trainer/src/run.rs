@@ -14,7 +14,7 @@ pub use folder::{Summary, Target, resumed_config};
 pub use observer::{Observer, Phase, Silent};
 
 use crate::config::Config;
-use crate::evaluate::Exam;
+use crate::evaluate::{Exam, Panel};
 use crate::guard::Alarm;
 use crate::learner::Learner;
 use crate::measure;
@@ -22,7 +22,7 @@ use crate::plan::Plan;
 use crate::snapshot::{Snapshot, Snapshots, State};
 use crate::source::{Desk, StepSamples};
 use crate::tracker::{JsonlTracker, TensorboardTracker, Tracker};
-use crate::{Error, Result};
+use crate::{Error, Result, learner, pool};
 use folder::RunFolder;
 use model::Policy;
 use schema::{Metrics, Seed};
@@ -81,7 +81,9 @@ pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn O
     let Some(exam) = &plan.exam else { return Ok(Metrics::new()) };
     observer.phase(Phase::Evaluating);
     let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
-    exam.evaluate(&plan.policy, &learner, &mut plan.reward, &mut progress)
+    let rivals = pool::open(config, &plan.policy, checkpoint)?;
+    let mut panel = Panel { reward: &mut plan.reward, judge: plan.judge.as_mut(), rivals: &rivals };
+    exam.evaluate(&plan.policy, &learner, &mut panel, &mut progress)
 }
 
 /// The policy of a run's newest checkpoint.
@@ -96,10 +98,21 @@ pub fn trained_policy(folder: &Path) -> Result<Policy> {
 pub(crate) fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<Snapshot> {
     let newest = Snapshots::new(folder, 0).newest()?;
     let snapshot = newest.ok_or_else(|| Error::input(format!("{} has no checkpoint yet", folder.display())))?;
+    restore(&snapshot, policy, folder)?;
+    Ok(snapshot)
+}
+
+/// Brings back the policy of a checkpoint of the run in `folder`: the one to use, where that is not the one to go on
+/// training.
+pub(crate) fn restore(snapshot: &Snapshot, policy: &mut Policy, folder: &Path) -> Result<()> {
     policy.adapter_mut().restore(snapshot.part("adapter")?)?;
     policy.set_version(snapshot.state.step);
     check_restored(policy, &snapshot.state, folder)?;
-    Ok(snapshot)
+    if let Some(hat) = learner::end_of_iteration(snapshot) {
+        policy.adapter_mut().restore(hat)?;
+        policy.set_version(snapshot.state.step);
+    }
+    Ok(())
 }
 
 /// Fills a policy's fresh adapter with the newest one of the run that its config names.
@@ -256,6 +269,7 @@ impl<'a> Training<'a> {
             store: &self.store,
             run: self.run,
             reward: &mut self.plan.reward,
+            judge: self.plan.judge.as_mut(),
             adapter: kept.then(|| self.snapshots.path(step - 1).display().to_string()),
             observer,
         };
@@ -267,7 +281,9 @@ impl<'a> Training<'a> {
         let _span = phase_span!("evaluate");
         observer.phase(Phase::Evaluating);
         let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
-        exam.evaluate(&self.plan.policy, &self.learner, &mut self.plan.reward, &mut progress)
+        let rivals = pool::open(self.config, &self.plan.policy, Some(self.folder.path()))?;
+        let mut panel = Panel { reward: &mut self.plan.reward, judge: self.plan.judge.as_mut(), rivals: &rivals };
+        exam.evaluate(&self.plan.policy, &self.learner, &mut panel, &mut progress)
     }
 
     /// Saves the present state, unless it is saved already, and redraws the run's curve.

@@ -9,6 +9,7 @@ pub(crate) use replayed::{Offline, Past, Replayed};
 pub(crate) use rollouts::Rollouts;
 
 use crate::algorithm::Schedule;
+use crate::judging::Bench;
 use crate::run::Observer;
 use crate::{Result, measure};
 use model::Policy;
@@ -24,6 +25,8 @@ pub(crate) struct Desk<'a> {
     pub run: RunId,
     /// What they are worth.
     pub reward: &'a mut WeightedSum,
+    /// Who compares them, where anybody does.
+    pub judge: Option<&'a mut Bench>,
     /// Where the weights of the present policy are kept, if they are.
     pub adapter: Option<String>,
     /// Who watches.

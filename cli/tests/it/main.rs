@@ -10,6 +10,7 @@ mod data;
 mod errors;
 mod export;
 mod guards;
+mod judges;
 mod learns;
 mod methods;
 mod ppo;

@@ -1,17 +1,26 @@
 //! A judge that prefers the sample with the higher reward.
+//!
+//! ```text
+//! P(a ≻ b) = σ((r(a) − r(b)) / temperature)        certain at temperature 0, where equal rewards draw
+//! ```
+//!
+//! At temperature 1 and with the reward of a reward model that is the model's own Bradley-Terry probability.
 
-use crate::{Contestant, Judge, Reward};
+use super::{Contestant, Judge, Pair};
+use crate::{Judgement, Reward};
 use schema::Group;
+use std::ptr;
 
-/// The higher value wins for certain; equal values draw; if either is unjudged, so is the comparison.
+/// Compares by a reward; if either sample is unjudged, so is the comparison.
 pub struct ByReward {
     reward: Box<dyn Reward>,
+    temperature: f64,
 }
 
 impl ByReward {
     /// A judge by this reward.
-    pub fn new(reward: Box<dyn Reward>) -> Self {
-        Self { reward }
+    pub fn new(reward: Box<dyn Reward>, temperature: f64) -> Self {
+        Self { reward, temperature }
     }
 }
 
@@ -21,36 +30,45 @@ impl Judge for ByReward {
     }
 
     fn version(&self) -> String {
-        self.reward.version()
+        format!("{}@{}", self.reward.version(), self.temperature)
     }
 
-    fn compare(&mut self, pairs: &[(Contestant<'_>, Contestant<'_>)]) -> Vec<Option<f64>> {
-        let alone: Vec<Group> = pairs.iter().flat_map(|(a, b)| [only(a), only(b)]).collect();
-        let values: Vec<Option<f32>> = self.reward.score(&alone).iter().map(|judged| judged[0].value()).collect();
-        values.chunks_exact(2).map(|pair| Some(wins(pair[0]?, pair[1]?))).collect()
+    fn is_symmetric(&self) -> bool {
+        true
+    }
+
+    /// Each group is judged once, however many pairs its samples are in.
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+        let mut groups: Vec<&Group> = Vec::new();
+        for group in pairs.iter().flat_map(|(a, b)| [a.group, b.group]) {
+            if !groups.iter().any(|known| ptr::eq(*known, group)) {
+                groups.push(group);
+            }
+        }
+        let number =
+            |of: &Contestant<'_>| groups.iter().position(|group| ptr::eq(*group, of.group)).unwrap_or_default();
+        let numbers: Vec<(usize, usize)> = pairs.iter().map(|(a, b)| (number(a), number(b))).collect();
+        let owned: Vec<Group> = groups.iter().map(|group| (*group).clone()).collect();
+        let judged = self.reward.score(&owned);
+        let one = |((a, b), (of_a, of_b)): (&Pair<'_>, &(usize, usize))| match (
+            &judged[*of_a][a.place],
+            &judged[*of_b][b.place],
+        ) {
+            (Judgement::Value(a), Judgement::Value(b)) => {
+                Judgement::of(wins(f64::from(*a), f64::from(*b), self.temperature) as f32)
+            }
+            (Judgement::Unjudged(reason), _) | (_, Judgement::Unjudged(reason)) => Judgement::unjudged(reason),
+        };
+        pairs.iter().zip(&numbers).map(one).collect()
     }
 }
 
-/// The contestant's group with no other sample in it.
-fn only(contestant: &Contestant<'_>) -> Group {
-    let Group { prompt, prompt_ids, policy, settings, samples } = contestant.group;
-    Group {
-        prompt: prompt.clone(),
-        prompt_ids: prompt_ids.clone(),
-        policy: policy.clone(),
-        settings: settings.clone(),
-        samples: vec![samples[contestant.place].clone()],
+/// The probability that the first of two rewards wins.
+fn wins(a: f64, b: f64, temperature: f64) -> f64 {
+    if temperature > 0.0 {
+        return 1.0 / (1.0 + ((b - a) / temperature).exp());
     }
-}
-
-fn wins(a: f32, b: f32) -> f64 {
-    if a > b {
-        1.0
-    } else if a < b {
-        0.0
-    } else {
-        0.5
-    }
+    if a == b { 0.5 } else { f64::from(a > b) }
 }
 
 #[cfg(test)]
@@ -61,13 +79,21 @@ mod tests {
 
     #[test]
     fn the_right_one_beats_the_wrong_one() {
-        let reward = math_answer::Config::default().build().unwrap();
-        let mut judge = ByReward::new(Box::new(reward));
+        let judge = |temperature| {
+            let reward = math_answer::Config::default().build().unwrap();
+            ByReward::new(Box::new(reward), temperature)
+        };
         let group = group("What is 7+15?", Some("22"), &["22", "21", "It is 22."]);
         let open = Group { prompt: schema::Prompt::user("Sing!"), ..group.clone() };
         let at = |place| Contestant { group: &group, place };
         let pairs = [(at(0), at(1)), (at(1), at(2)), (at(0), at(2)), (at(0), Contestant { group: &open, place: 0 })];
-        assert_eq!(judge.compare(&pairs), [Some(1.0), Some(0.0), Some(0.5), None]);
-        assert_eq!(judge.compare(&[]), []);
+        let found = judge(0.0).compare(&pairs);
+        assert_eq!(found.iter().map(Judgement::value).collect::<Vec<_>>(), [Some(1.0), Some(0.0), Some(0.5), None]);
+        assert_eq!(found[3], Judgement::unjudged("the prompt has no answer"));
+        assert_eq!(judge(0.0).compare(&[]), []);
+        // σ(1/0.5) = 0.880797
+        let soft = judge(0.5).compare(&pairs)[0].value().unwrap();
+        assert!((soft - 0.880_797).abs() < 1e-6, "{soft}");
+        assert_ne!(judge(0.0).version(), judge(0.5).version());
     }
 }

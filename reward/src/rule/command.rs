@@ -16,9 +16,10 @@
 
 mod program;
 
+pub(crate) use program::Program;
+
 use crate::{Error, Judgement, Result, Reward, fingerprint};
-use program::Program;
-use schema::{Group, PromptInput, Sample};
+use schema::{Group, Prompt, PromptInput, Sample};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -44,6 +45,12 @@ impl Default for Config {
 impl Config {
     /// Makes the rule. The program must exist and be executable.
     pub fn build(&self) -> Result<Command> {
+        let (program, version) = self.open()?;
+        Ok(Command { program, version })
+    }
+
+    /// The program, and a version that follows its content.
+    pub(crate) fn open(&self) -> Result<(Program, String)> {
         if self.program.is_empty() {
             return Err(Error::input("`program` is missing; name an executable file"));
         }
@@ -52,7 +59,7 @@ impl Config {
         let program = Program::find(&self.program, &self.args, limit)?;
         // The files' content counts as code: an edited script is another reward.
         let version = fingerprint(1, &(&self.program, &self.args, program.content_hash()));
-        Ok(Command { program, version })
+        Ok((program, version))
     }
 }
 
@@ -76,7 +83,7 @@ impl Reward for Command {
         if count == 0 {
             return vec![Vec::new(); groups.len()];
         }
-        let judged = self.program.run(input(groups)).and_then(|output| read(&output, count));
+        let judged = self.program.run(input(groups)).and_then(|output| read(&output, count, "reward"));
         let mut judgements = judged
             .unwrap_or_else(|reason| {
                 tracing::warn!(samples = count, reason, "the reward program judged nothing");
@@ -100,19 +107,25 @@ fn input(groups: &[Group]) -> Vec<u8> {
 }
 
 fn line(group: &Group, sample: &Sample) -> Value {
-    let messages = match &group.prompt.input {
+    let own = [
+        ("completion", json!(sample.text)),
+        ("completion_ids", json!(sample.ids)),
+        ("finish", json!(sample.finish.as_str())),
+    ];
+    about(&group.prompt, own)
+}
+
+/// What a program is told: the prompt, what else is `own` to the line, and the data set's other columns.
+pub(crate) fn about<const N: usize>(prompt: &Prompt, own: [(&str, Value); N]) -> Value {
+    let messages = match &prompt.input {
         PromptInput::Messages(messages) => json!(messages),
         PromptInput::Text(_) => Value::Null,
     };
-    let mut line = json!({
-        "prompt": group.prompt.question(),
-        "messages": messages,
-        "completion": sample.text,
-        "completion_ids": sample.ids,
-        "finish": sample.finish.as_str(),
-        "answer": group.prompt.answer,
-    });
-    for (column, value) in &group.prompt.metadata {
+    let mut line = json!({ "prompt": prompt.question(), "messages": messages, "answer": prompt.answer });
+    for (name, value) in own {
+        line[name] = value;
+    }
+    for (column, value) in &prompt.metadata {
         // A column must not pass for what the model said.
         if line.get(column).is_none() {
             line[column] = value.clone();
@@ -121,26 +134,27 @@ fn line(group: &Group, sample: &Sample) -> Value {
     line
 }
 
-/// One judgement per line of output, or why there is none for any.
-fn read(output: &[u8], count: usize) -> std::result::Result<Vec<Judgement>, String> {
+/// One judgement per line of output, or why there is none for any; `key` names the number where a line is an object.
+pub(crate) fn read(output: &[u8], count: usize, key: &str) -> std::result::Result<Vec<Judgement>, String> {
     let text = String::from_utf8_lossy(output);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if lines.len() != count {
-        return Err(format!("the program printed {} lines for {count} samples", lines.len()));
+        let what = if key == "reward" { "samples" } else { "pairs" };
+        return Err(format!("the program printed {} lines for {count} {what}", lines.len()));
     }
-    Ok(lines.into_iter().map(judgement).collect())
+    Ok(lines.into_iter().map(|line| judgement(line, key)).collect())
 }
 
-fn judgement(line: &str) -> Judgement {
+fn judgement(line: &str, key: &str) -> Judgement {
     let shown = || line.chars().take(80).collect::<String>();
     let Ok(value) = serde_json::from_str::<Value>(line) else {
         return Judgement::unjudged(format!("the program printed what is not JSON: {}", shown()));
     };
     let reason = value.get("reason").and_then(Value::as_str).unwrap_or("does not apply");
-    match value.get("reward").unwrap_or(&value) {
+    match value.get(key).unwrap_or(&value) {
         Value::Null => Judgement::unjudged(reason),
         Value::Number(number) => Judgement::of(number.as_f64().map_or(f32::NAN, |number| number as f32)),
-        _ => Judgement::unjudged(format!("the program printed no number, null or {{\"reward\": …}}: {}", shown())),
+        _ => Judgement::unjudged(format!("the program printed no number, null or {{\"{key}\": …}}: {}", shown())),
     }
 }
 

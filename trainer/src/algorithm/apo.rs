@@ -11,7 +11,8 @@
 //! which is exact where logits are linear in the parameters, and the paper's own approximation elsewhere. `ΔW` is the
 //! product of the adapter's factors; it is extrapolated by concatenation and cut back to the working rank, and what the
 //! cut lost is measured (`apo/truncation_error`). The last iteration is not extrapolated, so what a run ends with is a hat
-//! iterate, as the paper returns. The optimizer begins afresh with each iteration.
+//! iterate, as the paper returns; of a checkpoint between two iterations, too, the hat iterate is what is evaluated and
+//! exported. The optimizer begins afresh with each iteration.
 //!
 //! A guard compares the loss of the extrapolated policy with that of the hat iterate on the iteration's last pairs and
 //! halves α, for this time, while it is worse by more than `max_loss_increase`. The laboratory's
@@ -20,7 +21,7 @@
 use super::policy_gradient::not_negative;
 use super::preference::{self, Against, Pairs, Ties};
 use super::sppo::{self, SppoForm};
-use super::{Algorithm, Credits, Evidence, Iterations, Needs, Outputs};
+use super::{Algorithm, Compares, Credits, Evidence, Iterations, Needs, Outputs};
 use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, sigmoid, squared};
 use crate::objective::{Denominator, Tally};
@@ -103,7 +104,7 @@ impl Algorithm for Apo {
             alpha: self.alpha,
             max_loss_increase: self.max_loss_increase,
         };
-        Needs { iterations: Some(iterations), ..preference::drawn_needs(2) }
+        Needs { iterations: Some(iterations), ..preference::drawn_needs(2, Compares::Group) }
     }
 
     fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {

@@ -16,7 +16,7 @@
 
 use super::policy_gradient::not_negative;
 use super::preference;
-use super::{Algorithm, Credit, Credits, Evidence, Needs, Opponent, Outputs, SampleScores};
+use super::{Algorithm, Compares, Credit, Credits, Evidence, Needs, Opponent, Outputs, SampleScores};
 use crate::batch::Batch;
 use crate::objective::{Aggregation, Denominator, Tally};
 use crate::{Error, Result};
@@ -102,7 +102,7 @@ impl Algorithm for NashMd {
             opponent: Some(Opponent::Mixture { reference: self.mixture_coefficient }),
             scored_credit: true,
             whole_groups: false,
-            ..preference::drawn_needs(1)
+            ..preference::drawn_needs(1, Compares::Opponents)
         }
     }
 

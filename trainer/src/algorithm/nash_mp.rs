@@ -10,8 +10,13 @@
 //! ℓ   = −mean adv · log π(y)                                           policy_gradient
 //! ℓ   = ( log(π/m)(y) − log(π/m)(y′) − (p − ½)/β′ )²                   contrastive: online IPO inside a proximal scheme
 //!       log m = (η log π_ref + log π̄)/(1 + η),   β′ = β (1 + 1/η)
-//! π̄   ← (1 − κ) π̄ + κ π                                               after each step
+//! π̄   ← (1 − κ) π̄ + κ π                                               after every `anchor_every` steps
 //! ```
+//!
+//! The second version of the paper (2026) calls the method Nash Prox: self-play, of which online IPO is one form, inside a
+//! proximal-point scheme, `π_{k+1} ≈ argmax P_β(π ≻ π) − (β/η) KL(π ‖ π_k)`. That is `form = "contrastive"` with `κ = 1`,
+//! each `anchor_every` steps being an approximate solution of one such problem; κ below 1 moves the anchor smoothly
+//! instead.
 //!
 //! The other sample's payment is a baseline: it does not depend on y, so it takes away variance and nothing else. The two
 //! losses have the same gradient in expectation, up to 4/β′. The paper's own text on the practical form is not
@@ -20,8 +25,8 @@
 //! factors and not of their product; how far it is from the policy is measured (`objective/anchor_kl`).
 
 use super::policy_gradient::not_negative;
-use super::preference::{self, Pairs, win_probability};
-use super::{Algorithm, Credit, Credits, Evidence, Needs, Outputs, SampleScores};
+use super::preference::{self, Entrant, Pairs};
+use super::{Algorithm, Compares, Credit, Credits, Evidence, MovingAverage, Needs, Outputs, SampleScores};
 use crate::batch::Batch;
 use crate::objective::preference::squared;
 use crate::objective::{Aggregation, Denominator, Tally};
@@ -38,8 +43,10 @@ pub struct NashMp {
     pub beta: f64,
     /// The proximal step: the pull towards the moving average has the weight β/η; convergence is proved up to 2β.
     pub eta: f64,
-    /// What share of the policy the moving average takes over after each step.
+    /// What share of the policy the moving average takes over at a time.
     pub kappa: f64,
+    /// The moving average moves after every this many steps. With `kappa = 1` these are the steps of one proximal point.
+    pub anchor_every: u64,
     /// How the proximal step is approached.
     pub form: NashForm,
     /// A difference of rewards of this size wins with σ(1) = 73 %; 0: the greater reward wins for certain.
@@ -59,7 +66,14 @@ pub enum NashForm {
 
 impl Default for NashMp {
     fn default() -> Self {
-        Self { beta: 0.1, eta: 0.2, kappa: 0.1, form: NashForm::PolicyGradient, judge_temperature: 0.0 }
+        Self {
+            beta: 0.1,
+            eta: 0.2,
+            kappa: 0.1,
+            anchor_every: 1,
+            form: NashForm::PolicyGradient,
+            judge_temperature: 0.0,
+        }
     }
 }
 
@@ -69,6 +83,9 @@ impl NashMp {
         preference::positive("nash_mp", "beta", self.beta)?;
         preference::positive("nash_mp", "eta", self.eta)?;
         not_negative("nash_mp", &[("judge_temperature", self.judge_temperature)])?;
+        if self.anchor_every == 0 {
+            return Err(Error::input("algorithm.nash_mp.anchor_every must be at least 1, but is 0"));
+        }
         if !(self.kappa > 0.0 && self.kappa <= 1.0) {
             return Err(Error::input(format!(
                 "algorithm.nash_mp.kappa must be above 0 and at most 1 (0.1 is usual), but is {}",
@@ -80,14 +97,16 @@ impl NashMp {
 
     /// The advantages of a group: each judged sample against every other one.
     fn advantages(&self, group: &ScoredGroup, scores: &[SampleScores]) -> Vec<Option<Credit>> {
-        let judged: Vec<(usize, f64, f64)> =
-            group.judged().map(|(place, _, reward)| (place, f64::from(reward), self.penalty(&scores[place]))).collect();
+        let entrants = preference::entrants(group);
+        let penalty = |place: usize| self.penalty(&scores[place]);
         let mut credits = vec![None; scores.len()];
-        for (place, reward, penalty) in judged.iter().filter(|_| judged.len() > 1) {
-            let games = judged.iter().filter(|(other, ..)| other != place).map(|(_, other, their_penalty)| {
-                win_probability(*reward, *other, self.judge_temperature) - 0.5 - (penalty - their_penalty)
-            });
-            credits[*place] = Some(Credit::Whole(games.sum::<f64>() / (judged.len() - 1) as f64));
+        for own in &entrants {
+            let game = |other: &Entrant| {
+                let wins = preference::beats(group, *own, *other, self.judge_temperature)?;
+                Some(wins - 0.5 - (penalty(own.0) - penalty(other.0)))
+            };
+            let games = entrants.iter().filter(|other| other.0 != own.0).filter_map(game);
+            credits[own.0] = preference::mean(&games.collect::<Vec<_>>()).map(Credit::Whole);
         }
         credits
     }
@@ -101,7 +120,13 @@ impl NashMp {
 impl Algorithm for NashMp {
     fn needs(&self) -> Needs {
         let contrastive = self.form == NashForm::Contrastive;
-        Needs { anchor: Some(self.kappa), scored_credit: true, whole_groups: contrastive, ..preference::drawn_needs(2) }
+        let compares = if contrastive { Compares::Neighbours } else { Compares::Group };
+        Needs {
+            anchor: Some(MovingAverage { share: self.kappa, every: self.anchor_every }),
+            scored_credit: true,
+            whole_groups: contrastive,
+            ..preference::drawn_needs(2, compares)
+        }
     }
 
     fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {

@@ -10,7 +10,7 @@
 //! ```
 
 use super::preference::{self, Against, Pairs, Ties};
-use super::{Algorithm, Credits, Evidence, Needs, Outputs};
+use super::{Algorithm, Compares, Credits, Evidence, Needs, Outputs};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, sigmoid, squared};
@@ -59,7 +59,7 @@ impl OnlineDpo {
 
 impl Algorithm for OnlineDpo {
     fn needs(&self) -> Needs {
-        preference::drawn_needs(2)
+        preference::drawn_needs(2, Compares::Group)
     }
 
     fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {

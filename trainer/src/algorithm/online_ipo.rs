@@ -12,7 +12,7 @@
 
 use super::policy_gradient::not_negative;
 use super::preference::{self, Pairs};
-use super::{Algorithm, Credits, Evidence, Needs, Outputs};
+use super::{Algorithm, Compares, Credits, Evidence, Needs, Outputs};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::squared;
@@ -48,7 +48,7 @@ impl OnlineIpo {
 
 impl Algorithm for OnlineIpo {
     fn needs(&self) -> Needs {
-        preference::drawn_needs(2)
+        preference::drawn_needs(2, Compares::Neighbours)
     }
 
     /// Neighbours and not extremes: the identity holds for pairs drawn without a look at their rewards.

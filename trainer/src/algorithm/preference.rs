@@ -13,12 +13,12 @@
 
 use super::policy_gradient::not_negative;
 use super::sft::long_enough;
-use super::{Credit, Credits, Evidence, Needs, Outputs, Samples, ZeroCredit};
+use super::{Compares, Credit, Credits, Evidence, Needs, Outputs, Samples, ZeroCredit};
 use crate::batch::Batch;
 use crate::objective::preference::PairScores;
 use crate::objective::{Aggregation, Denominator, Tally};
 use crate::{Error, Result};
-use schema::{Group, Part, PartStatus, Sample, ScoredGroup, Verdict};
+use schema::{Group, Part, PartStatus, Rival, Sample, ScoredGroup, Verdict};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -34,9 +34,10 @@ pub(super) fn needs(max_length: usize) -> Needs {
     }
 }
 
-/// What a method needs whose pairs the policy draws, in groups of at least this size.
-pub(super) fn drawn_needs(group_size: usize) -> Needs {
-    Needs { samples: Samples::Drawn { group_size }, ..needs(Needs::default().max_length) }
+/// What a method needs whose pairs the policy draws, in groups of at least this size, and which of them it compares.
+pub(super) fn drawn_needs(group_size: usize, compares: Compares) -> Needs {
+    let samples = Samples::Drawn { group_size };
+    Needs { samples, compares: Some(compares), ..needs(Needs::default().max_length) }
 }
 
 /// Refuses a limit that no pair can keep to, and a beta that would make every pair alike.
@@ -174,7 +175,7 @@ pub(super) enum Against {
 
 /// The probability that the sample with the first reward beats the other: `σ(difference / temperature)`, as a
 /// Bradley-Terry reward model means it, or certainty at temperature 0, equal rewards being a draw.
-pub(super) fn win_probability(reward: f64, other: f64, temperature: f64) -> f64 {
+fn win_probability(reward: f64, other: f64, temperature: f64) -> f64 {
     let difference = reward - other;
     if temperature > 0.0 {
         return 1.0 / (1.0 + (-difference / temperature).exp());
@@ -182,38 +183,89 @@ pub(super) fn win_probability(reward: f64, other: f64, temperature: f64) -> f64 
     if difference == 0.0 { 0.5 } else { f64::from(difference > 0.0) }
 }
 
-/// The best and the worst judged sample of each group as a pair, whose rewards are win rates. The first of equals is
-/// the better one. A group in which fewer than two samples are judged gives none.
+/// A sample that can be one side of a pair: its place in its group, and how good it is by itself.
+pub(super) type Entrant = (usize, f64);
+
+/// Whether a judge has compared samples of this group; otherwise their rewards say who is better.
+fn is_compared(group: &ScoredGroup) -> bool {
+    group.verdicts().iter().any(Verdict::is_compared)
+}
+
+/// The samples of a group that can be one side of a pair, with their win rates where a judge has compared them, and with
+/// their rewards otherwise.
+pub(super) fn entrants(group: &ScoredGroup) -> Vec<Entrant> {
+    let strength: Vec<Option<f64>> = if is_compared(group) {
+        group.verdicts().iter().map(Verdict::win_rate).collect()
+    } else {
+        group.rewards().into_iter().map(|reward| reward.map(f64::from)).collect()
+    };
+    let places = strength.into_iter().zip(&group.group().samples).enumerate();
+    places.filter_map(|(place, (strength, sample))| Some((place, strength.filter(|_| has_tokens(sample))?))).collect()
+}
+
+/// The probability that a sample of `group` beats another one of it; `None` where a judge was asked and could not say.
+pub(super) fn beats(group: &ScoredGroup, own: Entrant, other: Entrant, temperature: f64) -> Option<f64> {
+    beats_rival(group, own, other, Rival::Own, temperature)
+}
+
+/// The same of another one in its own group or in its opponent's, by `rival`.
+fn beats_rival(
+    group: &ScoredGroup,
+    own: Entrant,
+    other: Entrant,
+    rival: fn(usize) -> Rival,
+    temperature: f64,
+) -> Option<f64> {
+    if is_compared(group) {
+        group.verdicts()[own.0].beats(rival(other.0))
+    } else {
+        Some(win_probability(own.1, other.1, temperature))
+    }
+}
+
+/// The best and the worst sample of each group as a pair, whose rewards are win rates. The first of equals is the better
+/// one. A group in which fewer than two samples are judged gives none, nor does one whose pair the judge could not
+/// compare.
 pub(super) fn best_and_worst(groups: &[ScoredGroup], temperature: f64, against: Against) -> Vec<ScoredGroup> {
     groups.iter().filter_map(|group| best_and_worst_of(group, temperature, against)).collect()
 }
 
 fn best_and_worst_of(group: &ScoredGroup, temperature: f64, against: Against) -> Option<ScoredGroup> {
-    let judged = judged(group);
-    let (first, rest) = judged.split_first()?;
+    let entrants = entrants(group);
+    let (first, rest) = entrants.split_first()?;
     let best = rest.iter().fold(first, |best, next| if next.1 > best.1 { next } else { best });
-    let others = judged.iter().filter(|other| other.0 != best.0);
+    let others = entrants.iter().filter(|other| other.0 != best.0);
     let worst = others.reduce(|worst, next| if next.1 <= worst.1 { next } else { worst })?;
-    let rate = |own: f64, partner: f64| match against {
-        Against::Partner => win_probability(own, partner, temperature),
+    let rate = |own: Entrant, partner: Entrant| match against {
+        Against::Partner => beats(group, own, partner, temperature),
         Against::Group => {
-            let sum: f64 = judged.iter().map(|other| win_probability(own, other.1, temperature)).sum();
-            sum / judged.len() as f64
+            // A sample draws with itself.
+            let rate =
+                |other: &Entrant| if other.0 == own.0 { Some(0.5) } else { beats(group, own, *other, temperature) };
+            mean(&entrants.iter().filter_map(rate).collect::<Vec<_>>())
         }
     };
-    Some(pair(group.group(), [(best.0, rate(best.1, worst.1)), (worst.0, rate(worst.1, best.1))]))
+    Some(pair(group.group(), [(best.0, rate(*best, *worst)?), (worst.0, rate(*worst, *best)?)]))
 }
 
 /// The first and the second judged sample of each group as a pair, the third and the fourth, and so on, the better one
 /// first, whose rewards are win rates against each other. No sample is in two pairs, and none is chosen for its reward.
+/// Where a judge has compared them, places count and not judged samples.
 pub(super) fn neighbours(groups: &[ScoredGroup], temperature: f64) -> Vec<ScoredGroup> {
     let of_group = |group: &ScoredGroup| -> Vec<ScoredGroup> {
-        let one = |(a, b): ((usize, f64), (usize, f64))| {
-            let (better, worse) = if b.1 > a.1 { (b, a) } else { (a, b) };
-            let rate = win_probability(better.1, worse.1, temperature);
-            pair(group.group(), [(better.0, rate), (worse.0, 1.0 - rate)])
+        let entrants = entrants(group);
+        let duos: Vec<(Entrant, Entrant)> = if is_compared(group) {
+            let duos = entrants.windows(2).filter(|duo| duo[0].0.is_multiple_of(2) && duo[1].0 == duo[0].0 + 1);
+            duos.map(|duo| (duo[0], duo[1])).collect()
+        } else {
+            entrants.chunks_exact(2).map(|duo| (duo[0], duo[1])).collect()
         };
-        judged(group).chunks_exact(2).map(|two| one((two[0], two[1]))).collect()
+        let one = |(a, b): (Entrant, Entrant)| {
+            let wins = beats(group, a, b, temperature)?;
+            let (better, worse, rate) = if wins < 0.5 { (b, a, 1.0 - wins) } else { (a, b, wins) };
+            Some(pair(group.group(), [(better.0, rate), (worse.0, 1.0 - rate)]))
+        };
+        duos.into_iter().filter_map(one).collect()
     };
     groups.iter().flat_map(of_group).collect()
 }
@@ -222,38 +274,49 @@ pub(super) fn neighbours(groups: &[ScoredGroup], temperature: f64) -> Vec<Scored
 /// of its samples against all judged ones of the opponent.
 pub(super) fn against_opponents(groups: &[ScoredGroup], temperature: f64) -> Vec<ScoredGroup> {
     let one = |two: &[ScoredGroup]| {
-        let others = judged(&two[1]);
-        let win_rate = |reward: Option<f32>| {
-            let own = f64::from(reward.filter(|_| !others.is_empty())?);
-            let wins: f64 = others.iter().map(|other| win_probability(own, other.1, temperature)).sum();
-            Some(wins / others.len() as f64)
+        let (own, others) = (entrants(&two[0]), entrants(&two[1]));
+        let win_rate = |entrant: Entrant| {
+            let rate = |other: &Entrant| beats_rival(&two[0], entrant, *other, Rival::Opponent, temperature);
+            mean(&others.iter().filter_map(rate).collect::<Vec<_>>())
         };
-        let verdicts = two[0].rewards().into_iter().map(|reward| verdict(win_rate(reward))).collect();
+        let rate_of = |place| own.iter().find(|entrant| entrant.0 == place).and_then(|entrant| win_rate(*entrant));
+        let verdicts = (0..two[0].group().samples.len()).map(|place| verdict(rate_of(place))).collect();
         ScoredGroup::new(two[0].group().clone(), verdicts).ok()
     };
     groups.chunks_exact(2).filter_map(one).collect()
 }
 
-/// Of every two groups, the policy's and its opponent's on one prompt, the n-th sample of one and of the other are a
-/// pair, the better one first and the policy's first where they are equal. [`drawn_by_reference`] tells them apart.
+/// Of every two groups, the policy's and its opponent's on one prompt, the n-th judged sample of one and of the other are
+/// a pair, the better one first and the policy's first where they are equal. [`drawn_by_reference`] tells them apart.
 pub(super) fn pairs_with_opponents(groups: &[ScoredGroup], temperature: f64) -> Vec<ScoredGroup> {
     let one = |two: &[ScoredGroup]| -> Vec<ScoredGroup> {
-        let both = judged(&two[0]).into_iter().zip(judged(&two[1]));
-        both.map(|(own, other)| {
+        let (own, others) = (entrants(&two[0]), entrants(&two[1]));
+        let duos: Vec<(Entrant, Entrant)> = if is_compared(&two[0]) {
+            let same = |own: Entrant| Some((own, *others.iter().find(|other| other.0 == own.0)?));
+            own.into_iter().filter_map(same).collect()
+        } else {
+            own.into_iter().zip(others).collect()
+        };
+        let pair_of = |(own, other): (Entrant, Entrant)| {
+            let wins = beats_rival(&two[0], own, other, Rival::Opponent, temperature)?;
             let mut joint = two[0].group().clone();
             joint.samples = vec![two[0].group().samples[own.0].clone(), two[1].group().samples[other.0].clone()];
-            let wins = win_probability(own.1, other.1, temperature);
-            let own_first = own.1 >= other.1;
+            let own_first = wins >= 0.5;
             let sides = if own_first { [(0, wins), (1, 1.0 - wins)] } else { [(1, 1.0 - wins), (0, wins)] };
             let pair = pair(&joint, sides);
             let mut verdicts = pair.verdicts().to_vec();
             let mark = Part { name: BY_REFERENCE.into(), weight: 0.0, ..verdicts[0].parts[0].clone() };
             verdicts[usize::from(own_first)].parts.push(mark);
-            ScoredGroup::new(pair.group().clone(), verdicts).expect("a pair has two verdicts")
-        })
-        .collect()
+            ScoredGroup::new(pair.group().clone(), verdicts).ok()
+        };
+        duos.into_iter().filter_map(pair_of).collect()
     };
     groups.chunks_exact(2).flat_map(one).collect()
+}
+
+/// `None` of no numbers.
+pub(super) fn mean(numbers: &[f64]) -> Option<f64> {
+    (!numbers.is_empty()).then(|| numbers.iter().sum::<f64>() / numbers.len() as f64)
 }
 
 /// The weightless part of a verdict on a sample that the reference drew.
@@ -262,12 +325,6 @@ const BY_REFERENCE: &str = "by_reference";
 /// Whether the reference drew each sample of a pair.
 pub(super) fn drawn_by_reference(pair: &ScoredGroup) -> impl Iterator<Item = bool> {
     pair.verdicts().iter().map(|verdict| verdict.parts.iter().any(|part| part.name == BY_REFERENCE))
-}
-
-/// The places and rewards of the samples that can be one side of a pair.
-fn judged(group: &ScoredGroup) -> Vec<(usize, f64)> {
-    let useful = group.judged().filter(|(_, sample, _)| has_tokens(sample));
-    useful.map(|(place, _, reward)| (place, f64::from(reward))).collect()
 }
 
 /// Two samples of a group with their win rates.

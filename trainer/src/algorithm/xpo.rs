@@ -9,7 +9,7 @@
 
 use super::policy_gradient::not_negative;
 use super::preference::{self, Pairs, Ties};
-use super::{Algorithm, Credit, Credits, Evidence, Needs, Opponent, Outputs};
+use super::{Algorithm, Compares, Credit, Credits, Evidence, Needs, Opponent, Outputs};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, sigmoid};
@@ -47,7 +47,7 @@ impl Xpo {
 
 impl Algorithm for Xpo {
     fn needs(&self) -> Needs {
-        Needs { opponent: Some(Opponent::Reference), ..preference::drawn_needs(1) }
+        Needs { opponent: Some(Opponent::Reference), ..preference::drawn_needs(1, Compares::Counterparts) }
     }
 
     fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {

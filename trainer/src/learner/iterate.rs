@@ -4,13 +4,18 @@
 //! beyond the end (see `[algorithm.apo]`), the reference becomes a copy of it, and the optimizer forgets: its moments
 //! belong to factors that the cut back to the working rank has replaced.
 
-use super::Learner;
-use crate::algorithm::Iterations;
+use super::{Learner, REFERENCE};
+use crate::algorithm::{Iterations, MovingAverage};
 use crate::optimizer::OptimizerConfig;
+use crate::snapshot::Snapshot;
 use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;
 use schema::{Metrics, ScoredGroup};
+use tch::Tensor;
+
+/// The file of a checkpoint that holds the end of the iteration before.
+pub(super) const HAT: &str = "hat";
 
 /// After this many halvings the extrapolation is given up.
 const HALVINGS: u32 = 4;
@@ -32,18 +37,32 @@ impl Progress {
 /// A moving average of the policy's adapter.
 pub(super) struct Average {
     pub(super) adapter: Adapter,
-    kappa: f64,
+    follows: MovingAverage,
 }
 
 impl Average {
-    pub(super) fn new(policy: &Policy, kappa: f64) -> Self {
-        Self { adapter: policy.adapter().copy(), kappa }
+    pub(super) fn new(policy: &Policy, follows: MovingAverage) -> Self {
+        Self { adapter: policy.adapter().copy(), follows }
     }
 
-    /// Takes over its share of the present policy.
-    pub(super) fn follow(&self, policy: &Policy) -> Result<()> {
-        Ok(self.adapter.mix(policy.adapter(), self.kappa)?)
+    /// Takes over its share of the policy as it is after `step`, if it is time to.
+    pub(super) fn follow(&self, step: u64, policy: &Policy) -> Result<()> {
+        if step.is_multiple_of(self.follows.every) {
+            self.adapter.mix(policy.adapter(), self.follows.share)?;
+        }
+        Ok(())
     }
+}
+
+/// The end of the iteration before, `p̂`, in a checkpoint that stands at the beginning of one: the policy there is where
+/// training goes on, which is its own reference and is not what the method is for. `None` anywhere else.
+pub(crate) fn end_of_iteration(snapshot: &Snapshot) -> Option<&[(String, Tensor)]> {
+    let (hat, own, reference) =
+        (snapshot.part(HAT).ok()?, snapshot.part("adapter").ok()?, snapshot.part(REFERENCE).ok()?);
+    let equal = |(name, tensor): &(String, Tensor)| {
+        reference.iter().any(|(other, reference)| name == other && tensor.equal(reference))
+    };
+    own.iter().all(equal).then_some(hat)
 }
 
 impl Learner {

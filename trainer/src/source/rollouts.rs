@@ -12,7 +12,7 @@ use crate::algorithm::Schedule;
 use crate::behavior::BehaviorPolicy;
 use crate::objective::has_signal;
 use crate::run::Phase;
-use crate::{Result, measure};
+use crate::{Result, judging, measure};
 use model::Policy;
 use rollout::collector::{Collector, Job};
 use rollout::prompts::Epochs;
@@ -122,7 +122,11 @@ impl Rollouts {
         drop(collecting);
         observer.phase(Phase::Scoring);
         let _span = phase_span!("reward");
-        Ok(desk.reward.score(groups)?)
+        let scored = desk.reward.score(groups)?;
+        match &mut desk.judge {
+            Some(bench) => bench.hear(scored),
+            None => Ok(scored),
+        }
     }
 }
 
@@ -151,6 +155,7 @@ fn samples(fresh: Vec<ScoredGroup>, prompts: usize, schedule: &Schedule, opponen
     } else {
         measure::samples(&fresh)
     };
+    metrics.merge(judging::metrics(&fresh));
     let chosen = (schedule.max_rounds > 1).then(|| {
         let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
         let chosen: Vec<ScoredGroup> = signal.take(prompts).cloned().collect();

@@ -26,7 +26,7 @@ const MOST_COMPLAINT: u64 = 64 << 10;
 const GLANCE: Duration = Duration::from_millis(2);
 
 /// A program that exists, with its arguments and its time limit.
-pub(super) struct Program {
+pub(crate) struct Program {
     path: PathBuf,
     args: Vec<String>,
     limit: Duration,
@@ -34,7 +34,7 @@ pub(super) struct Program {
 
 impl Program {
     /// Finds the program's file, on `PATH` if the name has no slash.
-    pub(super) fn find(name: &str, args: &[String], limit: Duration) -> Result<Self> {
+    pub(crate) fn find(name: &str, args: &[String], limit: Duration) -> Result<Self> {
         let path = if name.contains('/') {
             Some(PathBuf::from(name)).filter(|path| is_executable(path))
         } else {
@@ -49,7 +49,7 @@ impl Program {
     }
 
     /// A hash over the program's file and over those arguments that name files.
-    pub(super) fn content_hash(&self) -> [u8; 32] {
+    pub(crate) fn content_hash(&self) -> [u8; 32] {
         let files = self.args.iter().map(Path::new).filter(|path| path.is_file());
         let mut hasher = Sha256::new();
         for path in std::iter::once(self.path.as_path()).chain(files) {
@@ -59,7 +59,7 @@ impl Program {
     }
 
     /// Runs the program on this input; returns what it printed, or why that is not to be used.
-    pub(super) fn run(&self, input: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
+    pub(crate) fn run(&self, input: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
         let deadline = Instant::now() + self.limit;
         let mut child = Command::new(&self.path)
             .args(&self.args)

@@ -2,11 +2,19 @@
 
 use super::*;
 use crate::algorithm::{Apo, Config as AlgorithmConfig, NashMp, OnlineDpo};
+use crate::snapshot::State;
 use crate::testing::{scored, tiny_run};
+use model::packed::{Packed, Sequences};
 use schema::Seed;
+use std::path::Path;
+use tch::Kind;
 
 fn run(algorithm: AlgorithmConfig) -> (Learner, Policy) {
-    let config = tiny_run(algorithm, &["steps=6", "optimizer.adamw.learning_rate=1e-2"]);
+    run_at("1e-2", algorithm)
+}
+
+fn run_at(rate: &str, algorithm: AlgorithmConfig) -> (Learner, Policy) {
+    let config = tiny_run(algorithm, &["steps=6", &format!("optimizer.adamw.learning_rate={rate}")]);
     let policy = Policy::load(&config.model, &Seed::new(1)).unwrap();
     (Learner::new(&config, &policy).unwrap(), policy)
 }
@@ -64,6 +72,29 @@ fn an_iteration_begins_beyond_the_end_of_the_last_one() {
 }
 
 #[test]
+fn what_is_used_is_the_end_of_an_iteration_and_not_the_beginning_of_the_next() {
+    let (mut learner, mut policy) = run(apo(0.5));
+    let used = |learner: &Learner, policy: &mut Policy, step: u64| {
+        policy.set_version(step);
+        let state = State { step, ..State::start(&policy.version().hash) };
+        let mut used = policy.with_adapter(policy.adapter().copy());
+        crate::run::restore(&learner.snapshot(&state, policy), &mut used, Path::new("run")).unwrap();
+        used.adapter().hash()
+    };
+    for step in 1..=3 {
+        update(&mut learner, &mut policy, step);
+        let found = used(&learner, &mut policy, step);
+        let hat = learner.iterations.as_ref().unwrap().hat.hash();
+        // Two steps to an iteration: the second ends one, and the policy has gone on beyond its end.
+        if step == 2 {
+            assert!(found == hat && found != policy.adapter().hash());
+        } else {
+            assert!(found == policy.adapter().hash() && found != hat);
+        }
+    }
+}
+
+#[test]
 fn the_last_iteration_is_not_extrapolated() {
     let (mut learner, mut policy) = run(apo(0.5));
     for step in 1..=5 {
@@ -108,6 +139,47 @@ fn the_average_follows_the_policy() {
     assert_ne!(policy.adapter().hash(), start.hash());
     start.mix(policy.adapter(), 0.25).unwrap();
     assert_eq!(learner.anchor.as_ref().unwrap().adapter.hash(), start.hash());
+}
+
+#[test]
+fn a_proximal_point_stays_for_its_steps() {
+    let nash_prox = NashMp { kappa: 1.0, anchor_every: 2, ..NashMp::default() };
+    let (mut learner, mut policy) = run(AlgorithmConfig::NashMp(nash_prox));
+    let anchor = |learner: &Learner| learner.anchor.as_ref().unwrap().adapter.hash();
+    let start = anchor(&learner);
+    update(&mut learner, &mut policy, 1);
+    assert_eq!(anchor(&learner), start);
+    update(&mut learner, &mut policy, 2);
+    // With kappa = 1 the anchor is the policy itself.
+    assert_ne!(anchor(&learner), start);
+    let apart = |(a, b): (&Tensor, &Tensor)| (a - b).abs().max().double_value(&[]);
+    let pairs = learner.anchor.as_ref().unwrap().adapter.layers().zip(policy.adapter().layers());
+    assert!(
+        pairs.map(|(anchor, own)| apart((&anchor.b, &own.b)) + apart((&anchor.a, &own.a))).all(|apart| apart < 1e-6)
+    );
+}
+
+/// The variant in the space of distributions, to check the one in the space of parameters by: token by token
+/// `(1 + α) log p̂_{t+1} − α log p̂_t`, normalised. (A [mixture](rollout::collector::Inline::mixture) with the share −α
+/// draws from it.)
+#[test]
+fn going_on_in_parameters_is_nearly_going_on_in_distributions() {
+    // Where the update is small, the network is nearly linear in it.
+    let (mut learner, mut policy) = run_at("1e-3", apo(0.3));
+    let before = policy.adapter().copy();
+    update(&mut learner, &mut policy, 1);
+    let hat = policy.adapter().copy();
+    let (further, _) = hat.extrapolated(&before, 0.3).unwrap().compressed(4).unwrap();
+    // Every token as a completion of its own: the whole distribution of the first one.
+    let tokens: Vec<[u32; 1]> = (0..policy.network().dimensions().vocab as u32).map(|token| [token]).collect();
+    let sequences = Sequences { prompt: &[1, 2, 3], completions: tokens.iter().map(|token| &token[..]).collect() };
+    let packed = Packed::new(&[sequences], learner.cut.vocab, learner.cut.device).unwrap();
+    let distribution = |adapter: &Adapter| policy.logprobs(&packed, 1.0, adapter).to_kind(Kind::Double);
+    let exact = (distribution(&hat) * 1.3 - distribution(&before) * 0.3).log_softmax(0, Kind::Double);
+    let kl = |adapter| (exact.exp() * (&exact - distribution(adapter))).sum(Kind::Double).double_value(&[]);
+    let (parameters, not_at_all) = (kl(&further), kl(&hat));
+    assert!(not_at_all > 1e-7, "the update moved nothing: {not_at_all}");
+    assert!(parameters < 0.1 * not_at_all, "{parameters} from the extrapolated one, {not_at_all} from the other");
 }
 
 #[test]

@@ -1,0 +1,94 @@
+//! The `[judge]` table of a config.
+
+use super::{ByReward, Command, Endpoint, Fair, Judge, endpoint};
+use crate::rule::{self, command};
+use crate::{Error, ModelConfig, Result};
+use serde::{Deserialize, Serialize};
+
+/// `[judge]`: who says which of two samples is better.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// A rule and its settings, as in `rule.math_answer = {}`: the sample with the higher value wins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<rule::Config>,
+    /// A network: the run of a reward model or of a preference model, as in `model = { path = "runs/preference" }`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelConfig>,
+    /// A model behind an OpenAI-compatible address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<endpoint::Config>,
+    /// A program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<command::Config>,
+    /// Of a rule or a reward model: a difference of values of this size wins with σ(1) = 73 %; 0: the higher value wins
+    /// for certain.
+    pub temperature: f64,
+    /// Ask about each pair in both orders and average, which takes away what a judge has for either place.
+    pub swap: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { rule: None, model: None, endpoint: None, command: None, temperature: 1.0, swap: true }
+    }
+}
+
+/// Makes a judge that runs a network, which this crate cannot; the number is the temperature.
+pub type OpenJudge<'a> = dyn FnMut(&ModelConfig, f64) -> Result<Box<dyn Judge>> + 'a;
+
+impl Config {
+    /// Refuses what is wrong as far as it can be seen before a network is loaded.
+    pub fn check(&self) -> Result<()> {
+        let nobody = |_: &ModelConfig, _: f64| Ok(Box::new(Nobody) as Box<dyn Judge>);
+        self.build(&mut { nobody }).map(drop)
+    }
+
+    /// Makes the judge, fair unless the config says otherwise; `open` makes one that is a network.
+    pub fn build(&self, open: &mut OpenJudge<'_>) -> Result<Fair> {
+        let named = |error: Error| match error {
+            Error::Input(problem) => Error::input(format!("[judge]: {problem}")),
+            error => error,
+        };
+        Ok(Fair::new(self.open(open).map_err(named)?, self.swap))
+    }
+
+    fn open(&self, open: &mut OpenJudge<'_>) -> Result<Box<dyn Judge>> {
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Err(Error::input(format!("`temperature` ({}) must be 0 or more", self.temperature)));
+        }
+        Ok(match (&self.rule, &self.model, &self.endpoint, &self.command) {
+            (Some(rule), None, None, None) => Box::new(ByReward::new(rule.build()?, self.temperature)),
+            (None, Some(model), None, None) => open(model, self.temperature)?,
+            (None, None, Some(endpoint), None) => Box::new(Endpoint::new(endpoint)?),
+            (None, None, None, Some(command)) => Box::new(Command::new(command)?),
+            (None, None, None, None) => {
+                return Err(Error::input(
+                    "it names nobody; give it a `rule`, a `model`, an `endpoint` or a `command`, such as rule.math_answer = {}",
+                ));
+            }
+            _ => {
+                return Err(Error::input(
+                    "it names several judges; keep one of `rule`, `model`, `endpoint`, `command`",
+                ));
+            }
+        })
+    }
+}
+
+/// Stands in for a network that is not loaded yet.
+struct Nobody;
+
+impl Judge for Nobody {
+    fn name(&self) -> &'static str {
+        "model"
+    }
+
+    fn version(&self) -> String {
+        String::new()
+    }
+
+    fn compare(&mut self, pairs: &[super::Pair<'_>]) -> Vec<crate::Judgement> {
+        vec![crate::Judgement::unjudged("no network is loaded"); pairs.len()]
+    }
+}

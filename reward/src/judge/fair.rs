@@ -1,0 +1,78 @@
+//! What is asked of every judge, whoever it is.
+//!
+//! A judge that prefers what it reads first says P(a ≻ b) + P(b ≻ a) ≠ 1, which breaks the game that preference methods
+//! play. So each pair is asked about in both orders, and
+//!
+//! ```text
+//! P(a ≻ b) = ½ (p(a, b) + 1 − p(b, a))
+//! ```
+//!
+//! is antisymmetric whatever the judge prefers. If either order fails, so does the comparison: half an average would
+//! bring the bias back. Two samples of the same text draw, and nobody is asked.
+
+use super::{Judge, Pair};
+use crate::Judgement;
+
+/// A judge whose word does not depend on the order.
+pub struct Fair {
+    judge: Box<dyn Judge>,
+    swap: bool,
+}
+
+impl Fair {
+    /// Asks `judge` in both orders if `swap` says so and it makes a difference.
+    pub fn new(judge: Box<dyn Judge>, swap: bool) -> Self {
+        Self { swap: swap && !judge.is_symmetric(), judge }
+    }
+}
+
+impl Judge for Fair {
+    fn name(&self) -> &'static str {
+        self.judge.name()
+    }
+
+    fn version(&self) -> String {
+        if self.swap { format!("{}+swap", self.judge.version()) } else { self.judge.version() }
+    }
+
+    fn is_symmetric(&self) -> bool {
+        self.swap || self.judge.is_symmetric()
+    }
+
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+        let orders = if self.swap { 2 } else { 1 };
+        let differ = |(a, b): &Pair<'_>| a.sample().text != b.sample().text;
+        let asked: Vec<Pair<'_>> = pairs
+            .iter()
+            .filter(|pair| differ(pair))
+            .flat_map(|(a, b)| [(*a, *b), (*b, *a)].into_iter().take(orders))
+            .collect();
+        let said: Vec<Judgement> =
+            if asked.is_empty() { Vec::new() } else { self.judge.compare(&asked).into_iter().map(checked).collect() };
+        let mut said = said.chunks_exact(orders);
+        let missing = || Judgement::unjudged("the judge said nothing of this pair");
+        let mut next = || said.next().map_or_else(missing, merged);
+        let one = |pair: &Pair<'_>| if differ(pair) { next() } else { Judgement::Value(0.5) };
+        pairs.iter().map(one).collect()
+    }
+}
+
+/// A probability, or why it is none.
+fn checked(said: Judgement) -> Judgement {
+    match said {
+        Judgement::Value(value) if !(0.0..=1.0).contains(&value) => {
+            Judgement::unjudged(format!("the judge said {value}, which is no probability from 0 to 1"))
+        }
+        said => said,
+    }
+}
+
+/// What one order, or both, come to.
+fn merged(orders: &[Judgement]) -> Judgement {
+    match orders {
+        [Judgement::Value(there), Judgement::Value(back)] => Judgement::Value(0.5 * (there + 1.0 - back)),
+        [_, failed @ Judgement::Unjudged(_)] | [failed @ Judgement::Unjudged(_), _] => failed.clone(),
+        [one] => one.clone(),
+        _ => Judgement::unjudged("the judge said nothing of this pair"),
+    }
+}

@@ -1,0 +1,250 @@
+//! Comparisons of drawn samples: which are made, what becomes of them, and what is known about them.
+//!
+//! What a judge says of a pair becomes a weightless part of both samples' verdicts, `beats_3` for the fourth sample of
+//! the same group and `beats_opponent_3` for that of the opponent's: so comparisons are committed to the store with the
+//! samples, before anything is learned from them, a resumed run finds them there and asks nobody twice, and SQL reads them
+//! beside rewards. A comparison that failed has no value and a reason. A sample's mean over those that succeeded is its
+//! part `win_rate`, which is its reward where there is no `[[reward]]`.
+
+use crate::algorithm::Compares;
+use crate::{Error, Result};
+use reward::Judgement;
+use reward::judge::{Contestant, Fair, Judge};
+use schema::{Group, Metrics, Part, PartStatus, Rival, ScoredGroup, Verdict};
+
+/// The name of the part that holds a sample's win rate.
+pub(crate) const WIN_RATE: &str = "win_rate";
+
+/// A judge, and which samples of a step it compares.
+pub(crate) struct Bench {
+    judge: Fair,
+    compares: Compares,
+    /// The weight of the win rate in a sample's reward.
+    weight: f64,
+}
+
+/// A sample of a step: its group and its place there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seat {
+    group: usize,
+    place: usize,
+}
+
+impl Seat {
+    fn sees(self, other: Self) -> Rival {
+        if self.group == other.group { Rival::Own(other.place) } else { Rival::Opponent(other.place) }
+    }
+}
+
+impl Bench {
+    /// Where nothing else is a reward, win rates are (`weight` 1).
+    pub(crate) fn new(judge: Fair, compares: Compares, weight: f64) -> Self {
+        Self { judge, compares, weight }
+    }
+
+    /// Compares the samples of a step and adds to each verdict how its sample fared.
+    pub(crate) fn hear(&mut self, groups: Vec<ScoredGroup>) -> Result<Vec<ScoredGroup>> {
+        let seats = seats(self.compares, &groups);
+        let at = |seat: Seat| Contestant { group: groups[seat.group].group(), place: seat.place };
+        let pairs: Vec<_> = seats.iter().map(|(a, b)| (at(*a), at(*b))).collect();
+        let said = self.compare(&pairs)?;
+        let mut verdicts: Vec<Vec<Verdict>> = groups.iter().map(|group| group.verdicts().to_vec()).collect();
+        let version = self.judge.version();
+        for ((a, b), judgement) in seats.into_iter().zip(said) {
+            let (there, back) = match judgement {
+                Judgement::Value(wins) => (Judgement::Value(wins), Judgement::Value(1.0 - wins)),
+                failed @ Judgement::Unjudged(_) => (failed.clone(), failed),
+            };
+            for (own, other, judgement) in [(a, b, there), (b, a, back)] {
+                verdicts[own.group][own.place].parts.push(part(own.sees(other).part_name(), &version, 0.0, judgement));
+            }
+        }
+        for verdict in verdicts.iter_mut().flatten().filter(|verdict| verdict.is_compared()) {
+            let reason = "no comparison succeeded";
+            let rate = verdict.win_rate().map_or(Judgement::unjudged(reason), |rate| Judgement::of(rate as f32));
+            verdict.parts.push(part(WIN_RATE.into(), &version, self.weight, rate));
+        }
+        let joined = groups.into_iter().zip(verdicts).map(|(group, verdicts)| {
+            let group = group.group().clone();
+            ScoredGroup::new(group, verdicts).map_err(reward::Error::from)
+        });
+        Ok(joined.collect::<std::result::Result<_, _>>()?)
+    }
+
+    /// Compares the n-th sample of each group with the n-th of the same group of `others`, which answer the same prompts.
+    pub(crate) fn counterparts(&mut self, groups: &[Group], others: &[Group]) -> Result<Vec<Judgement>> {
+        let pairs: Vec<_> = groups
+            .iter()
+            .zip(others)
+            .flat_map(|(group, other)| {
+                let places = 0..group.samples.len().min(other.samples.len());
+                places.map(move |place| (Contestant { group, place }, Contestant { group: other, place }))
+            })
+            .collect();
+        self.compare(&pairs)
+    }
+
+    fn compare(&mut self, pairs: &[reward::judge::Pair<'_>]) -> Result<Vec<Judgement>> {
+        let said = self.judge.compare(pairs);
+        if said.len() != pairs.len() {
+            return Err(Error::runtime(format!("the judge `{}` must say one thing of each pair", self.judge.name())));
+        }
+        let failed = said.iter().filter(|judgement| judgement.value().is_none()).count();
+        if failed == said.len()
+            && let Some(Judgement::Unjudged(reason)) = said.first()
+        {
+            tracing::warn!(pairs = failed, reason, "the judge compared nothing");
+        }
+        Ok(said)
+    }
+}
+
+fn part(name: String, version: &str, weight: f64, judgement: Judgement) -> Part {
+    let (value, status) = match judgement {
+        Judgement::Value(value) => (Some(value), PartStatus::Judged),
+        Judgement::Unjudged(reason) => (None, PartStatus::Unjudged(reason)),
+    };
+    Part { name, version: version.to_owned(), weight, value, status }
+}
+
+/// The pairs to compare, each once.
+fn seats(compares: Compares, groups: &[ScoredGroup]) -> Vec<(Seat, Seat)> {
+    let size = |group: usize| groups[group].group().samples.len();
+    let duels = (0..groups.len() / 2).map(|two| (2 * two, 2 * two + 1));
+    let seat = |group, place| Seat { group, place };
+    match compares {
+        Compares::Group => (0..groups.len())
+            .flat_map(|group| (0..size(group)).flat_map(move |a| (0..a).map(move |b| (seat(group, b), seat(group, a)))))
+            .collect(),
+        Compares::Neighbours => (0..groups.len())
+            .flat_map(|group| (0..size(group) / 2).map(move |two| (seat(group, 2 * two), seat(group, 2 * two + 1))))
+            .collect(),
+        Compares::Opponents => duels
+            .flat_map(|(own, other)| {
+                (0..size(own)).flat_map(move |a| (0..size(other)).map(move |b| (seat(own, a), seat(other, b))))
+            })
+            .collect(),
+        Compares::Counterparts => duels
+            .flat_map(|(own, other)| {
+                (0..size(own).min(size(other))).map(move |place| (seat(own, place), seat(other, place)))
+            })
+            .collect(),
+    }
+}
+
+/// What a judge said in a step; nothing where there was none.
+///
+/// | metric | meaning |
+/// |---|---|
+/// | `judge/comparisons` | pairs that were compared with success |
+/// | `judge/unjudged_fraction` | share of pairs of which the judge could not say who is better |
+/// | `judge/draws` | share of the successful ones that nobody won |
+pub(crate) fn metrics(groups: &[ScoredGroup]) -> Metrics {
+    let mut metrics = Metrics::new();
+    let verdicts = groups.iter().flat_map(ScoredGroup::verdicts);
+    let values: Vec<Option<f32>> = verdicts
+        .flat_map(|verdict| &verdict.parts)
+        .filter(|part| part.is_comparison())
+        .map(|part| part.value)
+        .collect();
+    if values.is_empty() {
+        return metrics;
+    }
+    let known: Vec<f32> = values.iter().copied().flatten().collect();
+    let draws = known.iter().filter(|value| **value == 0.5).count();
+    // Each pair is in the verdicts of both sides.
+    metrics.set("judge/comparisons", known.len() as f64 / 2.0);
+    metrics.set("judge/unjudged_fraction", (values.len() - known.len()) as f64 / values.len() as f64);
+    metrics.set("judge/draws", draws as f64 / known.len().max(1) as f64);
+    metrics
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::scored;
+    use reward::judge::Pair;
+
+    /// Whoever has more tokens wins with 0.75; three tokens are beyond it.
+    struct Longer;
+
+    impl Judge for Longer {
+        fn name(&self) -> &'static str {
+            "longer"
+        }
+        fn version(&self) -> String {
+            "1".into()
+        }
+        fn is_symmetric(&self) -> bool {
+            true
+        }
+        fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+            let one = |(a, b): &Pair<'_>| match (a.sample().len(), b.sample().len()) {
+                (3, _) | (_, 3) => Judgement::unjudged("three"),
+                (a, b) => Judgement::Value(if a > b { 0.75 } else { 0.25 }),
+            };
+            pairs.iter().map(one).collect()
+        }
+    }
+
+    /// Groups whose samples differ in text, as drawn ones do.
+    fn drawn(rewards: &[&[f32]]) -> Vec<ScoredGroup> {
+        let named = |group: ScoredGroup| {
+            let mut own = group.group().clone();
+            own.samples.iter_mut().for_each(|sample| sample.text = sample.len().to_string());
+            ScoredGroup::new(own, group.verdicts().to_vec()).unwrap()
+        };
+        scored(rewards).into_iter().map(named).collect()
+    }
+
+    fn heard(compares: Compares, rewards: &[&[f32]]) -> Vec<ScoredGroup> {
+        Bench::new(Fair::new(Box::new(Longer), true), compares, 0.0).hear(drawn(rewards)).unwrap()
+    }
+
+    #[test]
+    fn each_sample_of_a_group_meets_every_other_one() {
+        // Sample i has i + 1 tokens.
+        let groups = heard(Compares::Group, &[&[0.0; 4]]);
+        let verdicts = groups[0].verdicts();
+        let beats = |own: usize, other| verdicts[own].beats(Rival::Own(other));
+        assert_eq!(
+            (beats(0, 1), beats(1, 0), beats(3, 0), beats(0, 3)),
+            (Some(0.25), Some(0.75), Some(0.75), Some(0.25))
+        );
+        assert_eq!((beats(0, 2), beats(2, 0), beats(0, 0)), (None, None, None));
+        let rate = |own: usize| verdicts[own].parts.iter().find(|part| part.name == WIN_RATE).unwrap();
+        assert_eq!((rate(0).value, rate(1).value, rate(3).value), (Some(0.25), Some(0.5), Some(0.75)));
+        assert_eq!(rate(2).status, PartStatus::Unjudged("no comparison succeeded".into()));
+        // The made-up reward is still what the samples are worth.
+        assert_eq!(groups[0].rewards(), [Some(0.0); 4]);
+        // Of six pairs three have the one with three tokens.
+        let metrics = metrics(&groups);
+        assert_eq!(metrics.get("judge/comparisons"), Some(3.0));
+        assert_eq!(metrics.get("judge/unjudged_fraction"), Some(0.5));
+        assert_eq!(metrics.get("judge/draws"), Some(0.0));
+        assert_eq!(super::metrics(&scored(&[&[0.0]])).iter().count(), 0);
+    }
+
+    #[test]
+    fn neighbours_opponents_and_counterparts_meet_as_they_should() {
+        let neighbours = heard(Compares::Neighbours, &[&[0.0; 5]]);
+        let parts = |verdict: &Verdict| verdict.parts.iter().filter(|part| part.is_comparison()).count();
+        assert_eq!(neighbours[0].verdicts().iter().map(parts).collect::<Vec<_>>(), [1, 1, 1, 1, 0]);
+        let opponents = heard(Compares::Opponents, &[&[0.0; 2], &[0.0; 2]]);
+        let beats = |group: usize, own: usize, other| opponents[group].verdicts()[own].beats(Rival::Opponent(other));
+        assert_eq!((beats(0, 1, 0), beats(1, 0, 1), beats(0, 0, 1)), (Some(0.75), Some(0.25), Some(0.25)));
+        // One text draws with itself.
+        assert_eq!(beats(0, 0, 0), Some(0.5));
+        assert_eq!(metrics(&opponents).get("judge/draws"), Some(0.5));
+        let counterparts = heard(Compares::Counterparts, &[&[0.0; 2], &[0.0; 3]]);
+        assert_eq!(counterparts[1].verdicts().iter().map(parts).collect::<Vec<_>>(), [1, 1, 0]);
+    }
+
+    #[test]
+    fn win_rates_are_rewards_where_nothing_else_is() {
+        let bare = drawn(&[&[0.0; 2]]).remove(0);
+        let bare = ScoredGroup::new(bare.group().clone(), vec![Verdict { parts: vec![] }; 2]).unwrap();
+        let heard = Bench::new(Fair::new(Box::new(Longer), true), Compares::Group, 1.0).hear(vec![bare]).unwrap();
+        assert_eq!(heard[0].rewards(), [Some(0.25), Some(0.75)]);
+    }
+}

@@ -1,0 +1,97 @@
+//! A trained network as a judge: a preference model, which reads both answers at once, or a reward model, by its scores.
+//!
+//! Like [rewards](crate::reward_model) that run networks, judges that do are made here, because the reward crate knows
+//! none.
+
+use crate::algorithm;
+use crate::reward_model::RewardModel;
+use crate::run::resumed_config;
+use crate::{Error, Result};
+use model::Policy;
+use reward::Judgement;
+use reward::judge::{ByReward, Contestant, Judge, Pair};
+use schema::Token;
+use std::path::Path;
+
+/// What can be refused before anything is loaded: a folder that is no run, or a run of another kind.
+pub(crate) fn check(folder: &Path) -> Result<()> {
+    let config = resumed_config(folder, &[])?;
+    match config.algorithm {
+        algorithm::Config::RewardModel(_) | algorithm::Config::PreferenceModel(_) => Ok(()),
+        other => Err(Error::input(format!(
+            "[judge]: {} is a run of algorithm.{}, which compares nothing; a judge is trained by algorithm.preference_model or algorithm.reward_model",
+            folder.display(),
+            other.name()
+        ))),
+    }
+}
+
+/// The newest checkpoint of a run, to judge what `judged` draws in passes of at most `micro_batch_tokens`.
+pub(crate) fn open(
+    folder: &Path,
+    temperature: f64,
+    judged: &Policy,
+    model: &model::Config,
+    micro_batch_tokens: usize,
+) -> Result<Box<dyn Judge>> {
+    check(folder)?;
+    let config = resumed_config(folder, &[])?;
+    let network = RewardModel::read(folder, &config, judged, model, micro_batch_tokens)?;
+    Ok(match config.algorithm {
+        algorithm::Config::PreferenceModel(_) => Box::new(PreferenceJudge { network }),
+        _ => Box::new(ByReward::new(Box::new(network), temperature)),
+    })
+}
+
+/// `P(a ≻ b) = σ(s(x, a, b) − s(x, b, a))`, the same whichever is named first.
+struct PreferenceJudge {
+    network: RewardModel,
+}
+
+impl PreferenceJudge {
+    fn probabilities(&self, pairs: &[Pair<'_>]) -> Result<Vec<f64>> {
+        let orders = |(a, b): &Pair<'_>| {
+            let (first, second) = (self.tokens(a)?, self.tokens(b)?);
+            let answers = vec![self.joined(&first, &second), self.joined(&second, &first)];
+            Ok((self.network.prompt(a.group)?, answers))
+        };
+        let scores = self.network.score_tokens(pairs.iter().map(orders).collect::<Result<_>>()?)?;
+        let probability = |scores: &Vec<f32>| 1.0 / (1.0 + f64::from(scores[1] - scores[0]).exp());
+        Ok(scores.iter().map(probability).collect())
+    }
+
+    fn tokens(&self, contestant: &Contestant<'_>) -> Result<Vec<Token>> {
+        self.network.answer(contestant.group, contestant.sample())
+    }
+
+    /// One answer behind the other. The first has an end, if need be one that it was cut before: without it nobody knows
+    /// where the second begins.
+    fn joined(&self, first: &[Token], second: &[Token]) -> Vec<Token> {
+        let ends = self.network.ends();
+        let end = ends.first().filter(|_| first.last().is_none_or(|last| !ends.contains(last)));
+        first.iter().chain(end).copied().chain(second.iter().copied()).collect()
+    }
+}
+
+impl Judge for PreferenceJudge {
+    fn name(&self) -> &'static str {
+        "preference_model"
+    }
+
+    fn version(&self) -> String {
+        self.network.version_hash().to_owned()
+    }
+
+    fn is_symmetric(&self) -> bool {
+        true
+    }
+
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+        match self.probabilities(pairs) {
+            Ok(found) => found.into_iter().map(|wins| Judgement::of(wins as f32)).collect(),
+            Err(error) => {
+                vec![Judgement::unjudged(format!("the preference model cannot judge it: {error}")); pairs.len()]
+            }
+        }
+    }
+}
