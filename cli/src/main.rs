@@ -11,6 +11,7 @@ mod generate;
 mod plan;
 mod plot;
 mod replay;
+mod rollout;
 mod screen;
 mod train;
 
@@ -34,6 +35,8 @@ enum Verb {
     Eval(eval::Args),
     /// Answer one prompt.
     Generate(generate::Args),
+    /// Sample for others: a daemon that clients of OpenAI's API can talk to.
+    Rollout(rollout::Args),
     /// Look into the store of samples.
     Replay(replay::Args),
     /// Write a run's adapter in a format that other programs read.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Train(args) => train::run(&args),
         Verb::Eval(args) => eval::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Generate(args) => generate::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Rollout(args) => rollout::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Replay(args) => replay::run(&args),
         Verb::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),
@@ -85,7 +89,7 @@ fn main() -> ExitCode {
 fn is_input(error: &anyhow::Error) -> bool {
     error.chain().any(|link| {
         link.downcast_ref::<model::Error>().is_some_and(model::Error::is_input)
-            || link.downcast_ref::<rollout::Error>().is_some_and(rollout::Error::is_input)
+            || link.downcast_ref::<::rollout::Error>().is_some_and(::rollout::Error::is_input)
             || link.downcast_ref::<reward::Error>().is_some_and(reward::Error::is_input)
             || link.downcast_ref::<store::Error>().is_some_and(store::Error::is_input)
             || link.downcast_ref::<trainer::Error>().is_some_and(trainer::Error::is_input)
