@@ -114,8 +114,13 @@ impl Asked {
     async fn stream(mut self, body: Sender<Result<Bytes, Infallible>>) {
         let mut choices = choices(&self.desk, &self.call);
         let reply = reply(&self.desk, &self.call, &self.model, &self.policy);
-        let mut events: String =
-            (0..choices.len()).filter_map(|choice| reply.opening(choice)).map(|e| event(&e)).collect();
+        // Before anything is drawn: a client that waits for its turn sees that it has been heard.
+        let opening: String =
+            (0..choices.len()).filter_map(|choice| reply.opening(choice)).map(|data| event(&data)).collect();
+        if !opening.is_empty() && body.send(Ok(opening.into())).await.is_err() {
+            return;
+        }
+        let mut events = String::new();
         let (mut left, mut first) = (choices.len(), true);
         // Log-probabilities and ids go out with their token, though its text may have to wait.
         let eager = self.call.likeliest.is_some() || self.call.token_ids;

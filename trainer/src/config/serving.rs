@@ -65,7 +65,7 @@ impl Serving {
                  write NAME = \"FOLDER\" under [serve.adapters]",
             ));
         }
-        Ok(self.serve.check().map_err(rollout_error)?)
+        self.serve.check().map_err(rollout_error)
     }
 }
 
