@@ -1,8 +1,8 @@
 //! The daemon under load, against the engine alone, in one process and one run.
 //!
 //! ```sh
-//! cargo run --release -p proxrl-rollout --example load -- --seconds 120            # a random network, two minutes
-//! cargo run --release -p proxrl-rollout --example load -- --model FILE_OR_FOLDER   # a real one
+//! cargo run --release --example load -- --seconds 120            # a random network, two minutes
+//! cargo run --release --example load -- --model FILE_OR_FOLDER   # a real one
 //! ```
 //!
 //! First the engine draws by itself with as many rows as there will be clients, each row replaced when it ends. Then as
@@ -13,9 +13,9 @@
 
 use model::architecture::RandomModel;
 use model::{Config, Policy};
-use rollout::EngineConfig;
-use rollout::engine::{Engine, Event, Request};
-use rollout::service::{self, Options};
+use proxrl_rollout::EngineConfig;
+use proxrl_rollout::engine::{Engine, Event, Request};
+use proxrl_rollout::service::{self, Options};
 use schema::{Prompt, SamplerSettings, Seed};
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -142,7 +142,7 @@ fn serve(arguments: &Arguments, policy: &Policy) -> Result<(f64, u64, Vec<String
             let clients: Vec<_> = (0..arguments.clients).map(|_| scope.spawn(client)).collect();
             let rate = rate(address, arguments.seconds);
             over.store(true, Ordering::Relaxed);
-            let ends = clients.into_iter().map(|client| client.join());
+            let ends = clients.into_iter().map(std::thread::ScopedJoinHandle::join);
             let errors = ends.filter_map(|end| match end {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(error.to_string()),
@@ -152,8 +152,14 @@ fn serve(arguments: &Arguments, policy: &Policy) -> Result<(f64, u64, Vec<String
             stop.store(true, Ordering::SeqCst);
             Ok::<_, Failure>((rate?, errors))
         });
-        let load = |_: &Policy, _: &std::path::Path| Err(rollout::Error::input("this load has no adapters"));
-        service::serve(policy, &load, options, &mut move |address| drop(tell.send(address)), stop)?;
+        let load = |_: &Policy, _: &std::path::Path| Err(proxrl_rollout::Error::input("this load has no adapters"));
+        let mut listening = move |address| {
+            let _ = tell.send(address);
+        };
+        let served = service::serve(policy, &load, options, &mut listening, stop);
+        // Without a daemon the measurement would wait for its address for ever.
+        drop(listening);
+        served?;
         measure.join().map_err(|_| Failure::from("the measurement panicked"))?
     })?;
     Ok((rate, answers.into_inner(), errors))

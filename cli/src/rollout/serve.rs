@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// The port to listen at, instead of the config's; 0 takes a free one.
     #[arg(long)]
     port: Option<u16>,
-    /// What requests must carry; PROXRL_TOKEN in the environment does the same, unseen by other users of the machine.
+    /// What requests must carry; `PROXRL_TOKEN` in the environment does the same, unseen by other users of the machine.
     /// A fresh one is made and printed if neither is given.
     #[arg(long, conflicts_with = "no_token")]
     token: Option<String>,

@@ -129,7 +129,7 @@ mod tests {
             assert_eq!(tokens(&score.likeliest), tokens(&likeliest[place]));
             assert!(score.likeliest.is_sorted_by(|a, b| a.1 >= b.1));
             let found = score.likeliest.iter().position(|(token, _)| *token == sample.ids[place]);
-            assert_eq!(found.map_or(score.rank > 3, |found| found + 1 == score.rank), true);
+            assert!(found.map_or(score.rank > 3, |found| found + 1 == score.rank));
         }
         assert!(engine.score(&ids[..1], 1.0, 3).is_empty());
     }

@@ -166,7 +166,7 @@ impl Reply<'_> {
                 let entry = |token: Token, logprob: f32| {
                     let word = self.word(token);
                     let whole = !word.contains(char::REPLACEMENT_CHARACTER) && !self.is_partial(token);
-                    json!({"token": word, "logprob": logprob, "bytes": whole.then(|| word.as_bytes())})
+                    json!({"token": word, "logprob": logprob, "bytes": whole.then_some(word.as_bytes())})
                 };
                 let content = tokens.iter().map(|Placed { drawn, .. }| {
                     let mut fields = entry(drawn.token, drawn.logprob);

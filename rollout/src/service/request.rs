@@ -352,7 +352,7 @@ mod tests {
     fn what_cannot_be_done_is_refused_before_it_is_queued() {
         use Endpoint::{Chat, Completions};
         for (endpoint, body, words) in [
-            (Completions, r#"{}"#, "`prompt` is missing"),
+            (Completions, "{}", "`prompt` is missing"),
             (
                 Chat,
                 r#"{"prompt": "a", "messages": [{"role": "user", "content": "a"}]}"#,

@@ -186,17 +186,13 @@ impl<'a> Worker<'a> {
             }
             let started = Instant::now();
             // A pass that fails, for want of memory say, costs its requests and not the daemon.
-            match catch_unwind(AssertUnwindSafe(|| served.engine.step())) {
-                Ok(events) => {
-                    self.desk.meter.stepped(started.elapsed());
-                    let tokens = served.deliver(events);
-                    self.desk.meter.generated_tokens.fetch_add(tokens, Ordering::Relaxed);
-                }
-                Err(_) => {
-                    served
-                        .fail(&Failure::fault("the model failed in the middle of this request; see the daemon's log"));
-                    served.engine = Engine::new(served.engine.policy(), self.desk.config.engine.clone());
-                }
+            if let Ok(events) = catch_unwind(AssertUnwindSafe(|| served.engine.step())) {
+                self.desk.meter.stepped(started.elapsed());
+                let tokens = served.deliver(events);
+                self.desk.meter.generated_tokens.fetch_add(tokens, Ordering::Relaxed);
+            } else {
+                served.fail(&Failure::fault("the model failed in the middle of this request; see the daemon's log"));
+                served.engine = Engine::new(served.engine.policy(), self.desk.config.engine.clone());
             }
         }
         self.served.retain(|served| !(served.retired && served.engine.is_idle()));
@@ -219,13 +215,13 @@ impl<'a> Worker<'a> {
                 "{adapters} adapters are loaded, which is serve.max_adapters; unload one"
             )));
         }
-        self.serve(name, path)?;
+        let card = self.serve(name, path)?;
         self.show();
-        Ok(self.served.last().map(|served| served.card.clone()).unwrap_or_else(|| self.served[0].card.clone()))
+        Ok(card)
     }
 
     /// Serves an adapter by this name from now on.
-    fn serve(&mut self, name: String, path: &Path) -> Result<()> {
+    fn serve(&mut self, name: String, path: &Path) -> Result<Card> {
         // libtorch may throw at a file that pretends to be what it is not.
         let policy = catch_unwind(AssertUnwindSafe(|| (self.load)(self.base, path)))
             .unwrap_or_else(|_| Err(Error::input(format!("{} cannot be read as an adapter", path.display()))))?;
@@ -233,8 +229,8 @@ impl<'a> Worker<'a> {
         let card =
             Card { name, path: Some(PathBuf::from(path)), policy: policy.version().hash.clone(), created: now() };
         let engine = Engine::new(&policy, self.desk.config.engine.clone());
-        self.served.push(Served { card, engine, running: BTreeMap::new(), retired: false });
-        Ok(())
+        self.served.push(Served { card: card.clone(), engine, running: BTreeMap::new(), retired: false });
+        Ok(card)
     }
 
     fn unload(&mut self, name: &str) -> std::result::Result<(), Failure> {

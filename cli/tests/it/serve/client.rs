@@ -18,7 +18,7 @@ port = 0
 ";
 
 /// Silence after which a test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) struct Daemon {
     child: Child,

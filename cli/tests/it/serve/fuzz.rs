@@ -38,7 +38,7 @@ fn ten_thousand_malformed_bodies_neither_end_the_daemon_nor_show_what_others_ask
             numbers.filter(|number| refuses(&mut client, *number, text)).count() as u64
         };
         let attackers: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || attack(thread))).collect();
-        let refused = attackers.into_iter().map(|attacker| attacker.join()).collect::<Vec<_>>();
+        let refused = attackers.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>();
         over.store(true, Ordering::Relaxed);
         watched.join().unwrap();
         refused.into_iter().map(Result::unwrap).sum()
