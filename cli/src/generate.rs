@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                         printed.push_str(&piece);
                     }
                 }
-                Event::Token { .. } => {}
+                Event::Token { .. } | Event::Likeliest { .. } => {}
                 Event::Finished { sample, .. } => finished = Some(sample),
             }
         }

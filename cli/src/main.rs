@@ -13,6 +13,7 @@ mod plan;
 mod plot;
 mod profile;
 mod replay;
+mod rollout;
 mod screen;
 mod train;
 
@@ -38,6 +39,8 @@ enum Verb {
     Eval(eval::Args),
     /// Answer one prompt.
     Generate(generate::Args),
+    /// Sample for others: a daemon that clients of OpenAI's API can talk to.
+    Rollout(rollout::Args),
     /// Look into the store of samples.
     Replay(replay::Args),
     /// Write a run's adapter in a format that other programs read.
@@ -88,6 +91,7 @@ fn go(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Bench(args) => bench::run(&args, &phases).map(|()| ExitCode::SUCCESS),
         Verb::Eval(args) => eval::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Generate(args) => generate::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Rollout(args) => rollout::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Replay(args) => replay::run(&args),
         Verb::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),
@@ -121,7 +125,7 @@ fn let_waiting_threads_sleep() {
 fn is_input(error: &anyhow::Error) -> bool {
     error.chain().any(|link| {
         link.downcast_ref::<model::Error>().is_some_and(model::Error::is_input)
-            || link.downcast_ref::<rollout::Error>().is_some_and(rollout::Error::is_input)
+            || link.downcast_ref::<::rollout::Error>().is_some_and(::rollout::Error::is_input)
             || link.downcast_ref::<reward::Error>().is_some_and(reward::Error::is_input)
             || link.downcast_ref::<store::Error>().is_some_and(store::Error::is_input)
             || link.downcast_ref::<trainer::Error>().is_some_and(trainer::Error::is_input)

@@ -17,12 +17,13 @@ use crate::{Error, Result, hub};
 use schema::{PolicyVersion, Seed, Token};
 use sha2::{Digest, Sha256};
 use std::rc::Rc;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// A language model that can be sampled from and trained.
 pub struct Policy {
     network: Rc<dyn CausalLm>,
-    tokenizer: Rc<Tokenizer>,
+    tokenizer: Arc<Tokenizer>,
     adapter: Adapter,
     /// What a sampler adds to the logits; training knows nothing of it.
     logit_head: Option<Rc<LogitHead>>,
@@ -98,6 +99,11 @@ impl Policy {
         &self.tokenizer
     }
 
+    /// The words, for other threads, which may not have the policy.
+    pub fn shared_tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
+    }
+
     /// The trainable part.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
@@ -141,7 +147,7 @@ impl Policy {
     pub fn share(&self) -> Self {
         Self {
             network: Rc::clone(&self.network),
-            tokenizer: Rc::clone(&self.tokenizer),
+            tokenizer: Arc::clone(&self.tokenizer),
             adapter: self.adapter.share(),
             logit_head: self.logit_head.clone(),
             identity: Rc::clone(&self.identity),

@@ -5,10 +5,12 @@
 //! computes a finished or padded row. Every draw has an address (request seed, sample, token), so neither the batch nor
 //! the order of completion changes what is drawn; float rounding aside, greedy output does not depend on it either.
 
+mod likeliest;
 mod queue;
 mod sampler;
 mod twin;
 
+pub use likeliest::TokenScore;
 pub use queue::SampleId;
 
 use crate::config::{EngineConfig, check_sampler};
@@ -46,6 +48,13 @@ pub enum Event {
         token: Token,
         /// The log of its raw probability at the sampling temperature.
         logprob: f32,
+    },
+    /// The likeliest tokens at the place that a watched sample draws next; its [`Event::Token`] follows.
+    Likeliest {
+        /// Whose place.
+        id: SampleId,
+        /// Tokens with the log of their raw probability at the sampling temperature, likeliest first.
+        tokens: Vec<(Token, f32)>,
     },
     /// A sample is complete.
     Finished {
@@ -86,6 +95,8 @@ pub struct Engine {
     rows: Vec<Row>,
     cache: Option<KvCache>,
     twin: Option<Twin>,
+    /// How many of the likeliest tokens are reported, by request.
+    watched: BTreeMap<usize, usize>,
 }
 
 impl Engine {
@@ -101,6 +112,7 @@ impl Engine {
             rows: Vec::new(),
             cache: None,
             twin: None,
+            watched: BTreeMap::new(),
         }
     }
 
@@ -320,7 +332,9 @@ impl Engine {
             })
             .collect();
         let logits: Vec<&Tensor> = admitted.iter().map(|id| &self.prefilled[&id.request].logits).collect();
-        let drawn = self.draw(&Tensor::stack(&logits, 0), &rows);
+        let logits = Tensor::stack(&logits, 0);
+        self.report_likeliest(&logits, &rows, events);
+        let drawn = self.draw(&logits, &rows);
         for (mut row, draw) in rows.into_iter().zip(drawn) {
             let Some(sample) = self.append(&mut row, draw, events) else {
                 let slot = self.rows.len();
@@ -360,6 +374,7 @@ impl Engine {
             }
         }
         self.cache = Some(cache);
+        self.report_likeliest(&logits, &self.rows, events);
         let drawn = self.draw(&logits, &self.rows);
 
         let mut rows = std::mem::take(&mut self.rows);

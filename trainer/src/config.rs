@@ -4,8 +4,10 @@
 //! spellings are accepted where they mean the same. The resolved config, defaults included, is stored with the run.
 
 mod parse;
+mod serving;
 
 pub use parse::Override;
+pub use serving::Serving;
 
 use crate::algorithm::{self, Algorithm, Samples};
 use crate::judging::WIN_RATE;

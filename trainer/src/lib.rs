@@ -38,5 +38,7 @@ pub mod tracker;
 
 pub use error::{Error, Result};
 pub use plan::{Estimate, estimate};
-pub use run::{Observer, Outcome, Phase, Silent, Summary, Target, evaluate, resumed_config, train, trained_policy};
+pub use run::{
+    Observer, Outcome, Phase, Silent, Summary, Target, adapted_policy, evaluate, resumed_config, train, trained_policy,
+};
 pub use snapshot::{PeftForm, export_gguf, export_hub, export_peft};

@@ -25,6 +25,7 @@ use crate::tracker::{JsonlTracker, TensorboardTracker, Tracker};
 use crate::{Error, Result, learner, pool};
 use folder::RunFolder;
 use model::Policy;
+use model::adapter::{AdapterConfig, PeftAdapter};
 use schema::{Metrics, Seed};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,6 +91,19 @@ pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn O
 pub fn trained_policy(folder: &Path) -> Result<Policy> {
     let config = resumed_config(folder, &[])?;
     let mut policy = Policy::load(&config.model, &Seed::new(config.seed))?;
+    restore_newest(folder, &mut policy)?;
+    Ok(policy)
+}
+
+/// Another policy over the network of `base`: with the adapter of a run's newest checkpoint, or of a folder of PEFT.
+pub fn adapted_policy(base: &Policy, folder: &Path) -> Result<Policy> {
+    let build = |config: &AdapterConfig, seed: &Seed| config.build(base.network(), seed, base.device());
+    if !folder.join("config.toml").exists() {
+        let saved = AdapterConfig::Peft(PeftAdapter { path: folder.to_owned() });
+        return Ok(base.with_adapter(build(&saved, &Seed::new(0))?));
+    }
+    let config = resumed_config(folder, &[])?;
+    let mut policy = base.with_adapter(build(&config.model.adapter, &Seed::new(config.seed))?);
     restore_newest(folder, &mut policy)?;
     Ok(policy)
 }

@@ -20,6 +20,7 @@ mod replay;
 mod replay_docs;
 mod replayed;
 mod resume;
+mod serve;
 mod sora;
 mod support;
 mod tidy;

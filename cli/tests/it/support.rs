@@ -99,6 +99,12 @@ impl Desk {
         self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
+    /// Begins a call whose output can be read while it runs; what it says about errors goes into the file `stderr`.
+    pub(crate) fn start_speaking(&self, args: &[&str]) -> Child {
+        let stderr = fs::File::create(self.path("stderr")).unwrap();
+        self.command(args).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap()
+    }
+
     /// The answer of `proxrl replay query`.
     pub(crate) fn query(&self, sql: &str) -> Vec<Value> {
         serde_json::from_str(&self.ok(&["replay", "query", "--format", "json", "--", sql])).unwrap()

@@ -122,9 +122,8 @@ fn every_config_key_is_explained() {
     let readme = read(&workspace().join("configs/README.md"));
     let mut wrong = Vec::new();
     for path in files_below(&workspace().join("configs"), "toml") {
-        let config = trainer::config::Config::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
         // Defaults included, so that this asks for more than the file says.
-        for line in config.resolved().unwrap().lines() {
+        for line in crate::configs::resolved(&path).lines() {
             let Some((key, _)) = line.split_once(" = ") else { continue };
             if !["`", ".", " "].iter().any(|before| readme.contains(&format!("{before}{key}`"))) {
                 wrong.push(format!("configs/README.md:1: it does not explain `{key}`, which {} has", name(&path)));

@@ -85,6 +85,7 @@ impl Collector for Inline {
             match event {
                 Event::Token { .. } => state.tokens += 1,
                 Event::Finished { .. } => state.finished += 1,
+                Event::Likeliest { .. } => {}
             }
             progress(state);
         })?;

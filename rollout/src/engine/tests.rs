@@ -7,7 +7,7 @@ use model::architecture::RandomModel;
 use model::device::DeviceName;
 use model::packed::{Packed, Sequences};
 
-fn policy() -> Policy {
+pub(super) fn policy() -> Policy {
     let config = Config {
         random: Some(RandomModel::default()),
         device: DeviceName::new("cpu"),
@@ -17,7 +17,7 @@ fn policy() -> Policy {
     Policy::load(&config, &Seed::new(1)).unwrap()
 }
 
-fn requests(settings: &SamplerSettings) -> Vec<Request> {
+pub(super) fn requests(settings: &SamplerSettings) -> Vec<Request> {
     (0..5u32)
         .map(|index| Request {
             prompt_ids: (0..=index).map(|token| 40 + 3 * token).collect(),
@@ -33,7 +33,7 @@ fn drawn(policy: &Policy, max_running: usize, settings: &SamplerSettings) -> Vec
     Engine::new(policy, config).run(requests(settings), &mut |_| ()).unwrap()
 }
 
-fn settings() -> SamplerSettings {
+pub(super) fn settings() -> SamplerSettings {
     SamplerSettings { max_new_tokens: 12, ..SamplerSettings::default() }
 }
 

@@ -1,0 +1,161 @@
+//! The daemon: an HTTP API in OpenAI's shape over the engine's continuous batch.
+//!
+//! Two kinds of threads. The caller's thread owns the model and does nothing but draw (`worker`); the runtime's threads
+//! read requests, tokenize them, turn tokens into text and write answers (`http`, `completions`). Between them travel plain
+//! records, so no tensor is ever seen by two threads, and a slow client holds nobody up.
+//!
+//! What is drawn for a request depends on its seed alone, not on what else is in the batch: each token's draw has an
+//! address. Requests without a seed get the next number of the daemon's own seed.
+
+mod choice;
+mod completions;
+mod config;
+mod desk;
+mod failure;
+mod fields;
+mod http;
+mod meter;
+mod reply;
+mod request;
+mod worker;
+
+pub use config::Config;
+
+use crate::{Error, Result};
+use desk::{Desk, Opening};
+use model::Policy;
+use request::Limits;
+use schema::Seed;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use worker::Worker;
+
+/// Puts the adapter of a folder on the base.
+pub type Load<'a> = dyn Fn(&Policy, &Path) -> Result<Policy> + 'a;
+
+/// What a daemon is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `[serve]`
+    pub config: Config,
+    /// What requests call the base model, if `serve.name` does not say.
+    pub base: String,
+    /// The model of requests that name none; the base if empty.
+    pub default: String,
+    /// What every request must carry; nothing if anybody may ask.
+    pub token: Option<String>,
+    /// Where the draws of requests without a seed come from.
+    pub seed: Seed,
+}
+
+/// Threads that read requests and write answers.
+const THREADS: usize = 2;
+
+/// How long answers may take to be written once the model has stopped.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// Serves a policy until `stop` is raised and the requests that run then have ended. `listening` is told where.
+pub fn serve(
+    base: &Policy,
+    load: &Load<'_>,
+    options: Options,
+    listening: &mut dyn FnMut(SocketAddr),
+    stop: &AtomicBool,
+) -> Result<()> {
+    let Options { config, base: name, default, token, seed } = options;
+    config.check()?;
+    let dimensions = base.network().dimensions();
+    let own = dimensions.max_position as usize;
+    let context = if config.max_context == 0 { own } else { config.max_context.min(own) };
+    let limits = Limits {
+        context,
+        vocab: dimensions.vocab as usize,
+        logprobs: config.max_logprobs,
+        samples: config.engine.max_running + config.max_waiting,
+        sampler: config.sampler.clone(),
+    };
+    let adapter_root = config.adapter_root.canonicalize().map_err(|error| {
+        Error::input(format!(
+            "serve.adapter_root: {} cannot be used ({error}); name a folder that is there",
+            config.adapter_root.display()
+        ))
+    })?;
+    let name = if config.name.is_empty() { name } else { config.name.clone() };
+    let listener = listen(&config.host, config.port)?;
+    let failed = |error: std::io::Error| Error::runtime(format!("the daemon cannot listen: {error}"));
+    let address = listener.local_addr().map_err(failed)?;
+    let (commands, inbox) = mpsc::channel();
+    let desk = Desk::open(Opening {
+        default: if default.is_empty() { name.clone() } else { default },
+        base: name,
+        config,
+        limits,
+        token,
+        adapter_root,
+        tokenizer: base.shared_tokenizer(),
+        commands,
+        seed,
+    });
+    let worker = Worker::new(base, load, Arc::clone(&desk), inbox)?;
+
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().map_err(failed)?;
+    let listener = {
+        let _inside = runtime.enter();
+        tokio::net::TcpListener::from_std(listener).map_err(failed)?
+    };
+    let server = runtime.spawn({
+        let desk = Arc::clone(&desk);
+        async move {
+            let closing = Arc::clone(&desk);
+            let closed = async move { closing.closing.notified().await };
+            axum::serve(listener, http::router(desk)).with_graceful_shutdown(closed).await
+        }
+    });
+    listening(address);
+    worker.run(stop);
+    let ended = runtime.block_on(async { tokio::time::timeout(LAST_WRITES, server).await });
+    runtime.shutdown_background();
+    match ended {
+        Ok(Ok(Err(error))) => Err(failed(error)),
+        Ok(Err(error)) => Err(Error::runtime(format!("the daemon's server failed: {error}"))),
+        Ok(Ok(Ok(()))) | Err(_) => Ok(()),
+    }
+}
+
+/// A listener that does not block, or what to try instead.
+fn listen(host: &str, port: u16) -> Result<TcpListener> {
+    let unusable = |error: std::io::Error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "another program has this port; choose another with --port, or 0 for a free one"
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "ports below 1024 are for the administrator; choose another with --port"
+            }
+            _ => "give an address of this machine with --host, such as 127.0.0.1",
+        };
+        Error::input(format!("cannot listen at {host}:{port} ({error}); {advice}"))
+    };
+    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(unusable)?.collect();
+    let listener = TcpListener::bind(&addresses[..]).map_err(unusable)?;
+    listener.set_nonblocking(true).map_err(unusable)?;
+    Ok(listener)
+}
+
+/// A token that nobody can guess: 256 bits from the system. It is a secret and not a draw, so it has no seed.
+pub fn fresh_token() -> Result<String> {
+    let mut bytes = [0u8; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut source| std::io::Read::read_exact(&mut source, &mut bytes))
+        .map_err(|error| Error::runtime(format!("/dev/urandom cannot be read ({error}); give a token with --token")))?;
+    Ok(schema::hex(&bytes))
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

@@ -1,0 +1,116 @@
+//! `[serve]`: what the daemon serves, and its limits.
+
+use crate::config::{EngineConfig, check_sampler};
+use crate::{Error, Result};
+use schema::SamplerSettings;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// `[serve]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The address to listen at. Anything but a loopback address can be reached by other machines, without encryption.
+    pub host: String,
+    /// The port to listen at; 0 takes a free one.
+    pub port: u16,
+    /// What requests call the base model; empty for the name of its file or folder.
+    pub name: String,
+    /// Adapters can be loaded by requests only from folders below this one.
+    pub adapter_root: PathBuf,
+    /// How many adapters may be served at once. Each holds keys and values of its own once it has been asked.
+    pub max_adapters: usize,
+    /// Samples that may wait for a place in the batch; a request for more is answered with 429.
+    pub max_waiting: usize,
+    /// Tokens of a prompt and its completion together; 0 for as many as the model takes. It bounds the memory of keys
+    /// and values, which is that of `engine.max_running` sequences of the longest request.
+    pub max_context: usize,
+    /// The largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// The most alternatives that `logprobs`, `top_logprobs` and `prompt_logprobs` may ask for.
+    pub max_logprobs: usize,
+    /// A request must have arrived whole after this long, in seconds.
+    pub body_timeout_s: f64,
+    /// After SIGTERM running requests may go on for this long, in seconds.
+    pub drain_s: f64,
+    /// What holds for requests that do not say otherwise.
+    pub sampler: SamplerSettings,
+    /// The engine's own settings; each adapter has an engine.
+    pub engine: EngineConfig,
+    /// Adapters to serve from the start: what requests call each, and its folder (a run's, or one of PEFT).
+    pub adapters: BTreeMap<String, PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".into(),
+            port: 8000,
+            name: String::new(),
+            adapter_root: ".".into(),
+            max_adapters: 16,
+            max_waiting: 256,
+            max_context: 0,
+            max_body_bytes: 1 << 20,
+            max_logprobs: 20,
+            body_timeout_s: 30.0,
+            drain_s: 30.0,
+            sampler: SamplerSettings::default(),
+            engine: EngineConfig::default(),
+            adapters: BTreeMap::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Refuses what no daemon could do.
+    pub fn check(&self) -> Result<()> {
+        let positive = [
+            ("max_body_bytes", self.max_body_bytes),
+            ("sampler.max_new_tokens", self.sampler.max_new_tokens as usize),
+            ("engine.max_running", self.engine.max_running),
+            ("engine.prefill_tokens", self.engine.prefill_tokens),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::input(format!("serve.{key} must be at least 1, but is 0")));
+        }
+        for (key, value) in [("body_timeout_s", self.body_timeout_s), ("drain_s", self.drain_s)] {
+            if !(0.0..=86_400.0).contains(&value) {
+                return Err(Error::input(format!(
+                    "serve.{key} must be from 0 to 86400 seconds (a day), but is {value}"
+                )));
+            }
+        }
+        if self.adapters.len() > self.max_adapters {
+            return Err(Error::input(format!(
+                "serve.adapters names {} adapters, but serve.max_adapters is {}; raise it",
+                self.adapters.len(),
+                self.max_adapters
+            )));
+        }
+        check_sampler(&self.sampler).map_err(|error| Error::input(format!("serve.sampler: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_daemon_could_do_is_refused() {
+        assert!(Config::default().check().is_ok());
+        let engine = |max_running| EngineConfig { max_running, ..EngineConfig::default() };
+        let sampler = SamplerSettings { top_p: 2.0, ..SamplerSettings::default() };
+        let adapters: BTreeMap<String, PathBuf> = [("a".to_owned(), "b".into())].into();
+        for (config, words) in [
+            (Config { engine: engine(0), ..Config::default() }, "serve.engine.max_running must be at least 1"),
+            (Config { drain_s: f64::NAN, ..Config::default() }, "serve.drain_s must be from 0"),
+            (Config { sampler, ..Config::default() }, "serve.sampler: top_p must be above 0"),
+            (Config { adapters, max_adapters: 0, ..Config::default() }, "serve.max_adapters is 0"),
+        ] {
+            let error = config.check().unwrap_err();
+            assert!(error.is_input() && error.to_string().contains(words), "{error}");
+        }
+    }
+}
