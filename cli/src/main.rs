@@ -11,6 +11,7 @@ mod generate;
 mod plan;
 mod plot;
 mod replay;
+mod rollout;
 mod screen;
 mod train;
 
@@ -36,6 +37,8 @@ enum Verb {
     Generate(generate::Args),
     /// Look into the store of samples.
     Replay(replay::Args),
+    /// Draw samples in a process of its own, for trainers elsewhere.
+    Rollout(rollout::Args),
     /// Write a run's adapter in a format that other programs read.
     Export(export::Args),
     /// Show what a config asks for before running it: samples, tokens, memory and every key.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Eval(args) => eval::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Generate(args) => generate::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Replay(args) => replay::run(&args),
+        Verb::Rollout(args) => rollout::run(&args),
         Verb::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Plot(args) => plot::run(&args).map(|()| ExitCode::SUCCESS),
@@ -85,7 +89,7 @@ fn main() -> ExitCode {
 fn is_input(error: &anyhow::Error) -> bool {
     error.chain().any(|link| {
         link.downcast_ref::<model::Error>().is_some_and(model::Error::is_input)
-            || link.downcast_ref::<rollout::Error>().is_some_and(rollout::Error::is_input)
+            || link.downcast_ref::<::rollout::Error>().is_some_and(::rollout::Error::is_input)
             || link.downcast_ref::<reward::Error>().is_some_and(reward::Error::is_input)
             || link.downcast_ref::<store::Error>().is_some_and(store::Error::is_input)
             || link.downcast_ref::<trainer::Error>().is_some_and(trainer::Error::is_input)

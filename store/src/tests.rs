@@ -1,12 +1,17 @@
 //! The store as a whole: what goes in comes out, once, whatever happens in between.
 
 mod asking;
+mod cluster;
+mod copying;
 mod durability;
+mod engines;
 mod judging;
 mod keeping;
 mod opening;
+mod queue;
 mod replaying;
 mod round_trip;
+mod server;
 
 use crate::{NewRun, RunId, Store, Table, Value};
 use schema::{
@@ -17,11 +22,40 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
-/// A new store in a folder that goes away with the test.
-fn new_store() -> (TempDir, Store) {
+/// Names the server that the tests run on, if they do.
+const ON_POSTGRES: &str = "PROXRL_STORE_TEST_POSTGRES";
+
+/// Where a test's store is, and a folder for files besides. The folder goes away with the test.
+struct Place {
+    folder: TempDir,
+    url: String,
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+/// A new store, on the engine that is tested.
+fn new_store() -> (Place, Store) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(&url(&folder.path().join("proxrl.db"))).unwrap();
-    (folder, store)
+    let url = if is_postgres() { new_place() } else { url(&folder.path().join("proxrl.db")) };
+    let store = Store::open(&url).unwrap();
+    (Place { folder, url }, store)
+}
+
+fn is_postgres() -> bool {
+    std::env::var_os(ON_POSTGRES).is_some()
+}
+
+/// The address of an empty place on the server.
+fn new_place() -> String {
+    cluster::new_place(&std::env::var(ON_POSTGRES).expect("the tests run on a server"))
 }
 
 fn url(path: &Path) -> String {

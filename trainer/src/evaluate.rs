@@ -6,7 +6,7 @@ use crate::learner::Learner;
 use model::Policy;
 use reward::WeightedSum;
 use rollout::EngineConfig;
-use rollout::collector::{Collector, Inline, Job, Progress};
+use rollout::collector::{Address, Collector, Inline, Job, Progress};
 use schema::{Metrics, Prompt, SamplerSettings, ScoredGroup, Seed};
 
 /// Everything that a run is measured by.
@@ -105,7 +105,8 @@ impl HeldOut {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<ScoredGroup>> {
         let mut collector = Inline::new(policy, self.engine.clone());
-        let job = Job { prompts: self.prompts.clone(), group_size, settings, seed: self.seed.clone() };
+        let (prompts, seed, address) = (self.prompts.clone(), self.seed.clone(), Address::default());
+        let job = Job { prompts, group_size, settings, seed, address };
         Ok(reward.score(collector.collect(job, progress)?)?)
     }
 

@@ -16,6 +16,7 @@ pub mod optimizer;
 mod plan;
 pub mod plot;
 pub mod prox;
+pub mod remote;
 pub mod rescore;
 mod reward_model;
 mod run;

@@ -2,7 +2,7 @@
 
 use crate::algorithm::{self, Needs, Opponent, Reads, Samples};
 use crate::behavior;
-use crate::config::{Config, Replay};
+use crate::config::{CollectorConfig, Config, Replay};
 use crate::evaluate::{Exam, HeldOut};
 use crate::reward_model::RewardModel;
 use crate::run::start_from;
@@ -73,6 +73,8 @@ impl Plan {
                     group_size: rollout.group_size,
                     settings: rollout.sampler(),
                     seed: seed.child("rollout"),
+                    lookahead: config.collector.as_ref().map_or(0, CollectorConfig::lookahead),
+                    last_step: config.steps,
                 };
                 Box::new(Replayed::new(rollouts, past, seed.child("replay")))
             }

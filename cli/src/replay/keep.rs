@@ -70,7 +70,7 @@ pub(super) fn verify(store: &Store, format: Format) -> Result<ExitCode> {
     if found.is_sound() {
         return Ok(ExitCode::SUCCESS);
     }
-    note(&format!("{} rows are wrong; restore them from a copy of {}", found.wrong, store.path().display()));
+    note(&format!("{} rows are wrong; restore them from a copy of {}", found.wrong, store.place()));
     Ok(ExitCode::FAILURE)
 }
 

@@ -1,0 +1,25 @@
+//! `proxrl rollout`: sampling in processes of its own.
+
+mod work;
+
+use clap::Subcommand;
+use std::process::ExitCode;
+
+/// What `proxrl rollout` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    daemon: Daemon,
+}
+
+#[derive(Debug, Subcommand)]
+enum Daemon {
+    /// Draw samples for the runs of a store, as one worker of many.
+    Work(work::Args),
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.daemon {
+        Daemon::Work(args) => work::run(args),
+    }
+}
