@@ -1,4 +1,4 @@
-//! `proxrl replay verify` and `prune`: is the store what was written, and how does it stay small.
+//! `proxrl replay verify`, `prune` and `migrate`: is the store what was written, how does it stay small, how does it move.
 
 use super::{Format, print, render};
 use crate::screen::{note, thousands};
@@ -54,6 +54,24 @@ impl Prune {
             note(&format!("kept {} steps that a run which may be resumed still needs", thousands(pruned.still_needed)));
         }
         Ok(pruned.runs)
+    }
+}
+
+/// What `migrate` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Migrate {
+    /// The store to copy, which is only read.
+    from: String,
+    /// Where to: an empty database, or a file that is not there.
+    to: String,
+}
+
+impl Migrate {
+    pub(super) fn run(&self) -> Result<Table> {
+        let mut next = |table: &str| note(&format!("copying {table}"));
+        let migrated = Store::migrate(&self.from, &self.to, &mut next)?;
+        note(&format!("copied {} rows, and each table is equal in both", thousands(migrated.rows)));
+        Ok(migrated.tables)
     }
 }
 

@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod architecture;
+#[path = "../../../store/src/tests/cluster.rs"]
+mod cluster;
 mod configs;
 mod data;
 mod errors;
@@ -11,8 +13,10 @@ mod export;
 mod guards;
 mod learns;
 mod methods;
+mod postgres;
 mod ppo;
 mod preferences;
+mod remote;
 mod replay;
 mod replay_docs;
 mod replayed;

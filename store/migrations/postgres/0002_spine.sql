@@ -124,6 +124,9 @@ CREATE TABLE scorings (
 -- What SQLite calls by these names, as far as the questions of docs/replay.md go.
 CREATE FUNCTION json_extract(json TEXT, path TEXT) RETURNS DOUBLE PRECISION LANGUAGE SQL IMMUTABLE AS
     $$ SELECT CAST(jsonb_path_query_first(json::jsonb, path::jsonpath) #>> '{}' AS DOUBLE PRECISION) $$;
+CREATE FUNCTION json_each(list TEXT) RETURNS TABLE (key BIGINT, value DOUBLE PRECISION) LANGUAGE SQL IMMUTABLE AS $$
+    SELECT place - 1, CAST(item #>> '{}' AS DOUBLE PRECISION)
+    FROM jsonb_array_elements(list::jsonb) WITH ORDINALITY AS items (item, place) $$;
 CREATE FUNCTION hex(bytes BYTEA) RETURNS TEXT LANGUAGE SQL IMMUTABLE AS $$ SELECT upper(encode(bytes, 'hex')) $$;
 
 -- The four bytes at a place, as a number.
