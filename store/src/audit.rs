@@ -36,7 +36,7 @@ impl Store {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             crate::run::by_id(&mut snapshot, run).await?;
             let steps: Vec<i64> =
-                sql::query_scalar(STEPS).bind(run.0).fetch_all(&mut *snapshot).await.doing(DOING)?;
+                sql::query_scalar(STEPS).bind(run.0).fetch_all(&mut snapshot).await.doing(DOING)?;
             let quarter = steps.len() / 4;
             if quarter == 0 {
                 return Err(Error::Setting(format!(

@@ -66,7 +66,7 @@ impl Store {
                 let found: Vec<(i64, i64)> = sql::query_as(select.clone())
                     .bind(last)
                     .bind(ROWS_AT_ONCE)
-                    .fetch_all(&mut *snapshot)
+                    .fetch_all(&mut snapshot)
                     .await
                     .map_err(bad_sql)?;
                 let Some((newest, _)) = found.last() else { return Ok(()) };

@@ -18,6 +18,7 @@ use crate::sql::{self, Access, Connection, Engine};
 use crate::time::now;
 use crate::{Error, Result, RunId, Scoring, Store, blob, read, run};
 use schema::{Group, PolicyVersion};
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -43,6 +44,10 @@ const PROGRESS: &str = "SELECT COUNT(*), COUNT(CASE WHEN state = 'done' THEN 1 E
 const DRAWN: &str =
     "SELECT id FROM groups WHERE run_id = $1 AND step = $2 AND place >= $3 AND place < $4 ORDER BY place";
 const FORGET_PUBLICATIONS: &str = "DELETE FROM publications WHERE run_id = $1 AND (version >= $2 OR version < $3)";
+// The number is that of no step: later versions count steps, and those of other policies begin at 2^32.
+const SUPERSEDE: &str =
+    "UPDATE policies SET version = 8589934592 + id WHERE run_id = $1 AND version = $2 AND hash <> $3";
+const SUPERSEDED: &str = "SELECT COUNT(*) FROM publications WHERE run_id = $1 AND version = $2 AND hash <> $3";
 const PUBLISH: &str =
     "INSERT INTO publications (run_id, version, hash, adapter, created_at) VALUES ($1, $2, $3, $4, $5)";
 const PUBLICATION: &str = "SELECT version, hash, adapter FROM publications WHERE run_id = $1 AND version < $2
@@ -220,7 +225,7 @@ impl Store {
     }
 
     /// Appends what a job drew and makes it done, both or neither. `false` if somebody else has the job by now, or did
-    /// it: then nothing is appended.
+    /// it, or if the run has made the policy anew that drew it: then nothing is appended.
     pub fn finish_job(&self, lease: &Lease, groups: &[Group]) -> Result<bool> {
         const DOING: &str = "appending a job's samples";
         if groups.len() != lease.groups {
@@ -233,6 +238,12 @@ impl Store {
         }
         self.with(async |connection| {
             let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
+            if is_superseded(&mut transaction, lease.run, groups).await? {
+                of(sql::query(RELEASE), lease).execute(&mut transaction).await.doing(DOING)?;
+                ring(&mut transaction, News::Jobs).await?;
+                transaction.commit().await.doing(DOING)?;
+                return Ok(false);
+            }
             let done = of(sql::query(FINISH), lease).bind(now()).execute(&mut transaction).await.doing(DOING)?;
             if done.rows_affected() == 0 {
                 return Ok(false);
@@ -282,7 +293,8 @@ impl Store {
     }
 
     /// Lets workers draw from a policy whose adapter is at `adapter`. Newer versions, which a resumed run makes anew, are
-    /// forgotten, and so are those below `oldest`.
+    /// forgotten, and so are those below `oldest`. Where a resumed run on a GPU, or one that was rolled back, makes a version
+    /// otherwise than before, what the earlier one drew keeps its hash under another number.
     pub fn publish(&self, run: RunId, policy: &PolicyVersion, adapter: &str, oldest: u64) -> Result<()> {
         const DOING: &str = "publishing a policy";
         self.with(async |connection| {
@@ -291,6 +303,13 @@ impl Store {
                 .bind(run.0)
                 .bind(policy.version as i64)
                 .bind(oldest as i64)
+                .execute(&mut transaction)
+                .await
+                .doing(DOING)?;
+            sql::query(SUPERSEDE)
+                .bind(run.0)
+                .bind(policy.version as i64)
+                .bind(&policy.hash)
                 .execute(&mut transaction)
                 .await
                 .doing(DOING)?;
@@ -384,6 +403,25 @@ impl Store {
     fn spelled(&self, sql: &str) -> String {
         sql.replace("{now}", self.engine().now()).replace("{skip_locked}", self.engine().skip_locked())
     }
+}
+
+/// Whether the run has published another policy under the version that drew some of these groups.
+async fn is_superseded(connection: &mut Connection, run: RunId, groups: &[Group]) -> Result<bool> {
+    let policies: BTreeSet<(u64, &str)> =
+        groups.iter().map(|group| (group.policy.version, &group.policy.hash[..])).collect();
+    for (version, hash) in policies {
+        let others: i64 = sql::query_scalar(SUPERSEDED)
+            .bind(run.0)
+            .bind(version as i64)
+            .bind(hash)
+            .fetch_one(&mut *connection)
+            .await
+            .doing("looking for a policy")?;
+        if others > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The three values that say which lease is meant.

@@ -90,7 +90,7 @@ impl Store {
             }
             connection.script(SWEEP).await.doing(DOING)?;
             pruned.shrunk = match connection.script(self.engine().shrink()).await.doing(DOING) {
-                Ok(_) => true,
+                Ok(()) => true,
                 Err(Error::Locked { .. }) => false,
                 Err(error) => return Err(error),
             };
@@ -155,7 +155,7 @@ async fn choose(connection: &mut Connection, rule: &Prune) -> Result<(Pruned, Ve
     if let Some(run) = rule.run {
         crate::run::by_id(&mut snapshot, run).await?;
     }
-    let all: Vec<Step> = sql::query_as(STEPS).fetch_all(&mut *snapshot).await.doing(DOING)?;
+    let all: Vec<Step> = sql::query_as(STEPS).fetch_all(&mut snapshot).await.doing(DOING)?;
     let before = bytes(&mut snapshot).await?;
     let total: f64 = all.iter().map(Step::weight).sum();
     let size_of = |steps: &[Step]| before as f64 * steps.iter().map(Step::weight).sum::<f64>() / total.max(1.0);
@@ -218,9 +218,9 @@ fn by_run(steps: &[Step]) -> Table {
 async fn remove(connection: &mut Connection, step: &Step) -> Result<()> {
     let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
     for sql in REMOVE {
-        sql::query(sql).bind(step.run).bind(step.number).execute(&mut *transaction).await.doing(DOING)?;
+        sql::query(sql).bind(step.run).bind(step.number).execute(&mut transaction).await.doing(DOING)?;
     }
-    sql::query(MARK).bind(step.run).bind(step.number).bind(now()).execute(&mut *transaction).await.doing(DOING)?;
+    sql::query(MARK).bind(step.run).bind(step.number).bind(now()).execute(&mut transaction).await.doing(DOING)?;
     transaction.commit().await.doing(DOING)
 }
 

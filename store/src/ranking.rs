@@ -58,7 +58,7 @@ impl Store {
             if let Some(part) = ranking.part.as_deref() {
                 query = query.bind(part);
             }
-            let rows: Vec<Row> = query.fetch_all(&mut *snapshot).await.doing(DOING)?;
+            let rows: Vec<Row> = query.fetch_all(&mut snapshot).await.doing(DOING)?;
             if let (true, Some(part)) = (rows.is_empty(), &ranking.part) {
                 refuse_unknown(&mut snapshot, part).await?;
             }

@@ -74,7 +74,7 @@ impl Store {
             let pruned: Option<bool> = sql::query_scalar(STEP_WAS_COLLECTED)
                 .bind(run.0)
                 .bind(step as i64)
-                .fetch_optional(&mut *snapshot)
+                .fetch_optional(&mut snapshot)
                 .await
                 .doing(DOING)?;
             match pruned {
@@ -85,7 +85,7 @@ impl Store {
             let ids: Vec<i64> = sql::query_scalar(GROUPS_OF_STEP)
                 .bind(run.0)
                 .bind(step as i64)
-                .fetch_all(&mut *snapshot)
+                .fetch_all(&mut snapshot)
                 .await
                 .doing(DOING)?;
             Ok(Some(groups(&mut snapshot, &ids, Scoring::Training).await?))

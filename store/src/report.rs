@@ -51,7 +51,7 @@ impl Store {
             ["id", "run", "kind", "status", "started", "steps", "samples", "tokens", "reward_first", "reward_last"];
         self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
-            let ids: Vec<i64> = sql::query_scalar(RUN_IDS).fetch_all(&mut *snapshot).await.doing(DOING)?;
+            let ids: Vec<i64> = sql::query_scalar(RUN_IDS).fetch_all(&mut snapshot).await.doing(DOING)?;
             let mut table = Table::new(COLUMNS);
             for id in ids {
                 let run = by_id(&mut snapshot, RunId(id)).await?;
@@ -112,7 +112,7 @@ impl Store {
         self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let group: Option<i64> =
-                sql::query_scalar(GROUP_OF_SAMPLE).bind(sample.0).fetch_optional(&mut *snapshot).await.doing(DOING)?;
+                sql::query_scalar(GROUP_OF_SAMPLE).bind(sample.0).fetch_optional(&mut snapshot).await.doing(DOING)?;
             let group = group.ok_or(Error::NoSuchSample(sample.0))?;
             let groups = read::groups(&mut snapshot, &[group], self.scoring).await?;
             let run = by_id(&mut snapshot, groups[0].run).await?;
@@ -127,7 +127,7 @@ impl Store {
             let run = by_id(&mut snapshot, run).await?;
             let progress = progress(&mut snapshot, run.id).await?;
             let checkpoint: Option<String> =
-                sql::query_scalar(LAST_CHECKPOINT).bind(run.id.0).fetch_optional(&mut *snapshot).await.doing(DOING)?;
+                sql::query_scalar(LAST_CHECKPOINT).bind(run.id.0).fetch_optional(&mut snapshot).await.doing(DOING)?;
             let reward_first = step_reward(&mut snapshot, run.id, progress.first_step).await?;
             let reward_last = step_reward(&mut snapshot, run.id, progress.last_step).await?;
             Ok(record([

@@ -178,7 +178,7 @@ impl Store {
                 .bind(after.0)
                 .bind(run.map(|run| run.0))
                 .bind(count as i64)
-                .fetch_all(&mut *snapshot)
+                .fetch_all(&mut snapshot)
                 .await
                 .doing(DOING)?;
             crate::read::groups(&mut snapshot, &ids, self.scoring).await

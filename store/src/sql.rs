@@ -33,10 +33,10 @@ impl Engine {
     /// another came first; a reader sees one state of the store, whatever is appended meanwhile.
     pub(crate) fn begin(self, access: Access) -> &'static str {
         match (self, access) {
-            (Self::Sqlite, Access::Read | Access::Scratch) => "BEGIN",
+            // By what the session may do.
+            (Self::Sqlite, Access::Read | Access::Scratch) | (Self::Postgres, Access::Write) => "BEGIN",
             (Self::Sqlite, Access::Write) => "BEGIN IMMEDIATE",
             (Self::Postgres, Access::Read) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            (Self::Postgres, Access::Write) => "BEGIN",
             // A handle that only reads has views of its own all the same.
             (Self::Postgres, Access::Scratch) => "BEGIN READ WRITE",
         }

@@ -13,6 +13,7 @@ mod replaying;
 mod round_trip;
 mod server;
 
+use crate::error::Doing;
 use crate::{NewRun, RunId, Store, Table, Value};
 use schema::{
     Finish, Group, Message, Part, PartStatus, PolicyVersion, Prompt, PromptInput, Sample, SamplerSettings, ScoredGroup,
@@ -200,6 +201,13 @@ fn realistic_step(step: u64, groups: usize, samples: usize, tokens: usize) -> Ve
         ScoredGroup::new(group, verdicts).unwrap()
     };
     (0..groups).map(scored).collect()
+}
+
+/// Does to a store what nobody should.
+fn execute(store: &Store, sql: impl Into<String>) {
+    let sql = sql.into();
+    let done = store.with(async |connection| connection.script(sql).await.doing("breaking a store"));
+    done.unwrap();
 }
 
 /// The only value of an answer.

@@ -81,7 +81,9 @@ fn each_once(desk: &Desk, url: &str, steps: u64) {
         FROM samples s LEFT JOIN rewards r ON r.sample_id = s.id";
     let drawn = &query(desk, url, drawn)[0];
     let expected = [("samples", 8 * asked), ("groups", asked), ("rewards", 8 * asked)];
-    expected.iter().for_each(|(name, number)| assert_eq!(drawn[name], *number, "{drawn}"));
+    for (name, number) in expected {
+        assert_eq!(drawn[name], number, "{drawn}");
+    }
     let verified = desk.ok(&["replay", "verify", "--store", url, "--format", "json"]);
     let checks: Vec<Value> = serde_json::from_str(&verified).unwrap();
     assert!(checks.iter().all(|row| row["wrong"] == 0), "{verified}");

@@ -123,14 +123,14 @@ impl Store {
                 let prompts: Vec<(i64, String)> = sql::query_as(PROMPTS)
                     .bind(last)
                     .bind(PROMPTS_AT_ONCE)
-                    .fetch_all(&mut *snapshot)
+                    .fetch_all(&mut snapshot)
                     .await
                     .doing(DOING)?;
                 let Some((newest, _)) = prompts.last() else { return Ok(()) };
                 let judged: Vec<(i64, i64, f64, String)> = sql::query_as(select.clone())
                     .bind(last)
                     .bind(*newest)
-                    .fetch_all(&mut *snapshot)
+                    .fetch_all(&mut snapshot)
                     .await
                     .map_err(bad_sql)?;
                 let judged: Vec<Judged> = judged.into_iter().map(Judged::from).collect();

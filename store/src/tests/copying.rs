@@ -1,7 +1,7 @@
 //! A file's store moves to the engine that is tested, whole and equal.
 
 use super::{
-    Place, begin, count, group, is_postgres, new_place, realistic_step, rich_groups, sample, step_groups, url,
+    Place, begin, count, execute, group, is_postgres, new_place, realistic_step, rich_groups, sample, step_groups, url,
 };
 use crate::{Error, NewJob, RunId, SampleId, Store, Value};
 use schema::ScoredGroup;
@@ -93,7 +93,7 @@ fn a_copy_that_fails_leaves_nothing() {
         "DROP VIEW sample_view; DROP VIEW group_view; DROP VIEW reward_view; DROP TABLE samples;
         CREATE TABLE samples (id INTEGER PRIMARY KEY)"
     };
-    target.with(async |connection| Ok(connection.script(narrow).await.unwrap())).unwrap();
+    execute(&target, narrow);
     drop(target);
     assert!(Store::migrate(&from, to.url(), &mut |_| ()).is_err());
     let target = Store::open(to.url()).unwrap();

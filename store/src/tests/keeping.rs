@@ -1,19 +1,19 @@
 //! The store in order: what is broken is named, what is pruned is gone, and what is needed stays.
 
-use super::{begin, count, group, is_postgres, new_store, realistic_step, rich_groups};
+use super::{begin, count, execute, group, is_postgres, new_store, realistic_step, rich_groups};
 use crate::replay::Uniform;
 use crate::{Error, Prune, ReplaySampler, RunId, RunStatus, Store, Value};
 use schema::Seed;
 
-/// Does to a store what nobody should.
-fn execute(store: &Store, sql: &str) {
+/// Does to a store what its engine would not allow.
+fn spoil(store: &Store, sql: &str) {
     let sql = if is_postgres() {
         let sql = sql.replace("x'00'", "'\\x00'").replace("zeroblob(36)", "decode(repeat('00', 36), 'hex')");
         format!("SET session_replication_role = replica; ALTER TABLE samples DROP CONSTRAINT samples_check; {sql}")
     } else {
         format!("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON; {sql}")
     };
-    store.with(async |connection| Ok(connection.script(sql).await.unwrap())).unwrap();
+    execute(store, sql);
 }
 
 /// What is wrong: check and rows.
@@ -76,7 +76,7 @@ fn what_is_broken_is_named() {
         let (_folder, store) = new_store();
         let run = begin(&store, "broken");
         store.append_step(run, 3, &rich_groups(), None).unwrap();
-        execute(&store, sql);
+        spoil(&store, sql);
         let expected: Vec<(String, String)> =
             expected.iter().map(|(check, rows)| ((*check).to_owned(), (*rows).to_owned())).collect();
         assert_eq!(wrong(&store), expected, "{sql}");

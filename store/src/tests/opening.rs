@@ -1,6 +1,6 @@
 //! What may be opened, and what is said about the rest.
 
-use super::{begin, new_store, rich_groups, url};
+use super::{begin, execute, new_store, rich_groups, url};
 use crate::{Error, RunId, Store};
 use std::fs;
 
@@ -159,14 +159,4 @@ fn samples_from_before_the_hashes_are_said_to_be_unverifiable() {
     let run = begin(&store, "new");
     store.append_step(run, 1, &rich_groups(), None).unwrap();
     assert_eq!(store.verify().unwrap().unverifiable, 1);
-}
-
-/// Does to a store what nobody should.
-fn execute(store: &Store, sql: &'static str) {
-    store
-        .with(async |connection| {
-            connection.script(sql).await.unwrap();
-            Ok(())
-        })
-        .unwrap();
 }

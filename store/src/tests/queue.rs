@@ -170,6 +170,36 @@ fn the_newest_policy_of_earlier_steps_is_drawn_from() {
 }
 
 #[test]
+fn a_policy_that_is_made_anew_takes_its_number() {
+    let (_place, store) = new_store();
+    let run = begin(&store, "queue");
+    let publish = |hash: &str| store.publish(run, &PolicyVersion { version: 0, hash: hash.into() }, "at", 0).unwrap();
+    let drawn_by = |lease: &Lease, hash: &str| {
+        let mut groups = drawn(lease);
+        groups[0].policy.hash = hash.into();
+        groups
+    };
+    publish("first");
+    store.enqueue(run, 1, &jobs(3)).unwrap();
+    let leases: Vec<Lease> = (0..3).map(|_| claim(&store, "a", LONG).unwrap()).collect();
+    assert!(store.finish_job(&leases[0], &drawn_by(&leases[0], "first")).unwrap());
+    publish("second");
+    // What the first one draws from now on is refused, and its job is there for others at once.
+    assert!(!store.finish_job(&leases[1], &drawn_by(&leases[1], "first")).unwrap());
+    let again = claim(&store, "b", LONG).unwrap();
+    assert_eq!((again.job, again.attempt), (leases[1].job, 2));
+    for lease in [&again, &leases[2]] {
+        assert!(store.finish_job(lease, &drawn_by(lease, "second")).unwrap());
+    }
+    let policies: Vec<PolicyVersion> =
+        store.drawn(run, 1, 0..3).unwrap().into_iter().map(|group| group.policy).collect();
+    let hashes: Vec<&str> = policies.iter().map(|policy| policy.hash.as_str()).collect();
+    assert_eq!(hashes, ["first", "second", "second"]);
+    assert_eq!((policies[0].version > 1 << 33, policies[1].version), (true, 0));
+    assert!(store.verify().unwrap().is_sound());
+}
+
+#[test]
 fn workers_are_counted_while_they_are_heard_of() {
     let (_place, store) = new_store();
     store.see_worker("a", MODEL, 0).unwrap();
@@ -227,8 +257,8 @@ fn start_worker(url: &str, name: &str) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let ready = BufReader::new(child.stdout.as_mut().unwrap()).lines().map_while(Result::ok);
-    assert!(ready.into_iter().any(|line| line.ends_with("ready")), "the worker did not start");
+    let mut ready = BufReader::new(child.stdout.as_mut().unwrap()).lines().map_while(Result::ok);
+    assert!(ready.any(|line| line.ends_with("ready")), "the worker did not start");
     child
 }
 

@@ -1,6 +1,6 @@
 //! What may be opened on a server, and what is said about the rest. On `SQLite` there is nothing to do here.
 
-use super::{begin, is_postgres, new_place, new_store, realistic_step};
+use super::{begin, execute, is_postgres, new_place, new_store, realistic_step};
 use crate::{Error, Store};
 
 #[test]
@@ -33,7 +33,7 @@ fn tables_of_another_program_are_left_alone() {
         return;
     }
     let (place, store) = new_store();
-    store.with(async |connection| Ok(connection.script("DROP TABLE schema_version").await.unwrap())).unwrap();
+    execute(&store, "DROP TABLE schema_version");
     let error = Store::open(place.url()).unwrap_err();
     assert!(error.to_string().contains("a database of another program"), "{error}");
 }
@@ -45,7 +45,7 @@ fn a_newer_store_is_refused() {
     }
     let (place, store) = new_store();
     let newer = "INSERT INTO schema_version (version, program_version, applied_at) VALUES (99, '9.0', 0)";
-    store.with(async |connection| Ok(connection.script(newer).await.unwrap())).unwrap();
+    execute(&store, newer);
     let error = Store::open(place.url()).unwrap_err();
     assert!(error.to_string().contains("has schema version 99, but this program knows versions up to 3"), "{error}");
 }
