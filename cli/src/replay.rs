@@ -19,7 +19,7 @@ use store::{End, Paired, Pairing, Ranking, RunId, SampleId, Scoring, Selection, 
 pub(crate) struct Args {
     #[command(subcommand)]
     question: Question,
-    /// The store to ask: sqlite://FILE or postgres://USER@HOST/DATABASE.
+    /// The store to ask: `sqlite://FILE` or `postgres://USER@HOST/DATABASE`.
     #[arg(long, global = true, value_name = "URL", default_value = "sqlite://proxrl.db")]
     store: String,
     /// How to write the answer.

@@ -10,7 +10,7 @@ use trainer::remote::{Work, Worked, work};
 /// What `work` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The store that the jobs are in: postgres://USER@HOST/DATABASE, or sqlite://FILE on one machine.
+    /// The store that the jobs are in: `postgres://USER@HOST/DATABASE`, or `sqlite://FILE` on one machine.
     #[arg(long, value_name = "URL")]
     store: String,
     /// The config of the run: a worker has the same model and adapter, and `[collector.remote]` says how long its leases

@@ -26,7 +26,7 @@ impl Cluster {
             let skipped = "skipped: there are no PostgreSQL server programs; install Debian's `postgresql` to run it";
             assert!(std::env::var_os(REQUIRED).is_none(), "{skipped}");
             // Not `eprintln!`, which is shown of failed tests only.
-            writeln!(std::io::stderr(), "{skipped}").unwrap();
+            std::io::stderr().write_all(format!("{skipped}\n").as_bytes()).unwrap();
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
