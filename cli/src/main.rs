@@ -39,7 +39,7 @@ enum Verb {
     Eval(eval::Args),
     /// Answer one prompt.
     Generate(generate::Args),
-    /// Sample for others: a daemon that clients of OpenAI's API can talk to.
+    /// Sample in a process of its own: for clients of OpenAI's API, or for trainers elsewhere.
     Rollout(rollout::Args),
     /// Look into the store of samples.
     Replay(replay::Args),
@@ -59,7 +59,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let verb = Cli::parse().verb;
-    if matches!(verb, Verb::Train(_) | Verb::Eval(_) | Verb::Generate(_) | Verb::Bench(_)) {
+    if matches!(verb, Verb::Train(_) | Verb::Eval(_) | Verb::Generate(_) | Verb::Rollout(_) | Verb::Bench(_)) {
         let_waiting_threads_sleep();
     }
     let done = go(verb);
@@ -91,7 +91,7 @@ fn go(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Bench(args) => bench::run(&args, &phases).map(|()| ExitCode::SUCCESS),
         Verb::Eval(args) => eval::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Generate(args) => generate::run(&args).map(|()| ExitCode::SUCCESS),
-        Verb::Rollout(args) => rollout::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Rollout(args) => rollout::run(&args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),

@@ -1,7 +1,7 @@
 //! `proxrl replay`: asking the store what it holds, and keeping it in order.
 //!
-//! Questions open the store for reading alone, so they are safe beside a training run. Three verbs write: `prune`,
-//! `rescore` and `import`.
+//! Questions open the store for reading alone, so they are safe beside a training run. Four verbs write: `prune`,
+//! `migrate`, `rescore` and `import`.
 
 mod import;
 mod judge;
@@ -19,7 +19,7 @@ use store::{End, Paired, Pairing, Ranking, RunId, SampleId, Scoring, Selection, 
 pub(crate) struct Args {
     #[command(subcommand)]
     question: Question,
-    /// The store to ask.
+    /// The store to ask: `sqlite://FILE` or `postgres://USER@HOST/DATABASE`.
     #[arg(long, global = true, value_name = "URL", default_value = "sqlite://proxrl.db")]
     store: String,
     /// How to write the answer.
@@ -111,6 +111,8 @@ enum Question {
     Verify,
     /// Remove the samples of old steps, but none that a run still needs, and say what that freed.
     Prune(keep::Prune),
+    /// Copy a whole store into an empty one, such as a file into a PostgreSQL database, and compare the two.
+    Migrate(keep::Migrate),
     /// Judge stored samples again by the [[reward]] tables of a config, as a new scoring.
     Rescore(judge::Rescore),
     /// Bring in completions from elsewhere, with the log-probabilities that a model of yours gives them.
@@ -190,6 +192,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Question::Scorings => render(&open(url)?.scorings()?, format),
         Question::Verify => return keep::verify(&open(url)?, format),
         Question::Prune(prune) => render(&prune.run(url)?, format),
+        Question::Migrate(migrate) => render(&migrate.run()?, format),
         Question::Rescore(rescore) => render(&rescore.run(url)?, format),
         Question::Import(import) => render(&import.run(url)?, format),
     };

@@ -102,7 +102,7 @@ fn listen_for_interrupts() -> anyhow::Result<()> {
 }
 
 fn closing(config: &Config, summary: &Summary) -> String {
-    let (store, run, folder) = (&config.store.url, summary.run, summary.folder.display());
+    let (store, run, folder) = (store::without_password(&config.store.url), summary.run, summary.folder.display());
     let drawn = summary.generated_tokens > 0;
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let before_after = |before: Option<f64>, after: Option<f64>, show: &dyn Fn(f64) -> String| {

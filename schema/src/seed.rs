@@ -20,6 +20,23 @@ impl Seed {
         Self(Sha256::digest(number.to_le_bytes()).into())
     }
 
+    /// The key in hexadecimal, to be drawn from elsewhere.
+    pub fn to_hex(&self) -> String {
+        crate::hex(&self.0)
+    }
+
+    /// The reverse of [`Seed::to_hex`]; `None` if the text is no key.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        if text.len() != 64 || !text.is_ascii() {
+            return None;
+        }
+        let mut key = [0; 32];
+        for (place, byte) in key.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
+        }
+        Some(Self(key))
+    }
+
     /// The branch with this name.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
@@ -91,6 +108,15 @@ fn unit(bits: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_travels_as_text() {
+        let seed = Seed::new(7).child("rollout");
+        assert_eq!(Seed::from_hex(&seed.to_hex()), Some(seed));
+        for wrong in ["", "00", &"g".repeat(64), &"é".repeat(32)] {
+            assert_eq!(Seed::from_hex(wrong), None);
+        }
+    }
 
     #[test]
     fn a_draw_depends_on_its_address_alone() {

@@ -3,12 +3,11 @@
 use crate::error::Doing;
 use crate::run::RunKind;
 use crate::scoring::FIRST_SCORING;
-use crate::sqlite::BEGIN_WRITE;
+use crate::sql::{self, Access, Connection};
 use crate::time::now;
 use crate::{Error, Result, RunId, Store, blob, run};
-use schema::{Part, PartStatus, PolicyVersion, Sample, ScoredGroup, Verdict};
-use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
-use std::collections::HashMap;
+use schema::{Group, Part, PartStatus, Sample, ScoredGroup, Verdict};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 const DOING: &str = "appending a step's samples";
 
@@ -27,6 +26,8 @@ const ADD_PROMPT: &str = "INSERT INTO prompts (hash, token_hash, question, answe
     VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (hash, token_hash) DO UPDATE SET hash = excluded.hash
     RETURNING id";
+const STORED_GROUPS: &str = "SELECT place, id FROM groups WHERE run_id = $1 AND step = $2 ORDER BY place";
+const STORED_SAMPLES: &str = "SELECT id, place, hash FROM samples WHERE group_id = $1 ORDER BY place";
 const ADD_GROUPS: Insert = Insert {
     into: "groups (run_id, step, place, prompt_id, policy_id, settings)",
     columns: 6,
@@ -48,18 +49,26 @@ const ROWS: usize = 64;
 
 impl Store {
     /// Appends the samples of one step in one transaction: when this returns they are on the disk, and after an error
-    /// or a crash none of them is. Appending a step a second time is an error that changes nothing.
+    /// or a crash none of them is. Appending a step a second time is an error that changes nothing. Groups that workers
+    /// appended for this step ([`finish_job`](Store::finish_job)) stay, and get their rewards.
     ///
     /// `adapter` says where the weights of the newest policy among the groups are kept, if they are.
     pub fn append_step(&self, run: RunId, step: u64, groups: &[ScoredGroup], adapter: Option<&str>) -> Result<()> {
         check(groups)?;
         self.with(async |connection| {
-            let mut transaction = connection.begin_with(BEGIN_WRITE).await.doing(DOING)?;
+            let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
             let kind = run::by_id(&mut transaction, run).await?.kind;
             collect_step(&mut transaction, run, step, groups).await?;
-            let policies = add_policies(&mut transaction, run, kind, groups, adapter).await?;
-            let group_ids = add_groups(&mut transaction, run, step, groups, &policies).await?;
-            let sample_ids = add_samples(&mut transaction, groups, &group_ids).await?;
+            let all: Vec<(usize, &Group)> = groups.iter().map(ScoredGroup::group).enumerate().collect();
+            let policies = add_policies(&mut transaction, run, kind, &all, adapter).await?;
+            let drawn = drawn_by_workers(&mut transaction, run, step, &all).await?;
+            let new: Vec<(usize, &Group)> =
+                all.into_iter().filter(|(place, _)| !drawn.groups.contains_key(place)).collect();
+            let new_ids = add_groups(&mut transaction, run, step, &new, &policies).await?;
+            let mut sample_ids = add_samples(&mut transaction, &new, &new_ids).await?;
+            sample_ids.extend(drawn.samples);
+            let mut group_ids = drawn.groups;
+            group_ids.extend(new.iter().map(|(place, _)| *place).zip(new_ids));
             add_rewards(&mut transaction, groups, &group_ids, &sample_ids).await?;
             transaction.commit().await.doing(DOING)
         })
@@ -93,9 +102,9 @@ fn flaw(sample: &Sample, verdict: &Verdict) -> Option<String> {
     ))
 }
 
-async fn collect_step(connection: &mut SqliteConnection, run: RunId, step: u64, groups: &[ScoredGroup]) -> Result<()> {
+async fn collect_step(connection: &mut Connection, run: RunId, step: u64, groups: &[ScoredGroup]) -> Result<()> {
     let samples = || groups.iter().flat_map(|scored| &scored.group().samples);
-    let done = sqlx::query(COLLECT_STEP)
+    let done = sql::query(COLLECT_STEP)
         .bind(run.0)
         .bind(step as i64)
         .bind(groups.len() as i64)
@@ -108,122 +117,179 @@ async fn collect_step(connection: &mut SqliteConnection, run: RunId, step: u64, 
     if done.rows_affected() == 0 { Err(Error::StepExists { run, step }) } else { Ok(()) }
 }
 
-/// The row of each policy version.
-async fn add_policies(
-    connection: &mut SqliteConnection,
+/// The row of each policy version among these groups, which stand beside their places.
+///
+/// Several writers may add the same rows at the same time. They do it in the same order, so that none of them waits for
+/// another that waits for it.
+pub(crate) async fn add_policies(
+    connection: &mut Connection,
     run: RunId,
     kind: RunKind,
-    groups: &[ScoredGroup],
+    groups: &[(usize, &Group)],
     adapter: Option<&str>,
 ) -> Result<HashMap<u64, i64>> {
+    // Every group's hash is compared, but most name a version that another one named.
+    let policies: BTreeSet<(u64, &str)> =
+        groups.iter().map(|(_, group)| (group.policy.version, &group.policy.hash[..])).collect();
+    let newest = policies.last().map(|(version, _)| *version);
     let mut ids = HashMap::new();
-    let newest = groups.iter().map(|scored| scored.group().policy.version).max();
-    for scored in groups {
-        let policy = &scored.group().policy;
-        // Every group's hash is compared, but most name a version that we have just seen.
-        if ids.contains_key(policy) {
-            continue;
-        }
-        let PolicyVersion { version, hash } = policy;
-        let (id, stored): (i64, String) = sqlx::query_as(POLICY)
+    for (version, hash) in policies {
+        let (id, stored): (i64, String) = sql::query_as(POLICY)
             .bind(run.0)
-            .bind(*version as i64)
+            .bind(version as i64)
             .bind(hash)
-            .bind(adapter.filter(|_| Some(*version) == newest))
+            .bind(adapter.filter(|_| Some(version) == newest))
             .bind(now())
             .bind(kind.origin())
             .fetch_one(&mut *connection)
             .await
             .doing(DOING)?;
-        if stored != *hash {
-            return Err(Error::PolicyChanged { run, version: *version, stored, given: hash.clone() });
+        if stored != hash {
+            return Err(Error::PolicyChanged { run, version, stored, given: hash.to_owned() });
         }
-        ids.insert(policy, id);
+        ids.insert(version, id);
     }
-    Ok(ids.into_iter().map(|(policy, id)| (policy.version, id)).collect())
+    Ok(ids)
 }
 
-/// The row of a group's prompt, which may be older than the run.
-async fn prompt_id(connection: &mut SqliteConnection, scored: &ScoredGroup) -> Result<i64> {
-    let group = scored.group();
-    let token_ids = blob::from_tokens(&group.prompt_ids);
-    let (hash, token_hash) = (group.prompt.hash(), blob::sha256(&token_ids));
-    let found: Option<i64> = sqlx::query_scalar(FIND_PROMPT)
-        .bind(&hash)
-        .bind(&token_hash)
+/// A prompt's hash, and that of its tokens.
+type PromptKey = (String, String);
+
+/// The rows of the groups' prompts, which may be older than the run.
+async fn prompt_ids(connection: &mut Connection, groups: &[(usize, &Group)]) -> Result<Vec<i64>> {
+    let keys: Vec<PromptKey> = groups
+        .iter()
+        .map(|(_, group)| (group.prompt.hash(), blob::sha256(&blob::from_tokens(&group.prompt_ids))))
+        .collect();
+    let distinct: BTreeMap<&PromptKey, &Group> = keys.iter().zip(groups.iter().map(|(_, group)| *group)).collect();
+    let mut ids = HashMap::with_capacity(distinct.len());
+    for (key, group) in distinct {
+        ids.insert(key, prompt_id(connection, key, group).await?);
+    }
+    Ok(keys.iter().map(|key| ids[key]).collect())
+}
+
+async fn prompt_id(connection: &mut Connection, (hash, token_hash): &PromptKey, group: &Group) -> Result<i64> {
+    let found: Option<i64> = sql::query_scalar(FIND_PROMPT)
+        .bind(hash)
+        .bind(token_hash)
         .fetch_optional(&mut *connection)
         .await
         .doing(DOING)?;
     if let Some(id) = found {
         return Ok(id);
     }
-    sqlx::query_scalar(ADD_PROMPT)
+    sql::query_scalar(ADD_PROMPT)
         .bind(hash)
         .bind(token_hash)
         .bind(group.prompt.question())
         .bind(&group.prompt.answer)
         .bind(json(&group.prompt))
         .bind(group.prompt_ids.len() as i64)
-        .bind(token_ids)
+        .bind(blob::from_tokens(&group.prompt_ids))
         .fetch_one(connection)
         .await
         .doing(DOING)
 }
 
-/// The row of each group, in their order.
-async fn add_groups(
-    connection: &mut SqliteConnection,
+/// What workers have appended for a step already.
+struct Drawn {
+    /// Rows of groups, by place.
+    groups: HashMap<usize, i64>,
+    /// Rows of samples, by their group's row and their place in it.
+    samples: HashMap<(i64, usize), i64>,
+}
+
+/// What workers have appended for a step, which must be what is appended now.
+async fn drawn_by_workers(
+    connection: &mut Connection,
     run: RunId,
     step: u64,
-    groups: &[ScoredGroup],
+    groups: &[(usize, &Group)],
+) -> Result<Drawn> {
+    let rows: Vec<(i64, i64)> =
+        sql::query_as(STORED_GROUPS).bind(run.0).bind(step as i64).fetch_all(&mut *connection).await.doing(DOING)?;
+    let mut drawn = Drawn { groups: HashMap::new(), samples: HashMap::new() };
+    for (place, id) in rows {
+        let rows: Vec<(i64, i64, Option<String>)> =
+            sql::query_as(STORED_SAMPLES).bind(id).fetch_all(&mut *connection).await.doing(DOING)?;
+        let expected = groups.get(place as usize).map(|(_, group)| &group.samples);
+        let hashes = expected.into_iter().flatten().map(|sample| Some(Columns::of(sample).hash(sample)));
+        if expected.is_none() || !rows.iter().map(|(.., hash)| hash.clone()).eq(hashes) {
+            return Err(Error::AskedOtherwise { run, step });
+        }
+        drawn.samples.extend(rows.into_iter().map(|(sample, place, _)| ((id, place as usize), sample)));
+        drawn.groups.insert(place as usize, id);
+    }
+    Ok(drawn)
+}
+
+/// The row of each group, in their order; they stand beside their places in the step.
+pub(crate) async fn add_groups(
+    connection: &mut Connection,
+    run: RunId,
+    step: u64,
+    groups: &[(usize, &Group)],
     policies: &HashMap<u64, i64>,
 ) -> Result<Vec<i64>> {
-    let mut ids = vec![0; groups.len()];
-    let places: Vec<usize> = (0..groups.len()).collect();
-    for chunk in places.chunks(ROWS) {
-        let mut rows = Vec::with_capacity(chunk.len());
-        for place in chunk {
-            rows.push((*place, prompt_id(connection, &groups[*place]).await?));
-        }
-        let sql = ADD_GROUPS.sql(rows.len());
-        let mut insert = sqlx::query_as(AssertSqlSafe(sql));
-        for (place, prompt) in rows {
-            let group = groups[place].group();
+    let prompts = prompt_ids(connection, groups).await?;
+    let mut ids = HashMap::with_capacity(groups.len());
+    let rows: Vec<(&(usize, &Group), i64)> = groups.iter().zip(prompts).collect();
+    for chunk in rows.chunks(ROWS) {
+        let mut insert = sql::query_as(ADD_GROUPS.sql(chunk.len()));
+        for ((place, group), prompt) in chunk {
             insert = insert
                 .bind(run.0)
                 .bind(step as i64)
-                .bind(place as i64)
+                .bind(*place as i64)
                 .bind(prompt)
                 .bind(policies[&group.policy.version])
                 .bind(json(&group.settings));
         }
         let added: Vec<(i64, i64)> = insert.fetch_all(&mut *connection).await.doing(DOING)?;
-        for (place, id) in added {
-            ids[place as usize] = id;
+        ids.extend(added);
+    }
+    Ok(groups.iter().map(|(place, _)| ids[&(*place as i64)]).collect())
+}
+
+/// A sample as bytes.
+struct Columns {
+    mask: Option<Vec<u8>>,
+    ids: Vec<u8>,
+    logprobs: Vec<u8>,
+}
+
+impl Columns {
+    fn of(sample: &Sample) -> Self {
+        Self {
+            mask: blob::from_mask(&sample.mask),
+            ids: blob::from_tokens(&sample.ids),
+            logprobs: blob::from_logprobs(&sample.logprobs),
         }
     }
-    Ok(ids)
+
+    fn hash(&self, sample: &Sample) -> String {
+        blob::sample_hash(sample.finish.as_str(), &sample.text, self.mask.as_deref(), &self.ids, &self.logprobs)
+    }
 }
 
 /// The row of each sample, by its group's row and its place in the group.
-async fn add_samples(
-    connection: &mut SqliteConnection,
-    groups: &[ScoredGroup],
+pub(crate) async fn add_samples(
+    connection: &mut Connection,
+    groups: &[(usize, &Group)],
     group_ids: &[i64],
 ) -> Result<HashMap<(i64, usize), i64>> {
     let samples: Vec<(i64, usize, &Sample)> = groups
         .iter()
         .zip(group_ids)
-        .flat_map(|(scored, id)| scored.group().samples.iter().enumerate().map(|(place, sample)| (*id, place, sample)))
+        .flat_map(|((_, group), id)| group.samples.iter().enumerate().map(|(place, sample)| (*id, place, sample)))
         .collect();
     let mut ids = HashMap::with_capacity(samples.len());
     for chunk in samples.chunks(ROWS) {
-        let mut insert = sqlx::query_as(AssertSqlSafe(ADD_SAMPLES.sql(chunk.len())));
+        let mut insert = sql::query_as(ADD_SAMPLES.sql(chunk.len()));
         for (group_id, place, sample) in chunk {
-            let (mask, ids) = (blob::from_mask(&sample.mask), blob::from_tokens(&sample.ids));
-            let logprobs = blob::from_logprobs(&sample.logprobs);
-            let hash = blob::sample_hash(sample.finish.as_str(), &sample.text, mask.as_deref(), &ids, &logprobs);
-            // SQLite keeps NaN as NULL.
+            let columns = Columns::of(sample);
+            let hash = columns.hash(sample);
             insert = insert
                 .bind(group_id)
                 .bind(*place as i64)
@@ -231,9 +297,9 @@ async fn add_samples(
                 .bind(sample.finish.as_str())
                 .bind(sample.logprobs.iter().map(|logprob| f64::from(*logprob)).sum::<f64>())
                 .bind(&sample.text)
-                .bind(mask)
-                .bind(ids)
-                .bind(logprobs)
+                .bind(columns.mask)
+                .bind(columns.ids)
+                .bind(columns.logprobs)
                 .bind(hash);
         }
         let added: Vec<(i64, i64, i64)> = insert.fetch_all(&mut *connection).await.doing(DOING)?;
@@ -243,13 +309,14 @@ async fn add_samples(
 }
 
 async fn add_rewards(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     groups: &[ScoredGroup],
-    group_ids: &[i64],
+    group_ids: &HashMap<usize, i64>,
     sample_ids: &HashMap<(i64, usize), i64>,
 ) -> Result<()> {
-    let verdicts = groups.iter().zip(group_ids).flat_map(|(scored, id)| {
-        scored.verdicts().iter().enumerate().map(|(place, verdict)| (sample_ids[&(*id, place)], verdict))
+    let verdicts = groups.iter().enumerate().flat_map(|(place, scored)| {
+        let id = group_ids[&place];
+        scored.verdicts().iter().enumerate().map(move |(place, verdict)| (sample_ids[&(id, place)], verdict))
     });
     add_parts(connection, &part_rows(FIRST_SCORING, verdicts), DOING).await
 }
@@ -273,14 +340,10 @@ pub(crate) fn part_rows<'a>(scoring: i64, verdicts: impl Iterator<Item = (i64, &
 }
 
 /// Adds rows of `rewards`.
-pub(crate) async fn add_parts(
-    connection: &mut SqliteConnection,
-    rows: &[PartRow<'_>],
-    doing: &'static str,
-) -> Result<()> {
+pub(crate) async fn add_parts(connection: &mut Connection, rows: &[PartRow<'_>], doing: &'static str) -> Result<()> {
     let created_at = now();
     for chunk in rows.chunks(ROWS) {
-        let mut insert = sqlx::query(AssertSqlSafe(ADD_REWARDS.sql(chunk.len())));
+        let mut insert = sql::query(ADD_REWARDS.sql(chunk.len()));
         for PartRow { sample_id, scoring, place, part } in chunk {
             insert = insert
                 .bind(sample_id)
@@ -320,12 +383,6 @@ struct Insert {
 impl Insert {
     /// `INSERT INTO … VALUES ($1, $2), ($3, $4) RETURNING …`
     fn sql(&self, rows: usize) -> String {
-        let row = |row: usize| {
-            let places: Vec<String> =
-                (1..=self.columns).map(|column| format!("${}", row * self.columns + column)).collect();
-            format!("({})", places.join(", "))
-        };
-        let values: Vec<String> = (0..rows).map(row).collect();
-        format!("INSERT INTO {} VALUES {} {}", self.into, values.join(", "), self.returning)
+        format!("INSERT INTO {} VALUES {} {}", self.into, sql::places(rows, self.columns), self.returning)
     }
 }

@@ -10,12 +10,11 @@ mod question;
 
 use crate::error::Doing;
 use crate::read::{self, SampleId, StoredGroup};
-use crate::sqlite::BEGIN_READ;
+use crate::sql::{self, Access, Connection};
 use crate::table::{Table, Value};
 use crate::{Error, Result, RunId, Store};
 use question::{Finding, QUESTIONS};
 use schema::Sample;
-use sqlx::{Connection, SqliteConnection};
 
 const DOING: &str = "auditing a run";
 
@@ -34,10 +33,10 @@ impl Store {
     /// steps is an error of the input, because it has no first and last quarter.
     pub fn audit(&self, run: RunId) -> Result<Table> {
         let (early, late) = self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             crate::run::by_id(&mut snapshot, run).await?;
             let steps: Vec<i64> =
-                sqlx::query_scalar(STEPS).bind(run.0).fetch_all(&mut *snapshot).await.doing(DOING)?;
+                sql::query_scalar(STEPS).bind(run.0).fetch_all(&mut snapshot).await.doing(DOING)?;
             let quarter = steps.len() / 4;
             if quarter == 0 {
                 return Err(Error::Setting(format!(
@@ -62,11 +61,11 @@ impl Store {
     /// Evenly spaced groups of some steps.
     async fn spaced(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection,
         run: RunId,
         (first, last): (i64, i64),
     ) -> Result<Vec<StoredGroup>> {
-        let ids: Vec<i64> = sqlx::query_scalar(GROUPS_BETWEEN)
+        let ids: Vec<i64> = sql::query_scalar(GROUPS_BETWEEN)
             .bind(run.0)
             .bind(first)
             .bind(last)

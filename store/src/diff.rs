@@ -2,12 +2,11 @@
 
 use crate::error::Doing;
 use crate::run::{Run, by_id, metrics_of};
-use crate::sqlite::BEGIN_READ;
+use crate::sql::{Access, Connection};
 use crate::table::{Table, Value};
 use crate::trend::{self, StepSums};
 use crate::{Result, RunId, Store};
 use schema::Metrics;
-use sqlx::{Connection, SqliteConnection};
 use std::collections::{BTreeMap, BTreeSet};
 
 const DOING: &str = "comparing runs";
@@ -28,7 +27,7 @@ impl Store {
     /// end; the metrics of their last ten steps, averaged. `difference` is the second less the first.
     pub fn diff(&self, first: RunId, second: RunId) -> Result<Table> {
         let (a, b) = self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             Ok((side(&mut snapshot, first).await?, side(&mut snapshot, second).await?))
         })?;
         let title = |side: &Side| format!("{} ({})", side.run.name, side.run.id);
@@ -40,7 +39,7 @@ impl Store {
     }
 }
 
-async fn side(connection: &mut SqliteConnection, run: RunId) -> Result<Side> {
+async fn side(connection: &mut Connection, run: RunId) -> Result<Side> {
     let run = by_id(connection, run).await?;
     let metrics = metrics_of(connection, run.id).await?;
     let steps = trend::steps(connection, run.id).await?;

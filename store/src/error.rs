@@ -1,6 +1,8 @@
 //! What can go wrong with a store, and whose doing it is.
 
 use crate::RunId;
+use sqlx::postgres::PgDatabaseError;
+use sqlx::sqlite::SqliteError;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -16,51 +18,67 @@ pub enum Error {
         reason: String,
     },
     /// The file to read from is not there.
-    #[error("there is no store at {}; is this the right folder, or the right --store (for example sqlite://proxrl.db)?", path.display())]
+    #[error(
+        "there is no store at {place}; is this the right folder, or the right --store (for example sqlite://proxrl.db)?"
+    )]
     Missing {
         /// The file that was looked for.
-        path: PathBuf,
+        place: String,
     },
     /// The folder that the store should be created in is not there.
-    #[error("the folder of the store {} does not exist; create it, or name another place", path.display())]
+    #[error("the folder of the store {place} does not exist; create it, or name another place")]
     MissingFolder {
         /// The file that could not be created.
-        path: PathBuf,
+        place: String,
     },
     /// The file is something other than a store.
-    #[error("{} is not a proxrl store: {reason}; name another file", path.display())]
+    #[error("{place} is not a proxrl store: {reason}; name another file")]
     NotAStore {
         /// The file.
-        path: PathBuf,
+        place: String,
         /// What it is instead.
         reason: String,
     },
     /// The store was written by a newer program.
-    #[error("the store {} has schema version {found}, but this program knows versions up to {known}; use a newer proxrl (nothing was changed)", path.display())]
+    #[error(
+        "the store {place} has schema version {found}, but this program knows versions up to {known}; use a newer proxrl (nothing was changed)"
+    )]
     NewerSchema {
         /// The file.
-        path: PathBuf,
+        place: String,
         /// The version it has.
         found: i64,
         /// The newest version this program knows.
         known: i64,
     },
     /// The store was written by an older program, and reading alone may not bring it up to date.
-    #[error("the store {} has schema version {found}, and reading needs {known}; open it once for writing (any `proxrl train` does) to bring it up to date", path.display())]
+    #[error(
+        "the store {place} has schema version {found}, and reading needs {known}; open it once for writing (any `proxrl train` does) to bring it up to date"
+    )]
     OlderSchema {
         /// The file.
-        path: PathBuf,
+        place: String,
         /// The version it has.
         found: i64,
         /// The version that reading needs.
         known: i64,
     },
     /// The operating system does not let us open the file.
-    #[error("cannot open the store {}: {reason}; may this user read and write the file and its folder?", path.display())]
+    #[error("cannot open the store {place}: {reason}; may this user read and write the file and its folder?")]
     CannotOpen {
         /// The file.
-        path: PathBuf,
+        place: String,
         /// What the engine said.
+        reason: String,
+    },
+    /// The server does not let us in, or is not there.
+    #[error(
+        "cannot connect to the store {place}: {reason}; is the server running, may this user use the database, and is its password in PGPASSWORD or ~/.pgpass?"
+    )]
+    CannotConnect {
+        /// The database's URL without the password.
+        place: String,
+        /// What the server or the system said.
         reason: String,
     },
     /// No run has this name or number.
@@ -108,6 +126,30 @@ pub enum Error {
         /// The step.
         step: u64,
     },
+    /// Workers were asked for something else.
+    #[error(
+        "workers were asked for other samples of step {step} of run {run} before: resume the run with the config that it had, or start a new one"
+    )]
+    AskedOtherwise {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: u64,
+    },
+    /// Copying a store gave another one.
+    #[error("the copy of `{table}` is not what it was copied from: {what}; nothing was kept of it")]
+    Miscopied {
+        /// The table.
+        table: &'static str,
+        /// What differs.
+        what: String,
+    },
+    /// The store to copy into holds something already.
+    #[error("the store {place} holds runs already, and a copy needs an empty one; name another database")]
+    NotEmpty {
+        /// The store.
+        place: String,
+    },
     /// One policy version has one content.
     #[error(
         "policy version {version} of run {run} is in the store with the hash {stored}, but the samples were drawn by {given}; resume from the run's own checkpoint, or start a new run"
@@ -139,7 +181,7 @@ pub enum Error {
         reason: String,
     },
     /// The statement is not valid SQL for this store.
-    #[error("the SQL is not valid: {reason}; `SELECT name, sql FROM sqlite_schema` shows the tables and views")]
+    #[error("the SQL is not valid: {reason}; docs/replay.md lists the tables and views")]
     BadSql {
         /// What the engine said.
         reason: String,
@@ -151,7 +193,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// What was read is not what was written.
-    #[error("the store is damaged: {what}; restore it from a copy, or check it with `PRAGMA integrity_check`")]
+    #[error("the store is damaged: {what}; restore it from a copy; `proxrl replay verify` names what is wrong")]
     Damaged {
         /// What does not fit.
         what: String,
@@ -195,6 +237,7 @@ impl Error {
                 | Self::PolicyChanged { .. }
                 | Self::Inconsistent { .. }
                 | Self::Locked { .. }
+                | Self::Miscopied { .. }
                 | Self::Engine { .. }
                 | Self::Start(_)
         )
@@ -211,18 +254,30 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for Result<T, sqlx::Error> {
     fn doing(self, doing: &'static str) -> Result<T> {
-        self.map_err(|source| match primary_code(&source) {
-            // SQLITE_BUSY
-            Some(5) => Error::Locked { seconds: PATIENCE_S },
-            // SQLITE_CORRUPT
-            Some(11) => Error::Damaged { what: source.to_string() },
+        self.map_err(|source| match (sqlite_code(&source), sqlstate(&source).as_deref()) {
+            // SQLITE_BUSY; lock_not_available
+            (Some(5), _) | (_, Some("55P03")) => Error::Locked { seconds: PATIENCE_S },
+            // SQLITE_CORRUPT; data_corrupted, index_corrupted
+            (Some(11), _) | (_, Some("XX001" | "XX002")) => Error::Damaged { what: source.to_string() },
             _ => Error::Engine { doing, source },
         })
     }
 }
 
-/// The engine's primary result code: the low byte of the extended one.
-pub(crate) fn primary_code(error: &sqlx::Error) -> Option<i32> {
-    let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
+/// What the engine said, without sqlx's words around it.
+pub(crate) fn message(error: &sqlx::Error) -> String {
+    error.as_database_error().map_or_else(|| error.to_string(), |database| database.message().to_owned())
+}
+
+/// `SQLite`'s primary result code: the low byte of the extended one.
+pub(crate) fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
+    let error = error.as_database_error()?.try_downcast_ref::<SqliteError>()?;
+    let code: i32 = sqlx::error::DatabaseError::code(error)?.parse().ok()?;
     Some(code & 0xff)
+}
+
+/// `PostgreSQL`'s five characters.
+pub(crate) fn sqlstate(error: &sqlx::Error) -> Option<String> {
+    let error = error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?;
+    Some(error.code().to_owned())
 }

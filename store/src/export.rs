@@ -14,11 +14,10 @@ use crate::error::Doing;
 use crate::query::{bad_sql, question};
 use crate::read::{SampleId, StoredGroup, groups};
 use crate::run::by_id;
-use crate::sqlite::BEGIN_READ;
+use crate::sql::{self, Access, Connection};
 use crate::{Error, Result, RunId, Scoring, Store};
 use schema::{Part, PromptInput, SamplerSettings, Token};
 use serde::Serialize;
-use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -60,14 +59,14 @@ impl Store {
         let mut written = 0;
         self.with(async |connection| {
             const DOING: &str = "exporting samples";
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let mut names = HashMap::new();
             let mut last = i64::MIN;
             loop {
-                let found: Vec<(i64, i64)> = sqlx::query_as(AssertSqlSafe(select.clone()))
+                let found: Vec<(i64, i64)> = sql::query_as(select.clone())
                     .bind(last)
                     .bind(ROWS_AT_ONCE)
-                    .fetch_all(&mut *snapshot)
+                    .fetch_all(&mut snapshot)
                     .await
                     .map_err(bad_sql)?;
                 let Some((newest, _)) = found.last() else { return Ok(()) };
@@ -178,7 +177,7 @@ fn select(selection: &Selection) -> Result<String> {
 
 /// The rows of these samples, given as numbers of sample and group.
 async fn rows(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     found: &[(i64, i64)],
     names: &mut HashMap<RunId, String>,
     scoring: Scoring,

@@ -1,4 +1,4 @@
-//! Every sample ever paid for, in one SQLite file that answers SQL.
+//! Every sample ever paid for, in one `SQLite` file or one `PostgreSQL` database that answers SQL.
 //!
 //! The store is at once the training source of replay, the place a killed run resumes from, and the record that
 //! people ask questions of. It only grows, until its user prunes it.
@@ -14,16 +14,25 @@
 //! | `steps` | training step, with its metrics |
 //! | `checkpoints` | checkpoint |
 //! | `scorings` | later judgement of stored samples |
+//! | `jobs` | piece of a step's sampling that workers lease |
+//! | `publications` | policy version that workers may draw from |
+//! | `workers` | worker, with when it was last heard of |
 //!
 //! The views `sample_view`, `group_view` and `reward_view` put these together and make the blobs readable in plain
-//! SQL, from any SQLite client; `migrations/sqlite/` says what each column means, and `docs/replay.md` what to ask.
+//! SQL, from any client of the engine; `migrations/` says what each column means, and `docs/replay.md` what to ask.
+//!
+//! # Engines
+//!
+//! The URL chooses: `sqlite://` names a file, for one machine; `postgres://` a database, for many. Statements are
+//! written once and run on both (`sql.rs`); migrations are written for each.
 //!
 //! # Durability
 //!
-//! A step's samples are appended in one transaction, so a reader or a killed run sees whole steps only. SQLite runs
-//! with a write-ahead log and `synchronous = FULL`: when an append returns, its samples survive a power cut too. That
-//! costs one `fsync` a step, milliseconds beside seconds of sampling. Readers in other processes never wait for the
-//! writer.
+//! A step's samples are appended in one transaction, so a reader or a killed run sees whole steps only; those that
+//! workers draw come job by job, and belong to no step until the step is collected. `SQLite` runs with a write-ahead
+//! log and `synchronous = FULL`: when an append returns, its samples survive a power cut too. That costs one `fsync` a
+//! step, milliseconds beside seconds of sampling. Readers in other processes never wait for the writer. `PostgreSQL`
+//! commits synchronously.
 //!
 //! # Threads
 //!
@@ -36,6 +45,10 @@ mod blob;
 mod diff;
 mod error;
 mod export;
+mod jobs;
+mod migrate;
+mod open;
+mod postgres;
 mod prune;
 mod query;
 mod ranking;
@@ -44,6 +57,7 @@ pub mod replay;
 mod report;
 mod run;
 mod scoring;
+mod sql;
 mod sqlite;
 mod table;
 mod time;
@@ -55,12 +69,14 @@ mod tests;
 
 pub use error::{Error, Result};
 pub use export::{Paired, Pairing, Selection};
+pub use jobs::{JobProgress, Lease, NewJob, Publication};
+pub use migrate::Migrated;
+pub use open::{Store, without_password};
 pub use prune::{MARGIN, Prune, Pruned};
 pub use ranking::{End, Ranking};
 pub use read::{GroupId, SampleId, StoredGroup};
 pub use replay::{Recent, ReplaySampler, ReplayedGroup};
 pub use run::{NewRun, Run, RunId, RunKind, RunStatus};
 pub use scoring::Scoring;
-pub use sqlite::Store;
 pub use table::{Table, Value};
 pub use verify::Verification;

@@ -10,11 +10,10 @@
 //! the window of its replay. A replay without a limit on age draws otherwise after a pruning than before.
 
 use crate::error::Doing;
-use crate::sqlite::{BEGIN_READ, BEGIN_WRITE};
+use crate::sql::{self, Access, Connection, FromRow, Row};
 use crate::table::Table;
 use crate::time::now;
 use crate::{Error, Result, RunId, Store};
-use sqlx::{Connection, FromRow, Row, SqliteConnection, sqlite::SqliteRow};
 
 const DOING: &str = "pruning";
 
@@ -29,19 +28,17 @@ const STEPS: &str = "SELECT t.run_id, runs.name, runs.kind, runs.status, t.step,
     FROM steps t JOIN runs ON runs.id = t.run_id
     WHERE t.samples > 0 AND t.pruned_at IS NULL
     ORDER BY t.collected_at, t.run_id, t.step";
-const REMOVE: [&str; 3] = [
+const REMOVE: [&str; 4] = [
     "DELETE FROM rewards WHERE sample_id IN
         (SELECT s.id FROM groups g JOIN samples s ON s.group_id = g.id WHERE g.run_id = $1 AND g.step = $2)",
     "DELETE FROM samples WHERE group_id IN (SELECT id FROM groups WHERE run_id = $1 AND step = $2)",
     "DELETE FROM groups WHERE run_id = $1 AND step = $2",
+    "DELETE FROM jobs WHERE run_id = $1 AND step = $2",
 ];
 const MARK: &str =
     "UPDATE steps SET groups = 0, samples = 0, tokens = 0, pruned_at = $3 WHERE run_id = $1 AND step = $2";
 const SWEEP: &str = "DELETE FROM prompts WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.prompt_id = prompts.id);
     DELETE FROM policies WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.policy_id = policies.id);";
-const BYTES: &str = "SELECT (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)";
-/// The file shrinks when the write-ahead log is folded in.
-const SHRINK: &str = "VACUUM; PRAGMA wal_checkpoint(TRUNCATE);";
 
 /// Which steps go. A step goes if any of the rules names it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -91,9 +88,9 @@ impl Store {
             for step in &steps {
                 remove(connection, step).await?;
             }
-            sqlx::raw_sql(SWEEP).execute(&mut *connection).await.doing(DOING)?;
-            pruned.shrunk = match sqlx::raw_sql(SHRINK).execute(&mut *connection).await.doing(DOING) {
-                Ok(_) => true,
+            connection.script(SWEEP).await.doing(DOING)?;
+            pruned.shrunk = match connection.script(self.engine().shrink()).await.doing(DOING) {
+                Ok(()) => true,
                 Err(Error::Locked { .. }) => false,
                 Err(error) => return Err(error),
             };
@@ -118,13 +115,13 @@ struct Step {
     policy: Option<i64>,
 }
 
-impl FromRow<'_, SqliteRow> for Step {
-    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+impl FromRow for Step {
+    fn from_row(row: Row) -> Result<Self, sqlx::Error> {
         Ok(Self {
             run: row.try_get("run_id")?,
             run_name: row.try_get("name")?,
-            imported: row.try_get::<String, _>("kind")? == "import",
-            finished: row.try_get::<String, _>("status")? == "finished",
+            imported: row.try_get::<String>("kind")? == "import",
+            finished: row.try_get::<String>("status")? == "finished",
             number: row.try_get("step")?,
             samples: row.try_get("samples")?,
             tokens: row.try_get("tokens")?,
@@ -150,15 +147,15 @@ impl Step {
 }
 
 /// What goes, in sum and step by step.
-async fn choose(connection: &mut SqliteConnection, rule: &Prune) -> Result<(Pruned, Vec<Step>)> {
+async fn choose(connection: &mut Connection, rule: &Prune) -> Result<(Pruned, Vec<Step>)> {
     if rule.keep_steps.is_none() && rule.below_policy.is_none() && rule.max_bytes.is_none() {
         return Err(Error::Setting("nothing says what to prune; give an age, a policy version or a size".into()));
     }
-    let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+    let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
     if let Some(run) = rule.run {
         crate::run::by_id(&mut snapshot, run).await?;
     }
-    let all: Vec<Step> = sqlx::query_as(STEPS).fetch_all(&mut *snapshot).await.doing(DOING)?;
+    let all: Vec<Step> = sql::query_as(STEPS).fetch_all(&mut snapshot).await.doing(DOING)?;
     let before = bytes(&mut snapshot).await?;
     let total: f64 = all.iter().map(Step::weight).sum();
     let size_of = |steps: &[Step]| before as f64 * steps.iter().map(Step::weight).sum::<f64>() / total.max(1.0);
@@ -218,16 +215,16 @@ fn by_run(steps: &[Step]) -> Table {
     table
 }
 
-async fn remove(connection: &mut SqliteConnection, step: &Step) -> Result<()> {
-    let mut transaction = connection.begin_with(BEGIN_WRITE).await.doing(DOING)?;
+async fn remove(connection: &mut Connection, step: &Step) -> Result<()> {
+    let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
     for sql in REMOVE {
-        sqlx::query(sql).bind(step.run).bind(step.number).execute(&mut *transaction).await.doing(DOING)?;
+        sql::query(sql).bind(step.run).bind(step.number).execute(&mut transaction).await.doing(DOING)?;
     }
-    sqlx::query(MARK).bind(step.run).bind(step.number).bind(now()).execute(&mut *transaction).await.doing(DOING)?;
+    sql::query(MARK).bind(step.run).bind(step.number).bind(now()).execute(&mut transaction).await.doing(DOING)?;
     transaction.commit().await.doing(DOING)
 }
 
-async fn bytes(connection: &mut SqliteConnection) -> Result<u64> {
-    let bytes: i64 = sqlx::query_scalar(BYTES).fetch_one(connection).await.doing(DOING)?;
+async fn bytes(connection: &mut Connection) -> Result<u64> {
+    let bytes: i64 = sql::query_scalar(connection.engine().size()).fetch_one(connection).await.doing(DOING)?;
     Ok(bytes as u64)
 }

@@ -1,39 +1,42 @@
 //! Asking in SQL, with reading enforced three times over.
 //!
 //! The statement must be a single one that begins like a question, because `VACUUM INTO` and `ATTACH` would write
-//! files without changing the store. The engine runs it with `query_only`, which catches the likes of
-//! `WITH … DELETE`. And [`Store::open_read_only`] opens the file itself for reading alone.
+//! files without changing the store. The engine runs it where nothing can be written, `SQLite` with `query_only` and
+//! `PostgreSQL` in a transaction that reads only, which catches the likes of `WITH … DELETE`. And
+//! [`Store::open_read_only`] opens the store itself for reading alone.
 
-use crate::error::primary_code;
-use crate::sqlite::message;
+use crate::error::{message, sqlite_code, sqlstate};
+use crate::sql::{self, Access, Connection, Engine, Row};
 use crate::table::{Table, Value};
 use crate::{Error, Result, Store};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Column, Executor, Row, SqlSafeStr, SqliteConnection, Statement, TypeInfo, ValueRef};
+use sqlx::{Row as _, TypeInfo, ValueRef};
 
 impl Store {
     /// The answer to one SQL question. Anything that would write is refused.
     pub fn query(&self, sql: &str) -> Result<Table> {
         let sql = question(sql)?;
-        self.with(async |connection| {
-            let kept: i64 =
-                sqlx::query_scalar("PRAGMA query_only").fetch_one(&mut *connection).await.map_err(bad_sql)?;
-            set_query_only(connection, 1).await?;
-            let answer = ask(connection, sql).await;
-            set_query_only(connection, kept).await?;
-            answer
+        self.with(async |connection| match connection.engine() {
+            Engine::Sqlite => {
+                let kept: i64 =
+                    sql::query_scalar("PRAGMA query_only").fetch_one(&mut *connection).await.map_err(bad_sql)?;
+                set_query_only(connection, 1).await?;
+                let answer = ask(connection, sql).await;
+                set_query_only(connection, kept).await?;
+                answer
+            }
+            Engine::Postgres => {
+                let mut snapshot = connection.begin(Access::Read).await.map_err(bad_sql)?;
+                ask(&mut snapshot, sql).await
+            }
         })
     }
 }
 
 /// Runs a statement that is known to be a question.
-pub(crate) async fn ask(connection: &mut SqliteConnection, sql: &str) -> Result<Table> {
-    let text = || AssertSqlSafe(sql.to_owned()).into_sql_str();
-    // Prepared first, because an answer without rows has columns all the same.
-    let statement = connection.prepare(text()).await.map_err(bad_sql)?;
-    let mut table = Table::new(statement.columns().iter().map(Column::name));
-    drop(statement);
-    for row in sqlx::query(text()).fetch_all(connection).await.map_err(bad_sql)? {
+async fn ask(connection: &mut Connection, sql: &str) -> Result<Table> {
+    let (columns, rows) = connection.ask(sql).await.map_err(bad_sql)?;
+    let mut table = Table::new(columns);
+    for row in rows {
         table.push((0..table.columns.len()).map(|column| value(&row, column)).collect::<Result<_>>()?);
     }
     Ok(table)
@@ -41,11 +44,16 @@ pub(crate) async fn ask(connection: &mut SqliteConnection, sql: &str) -> Result<
 
 /// What the engine says of a statement that a person wrote.
 pub(crate) fn bad_sql(error: sqlx::Error) -> Error {
-    match primary_code(&error) {
-        // SQLITE_READONLY
-        Some(8) => Error::NotReading { reason: "would change the store".into() },
+    let state = sqlstate(&error);
+    match (sqlite_code(&error), state.as_deref()) {
+        // SQLITE_READONLY; read_only_sql_transaction
+        (Some(8), _) | (_, Some("25006")) => Error::NotReading { reason: "would change the store".into() },
         // SQLITE_ERROR, SQLITE_MISMATCH, SQLITE_RANGE
-        Some(1 | 20 | 25) => Error::BadSql { reason: message(&error) },
+        (Some(1 | 20 | 25), _) => Error::BadSql { reason: message(&error) },
+        // Syntax and names; values such as a division by zero; features that are not there
+        (_, Some(state)) if ["42", "22", "0A"].iter().any(|class| state.starts_with(class)) => {
+            Error::BadSql { reason: message(&error) }
+        }
         _ => Error::Engine { doing: "answering a question", source: error },
     }
 }
@@ -102,28 +110,57 @@ fn code(mut text: &str) -> &str {
     }
 }
 
-async fn set_query_only(connection: &mut SqliteConnection, on: i64) -> Result<()> {
+async fn set_query_only(connection: &mut Connection, on: i64) -> Result<()> {
     let pragma = if on == 0 { "PRAGMA query_only = OFF" } else { "PRAGMA query_only = ON" };
-    sqlx::raw_sql(pragma).execute(connection).await.map_err(bad_sql)?;
-    Ok(())
+    connection.script(pragma).await.map_err(bad_sql)
 }
 
-fn value(row: &SqliteRow, column: usize) -> Result<Value> {
-    let decode = || {
-        let raw = row.try_get_raw(column)?;
-        if raw.is_null() {
-            return Ok(Value::Null);
-        }
-        let kind = raw.type_info().name().to_owned();
-        Ok(match kind.as_str() {
-            "INTEGER" => Value::Integer(row.try_get_unchecked(column)?),
-            "REAL" => Value::Real(row.try_get_unchecked(column)?),
-            // Bytes that were cast to text may be no valid text.
-            "TEXT" => Value::Text(String::from_utf8_lossy(row.try_get_unchecked(column)?).into_owned()),
-            _ => Value::Blob(row.try_get_unchecked(column)?),
-        })
+fn value(row: &Row, column: usize) -> Result<Value> {
+    match row {
+        Row::Sqlite(row) => sqlite_value(row, column),
+        Row::Postgres(row) => postgres_value(row, column),
+    }
+    .map_err(bad_sql)
+}
+
+fn sqlite_value(row: &sqlx::sqlite::SqliteRow, column: usize) -> Result<Value, sqlx::Error> {
+    let raw = row.try_get_raw(column)?;
+    if raw.is_null() {
+        return Ok(Value::Null);
+    }
+    let kind = raw.type_info().name().to_owned();
+    Ok(match kind.as_str() {
+        "INTEGER" => Value::Integer(row.try_get_unchecked(column)?),
+        "REAL" => Value::Real(row.try_get_unchecked(column)?),
+        // Bytes that were cast to text may be no valid text.
+        "TEXT" => Value::Text(String::from_utf8_lossy(row.try_get_unchecked(column)?).into_owned()),
+        _ => Value::Blob(row.try_get_unchecked(column)?),
+    })
+}
+
+/// Every value comes as text, beside the name of its type. Truth is a number, as in `SQLite`.
+fn postgres_value(row: &sqlx::postgres::PgRow, column: usize) -> Result<Value, sqlx::Error> {
+    let raw = row.try_get_raw(column)?;
+    if raw.is_null() {
+        return Ok(Value::Null);
+    }
+    let text = raw.as_str().map_err(sqlx::Error::Decode)?;
+    let number = || text.parse().ok().map(Value::Real);
+    let value = match raw.type_info().name() {
+        "BOOL" => Some(Value::Integer(i64::from(text == "t"))),
+        "INT2" | "INT4" | "INT8" => text.parse().ok().map(Value::Integer),
+        "FLOAT4" | "FLOAT8" => number(),
+        // Sums of whole numbers are of this type too.
+        "NUMERIC" => text.parse().ok().map(Value::Integer).or_else(number),
+        "BYTEA" => text.strip_prefix("\\x").and_then(bytes).map(Value::Blob),
+        _ => None,
     };
-    decode().map_err(bad_sql)
+    Ok(value.unwrap_or_else(|| Value::Text(sql::with_zeros(text.to_owned()))))
+}
+
+/// Bytes from their hexadecimal digits.
+fn bytes(digits: &str) -> Option<Vec<u8>> {
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect()
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! The best and the worst samples: what the reward likes and what it does not.
 
 use crate::error::Doing;
-use crate::sqlite::BEGIN_READ;
+use crate::sql::{self, Access, Connection};
 use crate::table::{Table, Value};
 use crate::{Error, Result, RunId, Store};
-use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 const DOING: &str = "ranking samples";
 
@@ -19,7 +18,7 @@ const RANKED: &str = "WITH ranked (id, worth) AS (SELECT s.id, {worth}
 const OF_REWARD: &str = "FROM groups g JOIN samples s ON s.group_id = g.id JOIN reward_view t ON t.sample_id = s.id";
 const OF_PART: &str = "FROM groups g JOIN samples s ON s.group_id = g.id
     JOIN part_view t ON t.sample_id = s.id AND t.name = $3";
-const PARTS: &str = "SELECT DISTINCT name FROM (SELECT name FROM part_view LIMIT 10000) ORDER BY name";
+const PARTS: &str = "SELECT DISTINCT name FROM (SELECT name FROM part_view LIMIT 10000) some_parts ORDER BY name";
 
 /// Which end of the ranking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,14 +53,12 @@ impl Store {
             .replace("{worth}", worth)
             .replace("{direction}", direction);
         self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
-            let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql))
-                .bind(ranking.run.map(|run| run.0))
-                .bind(ranking.count as i64)
-                .bind(ranking.part.as_deref())
-                .fetch_all(&mut *snapshot)
-                .await
-                .doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
+            let mut query = sql::query_as(sql).bind(ranking.run.map(|run| run.0)).bind(ranking.count as i64);
+            if let Some(part) = ranking.part.as_deref() {
+                query = query.bind(part);
+            }
+            let rows: Vec<Row> = query.fetch_all(&mut snapshot).await.doing(DOING)?;
             if let (true, Some(part)) = (rows.is_empty(), &ranking.part) {
                 refuse_unknown(&mut snapshot, part).await?;
             }
@@ -85,8 +82,8 @@ impl Store {
 }
 
 /// An empty ranking by a part that exists is an answer; by one that does not it is a slip.
-async fn refuse_unknown(connection: &mut SqliteConnection, part: &str) -> Result<()> {
-    let names: Vec<String> = sqlx::query_scalar(PARTS).fetch_all(connection).await.doing(DOING)?;
+async fn refuse_unknown(connection: &mut Connection, part: &str) -> Result<()> {
+    let names: Vec<String> = sql::query_scalar(PARTS).fetch_all(connection).await.doing(DOING)?;
     if names.iter().any(|name| name == part) {
         return Ok(());
     }

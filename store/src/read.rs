@@ -1,12 +1,10 @@
 //! Reading groups back, bit for bit.
 
 use crate::error::Doing;
-use crate::sqlite::BEGIN_READ;
+use crate::sql::{self, Access, Cell, Connection, Row};
 use crate::{Error, Result, RunId, Scoring, Store, blob};
 use schema::{Finish, Group, Part, PartStatus, PolicyVersion, Sample, ScoredGroup, Verdict};
 use serde::de::DeserializeOwned;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -72,11 +70,11 @@ impl Store {
     /// A resumed run uses these instead of paying for the same samples again.
     pub fn step_groups(&self, run: RunId, step: u64) -> Result<Option<Vec<StoredGroup>>> {
         self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
-            let pruned: Option<bool> = sqlx::query_scalar(STEP_WAS_COLLECTED)
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
+            let pruned: Option<bool> = sql::query_scalar(STEP_WAS_COLLECTED)
                 .bind(run.0)
                 .bind(step as i64)
-                .fetch_optional(&mut *snapshot)
+                .fetch_optional(&mut snapshot)
                 .await
                 .doing(DOING)?;
             match pruned {
@@ -84,10 +82,10 @@ impl Store {
                 Some(true) => return Err(Error::Pruned { run, step }),
                 Some(false) => {}
             }
-            let ids: Vec<i64> = sqlx::query_scalar(GROUPS_OF_STEP)
+            let ids: Vec<i64> = sql::query_scalar(GROUPS_OF_STEP)
                 .bind(run.0)
                 .bind(step as i64)
-                .fetch_all(&mut *snapshot)
+                .fetch_all(&mut snapshot)
                 .await
                 .doing(DOING)?;
             Ok(Some(groups(&mut snapshot, &ids, Scoring::Training).await?))
@@ -99,18 +97,14 @@ impl Store {
     pub fn groups(&self, ids: &[GroupId]) -> Result<Vec<StoredGroup>> {
         let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
         self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             groups(&mut snapshot, &ids, self.scoring).await
         })
     }
 }
 
 /// The groups with these numbers, in the order asked for, with the verdicts of this scoring.
-pub(crate) async fn groups(
-    connection: &mut SqliteConnection,
-    ids: &[i64],
-    scoring: Scoring,
-) -> Result<Vec<StoredGroup>> {
+pub(crate) async fn groups(connection: &mut Connection, ids: &[i64], scoring: Scoring) -> Result<Vec<StoredGroup>> {
     let mut groups = Vec::with_capacity(ids.len());
     for chunk in ids.chunks(GROUPS_AT_ONCE) {
         let rows = fetch_in(connection, GROUPS, chunk, "").await?;
@@ -119,8 +113,7 @@ pub(crate) async fn groups(
         for row in fetch_in(connection, SAMPLES, chunk, SAMPLES_ORDER).await? {
             samples.entry(get(&row, "group_id")?).or_default().push(sample(&row)?);
         }
-        let rows: HashMap<i64, SqliteRow> =
-            rows.into_iter().map(|row| Ok((get(&row, "id")?, row))).collect::<Result<_>>()?;
+        let rows: HashMap<i64, Row> = rows.into_iter().map(|row| Ok((get(&row, "id")?, row))).collect::<Result<_>>()?;
         for id in chunk {
             let row = rows.get(id).ok_or_else(|| damaged(format!("group {id} is missing")))?;
             // A group may be asked for twice, so its parts are copied.
@@ -131,15 +124,9 @@ pub(crate) async fn groups(
 }
 
 /// Every row whose key is one of `ids`, which are at most [`GROUPS_AT_ONCE`].
-pub(crate) async fn fetch_in(
-    connection: &mut SqliteConnection,
-    select: &str,
-    ids: &[i64],
-    order: &str,
-) -> Result<Vec<SqliteRow>> {
+pub(crate) async fn fetch_in(connection: &mut Connection, select: &str, ids: &[i64], order: &str) -> Result<Vec<Row>> {
     // Always the same number of placeholders, so that the statement is prepared once.
-    let places: Vec<String> = (1..=GROUPS_AT_ONCE).map(|place| format!("${place}")).collect();
-    let mut query = sqlx::query(AssertSqlSafe(format!("{select}({}){order}", places.join(", "))));
+    let mut query = sql::query(format!("{select}{}{order}", sql::places(1, GROUPS_AT_ONCE)));
     for place in 0..GROUPS_AT_ONCE {
         query = query.bind(ids.get(place).or(ids.last()));
     }
@@ -147,11 +134,7 @@ pub(crate) async fn fetch_in(
 }
 
 /// The parts of every sample's reward, by the sample's number.
-async fn verdicts(
-    connection: &mut SqliteConnection,
-    group_ids: &[i64],
-    scoring: Scoring,
-) -> Result<HashMap<i64, Verdict>> {
+async fn verdicts(connection: &mut Connection, group_ids: &[i64], scoring: Scoring) -> Result<HashMap<i64, Verdict>> {
     let mut verdicts: HashMap<i64, Verdict> = HashMap::new();
     for row in fetch_in(connection, &scoring.applied_to(REWARDS), group_ids, REWARDS_ORDER).await? {
         let sample_id = get(&row, "sample_id")?;
@@ -160,11 +143,7 @@ async fn verdicts(
     Ok(verdicts)
 }
 
-fn group(
-    row: &SqliteRow,
-    samples: Vec<(SampleId, Sample)>,
-    verdicts: &mut HashMap<i64, Verdict>,
-) -> Result<StoredGroup> {
+fn group(row: &Row, samples: Vec<(SampleId, Sample)>, verdicts: &mut HashMap<i64, Verdict>) -> Result<StoredGroup> {
     let id = GroupId(get(row, "id")?);
     let (sample_ids, samples): (Vec<SampleId>, Vec<Sample>) = samples.into_iter().unzip();
     let verdicts =
@@ -186,16 +165,16 @@ fn group(
     })
 }
 
-fn sample(row: &SqliteRow) -> Result<(SampleId, Sample)> {
+fn sample(row: &Row) -> Result<(SampleId, Sample)> {
     let id = SampleId(get(row, "id")?);
     let length = get::<i64>(row, "length")? as usize;
     let finish: String = get(row, "finish")?;
     let mask: Option<Vec<u8>> = get(row, "mask")?;
     let sample = || {
         Some(Sample {
-            ids: blob::to_tokens(&row.try_get::<Vec<u8>, _>("token_ids").ok()?)?,
+            ids: blob::to_tokens(&row.try_get::<Vec<u8>>("token_ids").ok()?)?,
             mask: blob::to_mask(mask.as_deref(), length)?,
-            logprobs: blob::to_logprobs(&row.try_get::<Vec<u8>, _>("logprobs").ok()?)?,
+            logprobs: blob::to_logprobs(&row.try_get::<Vec<u8>>("logprobs").ok()?)?,
             finish: Finish::parse(&finish)?,
             text: row.try_get("text").ok()?,
         })
@@ -207,7 +186,7 @@ fn sample(row: &SqliteRow) -> Result<(SampleId, Sample)> {
     Ok((id, sample))
 }
 
-fn part(row: &SqliteRow) -> Result<Part> {
+fn part(row: &Row) -> Result<Part> {
     Ok(Part {
         name: get(row, "name")?,
         version: get(row, "version")?,
@@ -225,14 +204,11 @@ fn status(text: &str) -> PartStatus {
     PartStatus::Unjudged(text.strip_prefix("unjudged: ").unwrap_or(text).to_owned())
 }
 
-fn get<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
-    row: &'r SqliteRow,
-    column: &str,
-) -> Result<T> {
+fn get<T: Cell>(row: &Row, column: &str) -> Result<T> {
     row.try_get(column).doing(DOING)
 }
 
-fn parse<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T> {
+fn parse<T: DeserializeOwned>(row: &Row, column: &str) -> Result<T> {
     let json: String = get(row, column)?;
     serde_json::from_str(&json).map_err(|error| damaged(format!("the column `{column}` holds {json}: {error}")))
 }

@@ -3,13 +3,11 @@
 use crate::error::Doing;
 use crate::read::SampleId;
 use crate::run::{Run, by_id};
-use crate::sqlite::BEGIN_READ;
+use crate::sql::{self, Access, Connection, FromRow, Row};
 use crate::table::{Table, Value};
 use crate::{Error, Result, RunId, Store, read, time};
 use schema::{PartStatus, PromptInput, Verdict};
 use serde::Serialize;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Connection, FromRow, Row, SqliteConnection};
 
 const DOING: &str = "summing up";
 
@@ -52,8 +50,8 @@ impl Store {
         const COLUMNS: [&str; 10] =
             ["id", "run", "kind", "status", "started", "steps", "samples", "tokens", "reward_first", "reward_last"];
         self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
-            let ids: Vec<i64> = sqlx::query_scalar(RUN_IDS).fetch_all(&mut *snapshot).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
+            let ids: Vec<i64> = sql::query_scalar(RUN_IDS).fetch_all(&mut snapshot).await.doing(DOING)?;
             let mut table = Table::new(COLUMNS);
             for id in ids {
                 let run = by_id(&mut snapshot, RunId(id)).await?;
@@ -102,7 +100,7 @@ impl Store {
         ];
         self.with(async |connection| {
             let sums: Vec<PolicySums> =
-                sqlx::query_as(POLICY_SUMS).bind(run.map(|run| run.0)).fetch_all(connection).await.doing(DOING)?;
+                sql::query_as(POLICY_SUMS).bind(run.map(|run| run.0)).fetch_all(connection).await.doing(DOING)?;
             let mut table = Table::new(COLUMNS);
             table.rows = sums.into_iter().map(PolicySums::row).collect();
             Ok(table)
@@ -112,9 +110,9 @@ impl Store {
     /// All about one sample, in one row.
     pub fn show_sample(&self, sample: SampleId) -> Result<Table> {
         self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let group: Option<i64> =
-                sqlx::query_scalar(GROUP_OF_SAMPLE).bind(sample.0).fetch_optional(&mut *snapshot).await.doing(DOING)?;
+                sql::query_scalar(GROUP_OF_SAMPLE).bind(sample.0).fetch_optional(&mut snapshot).await.doing(DOING)?;
             let group = group.ok_or(Error::NoSuchSample(sample.0))?;
             let groups = read::groups(&mut snapshot, &[group], self.scoring).await?;
             let run = by_id(&mut snapshot, groups[0].run).await?;
@@ -125,11 +123,11 @@ impl Store {
     /// All about one run, in one row.
     pub fn show_run(&self, run: RunId) -> Result<Table> {
         self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let run = by_id(&mut snapshot, run).await?;
             let progress = progress(&mut snapshot, run.id).await?;
             let checkpoint: Option<String> =
-                sqlx::query_scalar(LAST_CHECKPOINT).bind(run.id.0).fetch_optional(&mut *snapshot).await.doing(DOING)?;
+                sql::query_scalar(LAST_CHECKPOINT).bind(run.id.0).fetch_optional(&mut snapshot).await.doing(DOING)?;
             let reward_first = step_reward(&mut snapshot, run.id, progress.first_step).await?;
             let reward_last = step_reward(&mut snapshot, run.id, progress.last_step).await?;
             Ok(record([
@@ -162,8 +160,8 @@ struct Progress {
     last_step: Option<i64>,
 }
 
-impl FromRow<'_, SqliteRow> for Progress {
-    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+impl FromRow for Progress {
+    fn from_row(row: Row) -> Result<Self, sqlx::Error> {
         Ok(Self {
             steps: row.try_get("steps")?,
             samples: row.try_get("samples")?,
@@ -174,12 +172,12 @@ impl FromRow<'_, SqliteRow> for Progress {
     }
 }
 
-async fn progress(connection: &mut SqliteConnection, run: RunId) -> Result<Progress> {
-    sqlx::query_as(PROGRESS).bind(run.0).fetch_one(connection).await.doing(DOING)
+async fn progress(connection: &mut Connection, run: RunId) -> Result<Progress> {
+    sql::query_as(PROGRESS).bind(run.0).fetch_one(connection).await.doing(DOING)
 }
 
-async fn step_reward(connection: &mut SqliteConnection, run: RunId, step: Option<i64>) -> Result<Option<f64>> {
-    sqlx::query_scalar(STEP_REWARD).bind(run.0).bind(step).fetch_one(connection).await.doing(DOING)
+async fn step_reward(connection: &mut Connection, run: RunId, step: Option<i64>) -> Result<Option<f64>> {
+    sql::query_scalar(STEP_REWARD).bind(run.0).bind(step).fetch_one(connection).await.doing(DOING)
 }
 
 struct PolicySums {
@@ -200,8 +198,8 @@ struct PolicySums {
     no_signal: i64,
 }
 
-impl FromRow<'_, SqliteRow> for PolicySums {
-    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+impl FromRow for PolicySums {
+    fn from_row(row: Row) -> Result<Self, sqlx::Error> {
         Ok(Self {
             run: row.try_get("run")?,
             run_id: row.try_get("run_id")?,

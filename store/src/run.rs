@@ -1,12 +1,11 @@
 //! Runs, and what a run leaves behind step by step: metrics and checkpoints.
 
 use crate::error::Doing;
+use crate::sql::{self, Connection, Row};
 use crate::time::{micros, moment, now};
 use crate::{Error, Result, Store};
 use schema::Metrics;
 use serde_json::{Map, Value};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -158,7 +157,7 @@ impl Store {
 
     fn begin(&self, run: &NewRun, kind: RunKind) -> Result<RunId> {
         self.with(async |connection| {
-            sqlx::query_scalar(BEGIN_RUN)
+            sql::query_scalar(BEGIN_RUN)
                 .bind(&run.name)
                 .bind(&run.config)
                 .bind(&run.program_version)
@@ -181,7 +180,7 @@ impl Store {
     /// Every run, oldest first.
     pub fn runs(&self) -> Result<Vec<Run>> {
         self.with(async |connection| {
-            let rows = sqlx::query(RUNS).fetch_all(connection).await.doing("listing the runs")?;
+            let rows = sql::query(RUNS).fetch_all(connection).await.doing("listing the runs")?;
             rows.iter().map(from_row).collect()
         })
     }
@@ -189,7 +188,7 @@ impl Store {
     /// The newest run with this name, or the run with this number.
     pub fn find_run(&self, name_or_number: &str) -> Result<Run> {
         self.with(async |connection| {
-            let named = sqlx::query(RUN_NAMED).bind(name_or_number).fetch_optional(&mut *connection).await;
+            let named = sql::query(RUN_NAMED).bind(name_or_number).fetch_optional(&mut *connection).await;
             if let Some(row) = named.doing("looking for a run")? {
                 return from_row(&row);
             }
@@ -204,7 +203,7 @@ impl Store {
     pub fn finish_run(&self, run: RunId, status: RunStatus) -> Result<()> {
         let finished_at = (status != RunStatus::Running).then(now);
         self.with(async |connection| {
-            let done = sqlx::query(FINISH_RUN)
+            let done = sql::query(FINISH_RUN)
                 .bind(run.0)
                 .bind(status.as_str())
                 .bind(finished_at)
@@ -221,7 +220,7 @@ impl Store {
     /// Keeps the metrics of a step; a later call for the same step replaces them.
     pub fn finish_step(&self, run: RunId, step: u64, metrics: &Metrics) -> Result<()> {
         self.with(async |connection| {
-            sqlx::query(FINISH_STEP)
+            sql::query(FINISH_STEP)
                 .bind(run.0)
                 .bind(step as i64)
                 .bind(to_json(metrics))
@@ -241,7 +240,7 @@ impl Store {
     /// Notes where the checkpoint of a step is, and the hash of its content.
     pub fn checkpoint(&self, run: RunId, step: u64, path: &str, hash: &str) -> Result<()> {
         self.with(async |connection| {
-            sqlx::query(CHECKPOINT)
+            sql::query(CHECKPOINT)
                 .bind(run.0)
                 .bind(step as i64)
                 .bind(path)
@@ -256,28 +255,28 @@ impl Store {
 }
 
 /// The metrics of every finished step of a run, in order.
-pub(crate) async fn metrics_of(connection: &mut SqliteConnection, run: RunId) -> Result<Vec<(u64, Metrics)>> {
+pub(crate) async fn metrics_of(connection: &mut Connection, run: RunId) -> Result<Vec<(u64, Metrics)>> {
     let rows: Vec<(i64, String)> =
-        sqlx::query_as(METRICS).bind(run.0).fetch_all(connection).await.doing("reading metrics")?;
+        sql::query_as(METRICS).bind(run.0).fetch_all(connection).await.doing("reading metrics")?;
     rows.into_iter().map(|(step, json)| Ok((step as u64, from_json(&json, step)?))).collect()
 }
 
 /// The run with this number, or an error that lists which there are.
-pub(crate) async fn by_id(connection: &mut SqliteConnection, run: RunId) -> Result<Run> {
-    let row = sqlx::query(RUN).bind(run.0).fetch_optional(&mut *connection).await.doing("looking for a run")?;
+pub(crate) async fn by_id(connection: &mut Connection, run: RunId) -> Result<Run> {
+    let row = sql::query(RUN).bind(run.0).fetch_optional(&mut *connection).await.doing("looking for a run")?;
     match row {
         Some(row) => from_row(&row),
         None => Err(no_such_run(connection, &run.to_string()).await?),
     }
 }
 
-async fn no_such_run(connection: &mut SqliteConnection, wanted: &str) -> Result<Error> {
-    let names: Vec<String> = sqlx::query_scalar(RUN_NAMES).fetch_all(connection).await.doing("listing the runs")?;
+async fn no_such_run(connection: &mut Connection, wanted: &str) -> Result<Error> {
+    let names: Vec<String> = sql::query_scalar(RUN_NAMES).fetch_all(connection).await.doing("listing the runs")?;
     let known = if names.is_empty() { "it holds no run yet".into() } else { format!("it holds {}", names.join(", ")) };
     Ok(Error::NoSuchRun { wanted: wanted.to_owned(), known })
 }
 
-fn from_row(row: &SqliteRow) -> Result<Run> {
+fn from_row(row: &Row) -> Result<Run> {
     let word: String = row.try_get("status").doing(READING)?;
     let id = RunId(row.try_get("id").doing(READING)?);
     let Some(status) = RunStatus::parse(&word) else {
@@ -295,7 +294,7 @@ fn from_row(row: &SqliteRow) -> Result<Run> {
         name: row.try_get("name").doing(READING)?,
         config: row.try_get("config").doing(READING)?,
         program_version: row.try_get("program_version").doing(READING)?,
-        out_dir: PathBuf::from(row.try_get::<String, _>("out_dir").doing(READING)?),
+        out_dir: PathBuf::from(row.try_get::<String>("out_dir").doing(READING)?),
         model_hash: row.try_get("model_hash").doing(READING)?,
         started_at: moment(row.try_get("started_at").doing(READING)?),
         finished_at: finished_at.map(moment),

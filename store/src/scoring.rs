@@ -11,12 +11,11 @@
 use crate::append::{add_parts, part_rows};
 use crate::error::Doing;
 use crate::read::{GroupId, SampleId, StoredGroup};
-use crate::sqlite::{BEGIN_READ, BEGIN_WRITE};
+use crate::sql::{self, Access, Connection, Engine};
 use crate::table::{Table, Value};
 use crate::time::{now, words};
 use crate::{Error, Result, RunId, Store};
 use schema::ScoredGroup;
-use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 use std::fmt;
 use std::str::FromStr;
 
@@ -65,10 +64,10 @@ impl Scoring {
     }
 
     /// Refuses a number that no scoring has.
-    pub(crate) async fn check(self, connection: &mut SqliteConnection) -> Result<()> {
+    pub(crate) async fn check(self, connection: &mut Connection) -> Result<()> {
         let Self::Number(number) = self else { return Ok(()) };
         let known: i64 =
-            sqlx::query_scalar(KNOWN).bind(number).fetch_one(connection).await.doing("looking for a scoring")?;
+            sql::query_scalar(KNOWN).bind(number).fetch_one(connection).await.doing("looking for a scoring")?;
         if known == 0 && number != FIRST_SCORING { Err(Error::NoSuchScoring(number)) } else { Ok(()) }
     }
 }
@@ -106,17 +105,28 @@ impl Store {
         const DOING: &str = "choosing a scoring";
         self.with(async |connection| {
             scoring.check(connection).await?;
-            let views: Vec<(String, String)> = sqlx::query_as(VIEWS).fetch_all(&mut *connection).await.doing(DOING)?;
-            // Temporary views live in memory and change no file, but `query_only` would refuse them too.
-            let kept: i64 = sqlx::query_scalar("PRAGMA query_only").fetch_one(&mut *connection).await.doing(DOING)?;
-            let mut script = "PRAGMA temp_store = MEMORY; PRAGMA query_only = OFF;\n".to_owned();
-            for (name, sql) in views {
-                let sql = scoring.applied_to(&sql).replacen("CREATE VIEW", "CREATE TEMP VIEW", 1);
-                script.extend(["DROP VIEW IF EXISTS temp.", &name, ";\n", &sql, ";\n"]);
+            match connection.engine() {
+                Engine::Sqlite => {
+                    let views: Vec<(String, String)> = sql::query_as(VIEWS).fetch_all(connection).await.doing(DOING)?;
+                    // Temporary views live in memory and change no file, but `query_only` would refuse them too.
+                    let kept: i64 = sql::query_scalar("PRAGMA query_only").fetch_one(connection).await.doing(DOING)?;
+                    let mut script = "PRAGMA temp_store = MEMORY; PRAGMA query_only = OFF;\n".to_owned();
+                    for (name, sql) in views {
+                        let sql = scoring.applied_to(&sql).replacen("CREATE VIEW", "CREATE TEMP VIEW", 1);
+                        script.extend(["DROP VIEW IF EXISTS temp.", &name, ";\n", &sql, ";\n"]);
+                    }
+                    script.push_str(if kept == 0 { "" } else { "PRAGMA query_only = ON;" });
+                    connection.script(script).await.doing(DOING)
+                }
+                Engine::Postgres => {
+                    let mut transaction = connection.begin(Access::Scratch).await.doing(DOING)?;
+                    for sql in self.migrations().iter().flat_map(|(_, migration)| views_of(migration)) {
+                        let sql = scoring.applied_to(sql).replacen("CREATE VIEW", "CREATE OR REPLACE TEMP VIEW", 1);
+                        transaction.script(sql).await.doing(DOING)?;
+                    }
+                    transaction.commit().await.doing(DOING)
+                }
             }
-            script.push_str(if kept == 0 { "" } else { "PRAGMA query_only = ON;" });
-            sqlx::raw_sql(AssertSqlSafe(script)).execute(connection).await.doing(DOING)?;
-            Ok(())
         })?;
         self.scoring = scoring;
         Ok(self)
@@ -125,7 +135,7 @@ impl Store {
     /// Begins a new judgement of one run's samples, or of all; `config` is what judges, as TOML. Returns its number.
     pub fn begin_scoring(&self, run: Option<RunId>, config: &str) -> Result<i64> {
         self.with(async |connection| {
-            sqlx::query_scalar(BEGIN_SCORING)
+            sql::query_scalar(BEGIN_SCORING)
                 .bind(run.map(|run| run.0))
                 .bind(config)
                 .bind(now())
@@ -141,7 +151,7 @@ impl Store {
         let verdicts = scored.iter().flat_map(|(ids, group)| ids.iter().map(|id| id.0).zip(group.verdicts()));
         let parts = part_rows(scoring, verdicts);
         self.with(async |connection| {
-            let mut transaction = connection.begin_with(BEGIN_WRITE).await.doing(DOING)?;
+            let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
             add_parts(&mut transaction, &parts, DOING).await?;
             transaction.commit().await.doing(DOING)
         })
@@ -150,7 +160,7 @@ impl Store {
     /// Makes a scoring the latest of the samples that it judged.
     pub fn finish_scoring(&self, scoring: i64) -> Result<()> {
         self.with(async |connection| {
-            let done = sqlx::query(FINISH_SCORING).bind(scoring).bind(now()).execute(connection).await;
+            let done = sql::query(FINISH_SCORING).bind(scoring).bind(now()).execute(connection).await;
             match done.doing("finishing a scoring")?.rows_affected() {
                 0 => Err(Error::NoSuchScoring(scoring)),
                 _ => Ok(()),
@@ -163,12 +173,12 @@ impl Store {
     pub fn groups_after(&self, run: Option<RunId>, after: GroupId, count: usize) -> Result<Vec<StoredGroup>> {
         const DOING: &str = "walking through the groups";
         self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
-            let ids: Vec<i64> = sqlx::query_scalar(NEXT_GROUPS)
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
+            let ids: Vec<i64> = sql::query_scalar(NEXT_GROUPS)
                 .bind(after.0)
                 .bind(run.map(|run| run.0))
                 .bind(count as i64)
-                .fetch_all(&mut *snapshot)
+                .fetch_all(&mut snapshot)
                 .await
                 .doing(DOING)?;
             crate::read::groups(&mut snapshot, &ids, self.scoring).await
@@ -179,7 +189,7 @@ impl Store {
     pub fn scorings(&self) -> Result<Table> {
         type Row = (i64, Option<String>, i64, Option<i64>, i64, String);
         self.with(async |connection| {
-            let rows: Vec<Row> = sqlx::query_as(SCORINGS).fetch_all(connection).await.doing("listing the scorings")?;
+            let rows: Vec<Row> = sql::query_as(SCORINGS).fetch_all(connection).await.doing("listing the scorings")?;
             let mut table = Table::new(["scoring", "run", "began", "status", "samples", "config"]);
             for (id, run, began, finished, samples, config) in rows {
                 table.push(vec![
@@ -194,4 +204,10 @@ impl Store {
             Ok(table)
         })
     }
+}
+
+/// The views that a migration makes, each as it stands there. The server itself would tell of them in other words.
+fn views_of(migration: &'static str) -> impl Iterator<Item = &'static str> {
+    let starts = migration.match_indices("\nCREATE VIEW ").map(|(at, _)| &migration[at + 1..]);
+    starts.map(|view| view.split_once(";\n").map_or(view, |(view, _)| view))
 }

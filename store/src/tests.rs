@@ -1,13 +1,19 @@
 //! The store as a whole: what goes in comes out, once, whatever happens in between.
 
 mod asking;
+mod cluster;
+mod copying;
 mod durability;
+mod engines;
 mod judging;
 mod keeping;
 mod opening;
+mod queue;
 mod replaying;
 mod round_trip;
+mod server;
 
+use crate::error::Doing;
 use crate::{NewRun, RunId, Store, Table, Value};
 use schema::{
     Finish, Group, Message, Part, PartStatus, PolicyVersion, Prompt, PromptInput, Sample, SamplerSettings, ScoredGroup,
@@ -17,11 +23,40 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
-/// A new store in a folder that goes away with the test.
-fn new_store() -> (TempDir, Store) {
+/// Names the server that the tests run on, if they do.
+const ON_POSTGRES: &str = "PROXRL_STORE_TEST_POSTGRES";
+
+/// Where a test's store is, and a folder for files besides. The folder goes away with the test.
+struct Place {
+    folder: TempDir,
+    url: String,
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+/// A new store, on the engine that is tested.
+fn new_store() -> (Place, Store) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(&url(&folder.path().join("proxrl.db"))).unwrap();
-    (folder, store)
+    let url = if is_postgres() { new_place() } else { url(&folder.path().join("proxrl.db")) };
+    let store = Store::open(&url).unwrap();
+    (Place { folder, url }, store)
+}
+
+fn is_postgres() -> bool {
+    std::env::var_os(ON_POSTGRES).is_some()
+}
+
+/// The address of an empty place on the server.
+fn new_place() -> String {
+    cluster::new_place(&std::env::var(ON_POSTGRES).expect("the tests run on a server"))
 }
 
 fn url(path: &Path) -> String {
@@ -166,6 +201,13 @@ fn realistic_step(step: u64, groups: usize, samples: usize, tokens: usize) -> Ve
         ScoredGroup::new(group, verdicts).unwrap()
     };
     (0..groups).map(scored).collect()
+}
+
+/// Does to a store what nobody should.
+fn execute(store: &Store, sql: impl Into<String>) {
+    let sql = sql.into();
+    let done = store.with(async |connection| connection.script(sql).await.doing("breaking a store"));
+    done.unwrap();
 }
 
 /// The only value of an answer.

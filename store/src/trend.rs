@@ -1,8 +1,8 @@
 //! A run step by step: the sums that comparing and auditing start from.
 
 use crate::error::Doing;
+use crate::sql::{self, Connection, FromRow, Row};
 use crate::{Result, RunId};
-use sqlx::{FromRow, Row, SqliteConnection, sqlite::SqliteRow};
 
 const DOING: &str = "summing up a run's steps";
 
@@ -34,8 +34,8 @@ pub(crate) struct StepSums {
     pub(crate) no_signal: i64,
 }
 
-impl FromRow<'_, SqliteRow> for StepSums {
-    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+impl FromRow for StepSums {
+    fn from_row(row: Row) -> Result<Self, sqlx::Error> {
         Ok(Self {
             step: row.try_get("step")?,
             groups: row.try_get("groups")?,
@@ -90,6 +90,6 @@ fn share(part: i64, whole: i64) -> Option<f64> {
 }
 
 /// Every step of a run that has samples, in order.
-pub(crate) async fn steps(connection: &mut SqliteConnection, run: RunId) -> Result<Vec<StepSums>> {
-    sqlx::query_as(STEP_SUMS).bind(run.0).fetch_all(connection).await.doing(DOING)
+pub(crate) async fn steps(connection: &mut Connection, run: RunId) -> Result<Vec<StepSums>> {
+    sql::query_as(STEP_SUMS).bind(run.0).fetch_all(connection).await.doing(DOING)
 }

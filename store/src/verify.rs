@@ -1,14 +1,13 @@
 //! Whether the store is what was written: pages, references, lengths, hashes, counts.
 //!
-//! SQLite's own check sees broken pages, not a flipped bit inside a blob: that is what the content hashes are for.
+//! The engine's own check sees broken pages, not a flipped bit inside a blob: that is what the content hashes are for.
 //! Every check looks at everything and names the first rows that it finds wrong.
 
-use crate::error::{Doing, primary_code};
-use crate::sqlite::BEGIN_READ;
+use crate::error::{Doing, message, sqlite_code, sqlstate};
+use crate::sql::{self, Access, Connection};
 use crate::table::Table;
 use crate::{Result, Store, blob};
 use schema::Prompt;
-use sqlx::{Connection, SqliteConnection};
 
 const DOING: &str = "verifying the store";
 
@@ -17,7 +16,6 @@ const NAMED: usize = 10;
 /// Samples that are hashed at a time.
 const AT_ONCE: i64 = 512;
 
-const INTEGRITY: &str = "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'";
 const HASHED_SAMPLES: &str = "SELECT id, finish, text, mask, token_ids, logprobs, hash FROM samples
     WHERE id > $1 ORDER BY id LIMIT $2";
 const HASHED_PROMPTS: &str = "SELECT id, json, hash, token_ids, token_hash FROM prompts WHERE id > $1
@@ -44,8 +42,15 @@ const RULES: [(&str, &str); 13] = [
     ),
     (
         "other references that lead nowhere",
-        "SELECT \"table\" || COALESCE(' ' || rowid, '') FROM pragma_foreign_key_check
-        WHERE \"table\" NOT IN ('samples', 'rewards', 'groups')",
+        "SELECT 'policy version ' || version || ' of run ' || run_id FROM policies
+            WHERE run_id NOT IN (SELECT id FROM runs)
+        UNION ALL SELECT 'step ' || step || ' of run ' || run_id FROM steps WHERE run_id NOT IN (SELECT id FROM runs)
+        UNION ALL SELECT 'checkpoint ' || step || ' of run ' || run_id FROM checkpoints
+            WHERE run_id NOT IN (SELECT id FROM runs)
+        UNION ALL SELECT 'scoring ' || id FROM scorings WHERE run_id NOT IN (SELECT id FROM runs)
+        UNION ALL SELECT 'job ' || id FROM jobs WHERE run_id NOT IN (SELECT id FROM runs)
+        UNION ALL SELECT 'publication ' || version || ' of run ' || run_id FROM publications
+            WHERE run_id NOT IN (SELECT id FROM runs)",
     ),
     (
         "groups without samples",
@@ -55,7 +60,8 @@ const RULES: [(&str, &str); 13] = [
     (
         "groups of no step",
         "SELECT 'group ' || id FROM groups g WHERE NOT EXISTS
-        (SELECT 1 FROM steps t WHERE t.run_id = g.run_id AND t.step = g.step AND t.collected_at IS NOT NULL)",
+        (SELECT 1 FROM steps t WHERE t.run_id = g.run_id AND t.step = g.step AND t.collected_at IS NOT NULL)
+        AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.run_id = g.run_id AND j.step = g.step)",
     ),
     (
         "steps whose counts are not theirs",
@@ -63,10 +69,10 @@ const RULES: [(&str, &str); 13] = [
         LEFT JOIN (SELECT run_id, step, COUNT(*) AS groups, SUM(samples) AS samples, SUM(tokens) AS tokens,
                 MAX(place) AS last_place
             FROM (SELECT g.run_id, g.step, g.place, COUNT(s.id) AS samples, COALESCE(SUM(s.length), 0) AS tokens
-                FROM groups g LEFT JOIN samples s ON s.group_id = g.id GROUP BY g.id)
+                FROM groups g LEFT JOIN samples s ON s.group_id = g.id GROUP BY g.id) y
             GROUP BY run_id, step) x ON x.run_id = t.run_id AND x.step = t.step
-        WHERE t.groups <> COALESCE(x.groups, 0) OR t.samples <> COALESCE(x.samples, 0)
-            OR t.tokens <> COALESCE(x.tokens, 0) OR COALESCE(x.last_place + 1, 0) <> COALESCE(x.groups, 0)",
+        WHERE t.collected_at IS NOT NULL AND (t.groups <> COALESCE(x.groups, 0) OR t.samples <> COALESCE(x.samples, 0)
+            OR t.tokens <> COALESCE(x.tokens, 0) OR COALESCE(x.last_place + 1, 0) <> COALESCE(x.groups, 0))",
     ),
     (
         "policies without samples",
@@ -127,10 +133,12 @@ impl Store {
     /// Reads the whole store and checks it, in one state of it, whatever is appended meanwhile. Writes nothing.
     pub fn verify(&self) -> Result<Verification> {
         self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let checks = Table::new(["check", "wrong", "rows"]);
             let mut found = Verification { checks, wrong: 0, unverifiable: 0 };
-            found.add("pages", &named(&mut snapshot, INTEGRITY).await?);
+            if let Some(integrity) = self.engine().integrity() {
+                found.add("pages", &named(&mut snapshot, integrity).await?);
+            }
             for (check, sql) in RULES {
                 found.add(check, &named(&mut snapshot, sql).await?);
             }
@@ -144,26 +152,26 @@ impl Store {
 }
 
 /// The rows that a rule names. What is too broken to be read counts as one.
-async fn named(connection: &mut SqliteConnection, sql: &'static str) -> Result<Vec<String>> {
-    match sqlx::query_scalar(sql).fetch_all(connection).await {
+async fn named(connection: &mut Connection, sql: &'static str) -> Result<Vec<String>> {
+    match sql::query_scalar(sql).fetch_all(connection).await {
         Ok(rows) => Ok(rows),
-        Err(error) if is_corrupt(&error) => Ok(vec![crate::sqlite::message(&error)]),
+        Err(error) if is_corrupt(&error) => Ok(vec![message(&error)]),
         Err(error) => Err(error).doing(DOING),
     }
 }
 
-/// Whether SQLite says that the file is malformed.
+/// Whether the engine says that what it reads is malformed.
 fn is_corrupt(error: &sqlx::Error) -> bool {
-    primary_code(error) == Some(11)
+    sqlite_code(error) == Some(11) || sqlstate(error).is_some_and(|state| state.starts_with("XX"))
 }
 
-async fn wrong_prompts(connection: &mut SqliteConnection) -> Result<Vec<String>> {
+async fn wrong_prompts(connection: &mut Connection) -> Result<Vec<String>> {
     type Row = (i64, String, String, Vec<u8>, String);
     let mut wrong = Vec::new();
     let mut last = i64::MIN;
     loop {
         let rows: Result<Vec<Row>, _> =
-            sqlx::query_as(HASHED_PROMPTS).bind(last).bind(AT_ONCE).fetch_all(&mut *connection).await;
+            sql::query_as(HASHED_PROMPTS).bind(last).bind(AT_ONCE).fetch_all(&mut *connection).await;
         let rows = match rows {
             Ok(rows) => rows,
             Err(error) if is_corrupt(&error) => {
@@ -184,13 +192,13 @@ async fn wrong_prompts(connection: &mut SqliteConnection) -> Result<Vec<String>>
 }
 
 /// The samples that are not what was written, and how many cannot be told.
-async fn wrong_samples(connection: &mut SqliteConnection) -> Result<(Vec<String>, u64)> {
+async fn wrong_samples(connection: &mut Connection) -> Result<(Vec<String>, u64)> {
     type Row = (i64, String, String, Option<Vec<u8>>, Vec<u8>, Vec<u8>, Option<String>);
     let (mut wrong, mut unverifiable) = (Vec::new(), 0);
     let mut last = i64::MIN;
     loop {
         let rows: Result<Vec<Row>, _> =
-            sqlx::query_as(HASHED_SAMPLES).bind(last).bind(AT_ONCE).fetch_all(&mut *connection).await;
+            sql::query_as(HASHED_SAMPLES).bind(last).bind(AT_ONCE).fetch_all(&mut *connection).await;
         let rows = match rows {
             Ok(rows) => rows,
             Err(error) if is_corrupt(&error) => {

@@ -11,6 +11,7 @@ pub use serving::Serving;
 
 use crate::algorithm::{self, Algorithm, Samples};
 use crate::judging::WIN_RATE;
+use crate::remote::RemoteConfig;
 use crate::{Error, Result, behavior, guard, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -69,6 +70,9 @@ pub struct Config {
     /// Another run of the store, whose samples are learned from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
+    /// Where samples are drawn, where that is not in the trainer itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collector: Option<CollectorConfig>,
     /// Where samples are kept.
     #[serde(default)]
     pub store: Store,
@@ -150,13 +154,35 @@ pub struct Replay {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
-    /// Where samples are kept: `sqlite://FILE`.
+    /// Where samples are kept: `sqlite://FILE`, or `postgres://USER@HOST/DATABASE`. A password in it is used, but written
+    /// and shown nowhere; a resumed run takes it from `PGPASSWORD` or `~/.pgpass`.
+    #[serde(serialize_with = "without_password")]
     pub url: String,
 }
 
 impl Default for Store {
     fn default() -> Self {
         Self { url: "sqlite://proxrl.db".into() }
+    }
+}
+
+fn without_password<S: serde::Serializer>(url: &str, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(&store::without_password(url))
+}
+
+/// `[collector.<name>]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CollectorConfig {
+    /// `[collector.remote]`
+    Remote(RemoteConfig),
+}
+
+impl CollectorConfig {
+    /// Steps beyond the present one that may be drawn already.
+    pub(crate) fn lookahead(&self) -> u64 {
+        let Self::Remote(remote) = self;
+        remote.max_staleness
     }
 }
 
@@ -255,6 +281,9 @@ impl Config {
         if let Some(replay) = &self.replay {
             self.check_replay(replay, &*algorithm)?;
         }
+        if let Some(CollectorConfig::Remote(remote)) = &self.collector {
+            self.check_remote(remote, &*algorithm)?;
+        }
         if algorithm.needs().opponent.is_some() && (self.behavior.is_some() || self.replay.is_some()) {
             return Err(Error::input(format!(
                 "algorithm.{} compares fresh samples of the policy with those of another one; drop [behavior] and [replay]",
@@ -268,6 +297,28 @@ impl Config {
             )));
         }
         self.check_gates()
+    }
+
+    /// Refuses workers where they could not draw what the run needs.
+    fn check_remote(&self, remote: &RemoteConfig, algorithm: &dyn Algorithm) -> Result<()> {
+        remote.check()?;
+        let name = self.algorithm.name();
+        let offline = self.replay.as_ref().is_some_and(|replay| replay.offline);
+        if offline || !matches!(algorithm.needs().samples, Samples::Drawn { .. }) {
+            return Err(Error::input("[collector.remote] says who draws, but this run draws nothing; drop it"));
+        }
+        let local = [("[behavior]", self.behavior.is_some()), ("an opponent", algorithm.needs().opponent.is_some())];
+        if let Some((what, _)) = local.iter().find(|(_, present)| *present) {
+            return Err(Error::input(format!(
+                "[collector.remote] draws from the policy that is trained alone, but this run has {what} too; drop one of the two"
+            )));
+        }
+        if remote.max_staleness > 0 && (1..=self.steps).any(|step| algorithm.schedule(step).replay.is_some()) {
+            return Err(Error::input(format!(
+                "algorithm.{name} decides step by step how much it draws, so nothing can be drawn ahead; set collector.remote.max_staleness = 0"
+            )));
+        }
+        Ok(())
     }
 
     /// Refuses another run's samples where nothing would be made of them.

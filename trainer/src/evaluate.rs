@@ -9,7 +9,7 @@ use model::Policy;
 use model::adapter::Adapter;
 use reward::{Judgement, WeightedSum};
 use rollout::EngineConfig;
-use rollout::collector::{Collector, Inline, Job, Progress};
+use rollout::collector::{Address, Collector, Inline, Job, Progress};
 use schema::{Group, Metrics, Prompt, SamplerSettings, ScoredGroup, Seed};
 
 /// Everything that a run is measured by.
@@ -161,7 +161,8 @@ impl HeldOut {
 
     fn draw(&self, policy: &Policy, seed: Seed, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Group>> {
         let group_size = self.samples.max(1);
-        let job = Job { prompts: self.prompts.clone(), group_size, settings: self.settings.clone(), seed };
+        let (prompts, settings) = (self.prompts.clone(), self.settings.clone());
+        let job = Job { prompts, group_size, settings, seed, address: Address::default() };
         Ok(Inline::new(policy, self.engine.clone()).collect(job, progress)?)
     }
 
@@ -174,7 +175,8 @@ impl HeldOut {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<ScoredGroup>> {
         let mut collector = Inline::new(policy, self.engine.clone());
-        let job = Job { prompts: self.prompts.clone(), group_size, settings, seed: self.seed.clone() };
+        let (prompts, seed, address) = (self.prompts.clone(), self.seed.clone(), Address::default());
+        let job = Job { prompts, group_size, settings, seed, address };
         Ok(reward.score(collector.collect(job, progress)?)?)
     }
 

@@ -27,6 +27,7 @@ pub mod plot;
 mod pool;
 mod preference_judge;
 pub mod prox;
+pub mod remote;
 pub mod rescore;
 mod reward_model;
 mod run;

@@ -2,7 +2,7 @@
 
 use crate::algorithm::{self, Compares, Needs, Opponent, Reads, Samples};
 use crate::behavior;
-use crate::config::{Config, Replay};
+use crate::config::{CollectorConfig, Config, Replay};
 use crate::evaluate::{Exam, HeldOut};
 use crate::judging::Bench;
 use crate::reward_model::RewardModel;
@@ -78,6 +78,8 @@ impl Plan {
                     group_size: rollout.group_size,
                     settings: rollout.sampler(),
                     seed: seed.child("rollout"),
+                    lookahead: config.collector.as_ref().map_or(0, CollectorConfig::lookahead),
+                    last_step: config.steps,
                 };
                 Box::new(Replayed::new(rollouts, past, seed.child("replay")))
             }

@@ -20,7 +20,7 @@ use crate::learner::Learner;
 use crate::measure;
 use crate::plan::Plan;
 use crate::snapshot::{Snapshot, Snapshots, State};
-use crate::source::{Desk, StepSamples};
+use crate::source::{Desk, Home, StepSamples};
 use crate::tracker::{JsonlTracker, TensorboardTracker, Tracker};
 use crate::{Error, Result, learner, pool};
 use folder::RunFolder;
@@ -192,6 +192,7 @@ impl<'a> Training<'a> {
             }
             None => State::start(&plan.policy.version().hash),
         };
+        plan.source.begin(&Home { config, run, folder: folder.path() })?;
         let mut trackers: Vec<Box<dyn Tracker>> = vec![Box::new(JsonlTracker::resume(&folder.metrics(), state.step)?)];
         if config.tracker.tensorboard {
             trackers.push(Box::new(TensorboardTracker::resume(&folder.tensorboard(), state.step)?));

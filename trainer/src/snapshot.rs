@@ -6,9 +6,11 @@
 
 mod merged;
 mod peft;
+mod publication;
 pub(crate) mod tensors;
 
 pub use merged::{export_gguf, export_hub};
+pub(crate) use publication::Publications;
 pub use peft::{PeftForm, export_peft};
 
 use crate::guard::Memory;

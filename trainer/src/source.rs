@@ -9,12 +9,14 @@ pub(crate) use replayed::{Offline, Past, Replayed};
 pub(crate) use rollouts::Rollouts;
 
 use crate::algorithm::Schedule;
+use crate::config::Config;
 use crate::judging::Bench;
 use crate::run::Observer;
 use crate::{Result, measure};
 use model::Policy;
 use reward::WeightedSum;
 use schema::{Metrics, ScoredGroup};
+use std::path::Path;
 use store::{RunId, Store};
 
 /// What a source works with.
@@ -61,8 +63,23 @@ impl StepSamples {
     }
 }
 
+/// Where a run is at home.
+pub(crate) struct Home<'a> {
+    /// The config of the run.
+    pub config: &'a Config,
+    /// Its number in the store.
+    pub run: RunId,
+    /// Its folder.
+    pub folder: &'a Path,
+}
+
 /// Supplies each step with samples.
 pub(crate) trait Source {
+    /// Tells where the run is at home, once, before its first step.
+    fn begin(&mut self, _home: &Home<'_>) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes this policy the one that the next samples come from.
     fn publish(&mut self, policy: &Policy) -> Result<()>;
 

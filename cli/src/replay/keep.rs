@@ -1,4 +1,4 @@
-//! `proxrl replay verify` and `prune`: is the store what was written, and how does it stay small.
+//! `proxrl replay verify`, `prune` and `migrate`: is the store what was written, how does it stay small, how does it move.
 
 use super::{Format, print, render};
 use crate::screen::{note, thousands};
@@ -57,6 +57,24 @@ impl Prune {
     }
 }
 
+/// What `migrate` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Migrate {
+    /// The store to copy, which is only read.
+    from: String,
+    /// Where to: an empty database, or a file that is not there.
+    to: String,
+}
+
+impl Migrate {
+    pub(super) fn run(&self) -> Result<Table> {
+        let mut next = |table: &str| note(&format!("copying {table}"));
+        let migrated = Store::migrate(&self.from, &self.to, &mut next)?;
+        note(&format!("copied {} rows, and each table is equal in both", thousands(migrated.rows)));
+        Ok(migrated.tables)
+    }
+}
+
 /// Checks everything; the exit code says whether all is well.
 pub(super) fn verify(store: &Store, format: Format) -> Result<ExitCode> {
     let found = store.verify()?;
@@ -70,7 +88,7 @@ pub(super) fn verify(store: &Store, format: Format) -> Result<ExitCode> {
     if found.is_sound() {
         return Ok(ExitCode::SUCCESS);
     }
-    note(&format!("{} rows are wrong; restore them from a copy of {}", found.wrong, store.path().display()));
+    note(&format!("{} rows are wrong; restore them from a copy of {}", found.wrong, store.place()));
     Ok(ExitCode::FAILURE)
 }
 

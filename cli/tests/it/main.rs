@@ -5,6 +5,8 @@
 
 mod architecture;
 mod bench;
+#[path = "../../../store/src/tests/cluster.rs"]
+mod cluster;
 mod configs;
 mod data;
 mod errors;
@@ -13,9 +15,11 @@ mod guards;
 mod judges;
 mod learns;
 mod methods;
+mod postgres;
 mod ppo;
 mod preferences;
 mod profile;
+mod remote;
 mod replay;
 mod replay_docs;
 mod replayed;

@@ -68,7 +68,7 @@ impl Collector for Inline {
         let requests = job
             .prompts
             .iter()
-            .zip(0..)
+            .zip(job.address.first..)
             .map(|(prompt, index)| {
                 Ok(Request {
                     prompt_ids: self.engine.policy().tokenizer().prompt_ids(prompt)?,

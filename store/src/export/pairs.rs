@@ -9,11 +9,10 @@
 use super::{Partial, Selection};
 use crate::error::Doing;
 use crate::query::{bad_sql, question};
-use crate::sqlite::BEGIN_READ;
+use crate::sql::{self, Access};
 use crate::{Error, Result, Store};
 use schema::{Message, Prompt, PromptInput};
 use serde::Serialize;
-use sqlx::{AssertSqlSafe, Connection};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -118,20 +117,20 @@ impl Store {
         let mut file = BufWriter::new(File::create(&partial.path).map_err(failed)?);
         let mut paired = Paired::default();
         self.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let mut last = i64::MIN;
             loop {
-                let prompts: Vec<(i64, String)> = sqlx::query_as(PROMPTS)
+                let prompts: Vec<(i64, String)> = sql::query_as(PROMPTS)
                     .bind(last)
                     .bind(PROMPTS_AT_ONCE)
-                    .fetch_all(&mut *snapshot)
+                    .fetch_all(&mut snapshot)
                     .await
                     .doing(DOING)?;
                 let Some((newest, _)) = prompts.last() else { return Ok(()) };
-                let judged: Vec<(i64, i64, f64, String)> = sqlx::query_as(AssertSqlSafe(select.clone()))
+                let judged: Vec<(i64, i64, f64, String)> = sql::query_as(select.clone())
                     .bind(last)
                     .bind(*newest)
-                    .fetch_all(&mut *snapshot)
+                    .fetch_all(&mut snapshot)
                     .await
                     .map_err(bad_sql)?;
                 let judged: Vec<Judged> = judged.into_iter().map(Judged::from).collect();

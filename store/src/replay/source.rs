@@ -4,8 +4,8 @@
 //! a source is found by arithmetic and one look-up in an index, and nothing is ever sorted or scanned for a draw.
 
 use crate::error::Doing;
+use crate::sql::{self, Connection};
 use crate::{Error, Result, RunId, Scoring, Store};
-use sqlx::{AssertSqlSafe, SqliteConnection};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -45,9 +45,9 @@ impl<'a> Source<'a> {
     /// Everything that other runs of the store hold, for a run that starts from what they paid for. Their rows count
     /// their age from the end of their own run.
     pub fn runs(store: &'a Store, runs: &[RunId]) -> Result<Self> {
-        let past = async |connection: &mut SqliteConnection, run: RunId| {
+        let past = async |connection: &mut Connection, run: RunId| {
             crate::run::by_id(connection, run).await?;
-            let end: i64 = sqlx::query_scalar(END).bind(run.0).fetch_one(connection).await.doing(DOING)?;
+            let end: i64 = sql::query_scalar(END).bind(run.0).fetch_one(connection).await.doing(DOING)?;
             Ok(Past { run, steps: 0..end as u64 })
         };
         let mut pasts = Vec::with_capacity(runs.len());
@@ -106,10 +106,10 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    pub(super) async fn of(connection: &mut SqliteConnection, pasts: &[Past]) -> Result<Self> {
+    pub(super) async fn of(connection: &mut Connection, pasts: &[Past]) -> Result<Self> {
         let mut counts = Vec::new();
         for Past { run, steps } in pasts {
-            let rows: Vec<(i64, i64)> = sqlx::query_as(STEPS)
+            let rows: Vec<(i64, i64)> = sql::query_as(STEPS)
                 .bind(run.0)
                 .bind(steps.start as i64)
                 .bind(steps.end as i64)
@@ -145,13 +145,11 @@ impl Shelf {
 }
 
 /// The number of each addressed group, in their order.
-pub(super) async fn ids(connection: &mut SqliteConnection, addresses: &[Address]) -> Result<Vec<i64>> {
+pub(super) async fn ids(connection: &mut Connection, addresses: &[Address]) -> Result<Vec<i64>> {
     let mut ids: HashMap<Address, i64> = HashMap::with_capacity(addresses.len());
-    let row = |row: usize| format!("(${}, ${}, ${})", 3 * row - 2, 3 * row - 1, 3 * row);
-    let rows: Vec<String> = (1..=ADDRESSES).map(row).collect();
-    let sql = format!("{GROUPS_AT}{})", rows.join(", "));
+    let sql = format!("{GROUPS_AT}{})", sql::places(ADDRESSES, 3));
     for chunk in addresses.chunks(ADDRESSES) {
-        let mut query = sqlx::query_as(AssertSqlSafe(sql.clone()));
+        let mut query = sql::query_as(sql.clone());
         // Always the same number of places, so that the statement is prepared once.
         for row in 0..ADDRESSES {
             let (run, step, place) = chunk.get(row).unwrap_or(&chunk[0]);

@@ -16,10 +16,9 @@ use super::{Fill, ReplaySampler, ReplayedGroup, ReplayedSample, Source};
 use crate::append::FIND_PROMPT;
 use crate::error::Doing;
 use crate::read::fetch_in;
-use crate::sqlite::BEGIN_READ;
+use crate::sql::{self, Access, Connection};
 use crate::{Error, Result, StoredGroup, blob, read};
 use schema::{Group, ScoredGroup, Seed};
-use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
 use std::collections::HashMap;
 
 const DOING: &str = "drawing samples of another reward";
@@ -66,12 +65,7 @@ impl Stratified {
     }
 
     /// Which of these groups carry a signal, in their order.
-    async fn with_signal(
-        &self,
-        connection: &mut SqliteConnection,
-        source: &Source<'_>,
-        ids: &[i64],
-    ) -> Result<Vec<i64>> {
+    async fn with_signal(&self, connection: &mut Connection, source: &Source<'_>, ids: &[i64]) -> Result<Vec<i64>> {
         let reward = source.scoring.applied_to(REWARD);
         let rewarded = format!(
             "WITH rewarded AS MATERIALIZED (SELECT s.group_id, {reward} AS reward FROM samples s WHERE s.group_id IN "
@@ -90,13 +84,13 @@ impl Stratified {
     /// Old samples of the group's prompt whose reward is not `reward`: number of sample and of group, chosen at random.
     async fn rows(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection,
         source: &Source<'_>,
         group: &Group,
         reward: f64,
         seed: &Seed,
     ) -> Result<Vec<(i64, i64)>> {
-        let prompt: Option<i64> = sqlx::query_scalar(FIND_PROMPT)
+        let prompt: Option<i64> = sql::query_scalar(FIND_PROMPT)
             .bind(group.prompt.hash())
             .bind(blob::sha256(&blob::from_tokens(&group.prompt_ids)))
             .fetch_optional(&mut *connection)
@@ -105,7 +99,7 @@ impl Stratified {
         let sql = format!("SELECT s.id, s.group_id, {} AS reward {CANDIDATES_OF}", source.scoring.applied_to(REWARD));
         let mut other = Vec::new();
         for Past { run, steps } in source.pasts.iter().filter(|_| prompt.is_some()) {
-            let rows: Vec<(i64, i64, Option<f64>)> = sqlx::query_as(AssertSqlSafe(sql.clone()))
+            let rows: Vec<(i64, i64, Option<f64>)> = sql::query_as(sql.clone())
                 .bind(prompt)
                 .bind(run.0)
                 .bind(steps.start as i64)
@@ -125,7 +119,7 @@ impl Stratified {
 impl ReplaySampler for Stratified {
     fn draw_from(&self, source: &Source<'_>, count: usize, seed: &Seed) -> Result<Vec<ReplayedGroup>> {
         let groups = source.store.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let shelf = Shelf::of(&mut snapshot, &source.pasts).await?;
             let mut ranks = Shuffle::new(shelf.len(), seed).take(count.saturating_mul(Self::TRIES_PER_GROUP));
             let mut chosen = Vec::with_capacity(count);
@@ -146,7 +140,7 @@ impl ReplaySampler for Stratified {
 
     fn fill(&self, source: &Source<'_>, groups: &[ScoredGroup], seed: &Seed) -> Result<Vec<Fill>> {
         source.store.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let mut chosen = Vec::new();
             for (place, scored) in groups.iter().enumerate() {
                 let Some(reward) = self.common_reward(scored) else { continue };

@@ -6,10 +6,9 @@
 use super::source::{Shelf, ids};
 use super::{ReplaySampler, ReplayedGroup, Source};
 use crate::error::Doing;
-use crate::sqlite::BEGIN_READ;
+use crate::sql::Access;
 use crate::{Result, StoredGroup, read};
 use schema::Seed;
-use sqlx::Connection;
 use std::collections::HashMap;
 
 const DOING: &str = "drawing old groups";
@@ -21,7 +20,7 @@ pub struct Uniform;
 impl ReplaySampler for Uniform {
     fn draw_from(&self, source: &Source<'_>, count: usize, seed: &Seed) -> Result<Vec<ReplayedGroup>> {
         let groups = source.store.with(async |connection| {
-            let mut snapshot = connection.begin_with(BEGIN_READ).await.doing(DOING)?;
+            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let shelf = Shelf::of(&mut snapshot, &source.pasts).await?;
             let mut shuffle = Shuffle::new(shelf.len(), seed);
             let addresses: Vec<_> = shuffle.by_ref().take(count).map(|rank| shelf.address(rank)).collect();

@@ -1,6 +1,6 @@
 //! Questions: views, reports, SQL and exported files.
 
-use super::{begin, count, group, new_store, one, realistic_step, rich_groups, url};
+use super::{begin, count, group, is_postgres, new_store, one, realistic_step, rich_groups};
 use crate::{Error, RunStatus, SampleId, Selection, Store, Table, Value};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::RowAccessor;
@@ -59,7 +59,7 @@ fn writes_are_refused_and_change_nothing() {
     let (folder, store) = new_store();
     let run = begin(&store, "safe");
     store.append_step(run, 0, &rich_groups(), None).unwrap();
-    let reader = Store::open_read_only(&url(&folder.path().join("proxrl.db"))).unwrap();
+    let reader = Store::open_read_only(folder.url()).unwrap();
     let copy = folder.path().join("copy.db");
     let writes = [
         "DELETE FROM samples".to_owned(),
@@ -83,16 +83,21 @@ fn writes_are_refused_and_change_nothing() {
     store.append_step(run, 1, &rich_groups(), None).unwrap();
     assert!(reader.append_step(run, 2, &rich_groups(), None).is_err());
     let error = store.query("SELECT nope FROM samples").unwrap_err();
-    assert!(error.to_string().contains("no such column: nope"), "{error}");
+    assert!(error.to_string().contains("nope"), "{error}");
 }
 
 #[test]
 fn answers_have_columns_without_rows_and_every_kind_of_value() {
     let (_folder, store) = new_store();
     assert_eq!(store.query("SELECT id, name FROM runs").unwrap(), Table::new(["id", "name"]));
-    let table = store.query("SELECT 1 AS n, 0.5 AS x, 'ü' AS t, x'00ff' AS b, NULL AS z, CAST(x'ff41' AS TEXT) AS odd");
+    let (sql, odd) = if is_postgres() {
+        ("SELECT 1 AS n, 0.5 AS x, 'ü' AS t, '\\x00ff'::BYTEA AS b, NULL AS z, DATE '2026-11-03' AS odd", "2026-11-03")
+    } else {
+        ("SELECT 1 AS n, 0.5 AS x, 'ü' AS t, x'00ff' AS b, NULL AS z, CAST(x'ff41' AS TEXT) AS odd", "\u{fffd}A")
+    };
+    let table = store.query(sql);
     let expected =
-        [Value::Integer(1), Value::Real(0.5), "ü".into(), Value::Blob(vec![0, 255]), Value::Null, "\u{fffd}A".into()];
+        [Value::Integer(1), Value::Real(0.5), "ü".into(), Value::Blob(vec![0, 255]), Value::Null, odd.into()];
     assert_eq!(table.unwrap().rows, [expected]);
 }
 

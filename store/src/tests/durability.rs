@@ -1,9 +1,8 @@
 //! A killed writer leaves whole steps, and readers never wait for a writer.
 
-use super::{begin, count, new_store, one, realistic_step, step_groups, url};
+use super::{begin, count, is_postgres, new_store, realistic_step, step_groups};
 use crate::{Store, Value};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,20 +14,18 @@ const SAMPLES: usize = 4;
 #[test]
 fn killed_while_writing() {
     // The test starts itself as the process that it kills.
-    if let Ok(path) = std::env::var(CHILD) {
-        append_forever(Path::new(&path));
+    if let Ok(url) = std::env::var(CHILD) {
+        append_forever(&url);
     }
     let (folder, store) = new_store();
-    let path = folder.path().join("proxrl.db");
     let run = begin(&store, "victim");
     drop(store);
     let mut appended = 0;
     for trial in 0..6 {
-        appended = write_and_kill(&path, Duration::from_micros(700 * trial)).unwrap_or(appended);
-        let store = Store::open(&url(&path)).unwrap();
-        let integrity = store.query("SELECT integrity_check FROM pragma_integrity_check").unwrap();
-        assert_eq!(one(&integrity), &Value::Text("ok".into()));
-        assert_eq!(store.query("SELECT * FROM pragma_foreign_key_check").unwrap().rows.len(), 0);
+        appended = write_and_kill(folder.url(), Duration::from_micros(700 * trial)).unwrap_or(appended);
+        let store = Store::open(folder.url()).unwrap();
+        let found = store.verify().unwrap();
+        assert!(found.is_sound(), "{}", found.checks);
         let steps = count(&store, "steps");
         // What was reported as appended is there; at most the step in flight may be there besides.
         assert!(
@@ -43,8 +40,8 @@ fn killed_while_writing() {
     }
 }
 
-fn append_forever(path: &Path) -> ! {
-    let store = Store::open(&url(path)).unwrap();
+fn append_forever(url: &str) -> ! {
+    let store = Store::open(url).unwrap();
     let run = store.find_run("victim").unwrap().id;
     let first = count(&store, "steps") as u64;
     for step in first.. {
@@ -55,10 +52,10 @@ fn append_forever(path: &Path) -> ! {
 }
 
 /// Lets a writer append three steps and some of a fourth, kills it, and says which step it reported last.
-fn write_and_kill(path: &Path, delay: Duration) -> Option<u64> {
+fn write_and_kill(url: &str, delay: Duration) -> Option<u64> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "tests::durability::killed_while_writing", "--nocapture"])
-        .env(CHILD, path)
+        .env(CHILD, url)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -69,6 +66,10 @@ fn write_and_kill(path: &Path, delay: Duration) -> Option<u64> {
     std::thread::sleep(delay);
     child.kill().unwrap();
     child.wait().unwrap();
+    if is_postgres() {
+        // The server may still be doing what the dead process asked for last.
+        std::thread::sleep(Duration::from_millis(200));
+    }
     // What it wrote to the pipe before it died counts as reported too.
     lines.filter_map(reported).last().or(third)
 }
@@ -76,14 +77,14 @@ fn write_and_kill(path: &Path, delay: Duration) -> Option<u64> {
 #[test]
 fn eight_readers_see_whole_steps_while_another_connection_writes() {
     let (folder, store) = new_store();
-    let url = url(&folder.path().join("proxrl.db"));
+    let url = folder.url();
     let run = begin(&store, "busy");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let readers: Vec<_> = (0..8)
             .map(|_| {
                 scope.spawn(|| {
-                    let reader = Store::open_read_only(&url).unwrap();
+                    let reader = Store::open_read_only(url).unwrap();
                     let mut seen = 0;
                     while !done.load(Ordering::Relaxed) {
                         let counts =
@@ -116,11 +117,10 @@ fn eight_readers_see_whole_steps_while_another_connection_writes() {
 #[test]
 fn two_writers_take_turns() {
     let (folder, store) = new_store();
-    let url = url(&folder.path().join("proxrl.db"));
+    let url = folder.url();
     let runs = [begin(&store, "one"), begin(&store, "two")];
     std::thread::scope(|scope| {
         for run in runs {
-            let url = &url;
             scope.spawn(move || {
                 let writer = Store::open(url).unwrap();
                 for step in 0..10 {

@@ -1,6 +1,6 @@
 //! Judging again, ranking, comparing and auditing.
 
-use super::{begin, group, new_store, realistic_step, sample, url, verdict};
+use super::{begin, group, new_store, realistic_step, sample, verdict};
 use crate::{End, Ranking, RunId, SampleId, Scoring, Store, Table, Value};
 use schema::{Finish, Group, PolicyVersion, Prompt, SamplerSettings, ScoredGroup};
 
@@ -23,7 +23,7 @@ fn every_question_means_the_scoring_it_was_asked_under() {
     let (folder, store) = new_store();
     let scoring = judged_twice(&store);
     let open = |scoring| {
-        let store = Store::open_read_only(&url(&folder.path().join("proxrl.db"))).unwrap();
+        let store = Store::open_read_only(folder.url()).unwrap();
         store.judged_by(scoring).unwrap()
     };
     let rewards = |store: &Store| csv(store.query("SELECT reward FROM sample_view ORDER BY sample_id"));
@@ -50,7 +50,7 @@ fn every_question_means_the_scoring_it_was_asked_under() {
     assert_eq!(rewards(&store), training);
     assert!(latest.query("DELETE FROM samples").unwrap_err().is_input());
     assert!(latest.begin_scoring(None, "").is_err());
-    let none = Store::open_read_only(&url(&folder.path().join("proxrl.db"))).unwrap().judged_by(Scoring::Number(7));
+    let none = Store::open_read_only(folder.url()).unwrap().judged_by(Scoring::Number(7));
     assert!(none.unwrap_err().to_string().starts_with("the store holds no scoring 7"));
     let list = csv(store.scorings());
     assert!(list.starts_with("scoring,run,began,status,samples,config\r\n1,twice,"), "{list}");

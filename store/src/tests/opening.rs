@@ -1,7 +1,7 @@
 //! What may be opened, and what is said about the rest.
 
-use super::{begin, new_store, url};
-use crate::{Error, Store};
+use super::{begin, execute, new_store, rich_groups, url};
+use crate::{Error, RunId, Store};
 use std::fs;
 
 /// Whatever the cause, the user reads one line that has no full stop at its end, and nothing on the disk changes.
@@ -15,8 +15,8 @@ fn refused(error: &Error, part: &str) {
 #[test]
 fn urls() {
     let cases = [
-        ("postgres://host/db", "PostgreSQL is not supported yet"),
-        ("proxrl.db", "must start with sqlite://"),
+        ("postgres://host:port/db", "invalid port number"),
+        ("proxrl.db", "must start with sqlite:// or postgres://"),
         ("sqlite://", "names no file"),
         ("sqlite://folder/", "names no file"),
         ("sqlite::memory:", "would lose its samples"),
@@ -87,7 +87,7 @@ fn a_newer_store_is_refused_unchanged() {
     execute(&store, "INSERT INTO schema_version (version, program_version, applied_at) VALUES (99, '9.0', 0)");
     drop(store);
     let before = fs::read(&path).unwrap();
-    refused(&Store::open(&url(&path)).unwrap_err(), "has schema version 99, but this program knows versions up to 2");
+    refused(&Store::open(&url(&path)).unwrap_err(), "has schema version 99, but this program knows versions up to 3");
     refused(&Store::open_read_only(&url(&path)).unwrap_err(), "use a newer proxrl");
     assert_eq!(fs::read(&path).unwrap(), before);
 }
@@ -117,12 +117,46 @@ fn a_store_can_move_between_threads() {
     check::<Store>();
 }
 
-/// Does to a store what nobody should.
-fn execute(store: &Store, sql: &'static str) {
-    store
-        .with(async |connection| {
-            sqlx::raw_sql(sql).execute(connection).await.unwrap();
-            Ok(())
-        })
-        .unwrap();
+#[test]
+fn samples_from_before_the_hashes_are_said_to_be_unverifiable() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.db");
+    // A store as version 1 of the schema left it.
+    let old = "CREATE TABLE schema_version (version BIGINT PRIMARY KEY, program_version TEXT NOT NULL,
+            applied_at BIGINT NOT NULL);
+        INSERT INTO schema_version VALUES (1, '0.1.0', 0);
+        INSERT INTO runs VALUES (1, 'old', 'finished', '', '0.1.0', 'm', 'out', 0, 1);
+        INSERT INTO policies VALUES (1, 1, 0, 'h', NULL, 0);
+        INSERT INTO groups VALUES (1, 1, 1, 0, 1, 1, '{}');
+        INSERT INTO samples VALUES (1, 1, 0, 1, 'eos', -0.5, 'x', NULL, x'07000000', x'000000bf');
+        INSERT INTO steps VALUES (1, 1, 1, 1, 1, NULL, 0, NULL);";
+    let prompt = schema::Prompt::text("q");
+    let prompt_row = format!(
+        "INSERT INTO prompts VALUES (1, '{}', '{}', 'q', NULL, '{}', 1, x'01000000')",
+        prompt.hash(),
+        crate::blob::sha256(&[1, 0, 0, 0]),
+        serde_json::to_string(&prompt).unwrap()
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        use sqlx::{ConnectOptions, Connection};
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut connection = options.connect().await.unwrap();
+        let spine = include_str!("../../migrations/sqlite/0001_spine.sql");
+        for sql in [spine, &prompt_row, old] {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap();
+        }
+        connection.close().await.unwrap();
+    });
+    let error = Store::open_read_only(&url(&path)).unwrap_err();
+    assert!(error.to_string().contains("has schema version 1, and reading needs 3"), "{error}");
+    let store = Store::open(&url(&path)).unwrap();
+    let found = store.verify().unwrap();
+    assert!(found.is_sound(), "{}", found.checks);
+    assert_eq!(found.unverifiable, 1);
+    assert_eq!(store.step_groups(RunId(1), 1).unwrap().unwrap()[0].scored.group().samples[0].logprobs, [-0.5]);
+    // What is appended from now on can be verified.
+    let run = begin(&store, "new");
+    store.append_step(run, 1, &rich_groups(), None).unwrap();
+    assert_eq!(store.verify().unwrap().unverifiable, 1);
 }

@@ -195,7 +195,7 @@ pub(super) fn open(config: &Config, target: &Target, identity: &str) -> Result<(
                 .ok()
                 .and_then(|text| serde_json::from_str::<Place>(&text).ok());
             match place {
-                Some(place) if place.store == config.store.url => {
+                Some(place) if place.store == store::without_password(&config.store.url) => {
                     let (store, run) = (Store::open(&config.store.url)?, RunId(place.run));
                     store.run(run)?;
                     store.finish_run(run, RunStatus::Running)?;
@@ -203,7 +203,8 @@ pub(super) fn open(config: &Config, target: &Target, identity: &str) -> Result<(
                 }
                 Some(place) => Err(Error::input(format!(
                     "the run's samples are in {}, but the config now says {}; a run cannot change its store",
-                    place.store, config.store.url
+                    place.store,
+                    store::without_password(&config.store.url)
                 ))),
                 // It was killed before it had drawn anything.
                 None => begin(config, folder, identity),
@@ -241,7 +242,7 @@ fn begin(config: &Config, folder: RunFolder, identity: &str) -> Result<(RunFolde
         model_hash: identity.into(),
         started_at: SystemTime::now(),
     })?;
-    let place = Place { run: run.0, store: config.store.url.clone() };
+    let place = Place { run: run.0, store: store::without_password(&config.store.url) };
     let json = serde_json::to_string_pretty(&place).map_err(|error| Error::runtime(error.to_string()))?;
     write_atomically(&folder.path.join("run.json"), json.as_bytes())?;
     Ok((folder, store, run))

@@ -14,7 +14,7 @@
 //! The draw depends on the seed, the step and the samples of earlier steps, all of which a resumed run has: the store
 //! only grows.
 
-use super::{Desk, Rollouts, Source, StepSamples};
+use super::{Desk, Home, Rollouts, Source, StepSamples};
 use crate::algorithm::{Replay, Schedule};
 use crate::objective::has_signal;
 use crate::{Error, Result, measure};
@@ -68,6 +68,10 @@ impl Past {
 }
 
 impl Source for Replayed {
+    fn begin(&mut self, home: &Home<'_>) -> Result<()> {
+        self.rollouts.begin(home)
+    }
+
     fn publish(&mut self, policy: &Policy) -> Result<()> {
         self.rollouts.publish(policy)
     }

@@ -7,14 +7,16 @@
 //!
 //! Methods that compare the policy with another one get a second group for each prompt, right behind the policy's own.
 
-use super::{Desk, Source, StepSamples};
+use super::{Desk, Home, Source, StepSamples};
 use crate::algorithm::Schedule;
 use crate::behavior::BehaviorPolicy;
+use crate::config::CollectorConfig;
 use crate::objective::has_signal;
+use crate::remote::Remote;
 use crate::run::Phase;
 use crate::{Result, judging, measure};
 use model::Policy;
-use rollout::collector::{Collector, Job};
+use rollout::collector::{Address, Collector, Job};
 use rollout::prompts::Epochs;
 use schema::{Group, Prompt, SamplerSettings, ScoredGroup, Seed};
 
@@ -32,9 +34,20 @@ pub(crate) struct Rollouts {
     pub(crate) group_size: usize,
     pub(crate) settings: SamplerSettings,
     pub(crate) seed: Seed,
+    /// Steps beyond the present one that the collector is told of.
+    pub(crate) lookahead: u64,
+    /// The last step of the run.
+    pub(crate) last_step: u64,
 }
 
 impl Source for Rollouts {
+    fn begin(&mut self, home: &Home<'_>) -> Result<()> {
+        if let Some(CollectorConfig::Remote(remote)) = &home.config.collector {
+            self.collector = Box::new(Remote::open(remote, home, &self.policy)?);
+        }
+        Ok(())
+    }
+
     fn publish(&mut self, policy: &Policy) -> Result<()> {
         if let Some(opponent) = &mut self.opponent {
             opponent.publish(policy)?;
@@ -66,7 +79,12 @@ impl Rollouts {
             drawn
         };
         let measured = self.behavior.measure(&self.policy, &drawn, &self.seed.at(step).child("behavior"))?;
+        let stale = staleness(&drawn, step).filter(|_| self.lookahead > 0);
         let mut samples = samples(drawn, prompts, schedule, self.opponent.is_some());
+        if let Some((mean, most)) = stale {
+            samples.metrics.set("sampling/staleness_mean", mean);
+            samples.metrics.set("sampling/staleness_max", most);
+        }
         samples.metrics.merge(measured);
         Ok(samples)
     }
@@ -80,19 +98,37 @@ impl Rollouts {
         desk: &mut Desk<'_>,
     ) -> Result<Vec<ScoredGroup>> {
         let seed = self.seed.at(step);
+        for later in (step + 1..=self.last_step).take(self.lookahead as usize) {
+            let mut asked = self.prompts.step(later)?;
+            asked.truncate(prompts);
+            let address = Address { step: later, ..Address::default() };
+            self.collector.announce(&self.job(asked, self.group_size, self.seed.at(later), address))?;
+        }
         let first = self.prompts.step(step)?;
-        let mut drawn = self.round(&first[..prompts], &seed, desk)?;
+        let address = Address { step, ..Address::default() };
+        let mut drawn = self.round(&first[..prompts], &seed, address, desk)?;
         for round in 1..schedule.max_rounds as u64 {
             if drawn.iter().filter(|group| has_signal(&group.rewards())).count() >= prompts {
                 break;
             }
             let more = self.prompts.more(step, round)?;
-            drawn.extend(self.round(&more[..prompts], &seed.child("more").at(round), desk)?);
+            let address = Address { place: drawn.len(), ..address };
+            drawn.extend(self.round(&more[..prompts], &seed.child("more").at(round), address, desk)?);
         }
         Ok(drawn)
     }
 
-    fn round(&mut self, prompts: &[Prompt], seed: &Seed, desk: &mut Desk<'_>) -> Result<Vec<ScoredGroup>> {
+    fn job(&self, prompts: Vec<Prompt>, group_size: usize, seed: Seed, address: Address) -> Job {
+        Job { prompts, group_size, settings: self.settings.clone(), seed, address }
+    }
+
+    fn round(
+        &mut self,
+        prompts: &[Prompt],
+        seed: &Seed,
+        address: Address,
+        desk: &mut Desk<'_>,
+    ) -> Result<Vec<ScoredGroup>> {
         let observer = &mut *desk.observer;
         observer.phase(Phase::Sampling);
         let collecting = phase_span!("collect");
@@ -105,18 +141,16 @@ impl Rollouts {
             }
             // The first slice is drawn as the whole group would be.
             let seed = if slice == 0 { seed.clone() } else { seed.child("slice").at(slice) };
-            let settings = self.settings.clone();
-            let job = Job { prompts: prompts.to_vec(), group_size: *group_size, settings, seed };
+            let job = self.job(prompts.to_vec(), *group_size, seed, address);
             let drawn = self.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
             join(&mut groups, drawn);
         }
         if slices.len() > 1 {
             self.collector.publish(&self.policy)?;
         }
+        let against = self.job(prompts.to_vec(), self.group_size, seed.child("opponent"), address);
         if let Some(opponent) = &mut self.opponent {
-            let (settings, seed) = (self.settings.clone(), seed.child("opponent"));
-            let job = Job { prompts: prompts.to_vec(), group_size: self.group_size, settings, seed };
-            let others = opponent.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
+            let others = opponent.collect(against, &mut |progress| observer.progress(Phase::Sampling, progress))?;
             groups = groups.into_iter().zip(others).flat_map(|(own, other)| [own, other]).collect();
         }
         drop(collecting);
@@ -128,6 +162,13 @@ impl Rollouts {
             None => Ok(scored),
         }
     }
+}
+
+/// How many versions behind the policy of this step the groups were drawn: in the mean and at most.
+fn staleness(groups: &[ScoredGroup], step: u64) -> Option<(f64, f64)> {
+    let ages: Vec<f64> =
+        groups.iter().map(|group| (step - 1).saturating_sub(group.group().policy.version) as f64).collect();
+    (!ages.is_empty()).then(|| (measure::mean(&ages), ages.iter().copied().fold(0.0, f64::max)))
 }
 
 /// Adds the samples of a further slice to each group, which bears the name of the policy that is trained: whoever drew

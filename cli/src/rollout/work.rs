@@ -1,0 +1,61 @@
+//! `proxrl rollout work`: a worker that draws what trainers ask for through the store.
+
+use crate::screen::{note, thousands};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use trainer::config::{Config, Override};
+use trainer::remote::{Work, Worked, work};
+
+/// What `work` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The store that the jobs are in: `postgres://USER@HOST/DATABASE`, or `sqlite://FILE` on one machine.
+    #[arg(long, value_name = "URL")]
+    store: String,
+    /// The config of the run: a worker has the same model and adapter, and `[collector.remote]` says how long its leases
+    /// are.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Change one key of the config, such as `rollout.engine.max_running=128`; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<Override>,
+    /// Work for this run alone, by name or number; otherwise for every running one with the same base model.
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
+    /// What this worker is called; by default the machine's name and the process's number.
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// Set by the first Ctrl-C or SIGTERM: finish the job, leave.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&args.config, &args.set)?;
+    let name = args.name.clone().unwrap_or_else(default_name);
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::SeqCst) {
+            note("stopped again: leaving at once; the job in hand is given to another when its lease ends");
+            std::process::exit(130);
+        }
+        note("stopped: finishing the job in hand; once more to leave at once");
+    })?;
+    let asked = Work { store: args.store.clone(), name: name.clone(), run: args.run.clone() };
+    note(&format!("{name} draws for {}", store::without_password(&args.store)));
+    let worked = work(&config, &asked, &STOP, &mut |_| {})?;
+    note(&format!("{name} leaves: {}", in_words(worked)));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn in_words(worked: Worked) -> String {
+    let Worked { jobs, samples, tokens, refused } = worked;
+    let late = if refused == 0 { String::new() } else { format!("; {refused} jobs were done by others first") };
+    format!("{} jobs, {} samples, {} tokens{late}", thousands(jobs), thousands(samples), thousands(tokens))
+}
+
+fn default_name() -> String {
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let machine = if machine.trim().is_empty() { "worker" } else { machine.trim() };
+    format!("{machine}-{}", std::process::id())
+}

@@ -1,0 +1,249 @@
+//! Opening a store by its URL, and the one connection behind it.
+//!
+//! The trainer is synchronous and sqlx is not, so a [`Store`] owns a small runtime and blocks on it. One connection is
+//! enough: `SQLite` has one writer anyway, and readers in other processes have their own.
+
+use crate::error::Doing;
+use crate::jobs::News;
+use crate::sql::{self, Access, Connection, Engine};
+use crate::time::now;
+use crate::{Error, Result, Scoring, postgres, sqlite};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use tokio::runtime::Runtime;
+
+const CREATE_SCHEMA_VERSION: &str = "CREATE TABLE IF NOT EXISTS schema_version (
+    version BIGINT PRIMARY KEY, program_version TEXT NOT NULL, applied_at BIGINT NOT NULL)";
+const ADD_SCHEMA_VERSION: &str =
+    "INSERT INTO schema_version (version, program_version, applied_at) VALUES ($1, $2, $3)";
+const SCHEMA_VERSION: &str = "SELECT COALESCE(MAX(version), 0) FROM schema_version";
+
+/// Schema versions and what makes them, one after the other. A published one never changes: add another.
+pub(crate) type Migrations = &'static [(i64, &'static str)];
+
+/// An open store: every sample ever paid for, and everything needed to ask about it.
+#[derive(Debug)]
+pub struct Store {
+    place: String,
+    engine: Engine,
+    runtime: Runtime,
+    /// Present until the store is dropped.
+    connection: Mutex<Option<Connection>>,
+    /// Wake whoever waits for news of jobs, once somebody has waited.
+    pub(crate) bells: Mutex<Vec<(News, postgres::Bell)>>,
+    address: Address,
+    /// Which judgement this handle's questions mean.
+    pub(crate) scoring: Scoring,
+}
+
+/// Where a store is.
+#[derive(Debug, Clone)]
+pub(crate) enum Address {
+    /// In a file.
+    File(PathBuf),
+    /// On a server.
+    Server(Box<postgres::Server>),
+}
+
+impl Address {
+    fn parse(url: &str) -> Result<Self> {
+        if postgres::is_url(url) {
+            return Ok(Self::Server(Box::new(postgres::Server::parse(url)?)));
+        }
+        sqlite::path_of(url).map(Self::File)
+    }
+
+    fn engine(&self) -> Engine {
+        match self {
+            Self::File(_) => Engine::Sqlite,
+            Self::Server(_) => Engine::Postgres,
+        }
+    }
+
+    /// What people call it; never with a password.
+    fn place(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Server(server) => server.place().to_owned(),
+        }
+    }
+}
+
+/// What is done with a store that is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It is made where there is none.
+    Create,
+    /// It is written to, but not made.
+    Write,
+    /// It is read.
+    Read,
+}
+
+impl Store {
+    /// Opens a store for writing, after creating it or bringing its schema up to date where needed. `url` is
+    /// `sqlite://` and a path, relative (`sqlite://proxrl.db`) or absolute (`sqlite:///data/proxrl.db`), or the address
+    /// of a `PostgreSQL` database (`postgres://user@host/database`). What a URL may hold there is libpq's, and so are
+    /// the variables (`PGPASSWORD`, `PGPASSFILE`) that stand for what is left out.
+    pub fn open(url: &str) -> Result<Self> {
+        Self::open_as(url, Mode::Create)
+    }
+
+    /// Opens a store for writing, but makes none where there is none.
+    pub fn open_existing(url: &str) -> Result<Self> {
+        Self::open_as(url, Mode::Write)
+    }
+
+    /// Opens a store for reading alone. Creates nothing, and refuses every write.
+    pub fn open_read_only(url: &str) -> Result<Self> {
+        Self::open_as(url, Mode::Read)
+    }
+
+    fn open_as(url: &str, mode: Mode) -> Result<Self> {
+        let address = Address::parse(url)?;
+        if let Address::File(path) = &address {
+            sqlite::check(path, mode)?;
+        }
+        let (place, engine) = (address.place(), address.engine());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
+        // The schema is looked at before anything that would change a file, its journal mode included.
+        let connection = match &address {
+            Address::File(path) => runtime.block_on(sqlite::connect(path, mode))?,
+            Address::Server(server) => runtime.block_on(server.connect(mode))?,
+        };
+        tracing::debug!(%place, "opened the store");
+        let connection = Mutex::new(Some(connection));
+        let bells = Mutex::default();
+        let store = Self { place, engine, runtime, connection, bells, address, scoring: Scoring::default() };
+        let (found, known) = (store.with(async |connection| store.schema_version(connection).await)?, store.latest());
+        let place = || store.place.clone();
+        if found > known {
+            return Err(Error::NewerSchema { place: place(), found, known });
+        }
+        match mode {
+            Mode::Read | Mode::Write if found == 0 && engine == Engine::Postgres => {
+                return Err(Error::Missing { place: place() });
+            }
+            Mode::Read if found < known => return Err(Error::OlderSchema { place: place(), found, known }),
+            Mode::Read => {}
+            Mode::Create | Mode::Write => {
+                if engine == Engine::Sqlite {
+                    store.with(async |connection| sqlite::set_durable(connection, &store.place).await)?;
+                }
+                if found < known {
+                    store.with(async |connection| store.update(connection).await)?;
+                }
+            }
+        }
+        Ok(store)
+    }
+
+    /// Where the store is: its file, or the URL of its database without the password.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Runs something on the connection and waits for it. Calls take turns.
+    pub(crate) fn with<T>(&self, work: impl AsyncFnOnce(&mut Connection) -> Result<T>) -> Result<T> {
+        // A panic elsewhere leaves no half-made state: an open transaction is rolled back when it is dropped.
+        let mut guard = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = guard.as_mut().expect("the connection is taken by drop alone");
+        self.runtime.block_on(async {
+            let done = work(connection).await;
+            // Locks that an abandoned transaction holds would last until the next call. If this fails, the next call
+            // fails too, and says why.
+            let _ = connection.settle().await;
+            done
+        })
+    }
+
+    /// Runs something that needs no connection of the store.
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    pub(crate) fn migrations(&self) -> Migrations {
+        match self.engine {
+            Engine::Sqlite => sqlite::MIGRATIONS,
+            Engine::Postgres => postgres::MIGRATIONS,
+        }
+    }
+
+    fn latest(&self) -> i64 {
+        self.migrations().last().map_or(0, |(version, _)| *version)
+    }
+
+    /// The version of the schema that the store has; 0 if it holds nothing yet.
+    async fn schema_version(&self, connection: &mut Connection) -> Result<i64> {
+        let counts = match self.engine {
+            Engine::Sqlite => sqlite::TABLES,
+            Engine::Postgres => postgres::TABLES,
+        };
+        let (tables, ours): (i64, i64) = match sql::query_as(counts).fetch_one(&mut *connection).await {
+            Ok(counts) => counts,
+            Err(error) if self.engine == Engine::Sqlite => return Err(sqlite::cannot_open(&self.place, error)),
+            Err(error) => return Err(error).doing("looking for the store's tables"),
+        };
+        if tables > 0 && ours == 0 {
+            let reason = "it is a database of another program".to_owned();
+            return Err(Error::NotAStore { place: self.place.clone(), reason });
+        }
+        if tables == 0 {
+            return Ok(0);
+        }
+        sql::query_scalar(SCHEMA_VERSION).fetch_one(connection).await.doing("reading the schema's version")
+    }
+
+    /// Applies every migration that the store lacks, or none.
+    async fn update(&self, connection: &mut Connection) -> Result<()> {
+        const DOING: &str = "bringing the schema up to date";
+        let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
+        if self.engine == Engine::Postgres {
+            transaction.script(postgres::LOCK_MIGRATIONS).await.doing(DOING)?;
+        }
+        // Another process may have come first while we waited for the lock.
+        let found = self.schema_version(&mut transaction).await?;
+        transaction.script(CREATE_SCHEMA_VERSION).await.doing(DOING)?;
+        for (version, migration) in self.migrations().iter().filter(|(version, _)| *version > found) {
+            transaction.script(*migration).await.doing(DOING)?;
+            sql::query(ADD_SCHEMA_VERSION)
+                .bind(version)
+                .bind(env!("CARGO_PKG_VERSION"))
+                .bind(now())
+                .execute(&mut transaction)
+                .await
+                .doing(DOING)?;
+            tracing::info!(place = %self.place, version, "brought the store's schema up to date");
+        }
+        transaction.commit().await.doing(DOING)
+    }
+}
+
+impl Drop for Store {
+    /// Closes the file before the store is gone, so that whoever opens it next finds no lock.
+    fn drop(&mut self) {
+        let bells = std::mem::take(self.bells.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let connection = self.connection.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        self.runtime.block_on(async {
+            drop(bells);
+            if let Some(connection) = connection
+                && let Err(error) = connection.close().await
+            {
+                tracing::warn!(place = %self.place, %error, "could not close the store cleanly");
+            }
+        });
+    }
+}
+
+/// A store's URL as it may be shown and written down: without a password.
+pub fn without_password(url: &str) -> String {
+    if postgres::is_url(url) { postgres::without_password(url) } else { url.to_owned() }
+}

@@ -1,0 +1,128 @@
+//! The trainer's end: it asks for jobs, waits for them, and draws itself where nobody else does.
+
+use super::{RemoteConfig, WithoutWorkers, lease, order};
+use crate::snapshot::Publications;
+use crate::source::Home;
+use crate::{Error, Result};
+use model::Policy;
+use rollout::collector::{Collector, Inline, Job, Progress};
+use schema::Group;
+use std::time::{Duration, Instant};
+use store::{RunId, Store};
+
+/// How long the trainer waits for news before it looks whether anybody is alive.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The collector that lets others draw.
+pub(crate) struct Remote {
+    config: RemoteConfig,
+    store: Store,
+    run: RunId,
+    /// The base model, by which workers are known.
+    identity: String,
+    publications: Publications,
+    /// Draws here what nobody else does.
+    local: Inline,
+    /// Whether the user knows that nobody is alive.
+    told: bool,
+}
+
+impl Remote {
+    /// Publishes the policy that the run begins with.
+    pub(crate) fn open(config: &RemoteConfig, home: &Home<'_>, policy: &Policy) -> Result<Self> {
+        let mut remote = Self {
+            config: config.clone(),
+            // A handle of its own, so that it can wait while others ask.
+            store: Store::open_existing(&home.config.store.url)?,
+            run: home.run,
+            identity: policy.identity().to_owned(),
+            publications: Publications::new(home.folder)?,
+            local: Inline::new(policy, home.config.rollout.engine.clone()),
+            told: false,
+        };
+        remote.share(policy)?;
+        Ok(remote)
+    }
+
+    /// Lets workers draw from this policy.
+    fn share(&mut self, policy: &Policy) -> Result<()> {
+        let oldest = policy.version().version.saturating_sub(1);
+        let path = self.publications.write(policy, oldest)?;
+        self.store.publish(self.run, policy.version(), &path.display().to_string(), oldest)?;
+        self.local.publish(policy)?;
+        Ok(())
+    }
+
+    fn ask(&self, job: &Job) -> Result<()> {
+        let oldest = job.address.step.saturating_sub(1 + self.config.max_staleness);
+        let jobs = order::cut(job, self.config.prompts_per_job, oldest);
+        Ok(self.store.enqueue(self.run, job.address.step, &jobs)?)
+    }
+
+    fn wait_for(&mut self, job: &Job, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Group>> {
+        let (step, start) = (job.address.step, job.address.place);
+        let places = start..start + job.prompts.len();
+        let mut heard = Instant::now();
+        loop {
+            let done = self.store.job_progress(self.run, step, places.clone())?;
+            let samples = job.prompts.len() * job.group_size;
+            progress(Progress { finished: done.groups as usize * job.group_size, samples, tokens: 0 });
+            if done.done == done.jobs {
+                return Ok(self.store.drawn(self.run, step, places)?);
+            }
+            if self.store.workers_alive(&self.identity, self.config.lease())? > 0 {
+                (heard, self.told) = (Instant::now(), false);
+            } else if heard.elapsed() >= self.config.patience() && self.without_workers()? {
+                continue;
+            }
+            self.store.wait_for_results(LOOK)?;
+        }
+    }
+
+    /// Does what the config says where no worker is alive. Returns whether a job was drawn.
+    fn without_workers(&mut self) -> Result<bool> {
+        let start = "start one with `proxrl rollout work --store URL --config FILE`";
+        let what = match self.config.without_workers {
+            WithoutWorkers::Stop => {
+                return Err(Error::runtime(format!(
+                    "no worker is alive, and collector.remote.without_workers is \"stop\": {start}, then resume this run; what is drawn is in the store"
+                )));
+            }
+            WithoutWorkers::Wait => "waiting for one",
+            WithoutWorkers::Draw => "drawing here until there is one",
+        };
+        if !self.told {
+            tracing::warn!("no worker is alive: {what}; {start}");
+            self.told = true;
+        }
+        if self.config.without_workers == WithoutWorkers::Wait {
+            return Ok(false);
+        }
+        let (length, name) = (self.config.lease(), format!("the trainer of run {}", self.run));
+        let Some(lease) = self.store.claim(&name, &self.identity, Some(self.run), length)? else { return Ok(false) };
+        let (store, local) = (&self.store, &mut self.local);
+        let groups =
+            lease::under(store, &lease, length, &|| {}, || Ok(local.collect(order::read(&lease)?, &mut |_| {})?))?;
+        // A worker that was thought dead may have been faster.
+        Ok(store.finish_job(&lease, &groups)?)
+    }
+}
+
+impl Collector for Remote {
+    fn publish(&mut self, policy: &Policy) -> rollout::Result<()> {
+        self.share(policy).map_err(|error| passed_on(&error))
+    }
+
+    fn announce(&mut self, job: &Job) -> rollout::Result<()> {
+        self.ask(job).map_err(|error| passed_on(&error))
+    }
+
+    fn collect(&mut self, job: Job, progress: &mut dyn FnMut(Progress)) -> rollout::Result<Vec<Group>> {
+        self.ask(&job).and_then(|()| self.wait_for(&job, progress)).map_err(|error| passed_on(&error))
+    }
+}
+
+/// What went wrong, in the words of the trait's crate.
+fn passed_on(error: &Error) -> rollout::Error {
+    if error.is_input() { rollout::Error::input(error.to_string()) } else { rollout::Error::Runtime(error.to_string()) }
+}

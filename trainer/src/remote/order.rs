@@ -1,0 +1,91 @@
+//! What a job asks for, in the words that travel through the store.
+
+use crate::{Error, Result};
+use rollout::collector::{Address, Job};
+use schema::{Prompt, SamplerSettings, Seed};
+use serde::{Deserialize, Serialize};
+use store::{Lease, NewJob};
+
+/// A piece of a step's sampling.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Order {
+    prompts: Vec<Prompt>,
+    group_size: usize,
+    settings: SamplerSettings,
+    /// The key of the whole step's job, in hexadecimal.
+    seed: String,
+    /// The number of the first prompt under that key.
+    first: u64,
+}
+
+/// The jobs that a step's sampling is cut into, each of so many prompts.
+pub(super) fn cut(job: &Job, prompts_per_job: usize, min_version: u64) -> Vec<NewJob> {
+    let piece = |(number, prompts): (usize, &[Prompt])| {
+        let offset = number * prompts_per_job;
+        let order = Order {
+            prompts: prompts.to_vec(),
+            group_size: job.group_size,
+            settings: job.settings.clone(),
+            seed: job.seed.to_hex(),
+            first: job.address.first + offset as u64,
+        };
+        NewJob {
+            place: job.address.place + offset,
+            groups: prompts.len(),
+            min_version,
+            request: serde_json::to_string(&order).expect("a record of strings and numbers is JSON"),
+        }
+    };
+    job.prompts.chunks(prompts_per_job).enumerate().map(piece).collect()
+}
+
+/// The sampling that a lease asks for.
+pub(super) fn read(lease: &Lease) -> Result<Job> {
+    let problem = |what: &dyn std::fmt::Display| {
+        Error::input(format!("job {} cannot be read: {what}; is this worker older than the trainer?", lease.job))
+    };
+    let order: Order = serde_json::from_str(&lease.request).map_err(|error| problem(&error))?;
+    let seed = Seed::from_hex(&order.seed).ok_or_else(|| problem(&"its seed is no key"))?;
+    let address = Address { step: lease.step, place: lease.place, first: order.first };
+    Ok(Job { prompts: order.prompts, group_size: order.group_size, settings: order.settings, seed, address })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use store::RunId;
+
+    #[test]
+    fn pieces_keep_their_places_and_their_seeds() {
+        let job = Job {
+            prompts: (0..5).map(|number| Prompt::user(format!("question {number}"))).collect(),
+            group_size: 3,
+            settings: SamplerSettings { temperature: 0.1 + 0.2, ..SamplerSettings::default() },
+            seed: Seed::new(1).child("rollout"),
+            address: Address { step: 7, place: 10, first: 0 },
+        };
+        let pieces = cut(&job, 2, 6);
+        let shapes: Vec<_> = pieces.iter().map(|piece| (piece.place, piece.groups, piece.min_version)).collect();
+        assert_eq!(shapes, [(10, 2, 6), (12, 2, 6), (14, 1, 6)]);
+        let lease = |piece: &NewJob| Lease {
+            job: 1,
+            run: RunId(1),
+            step: 7,
+            place: piece.place,
+            groups: piece.groups,
+            min_version: 6,
+            request: piece.request.clone(),
+            worker: "a".into(),
+            attempt: 1,
+        };
+        for (piece, first) in pieces.iter().zip([0, 2, 4]) {
+            let read = read(&lease(piece)).unwrap();
+            assert_eq!(read.address, Address { step: 7, place: piece.place, first });
+            assert_eq!((read.group_size, &read.settings, &read.seed), (3, &job.settings, &job.seed));
+            assert_eq!(read.prompts, job.prompts[first as usize..(first as usize + 2).min(5)]);
+        }
+        let wrong = Lease { request: "{}".into(), ..lease(&pieces[0]) };
+        assert!(read(&wrong).unwrap_err().is_input());
+    }
+}
