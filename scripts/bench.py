@@ -190,7 +190,11 @@ def measure(args, python):
     for turn in range(args.rounds):
         for part in args.parts:
             report = product(args, part)
-            about = {**about, **{key: report[key] for key in ("program", "model", "threads", "machine") if key in report}}
+            others = {**about.get("others", {})}
+            for name, cores in report.get("others", {}).items():
+                others[name] = max(others.get(name, 0.0), cores or 0.0)
+            about.update({key: report[key] for key in ("program", "model", "threads", "machine") if key in report})
+            about["others"] = others
             for found in report["figures"]:
                 kept = figures.setdefault(found["key"], {**found, "values": [], "limits": [], "peers": {}})
                 kept["values"] += found["values"]
@@ -312,7 +316,7 @@ def keep(args, about, entries, python):
     kept = json.loads(args.kept.read_text()) if args.kept.exists() else {"figures": []}
     measured = {entry["key"] for entry in entries}
     kept["figures"] = [entry for entry in kept["figures"] if entry["key"] not in measured] + entries
-    kept["figures"].sort(key=lambda entry: (PARTS.index(entry["key"].split("/")[0]), bench_page.order(entry["key"])))
+    kept["figures"].sort(key=lambda entry: PARTS.index(entry["key"].split("/")[0]))
     command = "python3 scripts/bench.py " + shlex.join(spoken(sys.argv[1:]))
     for part in args.parts:
         kept.setdefault("parts", {})[part] = {"commit": commit(), "command": command.strip(), **about}

@@ -15,11 +15,6 @@ CHARTS = [
 ]
 
 
-def order(key):
-    """Numbers in a key sort as numbers."""
-    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", key)]
-
-
 def number(value):
     """Three digits that count."""
     if value is None:
@@ -182,14 +177,16 @@ def write(kept, page):
     peers = ", ".join(f"{name} {version}" for name, version in kept.get("peers", {}).items())
     about = next((one for one in kept.get("parts", {}).values() if "machine" in one), {})
     limits = about.get("machine", {})
+    others = [cores for one in kept.get("parts", {}).values() for cores in one.get("others", {}).values()]
+    quiet = f" Meanwhile other processes kept at most {max(others):.2f} cores busy." if others else ""
     usual = [entry for entry in kept["figures"] if not entry["key"].startswith("growth/")]
     grown = [entry for entry in kept["figures"] if entry["key"].startswith("growth/")]
     text = f"""# How fast it is
 
 Written by [scripts/bench.py](../../scripts/bench.py). {about.get("program", "proxrl")} at {", ".join(commits)} with
-`{about.get("model", "")}` in f32, {about.get("threads", "?")} threads, on {kept["host"]}. {"Peers: " + peers + "." if peers else ""}
+`{about.get("model", "")}` in f32, {about.get("threads", "?")} threads, on {kept["host"]}.{" Peers: " + peers + "." if peers else ""}
 The machine's limits, measured in the same processes: {number(limits.get("gflop_per_s"))} GFLOP/s in large products of the
-network's shapes, {number(limits.get("read_gb_per_s"))} GB/s of reading.
+network's shapes, {number(limits.get("read_gb_per_s"))} GB/s of reading.{quiet}
 
 ```sh
 {chr(10).join(commands)}

@@ -6,6 +6,7 @@
 
 mod figure;
 mod limit;
+mod others;
 mod sampling;
 mod steps;
 mod training;
@@ -17,6 +18,7 @@ use clap::ValueEnum;
 use figure::{Figure, Patience, peak_memory_mb};
 use limit::Machine;
 use model::Policy;
+use others::{DISTURBING, Meter};
 use schema::{Seed, Token};
 use serde_json::{Value, json};
 use std::cell::OnceCell;
@@ -248,8 +250,15 @@ pub(crate) fn run(args: &Args, phases: &Kept) -> Result<()> {
 
 /// Measures one part in this process.
 fn alone(bench: &Bench, part: Part) -> Result<Value> {
+    let meter = Meter::start();
     let mut figures = part.measure(bench)?;
+    let others = meter.others();
     let name = part.name();
+    if let Some(cores) = others.filter(|cores| *cores > DISTURBING) {
+        screen::note(&format!(
+            "other processes kept {cores:.1} cores busy while {name} was measured: repeat it on a quiet machine"
+        ));
+    }
     let peak = Figure::amount(format!("{name}/peak_memory"), format!("peak memory of {name}"), "MB", peak_memory_mb());
     figures.push(peak);
     let figures: Vec<Value> = figures.iter().map(Figure::json).collect();
@@ -259,6 +268,7 @@ fn alone(bench: &Bench, part: Part) -> Result<Value> {
         "config": bench.name,
         "model": model,
         "threads": tch::get_num_threads(),
+        "others": { name: others },
         "prose": PROSE.replace('\n', " "),
         "figures": figures,
     });
@@ -329,6 +339,16 @@ fn joined(reports: &[Value]) -> Value {
         }
     }
     whole["figures"] = figures.into();
+    whole["others"] = reports.iter().filter_map(|report| report["others"].as_object()).flatten().fold(
+        Value::Object(serde_json::Map::default()),
+        |mut all, (part, cores)| {
+            // Of several processes that measured one part, the most disturbed.
+            if all[part].as_f64() <= cores.as_f64() {
+                all[part] = cores.clone();
+            }
+            all
+        },
+    );
     whole
 }
 

@@ -79,6 +79,7 @@ impl Listener {
 /// What a span carries from its beginning to its end.
 struct Open {
     entered: Instant,
+    thread: u64,
     details: Details,
 }
 
@@ -98,20 +99,28 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Listener {
         let Some(span) = context.span(id) else { return };
         let mut details = Details::default();
         attributes.record(&mut details);
-        span.extensions_mut().insert(Open { entered: Instant::now(), details });
+        span.extensions_mut().insert(Open { entered: Instant::now(), thread: self.thread(), details });
     }
 
-    fn on_close(&self, id: Id, context: Context<'_, S>) {
+    // A phase ends where its own thread leaves it. When the span is closed says little: a library may hold it for longer,
+    // or enter it on a thread of its own, as the store's SQLite does.
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
         let ended = Instant::now();
-        let Some(span) = context.span(&id) else { return };
-        let Some(open) = span.extensions_mut().remove::<Open>() else { return };
+        let Some(span) = context.span(id) else { return };
+        let thread = self.thread();
+        let mut extensions = span.extensions_mut();
+        if extensions.get_mut::<Open>().is_none_or(|open| open.thread != thread) {
+            return;
+        }
+        let Some(open) = extensions.remove::<Open>() else { return };
         let phase = Phase {
             name: span.name(),
             start: open.entered.duration_since(self.began),
             length: ended.duration_since(open.entered),
             details: open.details.0,
-            thread: self.thread(),
+            thread,
         };
+        drop(extensions);
         (self.sink.lock().unwrap_or_else(PoisonError::into_inner))(phase);
     }
 }
@@ -221,6 +230,22 @@ mod tests {
         assert_eq!(phases[1].details, [("number", 7)]);
         assert!(phases[1].start <= phases[0].start);
         assert!(phases[0].start + phases[0].length <= phases[1].start + phases[1].length);
+    }
+
+    #[test]
+    fn a_phase_ends_where_its_own_thread_leaves_it() {
+        let phases = heard(|| {
+            let append = tracing::info_span!(target: "phase", "append").entered();
+            let held = tracing::Span::current();
+            let worker = held.clone();
+            std::thread::spawn(move || worker.in_scope(|| ())).join().unwrap();
+            drop(append);
+            tracing::info_span!(target: "phase", "forward").in_scope(|| ());
+            drop(held);
+        });
+        let names: Vec<&str> = phases.iter().map(|phase| phase.name).collect();
+        assert_eq!(names, ["append", "forward"]);
+        assert!(phases[0].start + phases[0].length <= phases[1].start);
     }
 
     #[test]
