@@ -158,7 +158,9 @@ fn log_probabilities_are_those_that_a_prompt_of_the_same_tokens_has() {
     assert!(!entries.is_empty() && entries.len() == ids);
     for entry in entries {
         let best = entry["top_logprobs"][0]["logprob"].as_f64().unwrap();
-        assert!(entry["logprob"].as_f64().unwrap() <= best && entry["top_logprobs"].as_array().unwrap().len() == 2);
+        let top = entry["top_logprobs"].as_array().unwrap();
+        assert!(entry["logprob"].as_f64().unwrap() <= best && top.len() == 2);
+        assert!(top.iter().all(|other| other["token"] != entry["token"] || other["logprob"] == entry["logprob"]));
     }
 }
 

@@ -363,7 +363,9 @@ impl Served {
                 }
                 Event::Token { token, logprob, .. } => {
                     tokens += 1;
-                    let likeliest = running.likeliest.remove(&place).unwrap_or_default();
+                    let mut likeliest = running.likeliest.remove(&place).unwrap_or_default();
+                    // Summed in another order, the two differ in the last digits.
+                    likeliest.iter_mut().filter(|(other, _)| *other == token).for_each(|(_, own)| *own = logprob);
                     let token = DrawnToken { token, logprob, likeliest };
                     let _ = running.call.updates.send(Update::Drawn { choice, token });
                 }

@@ -162,6 +162,49 @@ fn neighbours_are_pairs_whatever_their_rewards() {
     assert!((soft[0].unwrap() - 0.731_058_6).abs() < 1e-6 && (soft[0].unwrap() + soft[1].unwrap() - 1.0).abs() < 1e-6);
 }
 
+/// A group whose samples a judge has compared, of worthless samples: the probability that one (row) beats another
+/// (column); NaN where the judge could not say.
+fn compared(wins: &[&[f32]]) -> ScoredGroup {
+    let bare = scored(&[&vec![0.0; wins.len()]]).remove(0);
+    let part = |(place, value): (usize, &f32)| Part {
+        name: Rival::Own(place).part_name(),
+        weight: 0.0,
+        value: value.is_finite().then_some(*value),
+        ..bare.verdicts()[0].parts[0].clone()
+    };
+    let row = |(own, row): (usize, &&[f32])| {
+        let others = row.iter().enumerate().filter(|(place, _)| *place != own).map(part);
+        Verdict { parts: bare.verdicts()[own].parts.iter().cloned().chain(others).collect() }
+    };
+    ScoredGroup::new(bare.group().clone(), wins.iter().enumerate().map(row).collect()).unwrap()
+}
+
+#[test]
+fn what_a_judge_has_said_counts_and_rewards_do_not() {
+    let near = |pair: &ScoredGroup, lengths: [usize; 2], rates: [f32; 2]| {
+        assert_eq!(pair.group().samples.iter().map(Sample::len).collect::<Vec<_>>(), lengths);
+        let found = pair.rewards();
+        assert!(found.iter().zip(rates).all(|(found, rate)| (found.unwrap() - rate).abs() < 1e-6), "{found:?}");
+    };
+    // A circle: win rates 0.55, 0.45 and 0.5. Sample i has i + 1 tokens.
+    let circle = compared(&[&[0.5, 0.9, 0.2], &[0.1, 0.5, 0.8], &[0.8, 0.2, 0.5]]);
+    let groups = std::slice::from_ref(&circle);
+    near(&best_and_worst(groups, 0.0, Against::Partner)[0], [1, 2], [0.9, 0.1]);
+    // With itself each draws: (0.5 + 0.9 + 0.2)/3 and (0.1 + 0.5 + 0.8)/3.
+    near(&best_and_worst(groups, 0.0, Against::Group)[0], [1, 2], [1.6 / 3.0, 1.4 / 3.0]);
+    near(&neighbours(groups, 0.0)[0], [1, 2], [0.9, 0.1]);
+
+    // The best has not been compared with the worst: there is no pair, and no draw either.
+    let x = f32::NAN;
+    let broken = compared(&[&[x, x, 1.0], &[x, x, 0.0], &[0.0, 1.0, x]]);
+    assert!(best_and_worst(&[broken], 0.0, Against::Partner).is_empty());
+    // Of four neighbours the last two were beyond the judge.
+    let half = compared(&[&[x, 0.25, x, x], &[0.75, x, x, x], &[x; 4], &[x; 4]]);
+    let pairs = neighbours(&[half], 0.0);
+    assert_eq!(pairs.len(), 1);
+    near(&pairs[0], [2, 1], [0.75, 0.25]);
+}
+
 #[test]
 fn settings_out_of_range_are_refused_by_name() {
     let refused = |config: Config| build(&config).err().unwrap().to_string();
