@@ -165,6 +165,8 @@ def page(args, runs, summaries):
         pictures.append(f"![{args.metric} by {axis}, mean over seeds]({picture.name})")
     seeds = ", ".join(map(str, args.seeds))
     command = "python3 " + shlex.join(sys.argv)
+    over = [name for name in runs if max(summary.get("samples") or 0 for summary in summaries[name]) > samples]
+    beyond = f" By then {', '.join(over)} had drawn more than {samples:,} samples; the next table is at equal ones." if over else ""
     return f"""# {args.title}
 
 Each method by its own config, on seeds {seeds}; every number is the mean over seeds, ± their standard deviation. Commit
@@ -179,7 +181,7 @@ Each method by its own config, on seeds {seeds}; every number is the mean over s
 {outcome(runs, summaries)}
 
 Held-out prompts are answered greedily, before the first and after the last step. *Training* is sampling, scoring, storing
-and updating.
+and updating.{beyond}
 
 ## `{args.metric}` against samples
 

@@ -1,5 +1,6 @@
 //! Every config in `configs/` loads, and names only keys that exist.
 
+use crate::support::{Desk, config};
 use std::path::Path;
 use trainer::config::{Config, Serving};
 
@@ -35,4 +36,25 @@ pub(crate) fn resolved(path: &Path) -> String {
     let resolved = config.resolved().unwrap();
     assert_eq!(Config::parse(&resolved, "resolved", &[]).unwrap(), config, "{}", path.display());
     resolved
+}
+
+/// The model of each config of a method, and what these tests put in its place.
+const MODEL: &str = "path = \"SmolLM2-135M-Instruct.Q4_1.gguf\"";
+const TINY: &str = "device = \"cpu\"
+random = { family = \"llama\", hidden_size = 32, layers = 1, heads = 2, kv_heads = 1, intermediate_size = 64 }";
+
+#[test]
+fn every_config_of_a_policy_gradient_runs_but_for_its_size() {
+    let methods = ["grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "cispo", "reinforce", "ppo"];
+    for name in methods.into_iter().chain(["sft", "reward_model"]) {
+        let text = std::fs::read_to_string(config(&format!("{name}.toml"))).unwrap();
+        assert_eq!(text.matches(MODEL).count(), 1, "{name}");
+        let desk = Desk::new();
+        desk.write("config.toml", text.replace(MODEL, TINY));
+        let smaller = ["steps=2", "rollout.prompts_per_step=2", "evaluate.prompts=2", "tracker.tensorboard=false"];
+        let args = ["train", "config.toml", "--out", "run"].into_iter();
+        desk.ok(&args.chain(smaller.into_iter().flat_map(|set| ["--set", set])).collect::<Vec<_>>());
+        assert_eq!(desk.metrics("run").len(), 2, "{name}");
+        assert!(desk.path("run/checkpoints/step_2/adapter.safetensors").exists(), "{name}");
+    }
 }

@@ -231,6 +231,17 @@ fn files_are_read_in_every_layout_and_a_run_resumes() {
     train(&desk, "rm.toml", "pairs", &[]);
     // −log σ(0 − 0 − 0.5) = 0.974077
     assert!((column(&desk, "pairs", "loss")[0] - 0.974_077).abs() < 1e-5);
+    desk.write(
+        "prompted.jsonl",
+        "{\"prompt\": \"1?\", \"chosen\": \"yes\", \"rejected\": \"no, never\", \"margin\": 0.5}\n",
+    );
+    train(&desk, "rm.toml", "prompted", &["prompts.jsonl.path=prompted.jsonl"]);
+    assert!((column(&desk, "prompted", "loss")[0] - 0.974_077).abs() < 1e-5);
+    // `4.` and its end are three tokens of a completion; the tokens of its prompt are not learned.
+    desk.write("answers.jsonl", "{\"prompt\": \"What is 2+2?\", \"completion\": \"4.\"}\n");
+    let sets = ["prompts.jsonl.path=answers.jsonl", "prompts.jsonl.held_out_count=0", "steps=1"];
+    train(&desk, "sft.toml", "answers", &sets);
+    assert_eq!(column(&desk, "answers", "completions/mean_length"), [3.0]);
     train(&desk, "rm.toml", "dropped", &["algorithm.reward_model.max_length=12", "steps=1"]);
     let row = &desk.metrics("dropped")[0];
     assert_eq!((&row["examples/dropped"], &row["updates/taken"]), (&8.0.into(), &0.0.into()));

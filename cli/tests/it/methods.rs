@@ -35,14 +35,20 @@ fn number(row: &Value, key: &str) -> f64 {
     row[key].as_f64().unwrap_or_else(|| panic!("no {key} in {row}"))
 }
 
-fn learns(method: &str) {
+/// With the settings of its config, and these on top of them.
+fn learns_with(method: &str, sets: &[&str]) {
     for seed in 0..3 {
-        let rows = train(&Desk::new(), method, "run", &[&format!("seed={seed}")]);
+        let seed = format!("seed={seed}");
+        let rows = train(&Desk::new(), method, "run", &[sets, &[seed.as_str()]].concat());
         let rewards: Vec<f64> = rows.iter().map(|row| number(row, "rewards/digit/mean")).collect();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         let (first, last) = (mean(&rewards[..3]), mean(&rewards[11..]));
-        assert!(last > first + 0.3, "{method}, seed {seed}: {first:.3} to {last:.3} in {rewards:?}");
+        assert!(last > first + 0.3, "{method} {sets:?}, {seed}: {first:.3} to {last:.3} in {rewards:?}");
     }
+}
+
+fn learns(method: &str) {
+    learns_with(method, &[]);
 }
 
 #[test]
@@ -66,6 +72,11 @@ fn gspo_learns_on_three_seeds() {
 }
 
 #[test]
+fn gspo_token_learns_on_three_seeds() {
+    learns_with("gspo", &["algorithm.gspo.level=token"]);
+}
+
+#[test]
 fn rloo_learns_on_three_seeds() {
     learns("rloo");
 }
@@ -73,6 +84,11 @@ fn rloo_learns_on_three_seeds() {
 #[test]
 fn reinforce_pp_learns_on_three_seeds() {
     learns("reinforce_pp");
+}
+
+#[test]
+fn reinforce_pp_with_a_baseline_learns_on_three_seeds() {
+    learns_with("reinforce_pp", &["algorithm.reinforce_pp.baseline=true"]);
 }
 
 #[test]

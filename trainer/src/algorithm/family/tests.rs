@@ -41,6 +41,35 @@ fn the_gradient_is_that_of_finite_differences() {
     }
 }
 
+/// A member with one of the settings that all share, by its name in the config.
+fn with(config: &Config, key: &str, value: impl Into<toml::Value>) -> Config {
+    let mut table = toml::Table::try_from(config).unwrap();
+    table[config.name()].as_table_mut().unwrap().insert(key.into(), value.into());
+    table.try_into().unwrap()
+}
+
+#[test]
+fn the_gradient_is_that_of_finite_differences_with_a_penalty_and_a_correction_too() {
+    let masked: toml::Table = toml::from_str("token_mask = { floor = 0.9, cap = 1.1 }").unwrap();
+    let truncated: toml::Table = toml::from_str("sequence_truncate = { cap = 1.1 }").unwrap();
+    for config in members() {
+        let penalised = with(&config, "kl_coefficient", 0.3);
+        for config in [
+            with(&penalised, "rollout_correction", masked.clone()),
+            with(&config, "rollout_correction", truncated.clone()),
+            penalised,
+        ] {
+            let loss = moved(CREDIT).of(&config);
+            check_slice(&loss.gradient, &loss.numeric);
+        }
+    }
+    // k1+ and k3+ have another gradient than their value, on purpose.
+    for kl_estimator in [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3] {
+        let loss = moved(CREDIT).of(&Config::Grpo(Grpo { kl_coefficient: 0.3, kl_estimator, ..Grpo::default() }));
+        check_slice(&loss.gradient, &loss.numeric);
+    }
+}
+
 #[test]
 fn the_gradient_of_cispo_is_its_weight_times_that_of_the_log_probability() {
     // The weights are constants, so finite differences of the loss itself would see more: of −w A log π, none.
@@ -137,11 +166,7 @@ fn a_truncated_completion_can_be_left_out_by_every_method() {
     let groups = scored_lengths(&[(&[1.0, 0.0], &[1, 2])]);
     let samples = &groups[0].group().samples;
     for config in members() {
-        // Also a setting that all share is set by its name in the config.
-        let mut table = toml::Table::try_from(&config).unwrap();
-        let settings = table[config.name()].as_table_mut().unwrap();
-        settings.insert("mask_truncated_completions".into(), true.into());
-        let masked = build(&table.try_into().unwrap()).unwrap();
+        let masked = build(&with(&config, "mask_truncated_completions", true)).unwrap();
         assert!(masked.trains_on(&samples[0]) && !masked.trains_on(&samples[1]), "{}", config.name());
         assert!(build(&config).unwrap().trains_on(&samples[1]));
     }
