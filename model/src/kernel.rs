@@ -12,6 +12,7 @@
 //! them vouches for sizes and for that disjointness; `architecture/decoder/decode.rs` is the one caller.
 
 #![expect(unsafe_code, reason = "vector instructions, and threads that write disjoint parts of one buffer")]
+#![expect(clippy::inline_always, reason = "a generic kernel has to become part of the function with the instructions")]
 
 mod attend;
 mod lanes;
@@ -25,7 +26,7 @@ pub(crate) mod vocab;
 pub(crate) use attend::{Attend, attend};
 pub(crate) use product::{Into, LowRankTerm, Product, UNIT, linear, members, multiply};
 pub(crate) use row::{gate_silu, rms_norm, rotate};
-pub(crate) use team::{share_of, together};
+pub(crate) use team::{Barrier, share_of, together};
 
 use tch::{Kind, Tensor};
 

@@ -264,8 +264,7 @@ impl Policy {
             return Trace { hidden: self.hidden(packed, adapter), way: None };
         }
         let mut attention = packed.attention(self.kind);
-        let (states, tape) =
-            self.network.forward_with_tape(&packed.ids, &packed.positions, &mut attention, adapter);
+        let (states, tape) = self.network.forward_with_tape(&packed.ids, &packed.positions, &mut attention, adapter);
         let hidden = tch::no_grad(|| states.index_select(0, &packed.predictors));
         let way = Way {
             network: Rc::clone(&self.network),
@@ -325,8 +324,11 @@ impl Trace {
         let Some(way) = self.way else { return };
         let by_states = tch::no_grad(|| {
             // A prompt's last state predicts the first token of each of its completions.
-            Tensor::zeros([way.tokens, by_hidden.size()[1]], (by_hidden.kind(), by_hidden.device()))
-                .index_add(0, &way.predictors, by_hidden)
+            Tensor::zeros([way.tokens, by_hidden.size()[1]], (by_hidden.kind(), by_hidden.device())).index_add(
+                0,
+                &way.predictors,
+                by_hidden,
+            )
         });
         way.network.backward(way.tape, &by_states, &way.adapter);
     }

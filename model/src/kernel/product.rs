@@ -80,14 +80,7 @@ pub(crate) fn members(multiplications: usize) -> usize {
 ///
 /// # Safety
 /// All addresses are those of enough numbers; nobody else writes these columns or reads them, or writes `x`, meanwhile.
-pub(crate) unsafe fn multiply(
-    product: &Product,
-    x: Rows,
-    rows: usize,
-    columns: Range<usize>,
-    y: RowsMut,
-    into: Into,
-) {
+pub(crate) unsafe fn multiply(product: &Product, x: Rows, rows: usize, columns: Range<usize>, y: RowsMut, into: Into) {
     // SAFETY: the best instructions are there; the rest is the caller's promise.
     unsafe { multiply_on(Instructions::best(), product, x, rows, columns, y, into) }
 }

@@ -47,8 +47,7 @@ pub(crate) fn norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> (Tensor, Tensor
 /// ```
 pub(crate) fn norm_gradient(by_normed: &Tensor, x: &Tensor, weight: &Tensor, inverse: &Tensor, by_x: &Tensor) {
     let (rows, width) = size(x);
-    let (above, from, scale, inverses) =
-        (Rows::of(by_normed), Rows::of(x), Rows::of(weight), Rows::of(inverse));
+    let (above, from, scale, inverses) = (Rows::of(by_normed), Rows::of(x), Rows::of(weight), Rows::of(inverse));
     let to = RowsMut::of_tensor(by_x, width);
     by_rows(rows, width, |row| {
         // SAFETY: rows of the tensors above, each written by one thread; the best instructions are there.
@@ -144,8 +143,7 @@ unsafe fn gated_row<L: Lanes>(gate_up: *const f32, width: usize, to: *mut f32) {
 pub(crate) fn gated_gradient(by_mixed: &Tensor, gate_up: &Tensor) -> Tensor {
     let (rows, width) = size(by_mixed);
     let gradient = gate_up.empty_like();
-    let (above, from, to) =
-        (Rows::of(by_mixed), Rows::of(gate_up), RowsMut::of_tensor(&gradient, 2 * width));
+    let (above, from, to) = (Rows::of(by_mixed), Rows::of(gate_up), RowsMut::of_tensor(&gradient, 2 * width));
     by_rows(rows, 2 * width, |row| {
         // SAFETY: rows of the tensors above, each written by one thread; the best instructions are there.
         unsafe { gated_gradient_on(Instructions::best(), above.row(row), from.row(row), width, to.row(row)) }
@@ -207,8 +205,7 @@ pub(crate) fn linear_into(
                 rank: up.size()[1] as usize,
             });
             let inner = low_rank.map(|term| term.inner);
-            let product =
-                Product { weight: Rows::of(weight), inputs, bias: bias.map(Rows::of), low_rank };
+            let product = Product { weight: Rows::of(weight), inputs, bias: bias.map(Rows::of), low_rank };
             (part.range.clone(), product, inner)
         })
         .collect();

@@ -39,9 +39,15 @@ fn check(instructions: Instructions, rows: i64, outputs: i64, inputs: i64, rank:
 #[test]
 fn products_agree_with_libtorch_whatever_the_sizes() {
     for instructions in Instructions::all() {
-        for (rows, outputs, inputs, rank) in
-            [(1, 1, 1, 0), (1, 17, 33, 3), (2, 8, 16, 16), (3, 29, 40, 5), (4, 24, 48, 16), (7, 50, 100, 17), (9, 6, 7, 1)]
-        {
+        for (rows, outputs, inputs, rank) in [
+            (1, 1, 1, 0),
+            (1, 17, 33, 3),
+            (2, 8, 16, 16),
+            (3, 29, 40, 5),
+            (4, 24, 48, 16),
+            (7, 50, 100, 17),
+            (9, 6, 7, 1),
+        ] {
             check(instructions, rows, outputs, inputs, rank);
         }
     }
@@ -104,7 +110,10 @@ fn attention_agrees_with_libtorch() {
             output: RowsMut::of_tensor(&mixed, head_dim as usize).row(0),
         };
         unsafe { attend(&work, &mut Vec::new()) };
-        close(&Vec::<f32>::try_from(mixed.reshape([-1])).unwrap(), &Vec::<f32>::try_from(expected.reshape([-1])).unwrap());
+        close(
+            &Vec::<f32>::try_from(mixed.reshape([-1])).unwrap(),
+            &Vec::<f32>::try_from(expected.reshape([-1])).unwrap(),
+        );
     }
 }
 

@@ -36,7 +36,9 @@ pub(crate) fn inner(x: Wide, a: &Tensor) -> Tensor {
     together(members, |member, _| {
         let own = share_of(member, members, x.rows, 4);
         // SAFETY: the sizes are the tensors' own, and each member writes rows of its own.
-        unsafe { multiply(&product, x.first.from_row(own.start), own.len(), 0..rank, to.from_row(own.start), Into::Fresh) }
+        unsafe {
+            multiply(&product, x.first.from_row(own.start), own.len(), 0..rank, to.from_row(own.start), Into::Fresh)
+        }
     });
     y
 }
@@ -68,7 +70,13 @@ unsafe fn sums<L: Lanes>(left: Rows, rank: usize, right: Rows, rows: usize, colu
             let (width, registers) = if rest >= 3 * L::WIDTH { (3 * L::WIDTH, 3) } else { (rest.min(L::WIDTH), 1) };
             let mut r = 0;
             while r < rank {
-                let ranks = if rank - r >= 8 { 8 } else if rank - r >= 4 { 4 } else { 1 };
+                let ranks = if rank - r >= 8 {
+                    8
+                } else if rank - r >= 4 {
+                    4
+                } else {
+                    1
+                };
                 let (left, right) = (left.from_column(r), right.from_column(column));
                 let to = to.from_column(column).from_row(r);
                 match (ranks, registers) {

@@ -134,9 +134,8 @@ impl Arithmetic {
     }
 
     fn linear_into(self, layer: &Linear, x: &Tensor, adapter: &Adapter, y: &Tensor, into: Into) -> Inner {
-        let inner = Inner {
-            parts: layer.adapters(adapter).map(|part| part.map(|low_rank| self.inner(low_rank, x))).collect(),
-        };
+        let inner =
+            Inner { parts: layer.adapters(adapter).map(|part| part.map(|low_rank| self.inner(low_rank, x))).collect() };
         let parts = || layer.columns().zip(layer.adapters(adapter)).zip(&inner.parts);
         match self {
             Self::Kernels => {
@@ -277,9 +276,9 @@ mod tests {
     #[test]
     fn norms_and_their_gradients_are_those_of_autograd() {
         for (way, width) in WAYS.into_iter().flat_map(|way| [7i64, 40].map(|width| (way, width))) {
-            let (x, weight, above) = (leaf(3, width, "x"), random(1, width, "w").reshape([width]), random(3, width, "a"));
-            let reference =
-                &x * (x.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + 1e-3).rsqrt() * &weight;
+            let (x, weight, above) =
+                (leaf(3, width, "x"), random(1, width, "w").reshape([width]), random(3, width, "a"));
+            let reference = &x * (x.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + 1e-3).rsqrt() * &weight;
             let (normed, inverse) = way.norm(&x.detach(), &weight, 1e-3);
             close(&normed, &reference.detach(), "norm");
             let mut by_x = Tensor::ones_like(&above);
@@ -300,7 +299,8 @@ mod tests {
 
     #[test]
     fn turning_back_undoes_turning() {
-        let angles = Rope::new(8, 100.0, &RopeScaling::None, HOST, Kind::Float).angles(&Tensor::from_slice(&[0i64, 3, 9]));
+        let angles =
+            Rope::new(8, 100.0, &RopeScaling::None, HOST, Kind::Float).angles(&Tensor::from_slice(&[0i64, 3, 9]));
         let start = random(3, 24, "x");
         let turned: Vec<Tensor> = WAYS
             .into_iter()

@@ -8,12 +8,12 @@
 
 #![expect(unsafe_code, reason = "threads that write disjoint parts of one buffer; see the kernels")]
 
-use super::{Decoder, Linear};
+use super::{Decoder, Dimensions, Layer, Linear};
 use crate::adapter::{Adapter, LowRank};
 use crate::cache::KvCache;
 use crate::kernel::{
-    Attend, Into, LowRankTerm, Product, Rows, RowsMut, UNIT, attend, gate_silu, members, multiply, rms_norm, rotate,
-    share_of, together,
+    Attend, Barrier, Into, LowRankTerm, Product, Rows, RowsMut, UNIT, attend, gate_silu, members, multiply, rms_norm,
+    rotate, share_of, together,
 };
 use std::ops::Range;
 use tch::{Kind, Tensor};
@@ -71,6 +71,20 @@ struct Room {
     inner: RowsMut,
 }
 
+/// What all members of the team know.
+struct Pass<'a> {
+    dimensions: &'a Dimensions,
+    /// The tokens that each row has in the cache.
+    lengths: &'a [usize],
+    /// Tokens that a slot of the cache has room for.
+    capacity: usize,
+    /// `[row, head_dim]`, whose halves are alike.
+    cos: Rows,
+    sin: Rows,
+    room: Room,
+    members: usize,
+}
+
 /// The last hidden states, `[row, hidden]`, of one new token in each of the first `lengths.len()` slots, whose keys and
 /// values are written to the cache behind the `lengths` that are there.
 pub(super) fn decode(
@@ -82,141 +96,203 @@ pub(super) fn decode(
 ) -> Tensor {
     let d = &decoder.dimensions;
     let rows = lengths.len();
-    let (hidden, intermediate) = (d.hidden as usize, d.intermediate as usize);
-    let (heads, kv_heads, head_dim) = (d.heads as usize, d.kv_heads as usize, d.head_dim as usize);
-    let device = decoder.embedding.device();
-
-    let ids = Tensor::from_slice(ids);
     let positions: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
     let angles = decoder.rope.angles(&Tensor::from_slice(&positions));
-    let (cos, sin) = (Rows::of(&angles.cos), Rows::of(&angles.sin));
-    let start = decoder.embedding.index_select(0, &ids);
-    let result = Tensor::empty([rows as i64, d.hidden], (Kind::Float, device));
-
+    let start = decoder.embedding.index_select(0, &Tensor::from_slice(ids));
+    let result = Tensor::empty([rows as i64, d.hidden], (Kind::Float, decoder.embedding.device()));
     let layers: Vec<LayerRows> = decoder
         .layers
         .iter()
-        .enumerate()
-        .map(|(index, layer)| {
-            let (keys, values) = cache.layer(index);
-            LayerRows {
-                input_norm: Rows::of(&layer.input_norm),
-                qkv: LinearRows::new(&layer.qkv, adapter),
-                query_norm: layer.query_norm.as_ref().map(Rows::of),
-                key_norm: layer.key_norm.as_ref().map(Rows::of),
-                output: LinearRows::new(&layer.output, adapter),
-                post_norm: Rows::of(&layer.post_norm),
-                gate_up: LinearRows::new(&layer.gate_up, adapter),
-                down: LinearRows::new(&layer.down, adapter),
-                keys: RowsMut::of_tensor(keys, kv_heads * head_dim),
-                values: RowsMut::of_tensor(values, kv_heads * head_dim),
-            }
-        })
+        .zip(0..)
+        .map(|(layer, index)| LayerRows::new(d, layer, cache.layer(index), adapter))
         .collect();
+
+    let (hidden, queries, keys) =
+        (d.hidden as usize, (d.heads * d.head_dim) as usize, (d.kv_heads * d.head_dim) as usize);
     let ranks = layers.iter().map(LayerRows::ranks).max().unwrap_or(0);
-    let widths = [hidden, (heads + 2 * kv_heads) * head_dim, heads * head_dim, 2 * intermediate, ranks.max(1)];
+    let widths = [hidden, queries + 2 * keys, queries, 2 * d.intermediate as usize, ranks.max(1)];
     let mut buffers = widths.map(|width| vec![0.0f32; rows * width]);
     let mut buffers = buffers.iter_mut().zip(widths).map(|(buffer, width)| RowsMut::of(buffer, width));
     let mut next = || buffers.next().expect("there is a width for each buffer");
     let x = RowsMut::of_tensor(&start, hidden);
-    let room = Room { x, normed: next(), qkv: next(), attended: next(), gate_up: next(), inner: next() };
+    let pass = Pass {
+        dimensions: d,
+        lengths,
+        capacity: cache.capacity(),
+        cos: Rows::of(&angles.cos),
+        sin: Rows::of(&angles.sin),
+        room: Room { x, normed: next(), qkv: next(), attended: next(), gate_up: next(), inner: next() },
+        members: members(rows * d.parameters() as usize),
+    };
     let (last_norm, last) = (Rows::of(&decoder.norm), RowsMut::of_tensor(&result, hidden));
-
-    let epsilon = d.norm_epsilon as f32;
-    let capacity = cache.capacity();
-    let members = members(rows * d.parameters() as usize);
-    together(members, |member, barrier| {
-        let own = share_of(member, members, rows, 1);
+    together(pass.members, |member, barrier| {
         let mut scores = Vec::new();
         // SAFETY: addresses are those of tensors and buffers of the sizes that the network's dimensions give, all of
         // which outlive the team. In each phase, which ends at a barrier, a member writes rows, columns or heads of its
         // own, of a buffer that nobody reads in that phase except where it is written.
         unsafe {
-            let norm = |from: RowsMut, weight: Rows, to: RowsMut, width: usize| {
-                for row in own.clone() {
-                    rms_norm(from.read().slice(row, width), weight.slice(0, width), epsilon, to.slice(row, width));
-                }
-            };
-            let columns = |count: usize| share_of(member, members, count, UNIT);
             for layer in &layers {
-                norm(room.x, layer.input_norm, room.normed, hidden);
-                layer.qkv.inner(room.normed.read(), own.clone(), room.inner);
-                barrier.wait();
-                let width = layer.qkv.outputs();
-                layer.qkv.columns(room.normed.read(), rows, columns(width), room.qkv, room.inner, Into::Fresh);
-                barrier.wait();
-
-                for item in share_of(member, members, rows * kv_heads, 1) {
-                    let (row, kv_head) = (item / kv_heads, item % kv_heads);
-                    let shared = heads / kv_heads;
-                    let half = head_dim / 2;
-                    let (cos, sin) = (cos.slice(row, half), sin.slice(row, half));
-                    let turn = |head: RowsMut, norm: Option<Rows>| {
-                        if let Some(weight) = norm {
-                            let plain = head.read().slice(row, head_dim).to_vec();
-                            rms_norm(&plain, weight.slice(0, head_dim), epsilon, head.slice(row, head_dim));
-                        }
-                        rotate(head.slice(row, head_dim), cos, sin);
-                    };
-                    let first = kv_head * shared;
-                    for head in first..first + shared {
-                        turn(room.qkv.from_column(head * head_dim), layer.query_norm);
-                    }
-                    let key = room.qkv.from_column((heads + kv_head) * head_dim);
-                    let value = room.qkv.from_column((heads + kv_heads + kv_head) * head_dim);
-                    turn(key, layer.key_norm);
-                    let place = row * capacity + lengths[row];
-                    let (keys, values) =
-                        (layer.keys.from_column(kv_head * head_dim), layer.values.from_column(kv_head * head_dim));
-                    keys.slice(place, head_dim).copy_from_slice(key.read().slice(row, head_dim));
-                    values.slice(place, head_dim).copy_from_slice(value.read().slice(row, head_dim));
-                    let work = Attend {
-                        queries: room.qkv.from_column(first * head_dim).read().row(row),
-                        heads: shared,
-                        keys: keys.read().row(row * capacity),
-                        values: values.read().row(row * capacity),
-                        stride: kv_heads * head_dim,
-                        tokens: lengths[row] + 1,
-                        head_dim,
-                        output: room.attended.from_column(first * head_dim).row(row),
-                    };
-                    attend(&work, &mut scores);
-                }
-                barrier.wait();
-                if layer.output.ranks > 0 {
-                    layer.output.inner(room.attended.read(), own.clone(), room.inner);
-                    barrier.wait();
-                }
-                layer.output.columns(room.attended.read(), rows, columns(hidden), room.x, room.inner, Into::Sum);
-                barrier.wait();
-
-                norm(room.x, layer.post_norm, room.normed, hidden);
-                layer.gate_up.inner(room.normed.read(), own.clone(), room.inner);
-                barrier.wait();
-                let mine = columns(intermediate);
-                for start in [0, intermediate] {
-                    let columns = start + mine.start..start + mine.end;
-                    layer.gate_up.columns(room.normed.read(), rows, columns, room.gate_up, room.inner, Into::Fresh);
-                }
-                let (gate, up) = (room.gate_up.from_column(mine.start), room.gate_up.from_column(intermediate + mine.start));
-                for row in 0..rows {
-                    gate_silu(gate.slice(row, mine.len()), up.read().slice(row, mine.len()));
-                }
-                barrier.wait();
-                if layer.down.ranks > 0 {
-                    layer.down.inner(room.gate_up.read(), own.clone(), room.inner);
-                    barrier.wait();
-                }
-                layer.down.columns(room.gate_up.read(), rows, columns(hidden), room.x, room.inner, Into::Sum);
-                barrier.wait();
+                pass.attention_part(layer, member, barrier, &mut scores);
+                pass.feed_forward_part(layer, member, barrier);
             }
-            norm(room.x, last_norm, last, hidden);
+            pass.norm(member, pass.room.x, last_norm, last);
         }
     });
     result
 }
 
+impl Pass<'_> {
+    fn rows(&self) -> usize {
+        self.lengths.len()
+    }
+
+    fn hidden(&self) -> usize {
+        self.dimensions.hidden as usize
+    }
+
+    /// The rows that are a member's.
+    fn own_rows(&self, member: usize) -> Range<usize> {
+        share_of(member, self.members, self.rows(), 1)
+    }
+
+    /// The columns of `count` that are a member's.
+    fn own_columns(&self, member: usize, count: usize) -> Range<usize> {
+        share_of(member, self.members, count, UNIT)
+    }
+
+    /// # Safety
+    /// As for the whole team: see [`decode`]. So for the other parts.
+    unsafe fn norm(&self, member: usize, from: RowsMut, weight: Rows, to: RowsMut) {
+        let (width, epsilon) = (self.hidden(), self.dimensions.norm_epsilon as f32);
+        for row in self.own_rows(member) {
+            // SAFETY: the caller's promise; these rows are the member's.
+            unsafe { rms_norm(from.read().slice(row, width), weight.slice(0, width), epsilon, to.slice(row, width)) }
+        }
+    }
+
+    /// `x += O(attend(Q n, K n, V n))`
+    ///
+    /// # Safety
+    /// See [`Pass::norm`].
+    unsafe fn attention_part(&self, layer: &LayerRows, member: usize, barrier: &Barrier, scores: &mut Vec<f32>) {
+        let (room, rows, own) = (&self.room, self.rows(), self.own_rows(member));
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.norm(member, room.x, layer.input_norm, room.normed);
+            layer.qkv.inner(room.normed.read(), own.clone(), room.inner);
+            barrier.wait();
+            let columns = self.own_columns(member, layer.qkv.outputs());
+            layer.qkv.columns(room.normed.read(), rows, columns, room.qkv, room.inner, Into::Fresh);
+            barrier.wait();
+            let kv_heads = self.dimensions.kv_heads as usize;
+            for item in share_of(member, self.members, rows * kv_heads, 1) {
+                self.heads(layer, item / kv_heads, item % kv_heads, scores);
+            }
+            barrier.wait();
+            if layer.output.ranks > 0 {
+                layer.output.inner(room.attended.read(), own, room.inner);
+                barrier.wait();
+            }
+            let columns = self.own_columns(member, self.hidden());
+            layer.output.columns(room.attended.read(), rows, columns, room.x, room.inner, Into::Sum);
+            barrier.wait();
+        }
+    }
+
+    /// Turns one row's queries and keys that belong to one key head, stores key and value, and attends.
+    ///
+    /// # Safety
+    /// See [`Pass::norm`].
+    unsafe fn heads(&self, layer: &LayerRows, row: usize, kv_head: usize, scores: &mut Vec<f32>) {
+        let (d, room) = (self.dimensions, &self.room);
+        let (heads, kv_heads, dim) = (d.heads as usize, d.kv_heads as usize, d.head_dim as usize);
+        let shared = heads / kv_heads;
+        let first = kv_head * shared;
+        // SAFETY: the caller's promise; these heads are the member's.
+        unsafe {
+            let (cos, sin) = (self.cos.slice(row, dim / 2), self.sin.slice(row, dim / 2));
+            let turn = |head: RowsMut, norm: Option<Rows>| {
+                if let Some(weight) = norm {
+                    let plain = head.read().slice(row, dim).to_vec();
+                    rms_norm(&plain, weight.slice(0, dim), d.norm_epsilon as f32, head.slice(row, dim));
+                }
+                rotate(head.slice(row, dim), cos, sin);
+            };
+            for head in first..first + shared {
+                turn(room.qkv.from_column(head * dim), layer.query_norm);
+            }
+            let key = room.qkv.from_column((heads + kv_head) * dim);
+            let value = room.qkv.from_column((heads + kv_heads + kv_head) * dim);
+            turn(key, layer.key_norm);
+            let place = row * self.capacity + self.lengths[row];
+            let (keys, values) = (layer.keys.from_column(kv_head * dim), layer.values.from_column(kv_head * dim));
+            keys.slice(place, dim).copy_from_slice(key.read().slice(row, dim));
+            values.slice(place, dim).copy_from_slice(value.read().slice(row, dim));
+            let work = Attend {
+                queries: room.qkv.from_column(first * dim).read().row(row),
+                heads: shared,
+                keys: keys.read().row(row * self.capacity),
+                values: values.read().row(row * self.capacity),
+                stride: kv_heads * dim,
+                tokens: self.lengths[row] + 1,
+                head_dim: dim,
+                output: room.attended.from_column(first * dim).row(row),
+            };
+            attend(&work, scores);
+        }
+    }
+
+    /// `x += D(silu(G n) ∘ U n)`
+    ///
+    /// # Safety
+    /// See [`Pass::norm`].
+    unsafe fn feed_forward_part(&self, layer: &LayerRows, member: usize, barrier: &Barrier) {
+        let (room, rows, own) = (&self.room, self.rows(), self.own_rows(member));
+        let intermediate = self.dimensions.intermediate as usize;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.norm(member, room.x, layer.post_norm, room.normed);
+            layer.gate_up.inner(room.normed.read(), own.clone(), room.inner);
+            barrier.wait();
+            let mine = self.own_columns(member, intermediate);
+            for start in [0, intermediate] {
+                let columns = start + mine.start..start + mine.end;
+                layer.gate_up.columns(room.normed.read(), rows, columns, room.gate_up, room.inner, Into::Fresh);
+            }
+            let gate = room.gate_up.from_column(mine.start);
+            let up = room.gate_up.from_column(intermediate + mine.start).read();
+            for row in 0..rows {
+                gate_silu(gate.slice(row, mine.len()), up.slice(row, mine.len()));
+            }
+            barrier.wait();
+            if layer.down.ranks > 0 {
+                layer.down.inner(room.gate_up.read(), own, room.inner);
+                barrier.wait();
+            }
+            let columns = self.own_columns(member, self.hidden());
+            layer.down.columns(room.gate_up.read(), rows, columns, room.x, room.inner, Into::Sum);
+            barrier.wait();
+        }
+    }
+}
+
 impl LayerRows {
+    fn new(d: &Dimensions, layer: &Layer, (keys, values): (&Tensor, &Tensor), adapter: &Adapter) -> Self {
+        let width = (d.kv_heads * d.head_dim) as usize;
+        Self {
+            input_norm: Rows::of(&layer.input_norm),
+            qkv: LinearRows::new(&layer.qkv, adapter),
+            query_norm: layer.query_norm.as_ref().map(Rows::of),
+            key_norm: layer.key_norm.as_ref().map(Rows::of),
+            output: LinearRows::new(&layer.output, adapter),
+            post_norm: Rows::of(&layer.post_norm),
+            gate_up: LinearRows::new(&layer.gate_up, adapter),
+            down: LinearRows::new(&layer.down, adapter),
+            keys: RowsMut::of_tensor(keys, width),
+            values: RowsMut::of_tensor(values, width),
+        }
+    }
+
     fn ranks(&self) -> usize {
         [&self.qkv, &self.output, &self.gate_up, &self.down].map(|linear| linear.ranks).into_iter().max().unwrap_or(0)
     }
@@ -294,7 +370,9 @@ impl AdapterPart {
         let rank = layer.rank() as usize;
         let scales = match &layer.gate {
             // SAFETY: a gate has one number per rank.
-            Some(gate) => unsafe { Rows::of(gate).slice(0, rank) }.iter().map(|gate| gate * layer.scale as f32).collect(),
+            Some(gate) => {
+                unsafe { Rows::of(gate).slice(0, rank) }.iter().map(|gate| gate * layer.scale as f32).collect()
+            }
             None => vec![layer.scale as f32; rank],
         };
         Self { down: Rows::of(&layer.a), up: Rows::of(&layer.b), rank, scales, place }

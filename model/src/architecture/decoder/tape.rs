@@ -86,7 +86,7 @@ pub(super) fn forward(
     for (index, layer) in decoder.layers.iter().enumerate() {
         let (normed, inverse) = arithmetic.norm(&x, &layer.input_norm, epsilon);
         let (qkv, qkv_inner) = arithmetic.linear(&layer.qkv, &normed, adapter);
-        let heads = attend(decoder, layer, index, qkv, &angles, attention, keep);
+        let heads = attend(decoder, layer, index, &qkv, &angles, attention, keep);
         let attended = heads.mixed.detach().reshape([x.size()[0], -1]).contiguous();
         let middle = x.copy();
         let output = arithmetic.add_linear(&layer.output, &attended, adapter, &middle);
@@ -121,7 +121,7 @@ fn attend(
     decoder: &Decoder,
     layer: &Layer,
     index: usize,
-    qkv: Tensor,
+    qkv: &Tensor,
     angles: &Angles,
     attention: &mut dyn Attention,
     keep: Keep,
@@ -137,7 +137,7 @@ fn attend(
     };
     let query_norm = norm(0, queries, layer.query_norm.as_ref());
     let key_norm = norm(queries, keys, layer.key_norm.as_ref());
-    arithmetic.rotate(&qkv, queries + keys, angles, Turn::Forward);
+    arithmetic.rotate(qkv, queries + keys, angles, Turn::Forward);
 
     let heads = |start: i64, width: i64| {
         let part = qkv.narrow(1, start, width).reshape([-1, width / d.head_dim, d.head_dim]).detach();
