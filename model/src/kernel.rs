@@ -67,7 +67,7 @@ impl Rows {
     }
 
     /// The rows from this one on.
-    pub(crate) fn from_row(self, row: usize) -> Self {
+    pub(crate) fn at_row(self, row: usize) -> Self {
         Self { first: self.row(row), ..self }
     }
 
@@ -77,7 +77,7 @@ impl Rows {
     }
 
     /// The same rows without the first `columns` numbers of each.
-    pub(crate) fn from_column(self, columns: usize) -> Self {
+    pub(crate) fn at_column(self, columns: usize) -> Self {
         Self { first: self.first.wrapping_add(columns), ..self }
     }
 
@@ -113,7 +113,7 @@ impl RowsMut {
     }
 
     /// The rows from this one on.
-    pub(crate) fn from_row(self, row: usize) -> Self {
+    pub(crate) fn at_row(self, row: usize) -> Self {
         Self { first: self.row(row), ..self }
     }
 
@@ -127,7 +127,7 @@ impl RowsMut {
     }
 
     /// The same rows without the first `columns` numbers of each.
-    pub(crate) fn from_column(self, columns: usize) -> Self {
+    pub(crate) fn at_column(self, columns: usize) -> Self {
         Self { first: self.first.wrapping_add(columns), ..self }
     }
 }

@@ -264,7 +264,6 @@ macro_rules! dispatched {
     ($name:ident($($argument:ident: $type:ty),*) = $generic:ident) => {
         /// Runs the kernel on these instructions, which the machine must have; what the generic one asks of addresses
         /// holds here too.
-        #[expect(clippy::too_many_arguments, reason = "a kernel's operands and sizes")]
         pub(super) unsafe fn $name(instructions: $crate::kernel::lanes::Instructions, $($argument: $type),*) {
             use $crate::kernel::lanes::{self, Instructions};
             #[cfg(target_arch = "x86_64")]

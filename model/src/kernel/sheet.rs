@@ -78,9 +78,9 @@ unsafe fn norm_gradient_of<L: Lanes>(
         let mut sums = [0.0f32; 16];
         let whole = count / 16 * 16;
         for start in (0..whole).step_by(16) {
-            for lane in 0..16 {
+            for (lane, sum) in sums.iter_mut().enumerate() {
                 let at = start + lane;
-                sums[lane] += above[at] * weight[at] * x[at];
+                *sum += above[at] * weight[at] * x[at];
             }
         }
         let dot = sums.iter().sum::<f32>() + (whole..count).map(|at| above[at] * weight[at] * x[at]).sum::<f32>();
@@ -220,10 +220,10 @@ pub(crate) fn linear_into(
                     continue;
                 }
                 let low_rank = product.low_rank.zip(*inner);
-                let low_rank = low_rank.map(|(term, inner)| LowRankTerm { inner: inner.from_row(start), ..term });
+                let low_rank = low_rank.map(|(term, inner)| LowRankTerm { inner: inner.at_row(start), ..term });
                 let product = Product { low_rank, ..*product };
                 // SAFETY: the sizes are the tensors' own, and each member writes columns of its own.
-                unsafe { multiply(&product, from.from_row(start), count, both, to.from_row(start), into) }
+                unsafe { multiply(&product, from.at_row(start), count, both, to.at_row(start), into) }
             }
         }
     });

@@ -21,7 +21,7 @@ pub(crate) struct Wide {
 impl Wide {
     /// All columns, or those of a fused output that belong to one part.
     pub(crate) fn of(tensor: &Tensor, columns: Range<i64>) -> Self {
-        let first = Rows::of(tensor).from_column(columns.start as usize);
+        let first = Rows::of(tensor).at_column(columns.start as usize);
         Self { rows: tensor.size()[0] as usize, first, columns: columns.count() }
     }
 }
@@ -37,7 +37,7 @@ pub(crate) fn inner(x: Wide, a: &Tensor) -> Tensor {
         let own = share_of(member, members, x.rows, 4);
         // SAFETY: the sizes are the tensors' own, and each member writes rows of its own.
         unsafe {
-            multiply(&product, x.first.from_row(own.start), own.len(), 0..rank, to.from_row(own.start), Into::Fresh)
+            multiply(&product, x.first.at_row(own.start), own.len(), 0..rank, to.at_row(own.start), Into::Fresh);
         }
     });
     y
@@ -77,8 +77,8 @@ unsafe fn sums<L: Lanes>(left: Rows, rank: usize, right: Rows, rows: usize, colu
                 } else {
                     1
                 };
-                let (left, right) = (left.from_column(r), right.from_column(column));
-                let to = to.from_column(column).from_row(r);
+                let (left, right) = (left.at_column(r), right.at_column(column));
+                let to = to.at_column(column).at_row(r);
                 match (ranks, registers) {
                     (8, 3) => tile::<L, 8, 3>(left, right, rows, width, to),
                     (4, 3) => tile::<L, 4, 3>(left, right, rows, width, to),

@@ -219,24 +219,24 @@ impl Pass<'_> {
                 rotate(head.slice(row, dim), cos, sin);
             };
             for head in first..first + shared {
-                turn(room.qkv.from_column(head * dim), layer.query_norm);
+                turn(room.qkv.at_column(head * dim), layer.query_norm);
             }
-            let key = room.qkv.from_column((heads + kv_head) * dim);
-            let value = room.qkv.from_column((heads + kv_heads + kv_head) * dim);
+            let key = room.qkv.at_column((heads + kv_head) * dim);
+            let value = room.qkv.at_column((heads + kv_heads + kv_head) * dim);
             turn(key, layer.key_norm);
             let place = row * self.capacity + self.lengths[row];
-            let (keys, values) = (layer.keys.from_column(kv_head * dim), layer.values.from_column(kv_head * dim));
+            let (keys, values) = (layer.keys.at_column(kv_head * dim), layer.values.at_column(kv_head * dim));
             keys.slice(place, dim).copy_from_slice(key.read().slice(row, dim));
             values.slice(place, dim).copy_from_slice(value.read().slice(row, dim));
             let work = Attend {
-                queries: room.qkv.from_column(first * dim).read().row(row),
+                queries: room.qkv.at_column(first * dim).read().row(row),
                 heads: shared,
                 keys: keys.read().row(row * self.capacity),
                 values: values.read().row(row * self.capacity),
                 stride: kv_heads * dim,
                 tokens: self.lengths[row] + 1,
                 head_dim: dim,
-                output: room.attended.from_column(first * dim).row(row),
+                output: room.attended.at_column(first * dim).row(row),
             };
             attend(&work, scores);
         }
@@ -259,8 +259,8 @@ impl Pass<'_> {
                 let columns = start + mine.start..start + mine.end;
                 layer.gate_up.columns(room.normed.read(), rows, columns, room.gate_up, room.inner, Into::Fresh);
             }
-            let gate = room.gate_up.from_column(mine.start);
-            let up = room.gate_up.from_column(intermediate + mine.start).read();
+            let gate = room.gate_up.at_column(mine.start);
+            let up = room.gate_up.at_column(intermediate + mine.start).read();
             for row in 0..rows {
                 gate_silu(gate.slice(row, mine.len()), up.slice(row, mine.len()));
             }
@@ -328,8 +328,8 @@ impl LinearRows {
     unsafe fn inner(&self, x: Rows, rows: Range<usize>, inner: RowsMut) {
         for adapter in self.parts.iter().filter_map(|part| part.adapter.as_ref()) {
             let product = Product { weight: adapter.down, inputs: self.inputs, bias: None, low_rank: None };
-            let to = inner.from_column(adapter.place);
-            let (from, first) = (x.from_row(rows.start), to.from_row(rows.start));
+            let to = inner.at_column(adapter.place);
+            let (from, first) = (x.at_row(rows.start), to.at_row(rows.start));
             // SAFETY: the caller's promise.
             unsafe {
                 multiply(&product, from, rows.len(), 0..adapter.rank, first, Into::Fresh);
@@ -354,7 +354,7 @@ impl LinearRows {
                 continue;
             }
             let low_rank = part.adapter.as_ref().map(|adapter| LowRankTerm {
-                inner: inner.read().from_column(adapter.place),
+                inner: inner.read().at_column(adapter.place),
                 up: adapter.up.numbered_from(part.columns.start),
                 rank: adapter.rank,
             });
