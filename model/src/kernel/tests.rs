@@ -1,3 +1,5 @@
+//! Kernels against libtorch and against arithmetic by hand.
+
 use super::lanes::Instructions;
 use super::product::multiply_on;
 use super::*;
