@@ -10,8 +10,8 @@ mod publication;
 pub(crate) mod tensors;
 
 pub use merged::{export_gguf, export_hub};
-pub(crate) use publication::Publications;
 pub use peft::{PeftForm, export_peft};
+pub(crate) use publication::Publications;
 
 use crate::guard::Memory;
 use crate::{Error, Result};
