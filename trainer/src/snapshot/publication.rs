@@ -20,14 +20,10 @@ impl Publications {
     /// Those of this run folder, made where they are not there. Workers find them by their full path.
     pub(crate) fn new(run_folder: &Path) -> Result<Self> {
         let folder = run_folder.join("published");
-        fs::create_dir_all(&folder).and_then(|()| folder.canonicalize()).map(|folder| Self { folder }).map_err(
-            |error| {
-                Error::runtime(format!(
-                    "cannot make the folder {} for the workers' policies: {error}",
-                    folder.display()
-                ))
-            },
-        )
+        let made = fs::create_dir_all(&folder).and_then(|()| folder.canonicalize());
+        made.map(|folder| Self { folder }).map_err(|error| {
+            Error::runtime(format!("cannot make the folder {} for the workers' policies: {error}", folder.display()))
+        })
     }
 
     /// Writes a policy's adapter, and drops those of versions that are `oldest` no longer. Returns where it is.
