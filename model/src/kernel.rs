@@ -8,8 +8,9 @@
 //! Every output is a sum over one row and one weight row in a fixed order, whatever else is in the batch and however
 //! many threads share the work. A sequence is therefore decoded to the same bits alone and in company.
 //!
-//! The functions take raw addresses: threads write disjoint parts of one buffer, which slices cannot say. Whoever calls
-//! them vouches for sizes and for that disjointness; `architecture/decoder/decode.rs` is the one caller.
+//! [`sheet`], [`thin`] and [`vocab`] take tensors. The functions below them take raw addresses: threads write disjoint
+//! parts of one buffer, which slices cannot say. Whoever calls those vouches for sizes and for that disjointness;
+//! `architecture/decoder/decode.rs` is the one caller outside of this folder.
 
 #![expect(unsafe_code, reason = "vector instructions, and threads that write disjoint parts of one buffer")]
 #![expect(clippy::inline_always, reason = "a generic kernel has to become part of the function with the instructions")]

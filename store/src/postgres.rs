@@ -54,11 +54,11 @@ impl Server {
         let mut connection = Connection::from(connection);
         let read_only = if mode == Mode::Read { "on" } else { "off" };
         // A commit is on the disk when it returns, whatever the server's default.
-        let session = format!(
+        let settings = format!(
             "SET client_min_messages = warning; SET synchronous_commit = on; SET lock_timeout = '{PATIENCE_S}s';
             SET default_transaction_read_only = {read_only}"
         );
-        connection.script(session).await.map_err(|error| self.cannot_open(&error))?;
+        connection.script(settings).await.map_err(|error| self.cannot_open(&error))?;
         Ok(connection)
     }
 

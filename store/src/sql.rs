@@ -33,7 +33,7 @@ impl Engine {
     /// another came first; a reader sees one state of the store, whatever is appended meanwhile.
     pub(crate) fn begin(self, access: Access) -> &'static str {
         match (self, access) {
-            // By what the session may do.
+            // By what the connection may do.
             (Self::Sqlite, Access::Read | Access::Scratch) | (Self::Postgres, Access::Write) => "BEGIN",
             (Self::Sqlite, Access::Write) => "BEGIN IMMEDIATE",
             (Self::Postgres, Access::Read) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
