@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use strsim::levenshtein;
 
 /// Where an answer is looked for if the config names no column, in this order.
 const ANSWERS: [&str; 4] = ["answer", "solution", "ground_truth", "reward_model.ground_truth"];
@@ -171,26 +172,10 @@ pub(super) fn find<'a>(row: &'a Map<String, Value>, column: &str) -> Option<&'a 
 /// What to say when a column is not there.
 pub(super) fn missing(what: &str, column: &str, row: &Map<String, Value>) -> String {
     let names: Vec<String> = row.keys().map(|name| format!("`{name}`")).collect();
-    let nearest = row.keys().map(|name| (distance(name, column), name)).min();
+    let nearest = row.keys().map(|name| (levenshtein(name, column), name)).min();
     let nearest = nearest.filter(|(distance, name)| *distance * 2 <= name.len());
     let hint = nearest.map_or(String::new(), |(_, name)| format!("; did you mean `{name}`?"));
     format!("there is no column `{column}` for {what}s, only {} (`{what}_column` names it){hint}", names.join(", "))
-}
-
-/// How many letters must be added, removed or changed to make one word of the other (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 fn kind(value: &Value) -> &'static str {

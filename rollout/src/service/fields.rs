@@ -6,6 +6,7 @@
 use super::failure::Failure;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
+use strsim::levenshtein;
 
 /// The parameters that nobody has taken yet.
 pub(super) struct Fields {
@@ -83,7 +84,7 @@ impl Fields {
     fn unknown(&self, name: &str) -> Failure {
         let shown: String = name.chars().take(60).collect();
         let taken = self.taken.borrow();
-        let near = taken.iter().map(|known| (distance(&shown, known), *known)).min();
+        let near = taken.iter().map(|known| (levenshtein(&shown, known), *known)).min();
         let advice = match near.filter(|(edits, _)| *edits <= shown.chars().count().max(3) / 3) {
             Some((_, near)) => format!("did you mean `{near}`?"),
             None => format!("this endpoint takes {}", taken.join(", ")),
@@ -186,21 +187,6 @@ fn empty(value: &Value) -> bool {
         Value::Object(fields) => fields.is_empty(),
         _ => false,
     }
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let substitute = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

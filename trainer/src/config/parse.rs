@@ -3,6 +3,7 @@
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::str::FromStr;
+use strsim::levenshtein;
 use toml::{Table, Value};
 
 /// How serde begins what it says of one key that is given by two of its names.
@@ -150,23 +151,8 @@ fn reworded(message: &str) -> String {
 
 /// The candidate with the smallest edit distance, if it is near enough to be meant.
 fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    let near = candidates.iter().map(|candidate| (distance(word, candidate), *candidate)).min()?;
+    let near = candidates.iter().map(|candidate| (levenshtein(word, candidate), *candidate)).min()?;
     (near.0 <= word.chars().count().max(3) / 2).then_some(near.1)
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let substitute = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -243,7 +229,7 @@ mod tests {
 
     #[test]
     fn distances() {
-        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(levenshtein("kitten", "sitting"), 3);
         assert_eq!(nearest("temprature", &["top_p", "temperature"]), Some("temperature"));
         assert_eq!(nearest("zzz", &["temperature"]), None);
     }
