@@ -25,7 +25,7 @@ pub(crate) mod thin;
 pub(crate) mod vocab;
 
 pub(crate) use attend::{Attend, attend};
-pub(crate) use product::{Into, LowRankTerm, Product, UNIT, linear, members, multiply};
+pub(crate) use product::{Into, LowRankTerm, Product, UNIT, members, multiply};
 pub(crate) use row::{gate_silu, rms_norm, rotate};
 pub(crate) use team::{Barrier, share_of, together};
 

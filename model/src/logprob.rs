@@ -19,12 +19,12 @@
 //! memory by the chunk, whatever the batch. All of it is f32 even for bf16 networks.
 
 use crate::device::HOST;
-use crate::kernel::{self, vocab};
+use crate::kernel::{sheet, vocab};
 use tch::{Kind, Tensor};
 
 /// The logits of a few tokens, `[token, hidden]` to `[token, vocab]`, whole.
 pub(crate) fn logits(hidden: &Tensor, head: &Tensor) -> Tensor {
-    if by_hand(hidden) { kernel::linear(&hidden.contiguous(), head) } else { hidden.linear(head, None::<Tensor>) }
+    if by_hand(hidden) { sheet::linear(&hidden.contiguous(), head) } else { hidden.linear(head, None::<Tensor>) }
 }
 
 /// Whether our kernels are the ones to use: f32 on the CPU.

@@ -11,10 +11,8 @@
 //! One output's sum does not depend on which tile it is in: the order along `k` is the same in all of them.
 
 use super::lanes::{Instructions, Lanes, dispatched, prefetch};
-use super::team::{share_of, together};
 use super::{Rows, RowsMut};
 use std::ops::Range;
-use tch::{Kind, Tensor};
 
 /// The second factor of an adapter's update and what it is multiplied by.
 #[derive(Debug, Clone, Copy)]
@@ -47,22 +45,6 @@ pub(crate) enum Into {
     Fresh,
     /// It is added to.
     Sum,
-}
-
-/// `x Wᵀ` for a few rows, `[row, inputs]` to `[row, outputs]`; all f32 on the CPU and contiguous.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
-    let (rows, inputs) = x.size2().expect("x is a matrix");
-    let (outputs, _) = weight.size2().expect("a weight is a matrix");
-    let y = Tensor::empty([rows, outputs], (Kind::Float, x.device()));
-    let product = Product { weight: Rows::of(weight), inputs: inputs as usize, bias: None, low_rank: None };
-    let (from, to) = (Rows::of(x), RowsMut::of_tensor(&y, outputs as usize));
-    let members = members((rows * inputs * outputs) as usize);
-    together(members, |member, _| {
-        let columns = share_of(member, members, outputs as usize, UNIT);
-        // SAFETY: the sizes are the tensors' own, and each member writes columns of its own.
-        unsafe { multiply(&product, from, rows as usize, columns, to, Into::Fresh) }
-    });
-    y
 }
 
 /// Columns that threads are given at least: several blocks of any width.

@@ -68,19 +68,25 @@ pub(super) fn turn(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
 pub(crate) fn gate_silu(gate: &mut [f32], up: &[f32]) {
     debug_assert_eq!(gate.len(), up.len());
     // SAFETY: the best instructions are there, and the slices are of one length.
-    unsafe { silu_on(Instructions::best(), gate.as_mut_ptr(), up.as_ptr(), up.len()) }
+    unsafe { gate_silu_on(Instructions::best(), gate.as_mut_ptr(), up.as_ptr(), up.len()) }
 }
 
-dispatched!(silu_on(gate: *mut f32, up: *const f32, count: usize) = silu);
+dispatched!(gate_silu_on(gate: *mut f32, up: *const f32, count: usize) = gate_row);
 
 #[inline(always)]
-unsafe fn silu<L: Lanes>(gate: *mut f32, up: *const f32, count: usize) {
+unsafe fn gate_row<L: Lanes>(gate: *mut f32, up: *const f32, count: usize) {
     // SAFETY: the caller's promise: `count` numbers at each address, which do not overlap.
     let (gate, up) = unsafe { (std::slice::from_raw_parts_mut(gate, count), std::slice::from_raw_parts(up, count)) };
     // The generic parameter only picks the instructions; the compiler makes vectors of this loop.
     for (gate, up) in gate.iter_mut().zip(up) {
-        *gate = *gate / (1.0 + exp(-*gate)) * up;
+        *gate = silu(*gate) * up;
     }
+}
+
+/// `x / (1 + e^-x)`
+#[inline(always)]
+pub(super) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
 }
 
 /// `e^x`, to within two units in the last place: `2^n · e^r` with `|r| ≤ ln 2 / 2` and a polynomial for `e^r` (the

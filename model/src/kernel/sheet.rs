@@ -4,7 +4,7 @@
 
 use super::lanes::{Instructions, Lanes, dispatched};
 use super::product::{Into, LowRankTerm, Product, members, multiply};
-use super::row::{exp, norm_scale, turn};
+use super::row::{exp, norm_scale, silu, turn};
 use super::team::{share_of, together};
 use super::{Rows, RowsMut};
 use std::ops::Range;
@@ -135,7 +135,7 @@ unsafe fn gated_row<L: Lanes>(gate_up: *const f32, width: usize, to: *mut f32) {
         )
     };
     for ((to, gate), up) in to.iter_mut().zip(gate).zip(up) {
-        *to = gate / (1.0 + exp(-gate)) * up;
+        *to = silu(*gate) * up;
     }
 }
 
@@ -179,6 +179,14 @@ pub(crate) struct Columns<'a> {
     pub(crate) range: Range<usize>,
     /// `B`, `[outputs, rank]`, and `u`, `[row, rank]`.
     pub(crate) low_rank: Option<(&'a Tensor, &'a Tensor)>,
+}
+
+/// `x Wᵀ`, `[row, inputs]` to `[row, outputs]`.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
+    let (outputs, _) = size(weight);
+    let y = Tensor::empty([x.size()[0], outputs as i64], (Kind::Float, x.device()));
+    linear_into(x, weight, None, &[Columns { range: 0..outputs, low_rank: None }], &y, Into::Fresh);
+    y
 }
 
 /// Rows that pass over the weights together: few enough to stay in the second cache.
