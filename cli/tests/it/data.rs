@@ -1,15 +1,8 @@
 //! Learning from data sets: supervised fine-tuning, reward models, and what is built on them.
 
-use crate::support::{Desk, Done};
+use crate::support::{Desk, Done, tiny_model};
 
-const MODEL: &str = "[model]
-device = \"cpu\"
-random = { family = \"llama\", hidden_size = 64, layers = 2, heads = 4, kv_heads = 2, intermediate_size = 128 }
-
-[model.adapter.lora]
-rank = 8
-alpha = 16
-";
+const MODEL: &str = tiny_model!();
 
 const ARITHMETIC: &str = "[prompts.arithmetic]
 operations = [\"+\"]

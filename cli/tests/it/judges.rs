@@ -1,31 +1,23 @@
 //! Judges: whoever compares, pairs are learned from, stored, and compared with other policies; failures teach nothing.
 
-use crate::support::Desk;
+use crate::support::{Desk, tiny_model, tiny_sums};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const COMMON: &str = "[model]
-device = \"cpu\"
-random = { family = \"llama\", hidden_size = 64, layers = 2, heads = 4, kv_heads = 2, intermediate_size = 128 }
-
-[model.adapter.lora]
-rank = 8
-alpha = 16
-
-[prompts.arithmetic]
-operations = [\"+\"]
-max = 6
-held_out = 8
-
+const COMMON: &str = concat!(
+    tiny_model!(),
+    tiny_sums!(),
+    "
 [optimizer.adamw]
 learning_rate = 1e-2
 
 [checkpoint]
 every = 2
-";
+"
+);
 
 /// Answers of eight tokens, in groups of this size.
 fn rollout(group_size: usize) -> String {

@@ -1,21 +1,9 @@
 //! Learning from preferences: every method runs from a config, learns what it should, and goes on after a stop.
 
-use crate::support::Desk;
+use crate::support::{Desk, tiny_model, tiny_sums};
 use serde_json::Value;
 
-const COMMON: &str = "[model]
-device = \"cpu\"
-random = { family = \"llama\", hidden_size = 64, layers = 2, heads = 4, kv_heads = 2, intermediate_size = 128 }
-
-[model.adapter.lora]
-rank = 8
-alpha = 16
-
-[prompts.arithmetic]
-operations = [\"+\"]
-max = 6
-held_out = 8
-";
+const COMMON: &str = concat!(tiny_model!(), tiny_sums!());
 
 /// Pairs of a data set.
 const PAIRS: &str = "chosen = \"{answer}\"

@@ -6,6 +6,34 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
+/// The head of a config: a network that learns in seconds, with an adapter. Constants can be made of it.
+macro_rules! tiny_model {
+    () => {
+        "[model]
+device = \"cpu\"
+random = { family = \"llama\", hidden_size = 64, layers = 2, heads = 4, kv_heads = 2, intermediate_size = 128 }
+
+[model.adapter.lora]
+rank = 8
+alpha = 16
+"
+    };
+}
+pub(crate) use tiny_model;
+
+/// Goes on where [`tiny_model`] ends: sums up to 6 for it to answer.
+macro_rules! tiny_sums {
+    () => {
+        "
+[prompts.arithmetic]
+operations = [\"+\"]
+max = 6
+held_out = 8
+"
+    };
+}
+pub(crate) use tiny_sums;
+
 /// A fresh folder to run the program in.
 pub(crate) struct Desk {
     folder: TempDir,
