@@ -19,7 +19,6 @@ tokenizer gives the same tokens. Without --peers, Python 3.8 and the program are
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -28,8 +27,8 @@ import tempfile
 from pathlib import Path
 
 import bench_page
+from compare_methods import ROOT, commit, machine
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/bench.toml"
 PINNED = [
     "torch==2.13.0",
@@ -184,17 +183,16 @@ def peer(args, python, name, part, work):
 
 
 def measure(args, python):
-    """Figures by key, with the values of the product and of each peer; and what else the product says."""
+    """Figures by key, with the values of the product and of each peer; and what else the product says, by part."""
     hf, gguf = weights(args, python) if python else (None, None)
     figures, about = {}, {}
     for turn in range(args.rounds):
         for part in args.parts:
             report = product(args, part)
-            others = {**about.get("others", {})}
+            said = about.setdefault(part, {"others": {}})
+            said.update({key: report[key] for key in ("program", "model", "threads", "machine") if key in report})
             for name, cores in report.get("others", {}).items():
-                others[name] = max(others.get(name, 0.0), cores or 0.0)
-            about.update({key: report[key] for key in ("program", "model", "threads", "machine") if key in report})
-            about["others"] = others
+                said["others"][name] = max(said["others"].get(name, 0.0), cores or 0.0)
             for found in report["figures"]:
                 kept = figures.setdefault(found["key"], {**found, "values": [], "limits": [], "peers": {}})
                 kept["values"] += found["values"]
@@ -284,20 +282,6 @@ def versions(python):
     return json.loads(run([python, "-c", code]))
 
 
-def machine():
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        model = next(line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, {platform.system()}"
-
-
-def commit():
-    said = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    return said.stdout.strip() or "unknown"
-
-
 def spoken(words):
     """The command line as anybody would give it: without the places that things have on this machine."""
     own = {"--program": [], "--kept": [], "--peers-python": ["--peers"]}
@@ -319,7 +303,7 @@ def keep(args, about, entries, python):
     kept["figures"].sort(key=lambda entry: PARTS.index(entry["key"].split("/")[0]))
     command = "python3 scripts/bench.py " + shlex.join(spoken(sys.argv[1:]))
     for part in args.parts:
-        kept.setdefault("parts", {})[part] = {"commit": commit(), "command": command.strip(), **about}
+        kept.setdefault("parts", {})[part] = {"commit": commit(), "command": command.strip(), **about[part]}
     kept["host"] = machine()
     if python:
         kept["peers"] = versions(python)

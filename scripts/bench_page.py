@@ -14,6 +14,11 @@ CHARTS = [
     ("memory", r".*/peak_memory$", "Peak memory, MB (less is better)"),
 ]
 
+# Said where TRL's batch was cut.
+TRL_MICRO = """
+`--trl-micro N` cuts TRL's batch into passes of N rows, as people do whose memory the whole batch does not fit in.
+"""
+
 
 def number(value):
     """Three digits that count."""
@@ -31,6 +36,12 @@ def spread(one):
         return ""
     middle = number(one["median"])
     return middle if len(one["values"]) < 2 else f"{middle} ({number(one['low'])}–{number(one['high'])})"
+
+
+def between(values):
+    """The least and the greatest, once if they look alike."""
+    ends = [number(value) for value in (min(values), max(values))] if values else ["?"]
+    return "–".join(dict.fromkeys(ends))
 
 
 def lines_of(entries):
@@ -61,7 +72,9 @@ def markdown_table(entries):
 
 def bar_chart(title, groups):
     """Horizontal bars: `groups` is a list of (label, [(series, value)])."""
-    bar, gap, left, width = 16, 14, 150, 640
+    bar, gap, width = 16, 14, 640
+    # Letters of this size are about eight wide; a label must not begin outside of the picture.
+    left = 30 + 8 * max((len(label) for label, _ in groups), default=0)
     most = max((value for _, bars in groups for _, value in bars), default=0) or 1
     body, y = [], 54
     for label, bars in groups:
@@ -176,7 +189,9 @@ def write(kept, page):
     commits = sorted({about["commit"] for about in kept.get("parts", {}).values()})
     peers = ", ".join(f"{name} {version}" for name, version in kept.get("peers", {}).items())
     about = next((one for one in kept.get("parts", {}).values() if "machine" in one), {})
-    limits = about.get("machine", {})
+    machines = [one["machine"] for one in kept.get("parts", {}).values() if "machine" in one]
+    limits = {key: between([machine[key] for machine in machines]) for key in ("gflop_per_s", "read_gb_per_s")}
+    micro = "" if not any("--trl-micro" in command for command in commands) else TRL_MICRO
     others = [cores for one in kept.get("parts", {}).values() for cores in one.get("others", {}).values()]
     quiet = f" Meanwhile other processes kept at most {max(others):.2f} cores busy." if others else ""
     usual = [entry for entry in kept["figures"] if not entry["key"].startswith("growth/")]
@@ -185,8 +200,8 @@ def write(kept, page):
 
 Written by [scripts/bench.py](../../scripts/bench.py). {about.get("program", "proxrl")} at {", ".join(commits)} with
 `{about.get("model", "")}` in f32, {about.get("threads", "?")} threads, on {kept["host"]}.{" Peers: " + peers + "." if peers else ""}
-The machine's limits, measured in the same processes: {number(limits.get("gflop_per_s"))} GFLOP/s in large products of the
-network's shapes, {number(limits.get("read_gb_per_s"))} GB/s of reading.{quiet}
+The machine's limits, which each part measures in its own process: {limits["gflop_per_s"]} GFLOP/s in large products of the
+network's shapes, {limits["read_gb_per_s"]} GB/s of reading.{quiet}
 
 ```sh
 {chr(10).join(commands)}
@@ -205,7 +220,7 @@ peer in the column before it: above 1 it is ahead, in speed as in memory. All do
   `grpo/token` is the same per drawn token. Below it its phases; `decode` and `prefill` are parts of `collect`.
 - `dpo/step`: 32 pairs of answers of 64 tokens to prompts of 64, the reference's log-probabilities included.
 - `startup/first_step`: from the command until the first sample is being drawn. `peak_memory` is that of the part's process.
-
+{micro}
 {chr(10).join(sections)}
 
 {markdown_table(usual)}

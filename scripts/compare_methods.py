@@ -144,7 +144,7 @@ def machine():
         model = next(line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
-    return f"{os.cpu_count()} cores of {model}, {platform.system()}"
+    return f"{len(os.sched_getaffinity(0))} cores of {model}, {platform.system()}"
 
 
 def commit():
