@@ -15,6 +15,7 @@ mod profile;
 mod replay;
 mod rollout;
 mod screen;
+mod stop;
 mod train;
 
 use clap::{Parser, Subcommand};

@@ -3,9 +3,9 @@
 
 use crate::profile::Trace;
 use crate::screen::{self, Screen, Usage, clock, thousands};
+use crate::stop::{self, STOP};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use trainer::config::{Config, Override};
 use trainer::{Outcome, Summary, Target};
@@ -41,9 +41,6 @@ impl Args {
     }
 }
 
-/// Set by the first Ctrl-C: finish the step, save, leave.
-static STOP: AtomicBool = AtomicBool::new(false);
-
 /// Trains; what is heard of its phases goes into `trace`, which is closed however the run ends.
 pub(crate) fn run(args: &Args, trace: Option<&Trace>) -> anyhow::Result<ExitCode> {
     let done = train(args);
@@ -63,7 +60,10 @@ fn train(args: &Args) -> anyhow::Result<ExitCode> {
         }
         (None, None) => return Err(Usage("give a config file or --resume DIR".into()).into()),
     };
-    listen_for_interrupts()?;
+    stop::listen(
+        "interrupted: finishing this step and saving; press Ctrl-C again to leave at once",
+        "interrupted again: leaving at once; the newest checkpoint stands",
+    )?;
     let mut screen = Screen::new();
     let outcome = trainer::train(&config, &target, &mut screen, &STOP)?;
     match outcome {
@@ -88,17 +88,6 @@ fn free_folder(config: &Path) -> PathBuf {
     let numbered = (2u32..).map(|number| PathBuf::from(format!("runs/{name}-{number}")));
     let first = std::iter::once(PathBuf::from(format!("runs/{name}")));
     first.chain(numbered).find(|folder| !folder.exists()).expect("some number is free")
-}
-
-fn listen_for_interrupts() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
-            screen::note("interrupted again: leaving at once; the newest checkpoint stands");
-            std::process::exit(130);
-        }
-        screen::note("interrupted: finishing this step and saving; press Ctrl-C again to leave at once");
-    })?;
-    Ok(())
 }
 
 fn closing(config: &Config, summary: &Summary) -> String {

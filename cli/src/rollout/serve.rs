@@ -2,13 +2,13 @@
 #![expect(clippy::print_stdout, reason = "where it listens, and the token, are the program's output")]
 
 use crate::screen::{self, Usage};
+use crate::stop::{self, STOP};
 use model::Policy;
 use rollout::service::{self, Options};
 use schema::Seed;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use trainer::config::{Override, Serving};
 
 #[derive(Debug, clap::Args)]
@@ -37,9 +37,6 @@ pub(crate) struct Args {
     no_token: bool,
 }
 
-/// Set by the first SIGTERM or Ctrl-C: take nothing new, let what runs end.
-static STOP: AtomicBool = AtomicBool::new(false);
-
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut config = match (&args.config, &args.run) {
         (Some(path), _) => Serving::load(path, &args.set)?,
@@ -54,7 +51,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     config.serve.host = args.host.clone().unwrap_or(config.serve.host);
     config.serve.port = args.port.unwrap_or(config.serve.port);
     let (token, fresh) = token(args)?;
-    listen_for_signals()?;
+    stop::listen(
+        "stopping: no new requests; those that run may end. Once more leaves at once",
+        "stopped again: leaving at once",
+    )?;
     let base = Policy::load(&config.model, &Seed::new(config.seed))?.base();
     let name = base_name(&config.model);
     let options = Options {
@@ -101,10 +101,7 @@ fn token(args: &Args) -> anyhow::Result<(Option<String>, bool)> {
 
 /// Puts an adapter of a run or of PEFT on the base.
 fn load(base: &Policy, folder: &Path) -> rollout::Result<Policy> {
-    trainer::adapted_policy(base, folder).map_err(|error| {
-        let message = error.to_string();
-        if error.is_input() { rollout::Error::input(message) } else { rollout::Error::runtime(message) }
-    })
+    Ok(trainer::adapted_policy(base, folder)?)
 }
 
 /// The last part of the model's path, without the ending of a file.
@@ -114,15 +111,4 @@ fn base_name(config: &model::Config) -> String {
         "" | "." | ".." => "base".to_owned(),
         name => name.to_owned(),
     }
-}
-
-fn listen_for_signals() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
-            screen::note("stopped again: leaving at once");
-            std::process::exit(130);
-        }
-        screen::note("stopping: no new requests; those that run may end. Once more leaves at once");
-    })?;
-    Ok(())
 }

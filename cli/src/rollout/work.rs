@@ -1,9 +1,9 @@
 //! `proxrl rollout work`: a worker that draws what trainers ask for through the store.
 
 use crate::screen::{note, thousands};
+use crate::stop::{self, STOP};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use trainer::config::{Config, Override};
 use trainer::remote::{Work, Worked, work};
 
@@ -28,19 +28,13 @@ pub(crate) struct Args {
     name: Option<String>,
 }
 
-/// Set by the first Ctrl-C or SIGTERM: finish the job, leave.
-static STOP: AtomicBool = AtomicBool::new(false);
-
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = Config::load(&args.config, &args.set)?;
     let name = args.name.clone().unwrap_or_else(default_name);
-    ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
-            note("stopped again: leaving at once; the job in hand is given to another when its lease ends");
-            std::process::exit(130);
-        }
-        note("stopped: finishing the job in hand; once more to leave at once");
-    })?;
+    stop::listen(
+        "stopped: finishing the job in hand; once more to leave at once",
+        "stopped again: leaving at once; the job in hand is given to another when its lease ends",
+    )?;
     let asked = Work { store: args.store.clone(), name: name.clone(), run: args.run.clone() };
     note(&format!("{name} draws for {}", store::without_password(&args.store)));
     let worked = work(&config, &asked, &STOP, &mut |_| {})?;
