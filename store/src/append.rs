@@ -26,8 +26,9 @@ const ADD_PROMPT: &str = "INSERT INTO prompts (hash, token_hash, question, answe
     VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (hash, token_hash) DO UPDATE SET hash = excluded.hash
     RETURNING id";
-const STORED_GROUPS: &str = "SELECT place, id FROM groups WHERE run_id = $1 AND step = $2 ORDER BY place";
-const STORED_SAMPLES: &str = "SELECT id, place, hash FROM samples WHERE group_id = $1 ORDER BY place";
+const STORED: &str = "SELECT g.place, g.id, s.id, s.place, s.hash
+    FROM groups g LEFT JOIN samples s ON s.group_id = g.id
+    WHERE g.run_id = $1 AND g.step = $2 ORDER BY g.place, s.place";
 const ADD_GROUPS: Insert = Insert {
     into: "groups (run_id, step, place, prompt_id, policy_id, settings)",
     columns: 6,
@@ -207,19 +208,22 @@ async fn drawn_by_workers(
     step: u64,
     groups: &[(usize, &Group)],
 ) -> Result<Drawn> {
-    let rows: Vec<(i64, i64)> =
-        sql::query_as(STORED_GROUPS).bind(run.0).bind(step as i64).fetch_all(&mut *connection).await.doing(DOING)?;
+    type Row = (i64, i64, Option<i64>, Option<i64>, Option<String>);
+    let rows: Vec<Row> =
+        sql::query_as(STORED).bind(run.0).bind(step as i64).fetch_all(connection).await.doing(DOING)?;
     let mut drawn = Drawn { groups: HashMap::new(), samples: HashMap::new() };
-    for (place, id) in rows {
-        let rows: Vec<(i64, i64, Option<String>)> =
-            sql::query_as(STORED_SAMPLES).bind(id).fetch_all(&mut *connection).await.doing(DOING)?;
-        let expected = groups.get(place as usize).map(|(_, group)| &group.samples);
-        let hashes = expected.into_iter().flatten().map(|sample| Some(Columns::of(sample).hash(sample)));
-        if expected.is_none() || !rows.iter().map(|(.., hash)| hash.clone()).eq(hashes) {
+    for rows in rows.chunk_by(|one, next| one.1 == next.1) {
+        let (place, id) = (rows[0].0 as usize, rows[0].1);
+        let stored = || {
+            rows.iter().filter_map(|(_, _, sample, place, hash)| Some(((*sample)?, (*place)? as usize, hash.clone())))
+        };
+        let Some((_, group)) = groups.get(place) else { return Err(Error::AskedOtherwise { run, step }) };
+        let hashes = group.samples.iter().map(|sample| Some(Columns::of(sample).hash(sample)));
+        if !stored().map(|(.., hash)| hash).eq(hashes) {
             return Err(Error::AskedOtherwise { run, step });
         }
-        drawn.samples.extend(rows.into_iter().map(|(sample, place, _)| ((id, place as usize), sample)));
-        drawn.groups.insert(place as usize, id);
+        drawn.samples.extend(stored().map(|(sample, place, _)| ((id, place), sample)));
+        drawn.groups.insert(place, id);
     }
     Ok(drawn)
 }

@@ -2,8 +2,8 @@
 //!
 //! Every statement of the store is written once, in what `SQLite` and `PostgreSQL` both understand: `$1` placeholders,
 //! RETURNING, ON CONFLICT, and the types BIGINT, DOUBLE PRECISION, TEXT and bytes. This file carries such a statement to
-//! whichever engine the store is on, by that engine's own driver: values are bound and columns are read as the driver
-//! has them, with no layer of dynamic values in between, so `SQLite` is as fast as if it were alone. What the engines do
+//! whichever engine the store is on, by that engine's own driver: values are bound by that driver as one of four kinds, and
+//! columns are read as the driver has them, so `SQLite` is as fast as if it were alone. What the engines do
 //! not share is in [`Engine`].
 //!
 //! Two kinds of value would not survive: `SQLite` keeps NaN as NULL, so NaN becomes NULL on both; and `PostgreSQL` has
@@ -12,7 +12,7 @@
 
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Arguments, AssertSqlSafe, PgConnection, Postgres, Row as _, Sqlite, SqliteConnection};
+use sqlx::{Arguments, AssertSqlSafe, PgConnection, Postgres, Row as _, SqlSafeStr, SqlStr, Sqlite, SqliteConnection};
 use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -151,11 +151,7 @@ impl Connection {
     /// Runs statements that take no values and whose answers do not matter.
     pub(crate) async fn script(&mut self, sql: impl Into<Cow<'static, str>>) -> Outcome<()> {
         self.settle().await?;
-        let sql = sqlx::raw_sql(AssertSqlSafe(sql.into().into_owned()));
-        match &mut self.link {
-            Link::Sqlite(link) => sql.execute(link).await.map(drop),
-            Link::Postgres(link) => sql.execute(&mut **link).await.map(drop),
-        }
+        self.send(text(sql.into())).await
     }
 
     /// Rolls an abandoned transaction back.
@@ -164,7 +160,11 @@ impl Connection {
             return Ok(());
         }
         self.transaction = State::None;
-        let sql = sqlx::raw_sql("ROLLBACK");
+        self.send("ROLLBACK".into_sql_str()).await
+    }
+
+    async fn send(&mut self, sql: SqlStr) -> Outcome<()> {
+        let sql = sqlx::raw_sql(sql);
         match &mut self.link {
             Link::Sqlite(link) => sql.execute(link).await.map(drop),
             Link::Postgres(link) => sql.execute(&mut **link).await.map(drop),
@@ -181,24 +181,32 @@ impl Connection {
 
     /// The columns and rows of a statement that a person wrote, as the drivers have them.
     pub(crate) async fn ask(&mut self, sql: &str) -> Outcome<(Vec<String>, Vec<Row>)> {
-        use sqlx::{Column as _, Executor as _, SqlSafeStr as _, Statement as _};
+        use sqlx::{Column as _, Executor as _, Statement as _};
         self.settle().await?;
-        let text = || AssertSqlSafe(sql.to_owned()).into_sql_str();
+        let asked = || AssertSqlSafe(sql.to_owned()).into_sql_str();
         // Prepared first, because an answer without rows has columns all the same, and only one statement can be
         // prepared.
         match &mut self.link {
             Link::Sqlite(link) => {
-                let names = link.prepare(text()).await?.columns().iter().map(|it| it.name().to_owned()).collect();
-                let rows = sqlx::query(text()).fetch_all(link).await?;
+                let names = link.prepare(asked()).await?.columns().iter().map(|it| it.name().to_owned()).collect();
+                let rows = sqlx::query(asked()).fetch_all(link).await?;
                 Ok((names, rows.into_iter().map(Row::Sqlite).collect()))
             }
             Link::Postgres(link) => {
-                let names = link.prepare(text()).await?.columns().iter().map(|it| it.name().to_owned()).collect();
+                let names = link.prepare(asked()).await?.columns().iter().map(|it| it.name().to_owned()).collect();
                 // By the simple protocol every value comes as text, whatever its type.
-                let rows = sqlx::raw_sql(text()).fetch_all(&mut **link).await?;
+                let rows = sqlx::raw_sql(asked()).fetch_all(&mut **link).await?;
                 Ok((names, rows.into_iter().map(Row::Postgres).collect()))
             }
         }
+    }
+}
+
+/// A statement as the drivers take it; constants are not copied.
+fn text(sql: Cow<'static, str>) -> SqlStr {
+    match sql {
+        Cow::Borrowed(sql) => sql.into_sql_str(),
+        Cow::Owned(sql) => AssertSqlSafe(sql).into_sql_str(),
     }
 }
 
@@ -311,11 +319,11 @@ impl<T: Shape<S>, S> Query<T, S> {
         connection.settle().await?;
         match &mut connection.link {
             Link::Sqlite(link) => {
-                let rows = sqlx::query_with(AssertSqlSafe(self.sql.into_owned()), sqlite(self.values)?);
+                let rows = sqlx::query_with(text(self.sql), sqlite(self.values)?);
                 rows.fetch_all(link).await?.into_iter().map(|row| T::of(Row::Sqlite(row))).collect()
             }
             Link::Postgres(link) => {
-                let rows = sqlx::query_with(AssertSqlSafe(self.sql.into_owned()), postgres(self.values)?);
+                let rows = sqlx::query_with(text(self.sql), postgres(self.values)?);
                 rows.fetch_all(&mut **link).await?.into_iter().map(|row| T::of(Row::Postgres(row))).collect()
             }
         }
@@ -325,11 +333,11 @@ impl<T: Shape<S>, S> Query<T, S> {
         connection.settle().await?;
         let row = match &mut connection.link {
             Link::Sqlite(link) => {
-                let row = sqlx::query_with(AssertSqlSafe(self.sql.into_owned()), sqlite(self.values)?);
+                let row = sqlx::query_with(text(self.sql), sqlite(self.values)?);
                 row.fetch_optional(link).await?.map(Row::Sqlite)
             }
             Link::Postgres(link) => {
-                let row = sqlx::query_with(AssertSqlSafe(self.sql.into_owned()), postgres(self.values)?);
+                let row = sqlx::query_with(text(self.sql), postgres(self.values)?);
                 row.fetch_optional(&mut **link).await?.map(Row::Postgres)
             }
         };
@@ -344,11 +352,11 @@ impl<T: Shape<S>, S> Query<T, S> {
         connection.settle().await?;
         match &mut connection.link {
             Link::Sqlite(link) => {
-                let query = sqlx::query_with(AssertSqlSafe(self.sql.into_owned()), sqlite(self.values)?);
+                let query = sqlx::query_with(text(self.sql), sqlite(self.values)?);
                 Ok(Changed(query.execute(link).await?.rows_affected()))
             }
             Link::Postgres(link) => {
-                let query = sqlx::query_with(AssertSqlSafe(self.sql.into_owned()), postgres(self.values)?);
+                let query = sqlx::query_with(text(self.sql), postgres(self.values)?);
                 Ok(Changed(query.execute(&mut **link).await?.rows_affected()))
             }
         }
