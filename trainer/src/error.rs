@@ -52,5 +52,13 @@ impl Error {
     }
 }
 
+/// What the trainer does behind a trait of the sampler's crate goes wrong in that crate's words.
+impl From<Error> for rollout::Error {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        if error.is_input() { Self::input(message) } else { Self::runtime(message) }
+    }
+}
+
 /// A result of the trainer crate.
 pub type Result<T> = std::result::Result<T, Error>;

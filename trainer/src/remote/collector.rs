@@ -110,19 +110,15 @@ impl Remote {
 
 impl Collector for Remote {
     fn publish(&mut self, policy: &Policy) -> rollout::Result<()> {
-        self.share(policy).map_err(|error| passed_on(&error))
+        Ok(self.share(policy)?)
     }
 
     fn announce(&mut self, job: &Job) -> rollout::Result<()> {
-        self.ask(job).map_err(|error| passed_on(&error))
+        Ok(self.ask(job)?)
     }
 
     fn collect(&mut self, job: Job, progress: &mut dyn FnMut(Progress)) -> rollout::Result<Vec<Group>> {
-        self.ask(&job).and_then(|()| self.wait_for(&job, progress)).map_err(|error| passed_on(&error))
+        self.ask(&job)?;
+        Ok(self.wait_for(&job, progress)?)
     }
-}
-
-/// What went wrong, in the words of the trait's crate.
-fn passed_on(error: &Error) -> rollout::Error {
-    if error.is_input() { rollout::Error::input(error.to_string()) } else { rollout::Error::Runtime(error.to_string()) }
 }

@@ -8,8 +8,8 @@ use model::Policy;
 use rollout::collector::{Collector, Inline, Progress};
 use schema::{Group, PolicyVersion, Seed};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use store::{Lease, RunId, Store};
 
 /// How long an idle worker waits for news before it says that it is alive, at most.
@@ -61,14 +61,17 @@ pub fn work(config: &Config, work: &Work, stop: &AtomicBool, watch: &mut dyn FnM
     }
     let mut worker = Worker {
         identity: policy.identity().to_owned(),
-        collector: Inline::new(&policy, config.rollout.engine.clone()),
-        drawing: None,
-        policy,
+        drawer: Drawer {
+            store: &store,
+            collector: Inline::new(&policy, config.rollout.engine.clone()),
+            policy,
+            drawing: None,
+        },
         store: &store,
         lease: remote.lease(),
         name: &work.name,
         worked: Worked::default(),
-        jobs: AtomicU64::new(0),
+        said: Instant::now(),
     };
     worker.seen();
     let outcome = worker.run(run.map(|run| run.id), stop, watch);
@@ -83,33 +86,29 @@ struct Worker<'a> {
     name: &'a str,
     lease: Duration,
     identity: String,
-    policy: Policy,
-    collector: Inline,
-    /// Whose policy the collector has.
-    drawing: Option<(RunId, PolicyVersion)>,
+    drawer: Drawer<'a>,
     worked: Worked,
-    /// Jobs done, as the thread that extends leases tells it.
-    jobs: AtomicU64,
+    /// When it last said that it is alive.
+    said: Instant,
 }
 
 impl Worker<'_> {
     fn run(&mut self, run: Option<RunId>, stop: &AtomicBool, watch: &mut dyn FnMut(&Worked)) -> Result<()> {
+        let beat = LOOK.min(self.lease / 3);
         while !stop.load(Ordering::SeqCst) {
             let Some(lease) = self.store.claim(self.name, &self.identity, run, self.lease)? else {
-                self.store.wait_for_jobs(LOOK.min(self.lease / 3))?;
-                self.seen();
+                // News comes more often than it has to say that it is alive, which costs a commit.
+                self.store.wait_for_jobs(beat.saturating_sub(self.said.elapsed()))?;
+                if self.said.elapsed() >= beat {
+                    self.seen();
+                }
                 continue;
             };
-            let (store, name, identity, jobs) = (self.store, self.name, self.identity.clone(), &self.jobs);
-            let beat = || see(store, name, &identity, jobs.load(Ordering::Relaxed));
-            let drawn = {
-                // The thread beside it may say that this worker is alive; all else is this thread's.
-                let (policy, collector, drawing) = (&mut self.policy, &mut self.collector, &mut self.drawing);
-                lease::under(store, &lease, self.lease, &beat, || {
-                    let mut drawer = Drawer { store, policy, collector, drawing };
-                    drawer.draw(&lease)
-                })
-            };
+            // The thread beside it may say that this worker is alive; all else is this thread's.
+            let (store, name, identity, jobs) = (self.store, self.name, &self.identity, self.worked.jobs);
+            let drawer = &mut self.drawer;
+            let alive = || see(store, name, identity, jobs);
+            let drawn = lease::under(store, &lease, self.lease, &alive, || drawer.draw(&lease));
             let groups = match drawn {
                 Ok(groups) => groups,
                 Err(error) => {
@@ -123,7 +122,6 @@ impl Worker<'_> {
                 self.worked.jobs += 1;
                 self.worked.samples += samples().count() as u64;
                 self.worked.tokens += samples().map(|sample| sample.len() as u64).sum::<u64>();
-                self.jobs.store(self.worked.jobs, Ordering::Relaxed);
             } else {
                 self.worked.refused += 1;
                 tracing::warn!("job {} was done by somebody else, so what was drawn here is dropped", lease.job);
@@ -134,8 +132,9 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn seen(&self) {
+    fn seen(&mut self) {
         see(self.store, self.name, &self.identity, self.worked.jobs);
+        self.said = Instant::now();
     }
 }
 
@@ -149,9 +148,10 @@ fn see(store: &Store, name: &str, identity: &str, jobs: u64) {
 /// What draws a job.
 struct Drawer<'a> {
     store: &'a Store,
-    policy: &'a mut Policy,
-    collector: &'a mut Inline,
-    drawing: &'a mut Option<(RunId, PolicyVersion)>,
+    policy: Policy,
+    collector: Inline,
+    /// Whose policy the collector has.
+    drawing: Option<(RunId, PolicyVersion)>,
 }
 
 impl Drawer<'_> {
@@ -178,7 +178,7 @@ impl Drawer<'_> {
             if self.drawing.as_ref().is_some_and(|(run, policy)| *run == lease.run && *policy == found.policy) {
                 return Ok(());
             }
-            *self.drawing = None;
+            self.drawing = None;
             let path = Path::new(&found.adapter);
             // The trainer drops what it has replaced, so a file may be gone that was there a moment ago.
             if !path.exists() {
@@ -188,7 +188,7 @@ impl Drawer<'_> {
                 );
                 continue;
             }
-            Publications::restore(path, self.policy)?;
+            Publications::restore(path, &mut self.policy)?;
             self.policy.set_version(found.policy.version);
             if *self.policy.version() != found.policy {
                 problem = format!(
@@ -201,8 +201,8 @@ impl Drawer<'_> {
                 );
                 continue;
             }
-            self.collector.publish(self.policy)?;
-            *self.drawing = Some((lease.run, found.policy));
+            self.collector.publish(&self.policy)?;
+            self.drawing = Some((lease.run, found.policy));
             return Ok(());
         }
         Err(Error::input(problem))
