@@ -9,8 +9,10 @@ KEY=VALUE` changes all configs, `--set NAME:KEY=VALUE` one of them: a method tha
 DAPO, should have fewer steps.
 
 The tables read each run's metrics.jsonl at equal numbers of samples and at equal seconds of training: the mean of a
-metric over the last eighth of the way to that point, then its mean and standard deviation over seeds. The curves are
-`proxrl plot`. Needs Python 3.8 and the program, nothing else.
+metric over the last eighth of the way to that point, then its mean and standard deviation over seeds. `--reach
+METRIC=VALUE,...` adds what each method spends until a metric, such as the held-out accuracy of `evaluate.every`, is
+first at that value; `--means METRIC,...` adds means over all steps. The curves are `proxrl plot`. Needs Python 3.8 and
+the program, nothing else.
 """
 
 import argparse
@@ -32,11 +34,14 @@ WINDOW = 0.125
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", type=Path, help="configs, each named after its file")
+    parser.add_argument("configs", nargs="+", metavar="[NAME=]CONFIG", help="configs, each named after its file or as said")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], metavar="[NAME:]KEY=VALUE", help="change a key")
     parser.add_argument("--samples", type=int, help="the sample budget; by default what every run has drawn")
     parser.add_argument("--metric", default="reward", help="a name in metrics.jsonl")
+    parser.add_argument("--reach", default="", metavar="METRIC=VALUE,...", help="values to be reached, greater is better")
+    parser.add_argument("--means", default="", metavar="METRIC,...", help="metrics to average over all steps")
+    parser.add_argument("--about", default="", help="a paragraph about the task, for the page")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where the runs go")
     parser.add_argument("--page", type=Path, default=Path("docs/results/methods.md"), help="the page to write")
     parser.add_argument("--title", default="Methods compared")
@@ -58,6 +63,12 @@ def overrides(settings, name):
     return chosen
 
 
+def named(text):
+    """The name and the file of a config: `NAME=FILE`, or a file that names itself."""
+    name, separator, file = text.partition("=")
+    return (name, Path(file)) if separator else (Path(text).stem, Path(text))
+
+
 def train(program, config, seed, folder, settings):
     """Trains one config, unless it has been trained already; goes on where it stopped."""
     if (folder / "summary.json").exists():
@@ -73,9 +84,18 @@ def train(program, config, seed, folder, settings):
     subprocess.run([str(part) for part in command], check=True)
 
 
+def steps(folder):
+    """The metrics of every step; the held-out accuracy after the last one is in summary.json alone."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    after = json.loads((folder / "summary.json").read_text()).get("accuracy_after")
+    if lines and after is not None:
+        lines[-1].setdefault("eval_accuracy", after)
+    return lines
+
+
 def rows(folder, metric):
     """(samples, seconds, metric) of every step that has the metric."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = steps(folder)
     found = [(row["num_samples"], row["time/train_s"], row[metric]) for row in lines if row.get(metric) is not None]
     if not found:
         sys.exit(f"{folder}/metrics.jsonl has no metric `{metric}`; --metric names another one")
@@ -118,6 +138,60 @@ def course(runs, metric, axis, budget, unit):
         lines.append([name] + [at(place) for place in places])
     digits = 0 if budget >= 20 else 1
     return table(["method"] + [f"{place:,.{digits}f} {unit}" for place in places], lines)
+
+
+def first_at(folder, metric, value):
+    """(samples, tokens, seconds) that a run had spent when a metric was first at a value; None if it never was."""
+    for row in steps(folder):
+        if row.get(metric) is not None and row[metric] >= value:
+            return row["num_samples"], row["num_generated_tokens"], row["time/train_s"]
+    return None
+
+
+def reached(runs, metric, value):
+    """What each method spends until a metric is at a value, over the seeds in which it is, beside the first method."""
+    lines, basis = [], None
+    for name, folders in runs.items():
+        found = [spent for spent in (first_at(folder, metric, value) for folder in folders) if spent]
+        samples = [spent[0] for spent in found]
+        basis = basis or (statistics.mean(samples) if samples else None)
+        share = f"{statistics.mean(samples) / basis:.2f}" if samples and basis else "–"
+        of = lambda place: spread([spent[place] for spent in found], 0)
+        lines.append([name, f"{len(found)} of {len(folders)}", of(0), of(1), of(2), share])
+    return table(["method", "seeds", "samples", "tokens drawn", "training, s", f"samples, {next(iter(runs))} = 1"], lines)
+
+
+def reach_part(args, runs):
+    """The page's part about values to be reached; nothing without any."""
+    if not args.reach:
+        return ""
+    metric, separator, values = args.reach.partition("=")
+    if not separator:
+        sys.exit(f"--reach {args.reach}: write METRIC=VALUE, such as eval_accuracy=0.5,0.6")
+    tables = [f"Until {value.strip()}:\n\n{reached(runs, metric, float(value))}\n" for value in values.split(",")]
+    return f"## Spent until `{metric}` is reached\n\n" + "\n".join(tables) + """
+The first step counts after which the metric was measured and was at least the value; *seeds* says in how many runs that
+happened, and the other columns are over those.
+
+"""
+
+
+def means_part(args, runs):
+    """The page's part about means over all steps; nothing without any."""
+    if not args.means:
+        return ""
+    metrics = [metric.strip() for metric in args.means.split(",")]
+    lines = []
+    for name, folders in runs.items():
+        known = lambda folder, metric: [row[metric] for row in steps(folder) if row.get(metric) is not None]
+        seeds = {metric: [known(folder, metric) for folder in folders] for metric in metrics}
+        means = {metric: [statistics.mean(values) for values in found if values] for metric, found in seeds.items()}
+        if any(means.values()):
+            lines.append([name] + [spread(means[metric]) for metric in metrics])
+    if not lines:
+        sys.exit(f"--means {args.means}: no run has any of these metrics")
+    heads = ["method"] + [f"`{metric}`" for metric in metrics]
+    return f"## Means over all steps\n\n{table(heads, lines)}\n\n"
 
 
 def outcome(runs, summaries):
@@ -166,10 +240,11 @@ def page(args, runs, summaries):
     seeds = ", ".join(map(str, args.seeds))
     command = "python3 " + shlex.join(sys.argv)
     over = [name for name in runs if max(summary.get("samples") or 0 for summary in summaries[name]) > samples]
-    beyond = f" By then {', '.join(over)} had drawn more than {samples:,} samples; the next table is at equal ones." if over else ""
+    about = f"{args.about}\n\n" if args.about else ""
+    beyond = f" By then {', '.join(over)} had drawn more than {samples:,.0f} samples; the next table is at equal ones." if over else ""
     return f"""# {args.title}
 
-Each method by its own config, on seeds {seeds}; every number is the mean over seeds, ± their standard deviation. Commit
+{about}Each method by its own config, on seeds {seeds}; every number is the mean over seeds, ± their standard deviation. Commit
 {commit()}, {machine()}.
 
 ```sh
@@ -183,7 +258,7 @@ Each method by its own config, on seeds {seeds}; every number is the mean over s
 Held-out prompts are answered greedily, before the first and after the last step. *Training* is sampling, scoring, storing
 and updating.{beyond}
 
-## `{args.metric}` against samples
+{reach_part(args, runs)}{means_part(args, runs)}## `{args.metric}` against samples
 
 {course(runs, args.metric, 0, samples, "samples")}
 
@@ -209,10 +284,10 @@ def main():
     runs = {}
     # Seed by seed, so that an interruption leaves every method with the same number of runs, or one less.
     for seed in args.seeds:
-        for config in args.configs:
-            folder = args.out / f"{config.stem}-{seed}"
-            train(args.program, config, seed, folder, overrides(args.set, config.stem))
-            runs.setdefault(config.stem, []).append(folder)
+        for name, config in map(named, args.configs):
+            folder = args.out / f"{name}-{seed}"
+            train(args.program, config, seed, folder, overrides(args.set, name))
+            runs.setdefault(name, []).append(folder)
     read = lambda folder: json.loads((folder / "summary.json").read_text())
     summaries = {name: [read(folder) for folder in folders] for name, folders in runs.items()}
     args.page.write_text(page(args, runs, summaries))
