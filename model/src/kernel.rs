@@ -3,7 +3,8 @@
 //! Decoding multiplies a few rows by all of the weights. A general library packs operands for large matrices first, or
 //! streams weights one operation at a time; for 1 to 128 rows that leaves half of the machine unused. Here a product
 //! reads the weights as they lie, once, in blocks of columns that stay in the first cache while all rows pass over them,
-//! and fetches the next block meanwhile. So there is no second copy of the weights in another layout.
+//! and fetches the next block meanwhile. So there is no second copy of the weights in another layout. Only gradients, which
+//! sum down the columns of the weights, copy a small panel of them at a time.
 //!
 //! Every output is a sum over one row and one weight row in a fixed order, whatever else is in the batch and however
 //! many threads share the work. A sequence is therefore decoded to the same bits alone and in company.
@@ -17,6 +18,7 @@
 
 mod attend;
 mod lanes;
+mod panel;
 mod product;
 mod row;
 pub(crate) mod sheet;

@@ -3,6 +3,7 @@
 //! Each function shares the rows among threads. Gradients are those of frozen weights: only inputs have one.
 
 use super::lanes::{Instructions, Lanes, dispatched};
+use super::panel::{self, Term};
 use super::product::{Into, LowRankTerm, Product, members, multiply};
 use super::row::{exp, norm_scale, silu, turn};
 use super::team::{share_of, together};
@@ -235,4 +236,15 @@ pub(crate) fn linear_into(
             }
         }
     });
+}
+
+/// `Σ g W`, `[row, outputs]` and `[outputs, inputs]` to `[row, inputs]`: the gradient through a linear layer and, as more
+/// such pairs, through its adapters. There is at least one.
+pub(crate) fn linear_back(pairs: &[(&Tensor, &Tensor)]) -> Tensor {
+    let ((rows, _), (_, inputs)) = (size(pairs[0].0), size(pairs[0].1));
+    let y = Tensor::empty([rows as i64, inputs as i64], (Kind::Float, pairs[0].0.device()));
+    let terms: Vec<Term> = pairs.iter().map(|(above, weight)| Term::new(above, weight)).collect();
+    // SAFETY: the sizes are the tensors' own.
+    unsafe { panel::multiply(&terms, rows, inputs, RowsMut::of_tensor(&y, inputs)) }
+    y
 }

@@ -1,6 +1,7 @@
 //! Kernels against libtorch and against arithmetic by hand.
 
 use super::lanes::Instructions;
+use super::panel::{self, Term};
 use super::product::multiply_on;
 use super::*;
 use crate::device::HOST;
@@ -71,6 +72,42 @@ fn a_row_has_the_same_bits_in_any_company() {
         for rows in 2..=8 {
             assert_eq!(row_of(rows, 7), alone, "{instructions:?}, {rows} rows");
         }
+    }
+}
+
+#[test]
+fn the_way_back_agrees_with_libtorch_whatever_the_sizes() {
+    let wide = |x: &Tensor| x.to_kind(Kind::Double);
+    for instructions in Instructions::all() {
+        for (rows, outputs, depth, rank) in [(1, 1, 1, 1), (5, 17, 33, 3), (19, 50, 200, 16), (300, 97, 400, 7)] {
+            let (g, w) = (random(rows, depth, "g"), random(depth, outputs, "w"));
+            let (h, a) = (random(rows, rank, "h"), random(rank, outputs, "a"));
+            let expected = wide(&g).matmul(&wide(&w)) + wide(&h).matmul(&wide(&a));
+            let y = Tensor::full([rows, outputs], f64::NAN, (Kind::Float, HOST));
+            let (terms, to) = ([Term::new(&g, &w), Term::new(&h, &a)], RowsMut::of_tensor(&y, outputs as usize));
+            for member in 0..4 {
+                let own = share_of(member / 2, 2, rows as usize, 3);
+                let columns = share_of(member % 2, 2, outputs as usize, 5);
+                unsafe { panel::multiply_on(instructions, &terms, own, columns, to) };
+            }
+            let error = (wide(&y) - expected).abs().max().double_value(&[]);
+            assert!(error < 2e-6 * depth as f64, "{instructions:?} {rows}x{outputs}x{depth}+{rank}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_sheet_has_the_same_bits_in_any_company() {
+    let (x, w) = (random(21, 300, "x"), random(300, 50, "w"));
+    let rows = |start: i64, count: i64| {
+        let x = x.narrow(0, start, count).contiguous();
+        (sheet::linear(&x, &w.tr().contiguous()), sheet::linear_back(&[(&x, &w)]))
+    };
+    let whole = rows(0, 21);
+    for (start, count) in [(0, 1), (3, 5), (20, 1), (8, 13)] {
+        let part = rows(start, count);
+        assert!(part.0.equal(&whole.0.narrow(0, start, count)), "forward, {count} from {start}");
+        assert!(part.1.equal(&whole.1.narrow(0, start, count)), "back, {count} from {start}");
     }
 }
 

@@ -186,7 +186,7 @@ impl Arithmetic {
         inner: &Inner,
         gradients: &mut Vec<Gradient>,
     ) -> Tensor {
-        let mut by_x = by_y.matmul(&layer.weight);
+        let mut inside = Vec::new();
         for ((columns, low_rank), inner) in layer.columns().zip(layer.adapters(adapter)).zip(&inner.parts) {
             let Some((low_rank, inner)) = low_rank.zip(inner.as_ref()) else { continue };
             let (by_scaled, by_b) = match self {
@@ -214,9 +214,17 @@ impl Arithmetic {
                 Self::Tensors => by_plain.tr().matmul(x),
             };
             gradient(&low_rank.a, by_a);
-            by_x = by_x.addmm_(&by_plain, &low_rank.a.to_kind(x.kind()));
+            inside.push((by_plain, low_rank.a.detach()));
         }
-        by_x
+        match self {
+            Self::Kernels => {
+                let inside = inside.iter().map(|(by_plain, a)| (by_plain, a));
+                sheet::linear_back(&std::iter::once((by_y, &layer.weight)).chain(inside).collect::<Vec<_>>())
+            }
+            Self::Tensors => inside
+                .iter()
+                .fold(by_y.matmul(&layer.weight), |by_x, (by_plain, a)| by_x.addmm(by_plain, &a.to_kind(x.kind()))),
+        }
     }
 }
 
