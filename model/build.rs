@@ -3,7 +3,7 @@
 //! torch-sys tells its direct dependents where it linked libtorch; that folder becomes an rpath. `$ORIGIN/../lib/proxrl`
 //! comes first, so that an installed program with its libraries beside it can be moved.
 
-fn main() {
+pub(crate) fn main() {
     println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/proxrl");
     // With tch's feature `doc-only` (lints and docs without libtorch) there is nothing to find.
     if let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") {

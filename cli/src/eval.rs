@@ -8,7 +8,7 @@ use trainer::config::{Config, Override};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A run folder (its newest checkpoint answers), or a config file (the untouched model answers).
+    /// A run folder or the URL of one (its newest checkpoint answers), or a config file (the untouched model answers).
     target: PathBuf,
     /// Change one key of the config, such as `evaluate.samples=8`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -23,10 +23,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let (mut config, checkpoint) = if args.target.is_dir() {
-        (trainer::resumed_config(&args.target, &args.set)?, Some(args.target.as_path()))
+    let target = trainer::run_folder(&args.target)?;
+    let (mut config, checkpoint) = if target.is_dir() {
+        (trainer::resumed_config(&target, &args.set)?, Some(target.as_path()))
     } else {
-        (Config::load(&args.target, &args.set)?, None)
+        (Config::load(&target, &args.set)?, None)
     };
     if !args.against.is_empty() {
         config.evaluate.against.clone_from(&args.against);

@@ -65,8 +65,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if storage.is_some() && matches!(args.format, Format::Peft | Format::PeftPadded) {
         return Err(Usage("--type is for merged models; adapters are always written as f32".into()).into());
     }
-    let config = trainer::resumed_config(&args.run, &[])?;
-    let policy = trainer::trained_policy(&args.run)?;
+    let run = trainer::run_folder(&args.run)?;
+    let config = trainer::resumed_config(&run, &[])?;
+    let policy = trainer::trained_policy(&run)?;
     let out = args.out.clone().unwrap_or_else(|| {
         let name = match args.format {
             Format::Peft => "peft",
@@ -74,7 +75,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             Format::Hf => "hf",
             Format::Gguf => "model.gguf",
         };
-        args.run.join("export").join(name)
+        run.join("export").join(name)
     });
     let base = args.base.as_ref().unwrap_or(&config.model.path);
     match args.format {

@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// The model: a folder, a .gguf file, a name in the cache or a hub id.
     #[arg(long, short, value_name = "PATH", required_unless_present = "run", conflicts_with = "run")]
     model: Option<String>,
-    /// Instead of --model: a run folder, whose newest checkpoint answers.
+    /// Instead of --model: a run folder or the URL of one, whose newest checkpoint answers.
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
     /// Take the prompt as plain text, without the chat template.

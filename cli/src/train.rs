@@ -7,6 +7,7 @@ use crate::stop::{self, STOP};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use store::Files;
 use trainer::config::{Config, Override};
 use trainer::{Outcome, Summary, Target};
 
@@ -18,10 +19,10 @@ pub(crate) struct Args {
     /// Change one key of the config, such as `rollout.group_size=4`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<Override>,
-    /// The run folder; by default `runs/` and the name of the config.
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    /// The run folder; by default `runs/` and the name of the config, or of the run that is copied from a URL.
+    #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with the run in this folder from its newest checkpoint.
+    /// Go on with the run in this folder from its newest checkpoint; or with what a run has shared at a URL, in a new folder.
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
     /// Write when each phase began and how long it took to this file, as a Chrome trace: open it in
@@ -52,7 +53,10 @@ pub(crate) fn run(args: &Args, trace: Option<&Trace>) -> anyhow::Result<ExitCode
 
 fn train(args: &Args) -> anyhow::Result<ExitCode> {
     let (config, target) = match (&args.config, &args.resume) {
-        (_, Some(folder)) => (trainer::resumed_config(folder, &args.set)?, Target::Resume(folder.clone())),
+        (_, Some(place)) => {
+            let folder = resumed_folder(place, args.out.as_deref())?;
+            (trainer::resumed_config(&folder, &args.set)?, Target::Resume(folder))
+        }
         (Some(path), None) => {
             let config = Config::load(path, &args.set)?;
             let target = args.out.clone().map_or_else(|| Target::New(free_folder(path)), Target::New);
@@ -71,6 +75,8 @@ fn train(args: &Args) -> anyhow::Result<ExitCode> {
             println!("{}", closing(&config, &summary));
             Ok(ExitCode::SUCCESS)
         }
+        // What there is to say is said by the process that leads.
+        Outcome::Followed => Ok(ExitCode::SUCCESS),
         Outcome::Interrupted { folder, step } => {
             screen::note(&format!(
                 "interrupted after step {step} of {}; everything is saved. Go on with\n  proxrl train --resume {}",
@@ -78,6 +84,24 @@ fn train(args: &Args) -> anyhow::Result<ExitCode> {
                 folder.display()
             ));
             Ok(ExitCode::from(130))
+        }
+    }
+}
+
+/// The folder of the run to go on with; what is at a URL is copied to a new one first.
+fn resumed_folder(place: &Path, out: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let url = place.to_str().filter(|place| Files::is_url(place));
+    match (url, out) {
+        (None, None) => Ok(place.to_owned()),
+        (None, Some(_)) => {
+            Err(Usage("--out is for new runs and for --resume URL; a run goes on in its own folder".into()).into())
+        }
+        (Some(url), out) => {
+            let name = url.trim_end_matches('/').rsplit('/').next().unwrap_or("run");
+            let folder = out.map_or_else(|| Path::new("runs").join(name), Path::to_path_buf);
+            trainer::fetch_run(place, &folder)?;
+            screen::note(&format!("copied {url} to {}", folder.display()));
+            Ok(folder)
         }
     }
 }

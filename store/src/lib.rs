@@ -45,6 +45,7 @@ mod blob;
 mod diff;
 mod error;
 mod export;
+mod files;
 mod jobs;
 mod migrate;
 mod open;
@@ -69,6 +70,7 @@ mod tests;
 
 pub use error::{Error, Result};
 pub use export::{Paired, Pairing, Selection};
+pub use files::Files;
 pub use jobs::{JobProgress, Lease, NewJob, Publication};
 pub use migrate::Migrated;
 pub use open::{Store, without_password};

@@ -56,6 +56,8 @@ pub struct Cut {
     pub vocab: i64,
     /// Where the tensors go.
     pub device: Device,
+    /// Processes that share the micro-batches: there are as many, where there are samples enough.
+    pub shares: usize,
 }
 
 /// The samples of one step with all that is known of them.
@@ -113,7 +115,8 @@ pub fn mini_batches(
                         || place.of(material.credits).as_ref().is_some_and(|credit| !credit.is_zero())
                 })
                 .collect();
-            let micro_batches = micro_batches(groups, &computed, cut.micro_batch_tokens, &needs)
+            let limit = cut.micro_batch_tokens.min(even_share(groups, &computed, cut.shares));
+            let micro_batches = micro_batches(groups, &computed, limit, &needs)
                 .iter()
                 .map(|places| Batch::new(material, places, &needs, denominator, cut))
                 .collect::<Result<_>>()?;
@@ -164,6 +167,18 @@ fn credited(part: &[usize], material: &Material<'_>, algorithm: &dyn Algorithm) 
         .flat_map(of_group)
         .filter(|place| place.of(material.credits).is_some() && algorithm.trains_on(place.sample(material.groups)))
         .collect()
+}
+
+/// A share of the tokens of these samples, rounded up, each prompt counted once.
+fn even_share(groups: &[ScoredGroup], places: &[Place], shares: usize) -> usize {
+    if shares == 1 {
+        return usize::MAX;
+    }
+    let of_group = |part: &[Place]| {
+        let prompt = groups[part[0].group].group().prompt_ids.len();
+        prompt + part.iter().map(|place| place.sample(groups).len()).sum::<usize>()
+    };
+    places.chunk_by(|a, b| a.group == b.group).map(of_group).sum::<usize>().div_ceil(shares)
 }
 
 /// Cuts samples, which are sorted by group, so that each part computes at most `limit` tokens, prompts included.

@@ -12,6 +12,7 @@ pub use serving::Serving;
 use crate::algorithm::{self, Algorithm, Samples};
 use crate::judging::WIN_RATE;
 use crate::remote::RemoteConfig;
+use crate::share::Share;
 use crate::{Error, Result, behavior, guard, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -76,9 +77,16 @@ pub struct Config {
     /// Where samples are kept.
     #[serde(default)]
     pub store: Store,
+    /// Where other machines find adapters and checkpoints.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub share: Share,
     /// Where metrics go, besides `metrics.jsonl`.
     #[serde(default)]
     pub tracker: Tracker,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn default_micro_batch_tokens() -> usize {

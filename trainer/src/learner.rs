@@ -15,6 +15,7 @@ use crate::objective::{KlEstimator, Tally, effective_sample_share, mismatch_kl};
 use crate::optimizer::{self, Kept, Optimizer, OptimizerConfig, OptimizerState, Parameter, Role, Update};
 use crate::prox::{Constraints, Moment, Setting};
 use crate::snapshot::{Snapshot, State};
+use crate::team::Team;
 use crate::{Error, Result, measure};
 use iterate::{Average, HAT, Progress};
 use mismatch::MismatchAlarm;
@@ -25,6 +26,7 @@ use references::References;
 use schema::{Group, Metrics, Sample, ScoredGroup, Seed, Verdict};
 use serde_json::json;
 use std::ops::Range;
+use std::rc::Rc;
 use tch::Tensor;
 
 /// The files of a checkpoint that hold the reference policy, once it is not the untouched network any more, and the
@@ -57,6 +59,8 @@ pub(crate) struct Learner {
     cut: Cut,
     seed: Seed,
     mismatch: MismatchAlarm,
+    /// The processes that learn together with this one.
+    team: Option<Rc<Team>>,
 }
 
 impl Learner {
@@ -93,10 +97,18 @@ impl Learner {
                 micro_batch_tokens: config.micro_batch_tokens,
                 vocab: policy.network().dimensions().vocab,
                 device: policy.device(),
+                shares: 1,
             },
             seed: Seed::new(config.seed).child("minibatches"),
             mismatch: MismatchAlarm::new(config.algorithm.name()),
+            team: None,
         })
+    }
+
+    /// Learns together with other processes from now on, each of which computes a share of every update.
+    pub(crate) fn join(&mut self, team: Rc<Team>) {
+        self.cut.shares = team.size();
+        self.team = Some(team);
     }
 
     /// The rule that it learns by.
@@ -139,8 +151,13 @@ impl Learner {
                     continue;
                 }
                 let mut own = Tally::new();
-                let batch_loss: f64 =
-                    batch.micro_batches.iter().map(|part| self.accumulate(part, &schedule, policy, &mut own)).sum();
+                let mine = |place: usize| self.team.as_ref().is_none_or(|team| team.owns(place));
+                let parts = batch.micro_batches.iter().enumerate().filter(|(place, _)| mine(*place));
+                let mut batch_loss: f64 =
+                    parts.map(|(_, part)| self.accumulate(part, &schedule, policy, &mut own)).sum();
+                if let Some(team) = &self.team {
+                    (batch_loss, own) = team.add_up(&mut self.parameters, batch_loss, &own)?;
+                }
                 let too_far = schedule
                     .max_proximal_kl
                     .is_some_and(|limit| own.mean("proximal_kl").is_some_and(|moved| moved > limit));

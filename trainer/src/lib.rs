@@ -31,8 +31,10 @@ pub mod remote;
 pub mod rescore;
 mod reward_model;
 mod run;
+mod share;
 mod snapshot;
 mod source;
+mod team;
 #[cfg(test)]
 mod testing;
 pub mod tracker;
@@ -42,4 +44,5 @@ pub use plan::{Estimate, estimate};
 pub use run::{
     Observer, Outcome, Phase, Silent, Summary, Target, adapted_policy, evaluate, resumed_config, train, trained_policy,
 };
+pub use share::{Share, fetch_run, run_folder};
 pub use snapshot::{PeftForm, export_gguf, export_hub, export_peft};

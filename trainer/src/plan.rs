@@ -35,6 +35,7 @@ impl Plan {
         check_rewards(&config.reward)?;
         check_judge(config)?;
         pool::check(config)?;
+        config.share.check()?;
         let needs = algorithm::build(&config.algorithm)?.needs();
         let reader = Reader::new(needs.samples, needs.max_length);
         let rows = reader.map_or(RowKind::Prompts, Reader::rows);

@@ -13,11 +13,13 @@
 use crate::config::Config;
 use crate::reward_model::same_base;
 use crate::run::{restore, resumed_config};
+use crate::share::run_folder;
 use crate::snapshot::{Snapshot, Snapshots};
 use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;
 use schema::Seed;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The names in `evaluate.against` that are no folders.
@@ -66,6 +68,15 @@ pub(crate) fn open(config: &Config, policy: &Policy, folder: Option<&Path>) -> R
             path => rivals.push(Stored::find(Path::new(path), config)?.open(policy)?),
         }
     }
+    // Two runs may have folders of one name.
+    let mut counts = BTreeMap::new();
+    for rival in &mut rivals {
+        let count: &mut u32 = counts.entry(rival.name.clone()).or_default();
+        *count += 1;
+        if *count > 1 {
+            rival.name = format!("{}_{count}", rival.name);
+        }
+    }
     let present = policy.with_adapter(policy.adapter().share());
     rivals.retain(|rival| rival.policy.version().hash != present.version().hash);
     Ok(rivals)
@@ -82,6 +93,7 @@ struct Stored {
 impl Stored {
     /// The newest checkpoint of a run folder, or a checkpoint folder itself, of the same base model as that of `own`.
     fn find(path: &Path, own: &Config) -> Result<Self> {
+        let path = &run_folder(path)?;
         let file_name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
         let run_of =
             |path: &Path| Some(path.parent()?.parent()?.to_owned()).filter(|run| run.join("config.toml").exists());

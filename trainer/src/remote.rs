@@ -17,7 +17,7 @@
 mod collector;
 mod config;
 mod lease;
-mod order;
+pub(crate) mod order;
 mod worker;
 
 pub(crate) use collector::Remote;

@@ -19,8 +19,10 @@ use crate::guard::Alarm;
 use crate::learner::Learner;
 use crate::measure;
 use crate::plan::Plan;
+use crate::share::{self, Shared};
 use crate::snapshot::{Snapshot, Snapshots, State};
 use crate::source::{Desk, Home, StepSamples};
+use crate::team::{self, Team};
 use crate::tracker::{JsonlTracker, TensorboardTracker, Tracker};
 use crate::{Error, Result, learner, pool};
 use folder::RunFolder;
@@ -28,6 +30,7 @@ use model::Policy;
 use model::adapter::{AdapterConfig, PeftAdapter};
 use schema::{Metrics, Seed};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use store::{RunId, RunStatus, Store};
@@ -37,6 +40,8 @@ use store::{RunId, RunStatus, Store};
 pub enum Outcome {
     /// Every step is done.
     Finished(Summary),
+    /// This process has followed the one that leads, which has the run.
+    Followed,
     /// The stop flag was raised; everything is saved.
     Interrupted {
         /// The run folder, for resuming.
@@ -46,18 +51,37 @@ pub enum Outcome {
     },
 }
 
-/// Runs a config to its end, or until `stop` is raised.
+/// Runs a config to its end, or until `stop` is raised. Where the environment says that this is one of several processes
+/// that train together (`RANK`, `WORLD_SIZE`), only rank 0 touches `target`.
 pub fn train(config: &Config, target: &Target, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+    let team = Team::join()?.map(Rc::new);
+    match team {
+        Some(team) if !team.leads() => team::follow(config, &team).map(|()| Outcome::Followed),
+        team => lead(config, target, observer, stop, team.as_ref()),
+    }
+}
+
+fn lead(
+    config: &Config,
+    target: &Target,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+    team: Option<&Rc<Team>>,
+) -> Result<Outcome> {
     observer.phase(Phase::Loading);
     let loading = phase_span!("load");
     let plan = Plan::build(config)?;
     let learner = Learner::new(config, &plan.policy)?;
     drop(loading);
     let (folder, store, run) = folder::open(config, target, plan.policy.identity())?;
-    let mut training = Training::open(config, plan, learner, folder, store, run)?;
+    let mut training = Training::open(config, plan, learner, folder, store, run, team)?;
     let outcome = training.run(observer, stop);
+    if let Some(team) = team {
+        // Those that are gone already know.
+        let _ = team.end();
+    }
     let status = match &outcome {
-        Ok(Outcome::Finished(_)) => RunStatus::Finished,
+        Ok(Outcome::Finished(_) | Outcome::Followed) => RunStatus::Finished,
         Ok(Outcome::Interrupted { .. }) => RunStatus::Interrupted,
         Err(_) => RunStatus::Failed,
     };
@@ -87,16 +111,19 @@ pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn O
     exam.evaluate(&plan.policy, &learner, &mut panel, &mut progress)
 }
 
-/// The policy of a run's newest checkpoint.
+/// The policy of a run's newest checkpoint, in a folder or shared at a URL.
 pub fn trained_policy(folder: &Path) -> Result<Policy> {
+    let folder = &share::run_folder(folder)?;
     let config = resumed_config(folder, &[])?;
     let mut policy = Policy::load(&config.model, &Seed::new(config.seed))?;
     restore_newest(folder, &mut policy)?;
     Ok(policy)
 }
 
-/// Another policy over the network of `base`: with the adapter of a run's newest checkpoint, or of a folder of PEFT.
+/// Another policy over the network of `base`: with the adapter of a run's newest checkpoint, here or shared at a URL, or of
+/// a folder of PEFT.
 pub fn adapted_policy(base: &Policy, folder: &Path) -> Result<Policy> {
+    let folder = &share::run_folder(folder)?;
     let build = |config: &AdapterConfig, seed: &Seed| config.build(base.network(), seed, base.device());
     if !folder.join("config.toml").exists() {
         let saved = AdapterConfig::Peft(PeftAdapter { path: folder.to_owned() });
@@ -131,7 +158,7 @@ pub(crate) fn restore(snapshot: &Snapshot, policy: &mut Policy, folder: &Path) -
 
 /// Fills a policy's fresh adapter with the newest one of the run that its config names.
 pub(crate) fn start_from(config: &model::Config, policy: &mut Policy) -> Result<()> {
-    let folder = Path::new(&config.adapter_from);
+    let folder = &share::run_folder(Path::new(&config.adapter_from))?;
     let saved = resumed_config(folder, &[])?.model.adapter;
     if saved != config.adapter {
         return Err(Error::input(format!(
@@ -165,6 +192,8 @@ struct Training<'a> {
     snapshots: Snapshots,
     store: Store,
     run: RunId,
+    shared: Option<Shared>,
+    team: Option<Rc<Team>>,
     trackers: Vec<Box<dyn Tracker>>,
     state: State,
     saved: Option<u64>,
@@ -178,7 +207,9 @@ impl<'a> Training<'a> {
         folder: RunFolder,
         store: Store,
         run: RunId,
+        team: Option<&Rc<Team>>,
     ) -> Result<Self> {
+        let shared = Shared::open(&config.share, folder.path())?;
         let snapshots = Snapshots::new(folder.path(), config.checkpoint.keep);
         let newest = snapshots.newest()?;
         let saved = newest.as_ref().map(|snapshot| snapshot.state.step);
@@ -192,7 +223,10 @@ impl<'a> Training<'a> {
             }
             None => State::start(&plan.policy.version().hash),
         };
-        plan.source.begin(&Home { config, run, folder: folder.path() })?;
+        plan.source.begin(&Home { config, run, folder: folder.path(), team })?;
+        if let Some(team) = team {
+            learner.join(Rc::clone(team));
+        }
         let mut trackers: Vec<Box<dyn Tracker>> = vec![Box::new(JsonlTracker::resume(&folder.metrics(), state.step)?)];
         if config.tracker.tensorboard {
             trackers.push(Box::new(TensorboardTracker::resume(&folder.tensorboard(), state.step)?));
@@ -200,7 +234,18 @@ impl<'a> Training<'a> {
         if folder.alarms().exists() {
             JsonlTracker::resume(&folder.alarms(), state.step)?;
         }
-        Ok(Self { config, plan, learner, folder, snapshots, store, run, trackers, state, saved })
+        let team = team.cloned();
+        let training =
+            Self { config, plan, learner, folder, snapshots, store, run, shared, team, trackers, state, saved };
+        training.gather()?;
+        Ok(training)
+    }
+
+    /// Brings the other processes to where this one is.
+    fn gather(&self) -> Result<()> {
+        let Some(team) = &self.team else { return Ok(()) };
+        team.restore(&self.learner.snapshot(&self.state, &self.plan.policy), self.state.guard.rate_scale)?;
+        team.agree(self.state.step, &self.plan.policy.version().hash)
     }
 
     fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
@@ -246,8 +291,14 @@ impl<'a> Training<'a> {
         metrics.set("time/rollout_s", start.elapsed().as_secs_f64());
         observer.phase(Phase::Updating);
         let updating = Instant::now();
+        if let Some(team) = &self.team {
+            team.learn(step, samples.trained())?;
+        }
         metrics.merge(self.learner.update(step, samples.trained(), &mut self.plan.policy)?);
         self.plan.publish(step)?;
+        if let Some(team) = &self.team {
+            team.agree(step, &self.plan.policy.version().hash)?;
+        }
         metrics.set("time/update_s", updating.elapsed().as_secs_f64());
 
         self.state.step = step;
@@ -259,6 +310,7 @@ impl<'a> Training<'a> {
         self.state.train_seconds += seconds;
         metrics.set("num_tokens", self.state.num_tokens as f64);
         metrics.set("num_samples", self.state.samples as f64);
+        metrics.set("num_generated_tokens", self.state.generated_tokens as f64);
         metrics.set("time/train_s", self.state.train_seconds);
         metrics.merge(measure::ranks(self.plan.policy.adapter()));
         metrics.set("step_time", seconds);
@@ -296,9 +348,10 @@ impl<'a> Training<'a> {
         let _span = phase_span!("evaluate");
         observer.phase(Phase::Evaluating);
         let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
-        let rivals = pool::open(self.config, &self.plan.policy, Some(self.folder.path()))?;
+        let policy = self.learner.shipped(&self.plan.policy);
+        let rivals = pool::open(self.config, &policy, Some(self.folder.path()))?;
         let mut panel = Panel { reward: &mut self.plan.reward, judge: self.plan.judge.as_mut(), rivals: &rivals };
-        exam.evaluate(&self.plan.policy, &self.learner, &mut panel, &mut progress)
+        exam.evaluate(&policy, &self.learner, &mut panel, &mut progress)
     }
 
     /// Saves the present state, unless it is saved already, and redraws the run's curve.
@@ -311,6 +364,11 @@ impl<'a> Training<'a> {
         let path = self.snapshots.save(&snapshot)?;
         self.store.checkpoint(self.run, self.state.step, &path.display().to_string(), &self.state.policy_hash)?;
         self.saved = Some(self.state.step);
+        if let Some(shared) = &self.shared
+            && let Err(error) = shared.checkpoint(self.folder.path(), self.state.step, &self.snapshots.steps())
+        {
+            tracing::warn!("the checkpoint of step {} is only here: {error}", self.state.step);
+        }
         self.folder.draw_course()?;
         self.folder.draw_ranks(self.plan.policy.adapter())
     }

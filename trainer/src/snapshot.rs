@@ -75,7 +75,8 @@ pub(crate) struct Snapshot {
     parts: BTreeMap<String, Vec<(String, Tensor)>>,
 }
 
-const STATE: &str = "state.json";
+/// The file of a checkpoint that is not tensors.
+pub(crate) const STATE: &str = "state.json";
 const EXTENSION: &str = "safetensors";
 
 /// The checkpoints of one run.
@@ -176,6 +177,22 @@ impl Snapshot {
     /// Takes the tensors of one file out.
     pub(crate) fn take(&mut self, name: &str) -> Result<Vec<(String, Tensor)>> {
         self.parts.remove(name).ok_or_else(|| missing(name))
+    }
+
+    /// The content of each of its files of tensors, by name.
+    pub(crate) fn files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let bytes = |(name, part): (&String, &Vec<(String, Tensor)>)| Ok((name.clone(), tensors::to_bytes(part)?));
+        let files: std::io::Result<Vec<_>> = self.parts.iter().map(bytes).collect();
+        files.map_err(|error| Error::runtime(format!("cannot pack a checkpoint: {error}")))
+    }
+
+    /// The reverse of [`Snapshot::files`].
+    pub(crate) fn of_files(state: State, files: &[(String, Vec<u8>)]) -> Result<Self> {
+        let mut snapshot = Self::new(state);
+        for (name, bytes) in files {
+            snapshot.insert(name, tensors::from_bytes(bytes, name)?);
+        }
+        Ok(snapshot)
     }
 
     /// Reads a checkpoint folder.

@@ -12,11 +12,13 @@ use crate::algorithm::Schedule;
 use crate::config::Config;
 use crate::judging::Bench;
 use crate::run::Observer;
+use crate::team::Team;
 use crate::{Result, measure};
 use model::Policy;
 use reward::WeightedSum;
 use schema::{Metrics, ScoredGroup};
 use std::path::Path;
+use std::rc::Rc;
 use store::{RunId, Store};
 
 /// What a source works with.
@@ -71,6 +73,8 @@ pub(crate) struct Home<'a> {
     pub run: RunId,
     /// Its folder.
     pub folder: &'a Path,
+    /// The processes that train it together.
+    pub team: Option<&'a Rc<Team>>,
 }
 
 /// Supplies each step with samples.

@@ -16,7 +16,7 @@ pub(crate) struct Args {
     /// The config, such as configs/serve.toml; the config of a run serves that run's base model.
     #[arg(long, value_name = "FILE", required_unless_present = "run", conflicts_with = "run")]
     config: Option<PathBuf>,
-    /// Instead of --config: a run folder, whose newest checkpoint is served by the name of the folder.
+    /// Instead of --config: a run folder or the URL of one, whose newest checkpoint is served by the name of the folder.
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
     /// Change one key of the config, such as `serve.max_waiting=64`; may be given several times.
@@ -40,13 +40,15 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut config = match (&args.config, &args.run) {
         (Some(path), _) => Serving::load(path, &args.set)?,
-        (None, Some(folder)) => Serving::of(&trainer::resumed_config(folder, &[])?),
+        (None, Some(place)) => Serving::of(&trainer::resumed_config(&trainer::run_folder(place)?, &[])?),
         (None, None) => return Err(Usage("give --config FILE or --run DIR".into()).into()),
     };
     let mut default = String::new();
-    if let Some(folder) = &args.run {
-        default = folder.canonicalize()?.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into());
-        config.serve.adapters.insert(default.clone(), folder.clone());
+    if let Some(place) = &args.run {
+        // Of a URL there is nothing to be made absolute.
+        let whole = place.canonicalize().unwrap_or_else(|_| place.clone());
+        default = whole.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into());
+        config.serve.adapters.insert(default.clone(), place.clone());
     }
     config.serve.host = args.host.clone().unwrap_or(config.serve.host);
     config.serve.port = args.port.unwrap_or(config.serve.port);

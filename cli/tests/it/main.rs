@@ -25,8 +25,10 @@ mod replay_docs;
 mod replayed;
 mod resume;
 mod serve;
+mod share;
 mod sora;
 mod support;
+mod team;
 mod tidy;
 
 use std::path::Path;

@@ -4,6 +4,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use tempfile::TempDir;
 
 /// The head of a config: a network that learns in seconds, with an adapter. Constants can be made of it.
@@ -36,7 +37,9 @@ pub(crate) use tiny_sums;
 
 /// A fresh folder to run the program in.
 pub(crate) struct Desk {
-    folder: TempDir,
+    folder: Rc<TempDir>,
+    /// What the program finds in its environment besides.
+    environment: Vec<(String, String)>,
 }
 
 /// How a call ended.
@@ -49,7 +52,21 @@ pub(crate) struct Done {
 
 impl Desk {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { folder: Rc::new(tempfile::tempdir().unwrap()), environment: Vec::new() }
+    }
+
+    /// The same as another machine would be: with a cache of its own and these variables in the environment.
+    pub(crate) fn machine(environment: &[(&str, &str)]) -> Self {
+        let desk = Self::new();
+        let cache = desk.path("cache").display().to_string();
+        desk.with(&[("PROXRL_CACHE", &cache)]).with(environment)
+    }
+
+    /// The same folder, where the program finds these variables too.
+    pub(crate) fn with(&self, environment: &[(&str, &str)]) -> Self {
+        let mut all = self.environment.clone();
+        all.extend(environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Self { folder: Rc::clone(&self.folder), environment: all }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -84,6 +101,7 @@ impl Desk {
         // One thread per call: the tests themselves run side by side.
         command.args(args).current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
         command.env("HF_HUB_OFFLINE", "1");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

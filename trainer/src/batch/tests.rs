@@ -6,7 +6,7 @@ use crate::testing::scored;
 use schema::Metrics;
 
 fn cut(micro_batch_tokens: usize) -> Cut {
-    Cut { micro_batch_tokens, vocab: 100, device: model::device::HOST }
+    Cut { micro_batch_tokens, vocab: 100, device: model::device::HOST, shares: 1 }
 }
 
 fn batches(rewards: &[&[f32]], settings: Grpo, tokens: usize) -> Vec<MiniBatch> {

@@ -66,6 +66,17 @@ pub(crate) fn end_of_iteration(snapshot: &Snapshot) -> Option<&[(String, Tensor)
 }
 
 impl Learner {
+    /// The policy that a run would end with now: the trained one, or the end of the iteration before where the next has just
+    /// begun.
+    pub(crate) fn shipped(&self, policy: &Policy) -> Policy {
+        let at_beginning = |_: &&Progress| {
+            policy.adapter().tensors().zip(self.reference.tensors()).all(|((_, own), (_, other))| own.equal(other))
+        };
+        let adapter =
+            self.iterations.as_ref().filter(at_beginning).map_or_else(|| policy.adapter(), |progress| &progress.hat);
+        policy.with_adapter(adapter.share())
+    }
+
     /// At the end of an iteration that is not the last: finds the beginning of the next one. `groups` are those of the
     /// iteration's last step.
     pub(super) fn end_iteration(&mut self, step: u64, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {

@@ -5,6 +5,7 @@
 
 use super::{Rows, TokenLosses};
 use schema::Metrics;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
@@ -14,6 +15,14 @@ pub struct Tally {
     sums: BTreeMap<String, (Tensor, f64)>,
     lowest: BTreeMap<String, Tensor>,
     highest: BTreeMap<String, Tensor>,
+}
+
+/// What a [`Tally`] has counted, to be sent to other processes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    sums: BTreeMap<String, (f64, f64)>,
+    lowest: BTreeMap<String, f64>,
+    highest: BTreeMap<String, f64>,
 }
 
 impl Tally {
@@ -79,6 +88,34 @@ impl Tally {
         }
         for (name, value) in other.highest {
             extreme(&mut self.highest, &name, &value, Tensor::maximum);
+        }
+    }
+
+    /// What was counted so far, as numbers.
+    pub(crate) fn counts(&self) -> Counts {
+        let read = |table: &BTreeMap<String, Tensor>| {
+            table.iter().map(|(name, value)| (name.clone(), value.double_value(&[]))).collect()
+        };
+        Counts {
+            sums: self
+                .sums
+                .iter()
+                .map(|(name, (sum, count))| (name.clone(), (sum.double_value(&[]), *count)))
+                .collect(),
+            lowest: read(&self.lowest),
+            highest: read(&self.highest),
+        }
+    }
+
+    /// The reverse of [`Tally::counts`].
+    pub(crate) fn of(counts: Counts) -> Self {
+        let table = |numbers: BTreeMap<String, f64>| {
+            numbers.into_iter().map(|(name, value)| (name, Tensor::from(value))).collect()
+        };
+        Self {
+            sums: counts.sums.into_iter().map(|(name, (sum, count))| (name, (Tensor::from(sum), count))).collect(),
+            lowest: table(counts.lowest),
+            highest: table(counts.highest),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The trainer's end: it asks for jobs, waits for them, and draws itself where nobody else does.
 
 use super::{RemoteConfig, WithoutWorkers, lease, order};
+use crate::share::Shared;
 use crate::snapshot::Publications;
 use crate::source::Home;
 use crate::{Error, Result};
@@ -36,7 +37,7 @@ impl Remote {
             store: Store::open_existing(&home.config.store.url)?,
             run: home.run,
             identity: policy.identity().to_owned(),
-            publications: Publications::new(home.folder)?,
+            publications: Publications::new(home.folder, Shared::open(&home.config.share, home.folder)?)?,
             local: Inline::new(policy, home.config.rollout.engine.clone()),
             told: false,
         };
@@ -47,8 +48,8 @@ impl Remote {
     /// Lets workers draw from this policy.
     fn share(&mut self, policy: &Policy) -> Result<()> {
         let oldest = policy.version().version.saturating_sub(1);
-        let path = self.publications.write(policy, oldest)?;
-        self.store.publish(self.run, policy.version(), &path.display().to_string(), oldest)?;
+        let place = self.publications.write(policy, oldest)?;
+        self.store.publish(self.run, policy.version(), &place, oldest)?;
         self.local.publish(policy)?;
         Ok(())
     }

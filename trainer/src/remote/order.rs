@@ -20,7 +20,7 @@ struct Order {
 }
 
 /// The jobs that a step's sampling is cut into, each of so many prompts.
-pub(super) fn cut(job: &Job, prompts_per_job: usize, min_version: u64) -> Vec<NewJob> {
+pub(crate) fn cut(job: &Job, prompts_per_job: usize, min_version: u64) -> Vec<NewJob> {
     let piece = |(number, prompts): (usize, &[Prompt])| {
         let offset = number * prompts_per_job;
         let order = Order {
@@ -42,12 +42,16 @@ pub(super) fn cut(job: &Job, prompts_per_job: usize, min_version: u64) -> Vec<Ne
 
 /// The sampling that a lease asks for.
 pub(super) fn read(lease: &Lease) -> Result<Job> {
-    let problem = |what: &dyn std::fmt::Display| {
+    parse(&lease.request, lease.step, lease.place).map_err(|what| {
         Error::input(format!("job {} cannot be read: {what}; is this worker older than the trainer?", lease.job))
-    };
-    let order: Order = serde_json::from_str(&lease.request).map_err(|error| problem(&error))?;
-    let seed = Seed::from_hex(&order.seed).ok_or_else(|| problem(&"its seed is no key"))?;
-    let address = Address { step: lease.step, place: lease.place, first: order.first };
+    })
+}
+
+/// The sampling that a request of [`cut`] asks for.
+pub(crate) fn parse(request: &str, step: u64, place: usize) -> std::result::Result<Job, String> {
+    let order: Order = serde_json::from_str(request).map_err(|error| error.to_string())?;
+    let seed = Seed::from_hex(&order.seed).ok_or("its seed is no key")?;
+    let address = Address { step, place, first: order.first };
     Ok(Job { prompts: order.prompts, group_size: order.group_size, settings: order.settings, seed, address })
 }
 

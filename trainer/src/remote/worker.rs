@@ -7,7 +7,6 @@ use crate::{Error, Result};
 use model::Policy;
 use rollout::collector::{Collector, Inline, Progress};
 use schema::{Group, PolicyVersion, Seed};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use store::{Lease, RunId, Store};
@@ -179,21 +178,18 @@ impl Drawer<'_> {
                 return Ok(());
             }
             self.drawing = None;
-            let path = Path::new(&found.adapter);
+            let place = &found.adapter;
             // The trainer drops what it has replaced, so a file may be gone that was there a moment ago.
-            if !path.exists() {
+            if !Publications::restore(place, &mut self.policy)? {
                 problem = format!(
-                    "there is no {}; this worker must see the run's folder under the path that the trainer has for it",
-                    path.display()
+                    "there is no {place}; this worker must see the run's folder under the path that the trainer has for it, or the run must share it by share.url"
                 );
                 continue;
             }
-            Publications::restore(path, &mut self.policy)?;
             self.policy.set_version(found.policy.version);
             if *self.policy.version() != found.policy {
                 problem = format!(
-                    "{} is not version {} of run {}'s policy: its hash is {} and should be {}; is this the run's own config?",
-                    path.display(),
+                    "{place} is not version {} of run {}'s policy: its hash is {} and should be {}; is this the run's own config?",
                     found.policy.version,
                     lease.run,
                     self.policy.version().hash,

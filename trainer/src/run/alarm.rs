@@ -73,6 +73,7 @@ impl Training<'_> {
         self.state.guard.forget();
         self.state.guard.rate_scale *= self.config.guard.roll_back_rate;
         self.learner.scale_rate(self.state.guard.rate_scale);
+        self.gather()?;
         self.save()?;
         observer.note(&format!(
             "rolled back to what was learned by step {good}; the learning rate is multiplied by {} from here on",

@@ -26,9 +26,14 @@ pub(crate) fn to_bytes(tensors: &[(String, Tensor)]) -> std::io::Result<Vec<u8>>
 
 /// Reads every tensor of a safetensors file that [`to_bytes`] wrote.
 pub(crate) fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
-    let problem = |error: &dyn std::fmt::Display| Error::input(format!("{}: {error}", path.display()));
-    let bytes = std::fs::read(path).map_err(|error| problem(&error))?;
-    let file = SafeTensors::deserialize(&bytes)
+    let bytes = std::fs::read(path).map_err(|error| Error::input(format!("{}: {error}", path.display())))?;
+    from_bytes(&bytes, &path.display().to_string())
+}
+
+/// The same from the bytes of such a file; `place` is where they came from.
+pub(crate) fn from_bytes(bytes: &[u8], place: &str) -> Result<Vec<(String, Tensor)>> {
+    let problem = |error: &dyn std::fmt::Display| Error::input(format!("{place}: {error}"));
+    let file = SafeTensors::deserialize(bytes)
         .map_err(|error| problem(&format!("{error}; the file is damaged, use an earlier checkpoint")))?;
     file.iter()
         .map(|(name, view)| {

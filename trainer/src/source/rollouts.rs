@@ -14,11 +14,13 @@ use crate::config::CollectorConfig;
 use crate::objective::has_signal;
 use crate::remote::Remote;
 use crate::run::Phase;
+use crate::team::Spread;
 use crate::{Result, judging, measure};
 use model::Policy;
-use rollout::collector::{Address, Collector, Job};
+use rollout::collector::{Address, Collector, Inline, Job};
 use rollout::prompts::Epochs;
 use schema::{Group, Prompt, SamplerSettings, ScoredGroup, Seed};
+use std::rc::Rc;
 
 /// Draws samples.
 pub(crate) struct Rollouts {
@@ -44,6 +46,9 @@ impl Source for Rollouts {
     fn begin(&mut self, home: &Home<'_>) -> Result<()> {
         if let Some(CollectorConfig::Remote(remote)) = &home.config.collector {
             self.collector = Box::new(Remote::open(remote, home, &self.policy)?);
+        } else if let Some(team) = home.team {
+            let local = Inline::new(&self.policy, home.config.rollout.engine.clone());
+            self.collector = Box::new(Spread::new(Rc::clone(team), local));
         }
         Ok(())
     }

@@ -1,0 +1,266 @@
+//! Adapters and checkpoints at a URL: a folder, and a bucket behind a small server that speaks S3.
+
+use crate::support::{Desk, config};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Child;
+use std::sync::{Arc, Mutex};
+
+/// A run of the tiny network that shares what it has at `url`, and keeps its samples where every desk finds them.
+fn train(desk: &Desk, url: &str, sets: &[&str]) {
+    let (share, store) = (format!("share.url={url}"), store_of(desk));
+    let mut args = vec!["train", "", "--out", "run", "--set", &share, "--set", &store];
+    let tiny = config("tiny.toml");
+    args[1] = &tiny;
+    args.extend(
+        ["steps=4", "checkpoint.every=2", "checkpoint.keep=1"].iter().chain(sets).flat_map(|set| ["--set", *set]),
+    );
+    desk.ok(&args);
+}
+
+fn store_of(desk: &Desk) -> String {
+    format!("store.url=sqlite://{}", desk.path("samples.db").display())
+}
+
+/// Another machine has the URL and nothing else of the run: it answers, exports, and goes on as the first one does.
+fn another_machine_goes_on(desk: &Desk, other: &Desk, url: &str) {
+    train(desk, url, &[]);
+    let run = format!("{url}/run");
+    let answer = ["generate", "--greedy", "--max-new-tokens", "8", "1+1", "--run"];
+    let asked = |desk: &Desk, run: &str| desk.ok(&[&answer[..], &[run]].concat());
+    assert_eq!(asked(other, &run), asked(desk, "run"));
+    // What is there is not fetched again, and what is newer is.
+    assert_eq!(asked(other, &run), asked(desk, "run"));
+    other.ok(&["export", &run, "--out", "peft"]);
+    assert!(other.path("peft/adapter_model.safetensors").exists());
+    let judged =
+        |desk: &Desk, run: &str| -> Value { serde_json::from_str(&desk.ok(&["eval", run, "--json"])).unwrap() };
+    assert_eq!(judged(other, &run), judged(desk, "run"));
+
+    desk.ok(&["train", "--resume", "run", "--set", "steps=6"]);
+    assert_eq!(asked(other, &run), asked(desk, "run"));
+    // The other machine goes on from there, in a folder of its own.
+    let store = store_of(desk);
+    let go_on = ["train", "--resume", &run, "--out", "run", "--set", "steps=8", "--set", &store];
+    let first = desk.metrics("run");
+    other.ok(&go_on);
+    let rows = other.metrics("run");
+    assert_eq!(rows[..6], first);
+    assert_eq!(rows.len(), 8);
+    let again = other.run(&go_on);
+    assert_eq!(again.code, Some(2));
+    assert!(again.stderr.contains("is there already"), "{}", again.stderr);
+}
+
+#[test]
+fn a_folder_is_shared() {
+    let (desk, other, bucket) = (Desk::machine(&[]), Desk::machine(&[]), Desk::new());
+    let url = format!("file://{}", bucket.path("a b").display());
+    another_machine_goes_on(&desk, &other, &url);
+    // One checkpoint is kept, here as there.
+    let files = bucket.files();
+    let checkpoints: Vec<_> = files.iter().filter(|file| file.ends_with("state.json")).collect();
+    assert_eq!(checkpoints, ["a b/run/checkpoints/step_8/state.json"]);
+    // Without it the checkpoint is not whole.
+    std::fs::remove_file(bucket.path("a b/run/checkpoints/step_8/state.json")).unwrap();
+    let done = other.run(&["eval", &format!("{url}/run")]);
+    assert_eq!(done.code, Some(2));
+    assert!(done.stderr.contains("there is no checkpoint at"), "{}", done.stderr);
+}
+
+#[test]
+fn a_bucket_is_shared() {
+    let bucket = Bucket::open();
+    let (desk, other) = (bucket.desk(), bucket.desk());
+    another_machine_goes_on(&desk, &other, "s3://bucket/runs");
+    let names: Vec<String> = bucket.objects.lock().unwrap().keys().cloned().collect();
+    assert!(names.contains(&"runs/run/checkpoints/step_8/state.json".to_owned()), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("step_6")), "{names:?}");
+    assert!(bucket.objects.lock().unwrap().keys().all(|name| name.starts_with("runs/run/")));
+}
+
+#[test]
+fn what_cannot_be_shared_is_said_before_anything_is_drawn() {
+    let (desk, bucket) = (Desk::machine(&[]), Desk::new());
+    let url = format!("file://{}", bucket.path("shared").display());
+    train(&desk, &url, &["steps=1"]);
+    // Another run of the same name.
+    let other = Desk::machine(&[]);
+    let tiny = config("tiny.toml");
+    let refused = |share: &str| {
+        let share = format!("share.url={share}");
+        let done = other.run(&["train", &tiny, "--out", "run", "--set", &share]);
+        assert_eq!(done.code, Some(2), "{share}: {}", done.stderr);
+        assert!(!other.path("run/metrics.jsonl").exists());
+        let _ = std::fs::remove_dir_all(other.path("run"));
+        done.stderr
+    };
+    assert!(refused(&url).contains("holds another run of the same name"));
+    assert!(refused("shared").contains("file:///FOLDER"));
+    assert!(refused("ftp://host/a").contains("file:///FOLDER"));
+    let done = other.run(&["generate", "--run", "file:///nowhere/run", "1+1"]);
+    assert_eq!(done.code, Some(2));
+    assert!(done.stderr.contains("there is no checkpoint at file:///nowhere/run"), "{}", done.stderr);
+    let done = desk.run(&["train", "--resume", "run", "--out", "other"]);
+    assert_eq!(done.code, Some(2));
+    assert!(done.stderr.contains("goes on in its own folder"), "{}", done.stderr);
+}
+
+#[test]
+fn workers_read_policies_from_a_bucket() {
+    let bucket = Bucket::open();
+    let (desk, elsewhere) = (bucket.desk(), bucket.desk());
+    let store = format!("sqlite://{}", desk.path("jobs.db").display());
+    let remote = config("remote.toml");
+    let url = format!("store.url={store}");
+    let sets = ["steps=3", &url, "share.url=s3://bucket/runs", "collector.remote.without_workers=wait"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+    let trainer = desk.start(&[&["train", remote.as_str(), "--out", "run"], &sets[..]].concat());
+    while !desk.path("jobs.db").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let worker = elsewhere.start(
+        &[&["rollout", "work", "--store", &store, "--name", "a", "--config", remote.as_str()], &sets[..]].concat(),
+    );
+    ended(trainer);
+    let published =
+        desk.ok(&["replay", "query", "--store", &store, "--format", "json", "SELECT adapter FROM publications"]);
+    let published: Vec<Value> = serde_json::from_str(&published).unwrap();
+    assert!(!published.is_empty());
+    assert!(
+        published.iter().all(|row| row["adapter"].as_str().unwrap().starts_with("s3://bucket/runs/run/published/"))
+    );
+    let drawn = desk.ok(&[
+        "replay",
+        "query",
+        "--store",
+        &store,
+        "--format",
+        "json",
+        "SELECT COUNT(DISTINCT policy_version) AS n FROM sample_view",
+    ]);
+    assert!(drawn.contains('3'), "{drawn}");
+    // Replaced versions are gone.
+    let names: Vec<String> = bucket.objects.lock().unwrap().keys().cloned().collect();
+    assert!(!names.iter().any(|name| name.ends_with("version_0.safetensors")), "{names:?}");
+    let sent = std::process::Command::new("kill").args(["-TERM", &worker.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    ended(worker);
+}
+
+fn ended(mut child: Child) {
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// A server that speaks as much of S3 as proxrl asks of it.
+struct Bucket {
+    objects: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+    address: String,
+}
+
+impl Bucket {
+    fn open() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let objects = Arc::new(Mutex::new(BTreeMap::new()));
+        let own = Arc::clone(&objects);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let objects = Arc::clone(&own);
+                std::thread::spawn(move || while answer(&stream, &objects).is_some() {});
+            }
+        });
+        Self { objects, address }
+    }
+
+    /// A desk whose environment logs in there.
+    fn desk(&self) -> Desk {
+        Desk::machine(&[
+            ("AWS_ENDPOINT", &self.address),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("AWS_REGION", "nowhere"),
+        ])
+    }
+}
+
+/// Answers one request; nothing when the client has left.
+fn answer(stream: &TcpStream, objects: &Mutex<BTreeMap<String, Vec<u8>>>) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let (method, target) = (words.next()?, words.next()?);
+    let (mut length, mut signed) = (0, false);
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header).ok()?;
+        let header = header.trim().to_ascii_lowercase();
+        if header.is_empty() {
+            break;
+        }
+        if let Some(value) = header.strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+        signed |= header.starts_with("authorization: aws4-hmac-sha256 credential=key/");
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let (path, question) = target.split_once('?').unwrap_or((&target, ""));
+    let key = path.strip_prefix("/bucket").unwrap_or_default().trim_start_matches('/').to_owned();
+    let mut objects = objects.lock().unwrap();
+    let (status, content) = match (signed, method.as_str()) {
+        (false, _) => ("403 Forbidden", Vec::new()),
+        (_, "PUT") => {
+            objects.insert(key, body);
+            ("200 OK", Vec::new())
+        }
+        (_, "DELETE") => {
+            objects.remove(&key);
+            ("204 No Content", Vec::new())
+        }
+        (_, "GET") if key.is_empty() => ("200 OK", listing(&objects, question).into_bytes()),
+        (_, "GET") => match objects.get(&key) {
+            Some(content) => ("200 OK", content.clone()),
+            None => ("404 Not Found", Vec::new()),
+        },
+        _ => ("405 Method Not Allowed", Vec::new()),
+    };
+    drop(objects);
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"x\"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n\r\n",
+        content.len()
+    );
+    let mut stream = stream;
+    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&content)).ok()
+}
+
+/// What lies right below the prefix that the question names.
+fn listing(objects: &BTreeMap<String, Vec<u8>>, question: &str) -> String {
+    let prefix = question.split('&').find_map(|part| part.strip_prefix("prefix=")).unwrap_or_default();
+    let prefix = prefix.replace("%2F", "/");
+    let mut folders: Vec<String> = Vec::new();
+    let mut text = String::from("<?xml version=\"1.0\"?><ListBucketResult>");
+    for (key, content) in objects {
+        let Some(rest) = key.strip_prefix(&prefix) else { continue };
+        if let Some((folder, _)) = rest.split_once('/') {
+            folders.push(format!("{prefix}{folder}/"));
+        } else {
+            write!(
+                text,
+                "<Contents><Key>{key}</Key><Size>{}</Size><ETag>x</ETag><LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>",
+                content.len()
+            )
+            .unwrap();
+        }
+    }
+    folders.dedup();
+    for folder in folders {
+        write!(text, "<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>").unwrap();
+    }
+    text + "</ListBucketResult>"
+}

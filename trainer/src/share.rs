@@ -1,0 +1,196 @@
+//! A run's adapters and checkpoints at a URL, so that other machines can read them: `[share]`.
+//!
+//! ```text
+//! URL/RUN/config.toml                             the resolved config
+//! URL/RUN/run.json                                whose folder this is
+//! URL/RUN/metrics.jsonl                           as of the newest checkpoint
+//! URL/RUN/checkpoints/step_N/*.safetensors
+//! URL/RUN/checkpoints/step_N/state.json           written last, removed first: with it a checkpoint is whole
+//! URL/RUN/published/version_N.safetensors         for workers
+//! ```
+//!
+//! The run folder on the trainer's machine stays what the run is resumed from there. Wherever a run folder may be named,
+//! so may `URL/RUN`: [`run_folder`] makes a local copy of the newest checkpoint.
+
+use crate::snapshot::STATE;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+use store::Files;
+
+/// `[share]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Share {
+    /// Where other machines find this run's adapters and checkpoints: `s3://BUCKET/FOLDER`, `gs://…`, `az://…` or
+    /// `file:///FOLDER`, below which the run gets a folder of its name. Empty for nowhere.
+    pub url: String,
+}
+
+impl Share {
+    /// Refuses a URL that names no place.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !self.url.is_empty() {
+            Files::open(&self.url).map_err(|error| Error::input(format!("share.url: {error}")))?;
+        }
+        Ok(())
+    }
+}
+
+/// What of a run folder describes it, without its checkpoints.
+const ABOUT: [&str; 3] = ["config.toml", "metrics.jsonl", OWNER];
+/// Which run a folder is of: its number and its store.
+const OWNER: &str = "run.json";
+const CHECKPOINTS: &str = "checkpoints";
+
+/// The folder of one run at a URL.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    files: Files,
+}
+
+impl Shared {
+    /// Where the run in this folder is shared, if it is. The folder there must be new, or this run's own.
+    pub(crate) fn open(share: &Share, run_folder: &Path) -> Result<Option<Self>> {
+        if share.url.is_empty() {
+            return Ok(None);
+        }
+        let whole = run_folder.canonicalize().unwrap_or_else(|_| run_folder.to_owned());
+        let name = whole.file_name().map_or("run".into(), |name| name.to_string_lossy());
+        let url = format!("{}/{name}", share.url.trim_end_matches('/'));
+        let shared = Self { files: Files::open(&url)? };
+        let own = read(&run_folder.join(OWNER))?;
+        match shared.files.read(OWNER)? {
+            Some(there) if there != own => {
+                return Err(Error::input(format!(
+                    "share.url: {url} holds another run of the same name; choose another --out, or another share.url"
+                )));
+            }
+            Some(_) => {}
+            None => shared.files.write(OWNER, own)?,
+        }
+        shared.files.write("config.toml", read(&run_folder.join("config.toml"))?)?;
+        Ok(Some(shared))
+    }
+
+    /// Writes a file, and gives its URL.
+    pub(crate) fn write(&self, name: &str, bytes: Vec<u8>) -> Result<String> {
+        self.files.write(name, bytes)?;
+        Ok(self.files.url_of(name))
+    }
+
+    /// Removes a file.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        Ok(self.files.remove(name)?)
+    }
+
+    /// Writes a checkpoint of the run, and drops those that its folder has no more.
+    pub(crate) fn checkpoint(&self, run_folder: &Path, step: u64, kept: &[u64]) -> Result<()> {
+        let name = format!("step_{step}");
+        let folder = run_folder.join(CHECKPOINTS).join(&name);
+        let mut files = names(&folder)?;
+        // Last, because with it the checkpoint counts as whole.
+        files.sort_by_key(|file| file == STATE);
+        for file in files {
+            self.files.write(&format!("{CHECKPOINTS}/{name}/{file}"), read(&folder.join(&file))?)?;
+        }
+        let metrics = run_folder.join("metrics.jsonl");
+        if metrics.exists() {
+            self.files.write("metrics.jsonl", read(&metrics)?)?;
+        }
+        for old in self.files.list(CHECKPOINTS)? {
+            if step_of(&old).is_some_and(|step| !kept.contains(&step)) {
+                let folder = format!("{CHECKPOINTS}/{old}");
+                let mut files = self.files.list(&folder)?;
+                files.sort_by_key(|file| file != STATE);
+                files.iter().try_for_each(|file| self.files.remove(&format!("{folder}/{file}")))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A run's folder: the one that is named or, if a URL is, a copy of what is there, with the newest checkpoint. Copies lie in
+/// the cache, and what is in them already is not fetched again.
+pub fn run_folder(place: &Path) -> Result<PathBuf> {
+    let Some(url) = place.to_str().filter(|place| Files::is_url(place)) else { return Ok(place.to_owned()) };
+    let url = url.trim_end_matches('/');
+    let spelled: String =
+        url.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '_' }).collect();
+    let folder = model::hub::cache_folder().join("runs").join(spelled);
+    fetch(url, &folder)?;
+    Ok(folder)
+}
+
+/// Copies a run from a URL to a new folder, in which it can go on.
+pub fn fetch_run(place: &Path, folder: &Path) -> Result<()> {
+    let url = place.to_string_lossy();
+    if folder.exists() {
+        return Err(Error::input(format!(
+            "{} is there already: go on with what it holds by --resume {0}, or give the run from {url} another folder with --out",
+            folder.display()
+        )));
+    }
+    let fetched = fetch(url.trim_end_matches('/'), folder);
+    if fetched.is_err() {
+        // A part of a run is none.
+        let _ = fs::remove_dir_all(folder);
+    }
+    fetched
+}
+
+fn fetch(url: &str, folder: &Path) -> Result<()> {
+    let files = Files::open(url)?;
+    let missing = |what: &str| {
+        Error::input(format!("there is no {what} at {url}; is it the folder of a run that had `share.url`?"))
+    };
+    let mut steps: Vec<u64> = files.list(CHECKPOINTS)?.iter().filter_map(|name| step_of(name)).collect();
+    // The newest whole one.
+    let (step, state) = loop {
+        let step = steps.iter().copied().max().ok_or_else(|| missing("checkpoint"))?;
+        if let Some(state) = files.read(&format!("{CHECKPOINTS}/step_{step}/{STATE}"))? {
+            break (step, state);
+        }
+        steps.retain(|other| *other != step);
+    };
+    let make = |folder: &Path| {
+        fs::create_dir_all(folder)
+            .map_err(|error| Error::runtime(format!("cannot make {} for what is at {url}: {error}", folder.display())))
+    };
+    make(folder)?;
+    for name in ABOUT {
+        match files.read(name)? {
+            Some(bytes) => crate::snapshot::write_atomically(&folder.join(name), &bytes)?,
+            None if name == "metrics.jsonl" => {}
+            None => return Err(missing(name)),
+        }
+    }
+    let name = format!("{CHECKPOINTS}/step_{step}");
+    let (own, partial) = (folder.join(&name), folder.join(CHECKPOINTS).join(format!(".step_{step}.partial")));
+    if read(&own.join(STATE)).is_ok_and(|there| there == state) {
+        return Ok(());
+    }
+    // Whatever else is there is of another time.
+    let _ = fs::remove_dir_all(folder.join(CHECKPOINTS));
+    make(&partial)?;
+    for file in files.list(&name)? {
+        let bytes = files.read(&format!("{name}/{file}"))?.ok_or_else(|| missing(&file))?;
+        crate::snapshot::write_atomically(&partial.join(&file), &bytes)?;
+    }
+    fs::rename(&partial, &own).map_err(|error| Error::runtime(format!("cannot make {}: {error}", own.display())))
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step_")?.parse().ok()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| Error::runtime(format!("cannot read {}: {error}", path.display())))
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries =
+        fs::read_dir(folder).map_err(|error| Error::runtime(format!("cannot read {}: {error}", folder.display())))?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+}

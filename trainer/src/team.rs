@@ -1,0 +1,233 @@
+//! Several processes that train one policy: data-parallel training over libtorch's c10d.
+//!
+//! Every process runs the same command; `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` in its environment say which
+//! one it is, as torchrun, Slurm and Kubernetes' operators set them. Rank 0 *leads*: it alone has the run folder, the store,
+//! the rewards and the held-out prompts. The others *follow* ([`follow`]): they do what it says, one [`Call`] after the
+//! other.
+//!
+//! | call | what each rank does |
+//! |---|---|
+//! | restore | takes over a checkpoint, so that all begin alike |
+//! | draw | draws its share of a job's prompts; rank 0 gets all groups |
+//! | learn | computes its share of each update's micro-batches; gradients and tallies are summed; all take the same step |
+//! | end | leaves |
+//!
+//! The denominator of the loss is that of the whole batch, as with micro-batches in one process, so the sum of the ranks'
+//! gradients is that of one process; only rounding differs, with the order of the sum. After each step ranks compare the
+//! hashes of their policies, and stop where they are not one. What is scored before an update (critics, references) every
+//! rank computes for itself.
+//!
+//! Gradients travel as f32 through the host's memory by Gloo, whatever the device: an adapter is small. It has neither
+//! encryption nor passwords, so it belongs into a private network; `GLOO_SOCKET_IFNAME` names the interface.
+
+mod follow;
+mod spread;
+#[cfg(feature = "distributed")]
+mod wire;
+
+pub(crate) use follow::follow;
+pub(crate) use spread::Spread;
+
+use crate::objective::Tally;
+use crate::optimizer::Parameter;
+use crate::snapshot::Snapshot;
+use crate::{Error, Result};
+use schema::{Group, ScoredGroup};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+#[cfg(feature = "distributed")]
+use wire::Wire;
+
+/// What holds the processes together, where the program was built without it: nothing.
+#[cfg(not(feature = "distributed"))]
+#[derive(Debug)]
+enum Wire {}
+
+#[cfg(not(feature = "distributed"))]
+impl Wire {
+    fn sum(&self, _: &Tensor) -> Result<()> {
+        match *self {}
+    }
+
+    fn broadcast(&self, _: &Tensor, _: usize) -> Result<()> {
+        match *self {}
+    }
+}
+
+/// The processes that train together, as one of them sees them.
+#[derive(Debug)]
+pub(crate) struct Team {
+    rank: usize,
+    size: usize,
+    wire: Wire,
+}
+
+/// What rank 0 says.
+#[derive(Debug, Serialize, Deserialize)]
+enum Call {
+    /// A checkpoint follows: its state, and the names of its tensors' files, whose bytes come next.
+    Restore { state: String, parts: Vec<String>, rate_scale: f64 },
+    /// The pieces of a job, in the order of ranks.
+    Draw { step: u64, orders: Vec<Vec<String>> },
+    /// What to learn from in a step.
+    Learn { step: u64, groups: Vec<ScoredGroup> },
+    /// The run has ended.
+    End,
+}
+
+/// One number of the environment.
+fn number(name: &str) -> Result<Option<usize>> {
+    let Some(text) = std::env::var(name).ok().filter(|text| !text.is_empty()) else { return Ok(None) };
+    text.parse()
+        .map(Some)
+        .map_err(|_| Error::input(format!("{name}={text} in the environment is no number; does a launcher set it?")))
+}
+
+impl Team {
+    /// The team that the environment tells of; nothing where this process is alone. Waits for the others.
+    pub(crate) fn join() -> Result<Option<Self>> {
+        let Some(size) = number("WORLD_SIZE")?.filter(|size| *size > 1) else { return Ok(None) };
+        let rank = number("RANK")?.filter(|rank| *rank < size).ok_or_else(|| {
+            Error::input(format!(
+                "WORLD_SIZE={size} in the environment asks for {size} processes, but RANK is no number below it; start them by torchrun, or unset WORLD_SIZE"
+            ))
+        })?;
+        Self::connect(rank, size).map(Some)
+    }
+
+    #[cfg(feature = "distributed")]
+    fn connect(rank: usize, size: usize) -> Result<Self> {
+        let port = number("MASTER_PORT")?.and_then(|port| u16::try_from(port).ok()).unwrap_or(29_500);
+        Ok(Self { rank, size, wire: Wire::join(rank, size, port)? })
+    }
+
+    #[cfg(not(feature = "distributed"))]
+    fn connect(_rank: usize, size: usize) -> Result<Self> {
+        Err(Error::input(format!(
+            "WORLD_SIZE={size} in the environment asks for {size} processes, and this program was built for one; build it with `--features distributed`, or unset WORLD_SIZE"
+        )))
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.rank == 0
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Whether something that is numbered is this rank's.
+    pub(crate) fn owns(&self, number: usize) -> bool {
+        number % self.size == self.rank
+    }
+
+    /// Sends bytes from one rank to all.
+    fn send_bytes(&self, from: usize, bytes: Option<&[u8]>) -> Result<Vec<u8>> {
+        let length = Tensor::from_slice(&[bytes.map_or(0, |bytes| bytes.len() as i64)]);
+        self.wire.broadcast(&length, from)?;
+        let numbers = match bytes {
+            Some(bytes) if !bytes.is_empty() => Tensor::from_slice(bytes),
+            _ => Tensor::zeros([length.int64_value(&[0])], (Kind::Uint8, model::device::HOST)),
+        };
+        if numbers.numel() > 0 {
+            self.wire.broadcast(&numbers, from)?;
+        }
+        Ok(Vec::<u8>::try_from(numbers)?)
+    }
+
+    fn send<T: Serialize + DeserializeOwned>(&self, from: usize, value: Option<&T>) -> Result<T> {
+        let bytes = value.map(serde_json::to_vec).transpose().map_err(garbled)?;
+        serde_json::from_slice(&self.send_bytes(from, bytes.as_deref())?).map_err(garbled)
+    }
+
+    /// What every rank has, in the order of ranks, for all of them.
+    fn gather<T: Serialize + DeserializeOwned>(&self, own: &T) -> Result<Vec<T>> {
+        (0..self.size).map(|rank| self.send(rank, (rank == self.rank).then_some(own))).collect()
+    }
+
+    /// Makes the followers begin, or go on, where a checkpoint is.
+    pub(crate) fn restore(&self, snapshot: &Snapshot, rate_scale: f64) -> Result<()> {
+        let files = snapshot.files()?;
+        let parts = files.iter().map(|(name, _)| name.clone()).collect();
+        let state = serde_json::to_string(&snapshot.state).map_err(garbled)?;
+        self.send(0, Some(&Call::Restore { state, parts, rate_scale }))?;
+        files.iter().try_for_each(|(_, bytes)| self.send_bytes(0, Some(bytes)).map(drop))
+    }
+
+    /// Makes the followers learn beside this rank.
+    pub(crate) fn learn(&self, step: u64, groups: &[ScoredGroup]) -> Result<()> {
+        self.send(0, Some(&Call::Learn { step, groups: groups.to_vec() })).map(drop)
+    }
+
+    /// Lets the followers leave.
+    pub(crate) fn end(&self) -> Result<()> {
+        self.send(0, Some(&Call::End)).map(drop)
+    }
+
+    fn draw(&self, step: u64, orders: Vec<Vec<String>>) -> Result<()> {
+        self.send(0, Some(&Call::Draw { step, orders })).map(drop)
+    }
+
+    fn hear(&self) -> Result<Call> {
+        self.send(0, None)
+    }
+
+    fn share_groups(&self, own: &Vec<Group>) -> Result<Vec<Group>> {
+        Ok(self.gather(own)?.into_iter().flatten().collect())
+    }
+
+    /// Sums the ranks' gradients, losses and tallies: afterwards every rank has what one process would have had.
+    pub(crate) fn add_up(&self, parameters: &mut [Parameter], loss: f64, tally: &Tally) -> Result<(f64, Tally)> {
+        let host = (Kind::Float, model::device::HOST);
+        let of = |parameter: &Parameter| {
+            let gradient = parameter.tensor.grad();
+            if gradient.defined() {
+                gradient.to_device(host.1).to_kind(host.0).reshape([-1])
+            } else {
+                Tensor::zeros([parameter.tensor.numel() as i64], host)
+            }
+        };
+        // A parameter that no rank has a gradient for keeps having none.
+        let known: Vec<f32> =
+            parameters.iter().map(|parameter| f32::from(u8::from(parameter.tensor.grad().defined()))).collect();
+        let known = Tensor::from_slice(&known);
+        self.wire.sum(&known)?;
+        let known = Vec::<f32>::try_from(&known)?;
+        let flat = Tensor::cat(&parameters.iter().map(of).collect::<Vec<_>>(), 0);
+        self.wire.sum(&flat)?;
+        let mut start = 0;
+        for (parameter, known) in parameters.iter_mut().zip(known) {
+            let count = parameter.tensor.numel() as i64;
+            if known > 0.0 {
+                let sum =
+                    flat.narrow(0, start, count).reshape(parameter.tensor.size()).to_device(parameter.tensor.device());
+                parameter.tensor.zero_grad();
+                (&parameter.tensor * sum.to_kind(parameter.tensor.kind())).sum(parameter.tensor.kind()).backward();
+            }
+            start += count;
+        }
+        let mut total = (0.0, Tally::new());
+        for (loss, counts) in self.gather(&(loss, tally.counts()))? {
+            total.0 += loss;
+            total.1.merge(Tally::of(counts));
+        }
+        Ok(total)
+    }
+
+    /// Refuses to go on where ranks hold different policies.
+    pub(crate) fn agree(&self, step: u64, hash: &str) -> Result<()> {
+        let hashes = self.gather(&hash.to_owned())?;
+        match hashes.iter().position(|other| *other != hashes[0]) {
+            None => Ok(()),
+            Some(rank) => Err(Error::runtime(format!(
+                "after step {step} rank {rank} holds the policy {} and rank 0 holds {}: they no longer train the same one. Do all run the same program, config and kind of machine? The newest checkpoint stands",
+                hashes[rank], hashes[0]
+            ))),
+        }
+    }
+}
+
+fn garbled(error: impl std::fmt::Display) -> Error {
+    Error::runtime(format!("ranks do not understand each other: {error}; do all run the same program?"))
+}
