@@ -116,7 +116,13 @@ fn workers_read_policies_from_a_bucket() {
     let store = format!("sqlite://{}", desk.path("jobs.db").display());
     let remote = config("remote.toml");
     let url = format!("store.url={store}");
-    let sets = ["steps=3", &url, "share.url=s3://bucket/runs", "collector.remote.without_workers=wait"];
+    let sets = [
+        "steps=3",
+        &url,
+        "share.url=s3://bucket/runs",
+        "collector.remote.without_workers=wait",
+        "collector.remote.max_staleness=0",
+    ];
     let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
     let trainer = desk.start(&[&["train", remote.as_str(), "--out", "run"], &sets[..]].concat());
     while !desk.path("jobs.db").exists() {

@@ -109,6 +109,23 @@ mod together {
     }
 
     #[test]
+    fn ranks_that_disagree_stop() {
+        let tiny = config("tiny.toml");
+        let port = free_port();
+        let (leader, follower) = (member(0, 2, port), member(1, 2, port));
+        // Each starts right, and the second takes other steps.
+        let sets = ["steps=5", "checkpoint.every=1"];
+        let mut following =
+            follower.start(&train(&tiny, &[&sets[..], &["optimizer.adamw.learning_rate=1e-3"]].concat()));
+        let led = leader.run(&train(&tiny, &sets));
+        assert_eq!(led.code, Some(1));
+        assert!(led.stderr.contains("after step 1 rank 1 holds the policy"), "{}", led.stderr);
+        assert_eq!(following.wait().unwrap().code(), Some(1));
+        assert!(leader.path("run/checkpoints/step_0").exists());
+        assert!(!leader.path("run/checkpoints/step_1").exists());
+    }
+
+    #[test]
     fn a_dead_follower_ends_the_run_and_the_checkpoint_stands() {
         let tiny = config("tiny.toml");
         let mut team = start(2, &train(&tiny, &["steps=100000", "checkpoint.every=1"]));
