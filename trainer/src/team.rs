@@ -218,13 +218,13 @@ impl Team {
     /// Refuses to go on where ranks hold different policies.
     pub(crate) fn agree(&self, step: u64, hash: &str) -> Result<()> {
         let hashes = self.gather(&hash.to_owned())?;
-        match hashes.iter().position(|other| *other != hashes[0]) {
-            None => Ok(()),
-            Some(rank) => Err(Error::runtime(format!(
-                "after step {step} rank {rank} holds the policy {} and rank 0 holds {}: they no longer train the same one. Do all run the same program, config and kind of machine? The newest checkpoint stands",
-                hashes[rank], hashes[0]
-            ))),
-        }
+        let Some(rank) = hashes.iter().position(|other| *other != hashes[0]) else { return Ok(()) };
+        // Nobody leaves before all have heard why.
+        let _ = self.gather(&());
+        Err(Error::runtime(format!(
+            "after step {step} rank {rank} holds the policy {} and rank 0 holds {}: they no longer train the same one. Do all run the same program, config and kind of machine? The newest checkpoint stands",
+            hashes[rank], hashes[0]
+        )))
     }
 }
 
