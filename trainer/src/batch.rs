@@ -56,8 +56,6 @@ pub struct Cut {
     pub vocab: i64,
     /// Where the tensors go.
     pub device: Device,
-    /// Processes that share the micro-batches: there are as many, where there are samples enough.
-    pub shares: usize,
 }
 
 /// The samples of one step with all that is known of them.
@@ -89,12 +87,14 @@ impl Place {
 }
 
 /// Cuts scored groups into optimizer batches and those into micro-batches. Whole groups stay in one optimizer batch;
-/// `seed` decides which.
+/// `seed` decides which. There are at least `shares` micro-batches, where there are samples enough: as many processes will
+/// compute them.
 pub fn mini_batches(
     material: &Material<'_>,
     algorithm: &dyn Algorithm,
     schedule: &Schedule,
     cut: Cut,
+    shares: usize,
     seed: &Seed,
 ) -> Result<Vec<MiniBatch>> {
     let needs = algorithm.needs();
@@ -115,7 +115,7 @@ pub fn mini_batches(
                         || place.of(material.credits).as_ref().is_some_and(|credit| !credit.is_zero())
                 })
                 .collect();
-            let limit = cut.micro_batch_tokens.min(even_share(groups, &computed, cut.shares));
+            let limit = cut.micro_batch_tokens.min(tokens(groups, &computed).div_ceil(shares));
             let micro_batches = micro_batches(groups, &computed, limit, &needs)
                 .iter()
                 .map(|places| Batch::new(material, places, &needs, denominator, cut))
@@ -169,16 +169,13 @@ fn credited(part: &[usize], material: &Material<'_>, algorithm: &dyn Algorithm) 
         .collect()
 }
 
-/// A share of the tokens of these samples, rounded up, each prompt counted once.
-fn even_share(groups: &[ScoredGroup], places: &[Place], shares: usize) -> usize {
-    if shares == 1 {
-        return usize::MAX;
-    }
+/// The tokens of these samples, each prompt counted once.
+fn tokens(groups: &[ScoredGroup], places: &[Place]) -> usize {
     let of_group = |part: &[Place]| {
         let prompt = groups[part[0].group].group().prompt_ids.len();
         prompt + part.iter().map(|place| place.sample(groups).len()).sum::<usize>()
     };
-    places.chunk_by(|a, b| a.group == b.group).map(of_group).sum::<usize>().div_ceil(shares)
+    places.chunk_by(|a, b| a.group == b.group).map(of_group).sum()
 }
 
 /// Cuts samples, which are sorted by group, so that each part computes at most `limit` tokens, prompts included.

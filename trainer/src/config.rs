@@ -78,15 +78,11 @@ pub struct Config {
     #[serde(default)]
     pub store: Store,
     /// Where other machines find adapters and checkpoints.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default)]
     pub share: Share,
     /// Where metrics go, besides `metrics.jsonl`.
     #[serde(default)]
     pub tracker: Tracker,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 fn default_micro_batch_tokens() -> usize {

@@ -171,7 +171,6 @@ impl Scorer<'_> {
             micro_batch_tokens: self.import.micro_batch_tokens,
             vocab: self.policy.network().dimensions().vocab,
             device: self.policy.device(),
-            shares: 1,
         };
         let logprobs = score_samples(groups, cut, |packed| {
             vec![self.policy.logprobs(packed, self.import.temperature, self.policy.adapter())]

@@ -97,7 +97,6 @@ impl Learner {
                 micro_batch_tokens: config.micro_batch_tokens,
                 vocab: policy.network().dimensions().vocab,
                 device: policy.device(),
-                shares: 1,
             },
             seed: Seed::new(config.seed).child("minibatches"),
             mismatch: MismatchAlarm::new(config.algorithm.name()),
@@ -107,7 +106,6 @@ impl Learner {
 
     /// Learns together with other processes from now on, each of which computes a share of every update.
     pub(crate) fn join(&mut self, team: Rc<Team>) {
-        self.cut.shares = team.size();
         self.team = Some(team);
     }
 
@@ -156,7 +154,7 @@ impl Learner {
                 let mut batch_loss: f64 =
                     parts.map(|(_, part)| self.accumulate(part, &schedule, policy, &mut own)).sum();
                 if let Some(team) = &self.team {
-                    (batch_loss, own) = team.add_up(&mut self.parameters, batch_loss, &own)?;
+                    (batch_loss, own) = team.add_up(&self.parameters, batch_loss, &own)?;
                 }
                 let too_far = schedule
                     .max_proximal_kl
@@ -288,7 +286,9 @@ impl Learner {
         }
         let credits: Credits = self.algorithm.credit(&Evidence { groups, scores }, metrics);
         let material = Material { groups, credits: &credits, scores };
-        mini_batches(&material, &*self.algorithm, &self.algorithm.schedule(step), self.cut, &self.seed.at(step))
+        let (schedule, seed) = (self.algorithm.schedule(step), self.seed.at(step));
+        let shares = self.team.as_ref().map_or(1, |team| team.size());
+        mini_batches(&material, &*self.algorithm, &schedule, self.cut, shares, &seed)
     }
 
     /// Scores every sample of the step under every policy that the algorithm asks for.

@@ -43,6 +43,7 @@ pub use credit::{Scale, Variance, group_advantages, has_signal, leave_one_out, w
 pub use kl::{AdaptiveKl, KlEstimator};
 pub use rows::Rows;
 pub use surrogate::{Anchor, Clip, EntropyBonus, KlPenalty, Level, LogProbs, Surrogate, TokenLosses, penalised};
+pub(crate) use tally::Number;
 pub use tally::Tally;
 pub use value::{Gae, reward_to_go, token_rewards, value_losses};
 

@@ -56,7 +56,7 @@ impl Parameter {
 
     /// Its gradient in the working kind. A parameter that took no part in the loss has a zero gradient: whether
     /// libtorch has allocated one depends on whether the run was interrupted, and the update must not.
-    fn gradient(&self) -> Tensor {
+    pub(crate) fn gradient(&self) -> Tensor {
         let gradient = self.tensor.grad();
         let kind = self.working_kind();
         if gradient.defined() { gradient.to_kind(kind) } else { self.tensor.zeros_like().to_kind(kind) }

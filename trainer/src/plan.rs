@@ -42,10 +42,7 @@ impl Plan {
         let Sources { train, held_out } = config.prompts.open_rows(rows, &seed.child("prompts"))?;
         let count = held_out.as_deref().map_or(Ok(0), |source| held_out_count(source, config))?;
         let first_prompt = train.prompt(0)?;
-        let mut policy = Policy::load(&config.model, &seed)?;
-        if !config.model.adapter_from.is_empty() {
-            start_from(&config.model, &mut policy)?;
-        }
+        let policy = policy(config)?;
         let reward = rewards(config, &policy)?;
         let judge = bench(config, needs.compares, &policy)?;
         let exam = held_out.filter(|_| count > 0).map(|source| {
@@ -93,6 +90,15 @@ impl Plan {
         self.policy.set_version(step);
         self.source.publish(&self.policy)
     }
+}
+
+/// The policy that a config begins with.
+pub(crate) fn policy(config: &Config) -> Result<Policy> {
+    let mut policy = Policy::load(&config.model, &Seed::new(config.seed))?;
+    if !config.model.adapter_from.is_empty() {
+        start_from(&config.model, &mut policy)?;
+    }
+    Ok(policy)
 }
 
 /// Draws the samples that the policy's own are compared with.

@@ -72,8 +72,7 @@ impl RewardModel {
         let snapshot = restore_newest(folder, &mut policy)?;
         let critic = Critic::new(policy.network(), None, policy.device());
         critic.restore(snapshot.part("critic")?)?;
-        let cut =
-            Cut { micro_batch_tokens, vocab: policy.network().dimensions().vocab, device: policy.device(), shares: 1 };
+        let cut = Cut { micro_batch_tokens, vocab: policy.network().dimensions().vocab, device: policy.device() };
         let head: Vec<Vec<f32>> = critic
             .tensors()
             .map(|(_, tensor)| Ok(Vec::<f32>::try_from(&tensor.detach().flatten(0, -1))?))
@@ -252,7 +251,7 @@ mod tests {
         let policy = Policy::load(&config, &Seed::new(0)).unwrap();
         let critic = Critic::new(policy.network(), None, policy.device());
         critic.restore(&[("score.weight".into(), Tensor::from_slice(&Seed::new(1).normals(64)))]).unwrap();
-        let cut = Cut { micro_batch_tokens: 1000, vocab: 259, device: policy.device(), shares: 1 };
+        let cut = Cut { micro_batch_tokens: 1000, vocab: 259, device: policy.device() };
         let mut judge = RewardModel { policy, critic, same_words: true, cut, version: "1".into() };
         // Answers of one, two and three tokens, and of one and two.
         let groups: Vec<Group> = scored(&[&[0.0; 3], &[0.0; 2]]).iter().map(|scored| scored.group().clone()).collect();

@@ -192,7 +192,7 @@ struct Training<'a> {
     snapshots: Snapshots,
     store: Store,
     run: RunId,
-    shared: Option<Shared>,
+    shared: Option<Rc<Shared>>,
     team: Option<Rc<Team>>,
     trackers: Vec<Box<dyn Tracker>>,
     state: State,
@@ -209,7 +209,7 @@ impl<'a> Training<'a> {
         run: RunId,
         team: Option<&Rc<Team>>,
     ) -> Result<Self> {
-        let shared = Shared::open(&config.share, folder.path())?;
+        let shared = Shared::open(&config.share, folder.path())?.map(Rc::new);
         let snapshots = Snapshots::new(folder.path(), config.checkpoint.keep);
         let newest = snapshots.newest()?;
         let saved = newest.as_ref().map(|snapshot| snapshot.state.step);
@@ -223,7 +223,7 @@ impl<'a> Training<'a> {
             }
             None => State::start(&plan.policy.version().hash),
         };
-        plan.source.begin(&Home { config, run, folder: folder.path(), team })?;
+        plan.source.begin(&Home { config, run, folder: folder.path(), shared: shared.as_ref(), team })?;
         if let Some(team) = team {
             learner.join(Rc::clone(team));
         }
@@ -244,7 +244,7 @@ impl<'a> Training<'a> {
     /// Brings the other processes to where this one is.
     fn gather(&self) -> Result<()> {
         let Some(team) = &self.team else { return Ok(()) };
-        team.restore(&self.learner.snapshot(&self.state, &self.plan.policy), self.state.guard.rate_scale)?;
+        team.restore(&self.learner.snapshot(&self.state, &self.plan.policy))?;
         team.agree(self.state.step, &self.plan.policy.version().hash)
     }
 

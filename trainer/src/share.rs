@@ -12,7 +12,7 @@
 //! The run folder on the trainer's machine stays what the run is resumed from there. Wherever a run folder may be named,
 //! so may `URL/RUN`: [`run_folder`] makes a local copy of the newest checkpoint.
 
-use crate::snapshot::STATE;
+use crate::snapshot::{CHECKPOINTS, STATE, name_of, step_of, write_atomically};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -39,10 +39,11 @@ impl Share {
 }
 
 /// What of a run folder describes it, without its checkpoints.
-const ABOUT: [&str; 3] = ["config.toml", "metrics.jsonl", OWNER];
+const ABOUT: [&str; 3] = [CONFIG, METRICS, OWNER];
+const CONFIG: &str = "config.toml";
+const METRICS: &str = "metrics.jsonl";
 /// Which run a folder is of: its number and its store.
 const OWNER: &str = "run.json";
-const CHECKPOINTS: &str = "checkpoints";
 
 /// The folder of one run at a URL.
 #[derive(Debug)]
@@ -70,7 +71,7 @@ impl Shared {
             Some(_) => {}
             None => shared.files.write(OWNER, own)?,
         }
-        shared.files.write("config.toml", read(&run_folder.join("config.toml"))?)?;
+        shared.files.write(CONFIG, read(&run_folder.join(CONFIG))?)?;
         Ok(Some(shared))
     }
 
@@ -87,7 +88,7 @@ impl Shared {
 
     /// Writes a checkpoint of the run, and drops those that its folder has no more.
     pub(crate) fn checkpoint(&self, run_folder: &Path, step: u64, kept: &[u64]) -> Result<()> {
-        let name = format!("step_{step}");
+        let name = name_of(step);
         let folder = run_folder.join(CHECKPOINTS).join(&name);
         let mut files = names(&folder)?;
         // Last, because with it the checkpoint counts as whole.
@@ -95,9 +96,9 @@ impl Shared {
         for file in files {
             self.files.write(&format!("{CHECKPOINTS}/{name}/{file}"), read(&folder.join(&file))?)?;
         }
-        let metrics = run_folder.join("metrics.jsonl");
+        let metrics = run_folder.join(METRICS);
         if metrics.exists() {
-            self.files.write("metrics.jsonl", read(&metrics)?)?;
+            self.files.write(METRICS, read(&metrics)?)?;
         }
         for old in self.files.list(CHECKPOINTS)? {
             if step_of(&old).is_some_and(|step| !kept.contains(&step)) {
@@ -147,42 +148,35 @@ fn fetch(url: &str, folder: &Path) -> Result<()> {
     };
     let mut steps: Vec<u64> = files.list(CHECKPOINTS)?.iter().filter_map(|name| step_of(name)).collect();
     // The newest whole one.
-    let (step, state) = loop {
+    let (name, state) = loop {
         let step = steps.iter().copied().max().ok_or_else(|| missing("checkpoint"))?;
-        if let Some(state) = files.read(&format!("{CHECKPOINTS}/step_{step}/{STATE}"))? {
-            break (step, state);
+        if let Some(state) = files.read(&format!("{CHECKPOINTS}/{}/{STATE}", name_of(step)))? {
+            break (name_of(step), state);
         }
         steps.retain(|other| *other != step);
     };
-    let make = |folder: &Path| {
-        fs::create_dir_all(folder)
-            .map_err(|error| Error::runtime(format!("cannot make {} for what is at {url}: {error}", folder.display())))
-    };
-    make(folder)?;
-    for name in ABOUT {
-        match files.read(name)? {
-            Some(bytes) => crate::snapshot::write_atomically(&folder.join(name), &bytes)?,
-            None if name == "metrics.jsonl" => {}
-            None => return Err(missing(name)),
-        }
-    }
-    let name = format!("{CHECKPOINTS}/step_{step}");
-    let (own, partial) = (folder.join(&name), folder.join(CHECKPOINTS).join(format!(".step_{step}.partial")));
-    if read(&own.join(STATE)).is_ok_and(|there| there == state) {
+    let checkpoints = folder.join(CHECKPOINTS);
+    let (whole, partial) = (checkpoints.join(&name), checkpoints.join(format!(".{name}.partial")));
+    if read(&whole.join(STATE)).is_ok_and(|there| there == state) {
         return Ok(());
     }
     // Whatever else is there is of another time.
-    let _ = fs::remove_dir_all(folder.join(CHECKPOINTS));
-    make(&partial)?;
-    for file in files.list(&name)? {
-        let bytes = files.read(&format!("{name}/{file}"))?.ok_or_else(|| missing(&file))?;
-        crate::snapshot::write_atomically(&partial.join(&file), &bytes)?;
+    let _ = fs::remove_dir_all(&checkpoints);
+    fs::create_dir_all(&partial)
+        .map_err(|error| Error::runtime(format!("cannot make {} for what is at {url}: {error}", partial.display())))?;
+    for about in ABOUT {
+        match files.read(about)? {
+            Some(bytes) => write_atomically(&folder.join(about), &bytes)?,
+            None if about == METRICS => {}
+            None => return Err(missing(about)),
+        }
     }
-    fs::rename(&partial, &own).map_err(|error| Error::runtime(format!("cannot make {}: {error}", own.display())))
-}
-
-fn step_of(name: &str) -> Option<u64> {
-    name.strip_prefix("step_")?.parse().ok()
+    let place = format!("{CHECKPOINTS}/{name}");
+    for file in files.list(&place)? {
+        let bytes = files.read(&format!("{place}/{file}"))?.ok_or_else(|| missing(&file))?;
+        write_atomically(&partial.join(&file), &bytes)?;
+    }
+    fs::rename(&partial, &whole).map_err(|error| Error::runtime(format!("cannot make {}: {error}", whole.display())))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -78,6 +78,18 @@ pub(crate) struct Snapshot {
 /// The file of a checkpoint that is not tensors.
 pub(crate) const STATE: &str = "state.json";
 const EXTENSION: &str = "safetensors";
+/// The folder of a run's checkpoints in its own.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+
+/// The folder of a step's checkpoint among them.
+pub(crate) fn name_of(step: u64) -> String {
+    format!("step_{step}")
+}
+
+/// The reverse of [`name_of`].
+pub(crate) fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step_")?.parse().ok()
+}
 
 /// The checkpoints of one run.
 #[derive(Debug, Clone)]
@@ -89,12 +101,12 @@ pub(crate) struct Snapshots {
 impl Snapshots {
     /// The checkpoints of this run folder, of which the newest `keep` stay (0: all).
     pub(crate) fn new(run_folder: &Path, keep: usize) -> Self {
-        Self { folder: run_folder.join("checkpoints"), keep }
+        Self { folder: run_folder.join(CHECKPOINTS), keep }
     }
 
     /// Writes a checkpoint and drops the oldest. Returns its folder.
     pub(crate) fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
-        let name = format!("step_{}", snapshot.state.step);
+        let name = name_of(snapshot.state.step);
         let (partial, whole) = (self.folder.join(format!(".{name}.partial")), self.folder.join(&name));
         let written = self.write(snapshot, &partial, &whole);
         if written.is_err() {
@@ -131,15 +143,14 @@ impl Snapshots {
     /// Steps that have a checkpoint, oldest first.
     pub(crate) fn steps(&self) -> Vec<u64> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let step = |name: &str| name.strip_prefix("step_")?.parse::<u64>().ok();
-        let mut steps: Vec<u64> = entries.filter_map(|entry| step(entry.file_name().to_str()?)).collect();
+        let mut steps: Vec<u64> = entries.filter_map(|entry| step_of(entry.file_name().to_str()?)).collect();
         steps.sort_unstable();
         steps
     }
 
     /// The folder of a step's checkpoint.
     pub(crate) fn path(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("step_{step}"))
+        self.folder.join(name_of(step))
     }
 
     /// The newest checkpoint, if there is one.

@@ -12,6 +12,7 @@ use crate::algorithm::Schedule;
 use crate::config::Config;
 use crate::judging::Bench;
 use crate::run::Observer;
+use crate::share::Shared;
 use crate::team::Team;
 use crate::{Result, measure};
 use model::Policy;
@@ -73,6 +74,8 @@ pub(crate) struct Home<'a> {
     pub run: RunId,
     /// Its folder.
     pub folder: &'a Path,
+    /// Where it is shared with other machines.
+    pub shared: Option<&'a Rc<Shared>>,
     /// The processes that train it together.
     pub team: Option<&'a Rc<Team>>,
 }

@@ -28,13 +28,14 @@ mod wire;
 pub(crate) use follow::follow;
 pub(crate) use spread::Spread;
 
-use crate::objective::Tally;
+use crate::objective::{Number, Tally};
 use crate::optimizer::Parameter;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, State};
 use crate::{Error, Result};
-use schema::{Group, ScoredGroup};
+use schema::ScoredGroup;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use tch::{Kind, Tensor};
 #[cfg(feature = "distributed")]
 use wire::Wire;
@@ -65,13 +66,13 @@ pub(crate) struct Team {
 
 /// What rank 0 says.
 #[derive(Debug, Serialize, Deserialize)]
-enum Call {
+enum Call<'a> {
     /// A checkpoint follows: its state, and the names of its tensors' files, whose bytes come next.
-    Restore { state: String, parts: Vec<String>, rate_scale: f64 },
-    /// The pieces of a job, in the order of ranks.
-    Draw { step: u64, orders: Vec<Vec<String>> },
+    Restore { state: Box<State>, parts: Vec<String> },
+    /// Which part of a job each rank draws; those at the end may have none.
+    Draw { step: u64, orders: Vec<String> },
     /// What to learn from in a step.
-    Learn { step: u64, groups: Vec<ScoredGroup> },
+    Learn { step: u64, groups: Cow<'a, [ScoredGroup]> },
     /// The run has ended.
     End,
 }
@@ -122,94 +123,80 @@ impl Team {
         number % self.size == self.rank
     }
 
-    /// Sends bytes from one rank to all.
-    fn send_bytes(&self, from: usize, bytes: Option<&[u8]>) -> Result<Vec<u8>> {
-        let length = Tensor::from_slice(&[bytes.map_or(0, |bytes| bytes.len() as i64)]);
-        self.wire.broadcast(&length, from)?;
-        let numbers = match bytes {
-            Some(bytes) if !bytes.is_empty() => Tensor::from_slice(bytes),
-            _ => Tensor::zeros([length.int64_value(&[0])], (Kind::Uint8, model::device::HOST)),
-        };
-        if numbers.numel() > 0 {
-            self.wire.broadcast(&numbers, from)?;
-        }
-        Ok(Vec::<u8>::try_from(numbers)?)
+    /// Sends bytes to all.
+    fn send_bytes(&self, bytes: &[u8]) -> Result<()> {
+        self.wire.broadcast(&Tensor::from_slice(&[bytes.len() as i64]), self.rank)?;
+        self.wire.broadcast(&Tensor::from_slice(bytes), self.rank)
     }
 
-    fn send<T: Serialize + DeserializeOwned>(&self, from: usize, value: Option<&T>) -> Result<T> {
-        let bytes = value.map(serde_json::to_vec).transpose().map_err(garbled)?;
-        serde_json::from_slice(&self.send_bytes(from, bytes.as_deref())?).map_err(garbled)
+    /// Gets what a rank sends by [`Team::send_bytes`].
+    fn get_bytes(&self, from: usize) -> Result<Vec<u8>> {
+        let empty = |count: i64, kind: Kind| Tensor::zeros([count], (kind, model::device::HOST));
+        let length = empty(1, Kind::Int64);
+        self.wire.broadcast(&length, from)?;
+        let bytes = empty(length.int64_value(&[0]), Kind::Uint8);
+        self.wire.broadcast(&bytes, from)?;
+        Ok(Vec::<u8>::try_from(bytes)?)
+    }
+
+    fn send(&self, value: &impl Serialize) -> Result<()> {
+        self.send_bytes(&serde_json::to_vec(value).map_err(garbled)?)
+    }
+
+    fn get<T: DeserializeOwned>(&self, from: usize) -> Result<T> {
+        serde_json::from_slice(&self.get_bytes(from)?).map_err(garbled)
     }
 
     /// What every rank has, in the order of ranks, for all of them.
-    fn gather<T: Serialize + DeserializeOwned>(&self, own: &T) -> Result<Vec<T>> {
-        (0..self.size).map(|rank| self.send(rank, (rank == self.rank).then_some(own))).collect()
+    fn gather<T: Serialize + DeserializeOwned>(&self, own: T) -> Result<Vec<T>> {
+        let mut all = Vec::with_capacity(self.size);
+        for rank in 0..self.size {
+            if rank == self.rank {
+                self.send(&own)?;
+            } else {
+                all.push(self.get(rank)?);
+            }
+        }
+        all.insert(self.rank, own);
+        Ok(all)
     }
 
     /// Makes the followers begin, or go on, where a checkpoint is.
-    pub(crate) fn restore(&self, snapshot: &Snapshot, rate_scale: f64) -> Result<()> {
+    pub(crate) fn restore(&self, snapshot: &Snapshot) -> Result<()> {
         let files = snapshot.files()?;
         let parts = files.iter().map(|(name, _)| name.clone()).collect();
-        let state = serde_json::to_string(&snapshot.state).map_err(garbled)?;
-        self.send(0, Some(&Call::Restore { state, parts, rate_scale }))?;
-        files.iter().try_for_each(|(_, bytes)| self.send_bytes(0, Some(bytes)).map(drop))
+        self.send(&Call::Restore { state: Box::new(snapshot.state.clone()), parts })?;
+        files.iter().try_for_each(|(_, bytes)| self.send_bytes(bytes))
     }
 
     /// Makes the followers learn beside this rank.
     pub(crate) fn learn(&self, step: u64, groups: &[ScoredGroup]) -> Result<()> {
-        self.send(0, Some(&Call::Learn { step, groups: groups.to_vec() })).map(drop)
+        self.send(&Call::Learn { step, groups: groups.into() })
     }
 
     /// Lets the followers leave.
     pub(crate) fn end(&self) -> Result<()> {
-        self.send(0, Some(&Call::End)).map(drop)
-    }
-
-    fn draw(&self, step: u64, orders: Vec<Vec<String>>) -> Result<()> {
-        self.send(0, Some(&Call::Draw { step, orders })).map(drop)
-    }
-
-    fn hear(&self) -> Result<Call> {
-        self.send(0, None)
-    }
-
-    fn share_groups(&self, own: &Vec<Group>) -> Result<Vec<Group>> {
-        Ok(self.gather(own)?.into_iter().flatten().collect())
+        self.send(&Call::End)
     }
 
     /// Sums the ranks' gradients, losses and tallies: afterwards every rank has what one process would have had.
-    pub(crate) fn add_up(&self, parameters: &mut [Parameter], loss: f64, tally: &Tally) -> Result<(f64, Tally)> {
-        let host = (Kind::Float, model::device::HOST);
-        let of = |parameter: &Parameter| {
-            let gradient = parameter.tensor.grad();
-            if gradient.defined() {
-                gradient.to_device(host.1).to_kind(host.0).reshape([-1])
-            } else {
-                Tensor::zeros([parameter.tensor.numel() as i64], host)
-            }
-        };
-        // A parameter that no rank has a gradient for keeps having none.
-        let known: Vec<f32> =
-            parameters.iter().map(|parameter| f32::from(u8::from(parameter.tensor.grad().defined()))).collect();
-        let known = Tensor::from_slice(&known);
-        self.wire.sum(&known)?;
-        let known = Vec::<f32>::try_from(&known)?;
-        let flat = Tensor::cat(&parameters.iter().map(of).collect::<Vec<_>>(), 0);
+    pub(crate) fn add_up(&self, parameters: &[Parameter], loss: f64, tally: &Tally) -> Result<(f64, Tally)> {
+        let host = |gradient: Tensor| gradient.to_device(model::device::HOST).to_kind(Kind::Float).reshape([-1]);
+        let flat: Vec<Tensor> = parameters.iter().map(|parameter| host(parameter.gradient())).collect();
+        let flat = Tensor::cat(&flat, 0);
         self.wire.sum(&flat)?;
         let mut start = 0;
-        for (parameter, known) in parameters.iter_mut().zip(known) {
-            let count = parameter.tensor.numel() as i64;
-            if known > 0.0 {
-                let sum =
-                    flat.narrow(0, start, count).reshape(parameter.tensor.size()).to_device(parameter.tensor.device());
-                parameter.tensor.zero_grad();
-                (&parameter.tensor * sum.to_kind(parameter.tensor.kind())).sum(parameter.tensor.kind()).backward();
-            }
+        for Parameter { tensor, .. } in parameters {
+            let count = tensor.numel() as i64;
+            let sum = flat.narrow(0, start, count).reshape(tensor.size());
+            tensor.shallow_clone().zero_grad();
+            // Only autograd may give a leaf its first gradient.
+            (tensor * sum.to_device(tensor.device()).to_kind(tensor.kind())).sum(tensor.kind()).backward();
             start += count;
         }
         let mut total = (0.0, Tally::new());
-        for (loss, counts) in self.gather(&(loss, tally.counts()))? {
-            total.0 += loss;
+        for (loss, counts) in self.gather((Number::from(loss), tally.counts()))? {
+            total.0 += f64::from(loss);
             total.1.merge(Tally::of(counts));
         }
         Ok(total)
@@ -217,10 +204,10 @@ impl Team {
 
     /// Refuses to go on where ranks hold different policies.
     pub(crate) fn agree(&self, step: u64, hash: &str) -> Result<()> {
-        let hashes = self.gather(&hash.to_owned())?;
+        let hashes = self.gather(hash.to_owned())?;
         let Some(rank) = hashes.iter().position(|other| *other != hashes[0]) else { return Ok(()) };
         // Nobody leaves before all have heard why.
-        let _ = self.gather(&());
+        let _ = self.gather(());
         Err(Error::runtime(format!(
             "after step {step} rank {rank} holds the policy {} and rank 0 holds {}: they no longer train the same one. Do all run the same program, config and kind of machine? The newest checkpoint stands",
             hashes[rank], hashes[0]

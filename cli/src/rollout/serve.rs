@@ -38,17 +38,18 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let mut config = match (&args.config, &args.run) {
+    let run = args.run.as_deref().map(trainer::run_folder).transpose()?;
+    let mut config = match (&args.config, &run) {
         (Some(path), _) => Serving::load(path, &args.set)?,
-        (None, Some(place)) => Serving::of(&trainer::resumed_config(&trainer::run_folder(place)?, &[])?),
+        (None, Some(folder)) => Serving::of(&trainer::resumed_config(folder, &[])?),
         (None, None) => return Err(Usage("give --config FILE or --run DIR".into()).into()),
     };
     let mut default = String::new();
-    if let Some(place) = &args.run {
+    if let Some((place, folder)) = args.run.as_ref().zip(run) {
         // Of a URL there is nothing to be made absolute.
         let whole = place.canonicalize().unwrap_or_else(|_| place.clone());
         default = whole.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into());
-        config.serve.adapters.insert(default.clone(), place.clone());
+        config.serve.adapters.insert(default.clone(), folder);
     }
     config.serve.host = args.host.clone().unwrap_or(config.serve.host);
     config.serve.port = args.port.unwrap_or(config.serve.port);

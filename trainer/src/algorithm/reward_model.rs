@@ -124,7 +124,7 @@ mod tests {
     fn two_pairs_through_the_algorithm() {
         // Answers of one and two tokens; the numbers before their ends are not looked at.
         let values = [9.0, 1.2, 9.0, 9.0, 0.7, 9.0, 0.3, 9.0, 9.0, 0.9];
-        let cut = Cut { micro_batch_tokens: 1000, vocab: 100, device: model::device::HOST, shares: 1 };
+        let cut = Cut { micro_batch_tokens: 1000, vocab: 100, device: model::device::HOST };
         let expected = [(0.0, 0.0, 0.755_782_467_3), (0.5, 0.0, 1.040_241_252_9), (0.0, 0.01, 0.781_032_467_3)];
         for (margin, center_rewards_coefficient, expected) in expected {
             let settings = RewardModel { center_rewards_coefficient, ..RewardModel::default() };
@@ -132,7 +132,7 @@ mod tests {
             let groups = pairs(margin);
             let credits = algorithm.credit(&Evidence { groups: &groups, scores: None }, &mut Metrics::new());
             let material = Material { groups: &groups, credits: &credits, scores: None };
-            let batches = mini_batches(&material, &*algorithm, &algorithm.schedule(1), cut, &Seed::new(0)).unwrap();
+            let batches = mini_batches(&material, &*algorithm, &algorithm.schedule(1), cut, 1, &Seed::new(0)).unwrap();
             let nothing = f64s(&[]);
             let loss = |values: &Tensor| {
                 let outputs = Outputs { values: Some(values), ..Outputs::of(&nothing) };

@@ -6,7 +6,7 @@ use crate::testing::scored;
 use schema::Metrics;
 
 fn cut(micro_batch_tokens: usize) -> Cut {
-    Cut { micro_batch_tokens, vocab: 100, device: model::device::HOST, shares: 1 }
+    Cut { micro_batch_tokens, vocab: 100, device: model::device::HOST }
 }
 
 fn batches(rewards: &[&[f32]], settings: Grpo, tokens: usize) -> Vec<MiniBatch> {
@@ -14,7 +14,7 @@ fn batches(rewards: &[&[f32]], settings: Grpo, tokens: usize) -> Vec<MiniBatch> 
     let groups = scored(rewards);
     let credits = algorithm.credit(&Evidence { groups: &groups, scores: None }, &mut Metrics::new());
     let material = Material { groups: &groups, credits: &credits, scores: None };
-    mini_batches(&material, &*algorithm, &algorithm.schedule(1), cut(tokens), &Seed::new(0)).unwrap()
+    mini_batches(&material, &*algorithm, &algorithm.schedule(1), cut(tokens), 1, &Seed::new(0)).unwrap()
 }
 
 fn floats(tensor: &Tensor) -> Vec<f32> {

@@ -12,6 +12,7 @@ use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;
 use schema::{Metrics, ScoredGroup};
+use std::collections::BTreeMap;
 use tch::Tensor;
 
 /// The file of a checkpoint that holds the end of the iteration before.
@@ -59,19 +60,24 @@ impl Average {
 pub(crate) fn end_of_iteration(snapshot: &Snapshot) -> Option<&[(String, Tensor)]> {
     let (hat, own, reference) =
         (snapshot.part(HAT).ok()?, snapshot.part("adapter").ok()?, snapshot.part(REFERENCE).ok()?);
-    let equal = |(name, tensor): &(String, Tensor)| {
-        reference.iter().any(|(other, reference)| name == other && tensor.equal(reference))
-    };
-    own.iter().all(equal).then_some(hat)
+    let [own, reference] = [own, reference].map(|part| part.iter().map(|(name, tensor)| (name.clone(), tensor)));
+    alike(own, reference).then_some(hat)
+}
+
+/// Whether each of these tensors is there under the same name.
+fn alike<'a>(
+    mut own: impl Iterator<Item = (String, &'a Tensor)>,
+    reference: impl Iterator<Item = (String, &'a Tensor)>,
+) -> bool {
+    let reference: BTreeMap<String, &Tensor> = reference.collect();
+    own.all(|(name, tensor)| reference.get(&name).is_some_and(|other| tensor.equal(other)))
 }
 
 impl Learner {
     /// The policy that a run would end with now: the trained one, or the end of the iteration before where the next has just
     /// begun.
     pub(crate) fn shipped(&self, policy: &Policy) -> Policy {
-        let at_beginning = |_: &&Progress| {
-            policy.adapter().tensors().zip(self.reference.tensors()).all(|((_, own), (_, other))| own.equal(other))
-        };
+        let at_beginning = |_: &&Progress| alike(policy.adapter().tensors(), self.reference.tensors());
         let adapter =
             self.iterations.as_ref().filter(at_beginning).map_or_else(|| policy.adapter(), |progress| &progress.hat);
         policy.with_adapter(adapter.share())

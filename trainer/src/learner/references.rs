@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn a_row_is_scored_once_and_by_itself() {
         let references = References::default();
-        let cut = Cut { micro_batch_tokens: 100, vocab: 50, device: model::device::HOST, shares: 1 };
+        let cut = Cut { micro_batch_tokens: 100, vocab: 50, device: model::device::HOST };
         let passes = Cell::new(0);
         let ask = |groups: &[ScoredGroup]| {
             let score = |packed: &Packed| {

@@ -20,9 +20,26 @@ pub struct Tally {
 /// What a [`Tally`] has counted, to be sent to other processes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Counts {
-    sums: BTreeMap<String, (f64, f64)>,
-    lowest: BTreeMap<String, f64>,
-    highest: BTreeMap<String, f64>,
+    sums: BTreeMap<String, (Number, f64)>,
+    lowest: BTreeMap<String, Number>,
+    highest: BTreeMap<String, Number>,
+}
+
+/// A number as its bits: JSON has none for what is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Number(u64);
+
+impl From<f64> for Number {
+    fn from(number: f64) -> Self {
+        Self(number.to_bits())
+    }
+}
+
+impl From<Number> for f64 {
+    fn from(number: Number) -> Self {
+        Self::from_bits(number.0)
+    }
 }
 
 impl Tally {
@@ -94,13 +111,13 @@ impl Tally {
     /// What was counted so far, as numbers.
     pub(crate) fn counts(&self) -> Counts {
         let read = |table: &BTreeMap<String, Tensor>| {
-            table.iter().map(|(name, value)| (name.clone(), value.double_value(&[]))).collect()
+            table.iter().map(|(name, value)| (name.clone(), value.double_value(&[]).into())).collect()
         };
         Counts {
             sums: self
                 .sums
                 .iter()
-                .map(|(name, (sum, count))| (name.clone(), (sum.double_value(&[]), *count)))
+                .map(|(name, (sum, count))| (name.clone(), (sum.double_value(&[]).into(), *count)))
                 .collect(),
             lowest: read(&self.lowest),
             highest: read(&self.highest),
@@ -109,11 +126,12 @@ impl Tally {
 
     /// The reverse of [`Tally::counts`].
     pub(crate) fn of(counts: Counts) -> Self {
-        let table = |numbers: BTreeMap<String, f64>| {
-            numbers.into_iter().map(|(name, value)| (name, Tensor::from(value))).collect()
+        let scalar = |number: Number| Tensor::from(f64::from(number));
+        let table = |numbers: BTreeMap<String, Number>| {
+            numbers.into_iter().map(|(name, value)| (name, scalar(value))).collect()
         };
         Self {
-            sums: counts.sums.into_iter().map(|(name, (sum, count))| (name, (Tensor::from(sum), count))).collect(),
+            sums: counts.sums.into_iter().map(|(name, (sum, count))| (name, (scalar(sum), count))).collect(),
             lowest: table(counts.lowest),
             highest: table(counts.highest),
         }

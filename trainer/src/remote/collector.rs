@@ -1,7 +1,6 @@
 //! The trainer's end: it asks for jobs, waits for them, and draws itself where nobody else does.
 
 use super::{RemoteConfig, WithoutWorkers, lease, order};
-use crate::share::Shared;
 use crate::snapshot::Publications;
 use crate::source::Home;
 use crate::{Error, Result};
@@ -37,7 +36,7 @@ impl Remote {
             store: Store::open_existing(&home.config.store.url)?,
             run: home.run,
             identity: policy.identity().to_owned(),
-            publications: Publications::new(home.folder, Shared::open(&home.config.share, home.folder)?)?,
+            publications: Publications::new(home.folder, home.shared.cloned())?,
             local: Inline::new(policy, home.config.rollout.engine.clone()),
             told: false,
         };

@@ -9,6 +9,7 @@ use crate::{Error, Result};
 use model::Policy;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use store::Files;
 use tch::Tensor;
 
@@ -16,7 +17,7 @@ use tch::Tensor;
 #[derive(Debug)]
 pub(crate) struct Publications {
     folder: PathBuf,
-    shared: Option<Shared>,
+    shared: Option<Rc<Shared>>,
 }
 
 /// The folder of published adapters in a run folder.
@@ -25,7 +26,7 @@ const PUBLISHED: &str = "published";
 impl Publications {
     /// Those of this run folder, made where they are not there. Workers find them by their full path, or at the URL where
     /// the run is shared.
-    pub(crate) fn new(run_folder: &Path, shared: Option<Shared>) -> Result<Self> {
+    pub(crate) fn new(run_folder: &Path, shared: Option<Rc<Shared>>) -> Result<Self> {
         let folder = run_folder.join(PUBLISHED);
         let made = fs::create_dir_all(&folder).and_then(|()| folder.canonicalize());
         made.map(|folder| Self { folder, shared }).map_err(|error| {

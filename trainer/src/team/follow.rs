@@ -1,44 +1,41 @@
 //! What a rank other than 0 does: whatever rank 0 says.
 
-use super::{Call, Team, garbled, spread};
+use super::{Call, Team, spread};
 use crate::Result;
 use crate::config::Config;
 use crate::learner::Learner;
-use crate::plan::Plan;
+use crate::plan;
 use crate::snapshot::Snapshot;
 use rollout::collector::{Collector, Inline};
 use std::rc::Rc;
 
 /// Follows rank 0 until the run ends.
 pub(crate) fn follow(config: &Config, team: &Rc<Team>) -> Result<()> {
-    let Plan { mut policy, .. } = Plan::build(config)?;
+    let mut policy = plan::policy(config)?;
     let mut learner = Learner::new(config, &policy)?;
     learner.join(Rc::clone(team));
     let mut collector = Inline::new(&policy, config.rollout.engine.clone());
     loop {
-        match team.hear()? {
-            Call::Restore { state, parts, rate_scale } => {
-                let files =
-                    parts.into_iter().map(|name| Ok((name, team.send_bytes(0, None)?))).collect::<Result<Vec<_>>>()?;
-                let snapshot = Snapshot::of_files(serde_json::from_str(&state).map_err(garbled)?, &files)?;
-                let state = learner.restore(snapshot, &mut policy)?;
-                learner.scale_rate(rate_scale);
-                policy.set_version(state.step);
-                collector.publish(&policy)?;
-                team.agree(state.step, &policy.version().hash)?;
+        let step = match team.get(0)? {
+            Call::Restore { state, parts } => {
+                let files = parts.into_iter().map(|name| Ok((name, team.get_bytes(0)?))).collect::<Result<Vec<_>>>()?;
+                let state = learner.restore(Snapshot::of_files(*state, &files)?, &mut policy)?;
+                learner.scale_rate(state.guard.rate_scale);
+                state.step
             }
             Call::Draw { step, orders } => {
-                let ours = orders.get(team.rank).map_or(&[][..], |orders| orders);
-                let groups = spread::draw(&mut collector, ours, step, &mut |_| {})?;
-                team.share_groups(&groups)?;
+                let own = spread::draw(&mut collector, orders.get(team.rank), step, &mut |_| {})?;
+                team.gather(own)?;
+                continue;
             }
             Call::Learn { step, groups } => {
                 learner.update(step, &groups, &mut policy)?;
-                policy.set_version(step);
-                collector.publish(&policy)?;
-                team.agree(step, &policy.version().hash)?;
+                step
             }
             Call::End => return Ok(()),
-        }
+        };
+        policy.set_version(step);
+        collector.publish(&policy)?;
+        team.agree(step, &policy.version().hash)?;
     }
 }

@@ -1,6 +1,6 @@
 //! Sampling by all ranks: each draws its share of a job's prompts.
 
-use super::Team;
+use super::{Call, Team};
 use crate::remote::order;
 use model::Policy;
 use rollout::collector::{Collector, Inline, Job, Progress};
@@ -27,27 +27,22 @@ impl Collector for Spread {
 
     fn collect(&mut self, job: Job, progress: &mut dyn FnMut(Progress)) -> rollout::Result<Vec<Group>> {
         let each = job.prompts.len().div_ceil(self.team.size()).max(1);
-        let mut orders: Vec<Vec<String>> =
-            order::cut(&job, each, 0).into_iter().map(|piece| vec![piece.request]).collect();
-        orders.resize(self.team.size(), Vec::new());
-        let (ours, step) = (orders[0].clone(), job.address.step);
-        self.team.draw(step, orders)?;
-        let own = draw(&mut self.local, &ours, step, progress)?;
-        Ok(self.team.share_groups(&own)?)
+        let orders: Vec<String> = order::cut(&job, each, 0).into_iter().map(|piece| piece.request).collect();
+        let (first, step) = (orders.first().cloned(), job.address.step);
+        self.team.send(&Call::Draw { step, orders })?;
+        let own = draw(&mut self.local, first.as_ref(), step, progress)?;
+        Ok(self.team.gather(own)?.into_iter().flatten().collect())
     }
 }
 
-/// Draws the pieces of one rank.
+/// Draws the part of one rank, if it has one.
 pub(super) fn draw(
     collector: &mut Inline,
-    orders: &[String],
+    order: Option<&String>,
     step: u64,
     progress: &mut dyn FnMut(Progress),
 ) -> crate::Result<Vec<Group>> {
-    let mut groups = Vec::new();
-    for order in orders {
-        let job = order::parse(order, step, 0).map_err(super::garbled)?;
-        groups.extend(collector.collect(job, progress)?);
-    }
-    Ok(groups)
+    let Some(order) = order else { return Ok(Vec::new()) };
+    let job = order::parse(order, step, 0).map_err(super::garbled)?;
+    Ok(collector.collect(job, progress)?)
 }
