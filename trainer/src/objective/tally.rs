@@ -168,6 +168,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn counts_travel_as_they_are_whatever_they_are() {
+        let mut tally = Tally::new();
+        tally.add("mean", &Tensor::from(0.1 + 0.2), 3.0);
+        tally.add("broken", &Tensor::from(f64::NAN), 1.0);
+        tally.highest("most", &Tensor::from(f64::INFINITY));
+        tally.lowest("least", &Tensor::from(-0.5));
+        let sent = serde_json::to_string(&tally.counts()).unwrap();
+        let other = Tally::of(serde_json::from_str(&sent).unwrap());
+        assert_eq!(other.counts(), tally.counts());
+        assert_eq!(other.mean("mean"), tally.mean("mean"));
+        assert!(other.mean("broken").unwrap().is_nan());
+        assert_eq!(other.metrics().get("most"), Some(f64::INFINITY));
+    }
+
+    #[test]
     fn means_are_over_tokens_not_over_micro_batches() {
         let mut tally = Tally::new();
         tally.add_tokens("entropy", &f64s(&[1.0, 2.0, 3.0]), &full_rows(&[3]));
