@@ -4,6 +4,7 @@
 //! variables that the providers' own tools read: `AWS_…`, `GOOGLE_…` and `AZURE_…`.
 
 use crate::{Error, Result};
+use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::runtime::{self, Runtime};
@@ -48,7 +49,11 @@ impl Files {
         let options = std::iter::once(("aws_disable_bulk_delete".to_owned(), "true".to_owned())).chain(variables);
         // Whoever was first is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (bucket, root) = object_store::parse_url_opts(&parsed, options).map_err(|error| problem(&error))?;
+        let (mut bucket, root) = object_store::parse_url_opts(&parsed, options).map_err(|error| problem(&error))?;
+        if parsed.scheme() == "file" {
+            // A bucket has no empty folders, and here there shall be none either.
+            bucket = Box::new(LocalFileSystem::new().with_automatic_cleanup(true));
+        }
         let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
         Ok(Self { url: url.trim_end_matches('/').to_owned(), root, bucket, runtime })
     }
@@ -122,6 +127,10 @@ mod tests {
         files.remove("run/x").unwrap();
         files.remove("run/x").unwrap();
         assert_eq!(files.read("run/x").unwrap(), None);
+        // With its last file a folder goes.
+        files.write("run/z", vec![]).unwrap();
+        files.remove("run/deep/y").unwrap();
+        assert_eq!(files.list("run").unwrap(), ["z"]);
     }
 
     #[test]

@@ -64,6 +64,8 @@ fn a_folder_is_shared() {
     let files = bucket.files();
     let checkpoints: Vec<_> = files.iter().filter(|file| file.ends_with("state.json")).collect();
     assert_eq!(checkpoints, ["a b/run/checkpoints/step_8/state.json"]);
+    let folders: Vec<_> = std::fs::read_dir(bucket.path("a b/run/checkpoints")).unwrap().collect();
+    assert_eq!(folders.len(), 1);
     // Without it the checkpoint is not whole.
     std::fs::remove_file(bucket.path("a b/run/checkpoints/step_8/state.json")).unwrap();
     let done = other.run(&["eval", &format!("{url}/run")]);
