@@ -150,15 +150,17 @@ def first_at(folder, metric, value):
 
 def reached(runs, metric, value):
     """What each method spends until a metric is at a value, over the seeds in which it is, beside the first method."""
-    lines, basis = [], None
+    spent = lambda folders: [found for found in (first_at(folder, metric, value) for folder in folders) if found]
+    mean = lambda found: statistics.mean(samples for samples, _, _ in found)
+    first = next(iter(runs))
+    basis = spent(runs[first])
+    lines = []
     for name, folders in runs.items():
-        found = [spent for spent in (first_at(folder, metric, value) for folder in folders) if spent]
-        samples = [spent[0] for spent in found]
-        basis = basis or (statistics.mean(samples) if samples else None)
-        share = f"{statistics.mean(samples) / basis:.2f}" if samples and basis else "–"
-        of = lambda place: spread([spent[place] for spent in found], 0)
+        found = spent(folders)
+        share = f"{mean(found) / mean(basis):.2f}" if found and basis else "–"
+        of = lambda place: spread([one[place] for one in found], 0)
         lines.append([name, f"{len(found)} of {len(folders)}", of(0), of(1), of(2), share])
-    return table(["method", "seeds", "samples", "tokens drawn", "training, s", f"samples, {next(iter(runs))} = 1"], lines)
+    return table(["method", "seeds", "samples", "tokens drawn", "training, s", f"samples, {first} = 1"], lines)
 
 
 def reach_part(args, runs):
