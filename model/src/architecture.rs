@@ -21,10 +21,11 @@ pub use rope::RopeScaling;
 use crate::adapter::Adapter;
 use crate::attention::Attention;
 use crate::cache::KvCache;
+use crate::device::Dtype;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 use serde_json::Value;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// A causal language model over packed tokens.
 pub trait CausalLm {
@@ -92,19 +93,19 @@ type ReadConfig = fn(&Value) -> Result<Dimensions>;
 const FAMILIES: &[(&str, ReadConfig)] =
     &[("llama", llama::dimensions), ("qwen2", qwen2::dimensions), ("qwen3", qwen3::dimensions)];
 
-/// Builds the network of a checkpoint, each weight once, on `device` in `kind`.
-pub fn load(checkpoint: &Checkpoint, device: Device, kind: Kind) -> Result<Box<dyn CausalLm>> {
-    build(checkpoint.config(), checkpoint, device, kind)
+/// Builds the network of a checkpoint, each weight once, on `device` in `dtype`.
+pub fn load(checkpoint: &Checkpoint, device: Device, dtype: Dtype) -> Result<Box<dyn CausalLm>> {
+    build(checkpoint.config(), checkpoint, device, dtype)
 }
 
 pub(crate) fn build(
     config: &Value,
     source: &dyn TensorSource,
     device: Device,
-    kind: Kind,
+    dtype: Dtype,
 ) -> Result<Box<dyn CausalLm>> {
     let dimensions = dimensions(config)?;
-    Ok(Box::new(decoder::Decoder::new(dimensions, source, device, kind)?))
+    Ok(Box::new(decoder::Decoder::new(dimensions, source, device, dtype)?))
 }
 
 /// Reads the sizes of a network from the hub's `config.json`.

@@ -76,14 +76,15 @@ pub fn cuda() -> &'static Cuda {
     })
 }
 
-/// The number format of the frozen weights and of activations. Adapters and optimizer states are always f32.
+/// The number format of the frozen weights, and of activations on a GPU. Adapters and optimizer states are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// 32-bit floats: exact and the fastest on CPUs without bf16 units.
+    /// 32-bit floats: exact, and as fast as bf16 on CPUs that do not multiply bf16.
     #[default]
     F32,
-    /// bfloat16: half the memory; log-probabilities are still computed in f32.
+    /// bfloat16: half the memory. On a CPU what weights are multiplied with is rounded to bf16 as well, and everything
+    /// else stays f32; log-probabilities are computed in f32 everywhere.
     Bf16,
 }
 
@@ -94,6 +95,11 @@ impl Dtype {
             Self::F32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
         }
+    }
+
+    /// The format of activations on a device.
+    pub fn activations(self, device: Device) -> Kind {
+        if device == HOST { Kind::Float } else { self.kind() }
     }
 }
 

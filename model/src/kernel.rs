@@ -17,6 +17,7 @@
 #![expect(clippy::inline_always, reason = "a generic kernel has to become part of the function with the instructions")]
 
 mod attend;
+mod factor;
 mod lanes;
 mod panel;
 mod product;
@@ -33,29 +34,45 @@ pub(crate) use team::{Barrier, share_of, together};
 
 use tch::{Kind, Tensor};
 
-/// Rows of numbers that lie a fixed distance apart, to be read.
+/// Rows of numbers that lie a fixed distance apart, to be read; of f32 unless said otherwise.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rows {
-    first: *const f32,
+pub(crate) struct Rows<T = f32> {
+    first: *const T,
     /// From one row to the next, in numbers.
     stride: usize,
 }
 
 /// The same, to be written.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct RowsMut {
-    first: *mut f32,
+pub(crate) struct RowsMut<T = f32> {
+    first: *mut T,
     stride: usize,
 }
 
+/// Frozen weights, as they are stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Matrix {
+    /// f32
+    Full(Rows),
+    /// bf16. What they are multiplied with is rounded to bf16 too; sums are f32.
+    Half(Rows<u16>),
+}
+
 // SAFETY: an address may travel between threads; who reads and writes what is the callers' business, as said above.
-unsafe impl Send for Rows {}
+unsafe impl<T> Send for Rows<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Rows {}
+unsafe impl<T> Sync for Rows<T> {}
 // SAFETY: as above.
-unsafe impl Send for RowsMut {}
+unsafe impl<T> Send for RowsMut<T> {}
 // SAFETY: as above.
-unsafe impl Sync for RowsMut {}
+unsafe impl<T> Sync for RowsMut<T> {}
+
+impl Matrix {
+    /// A matrix of f32 or bf16 on the CPU whose rows are contiguous.
+    pub(crate) fn of(tensor: &Tensor) -> Self {
+        if tensor.kind() == Kind::BFloat16 { Self::Half(Rows::of_halves(tensor)) } else { Self::Full(Rows::of(tensor)) }
+    }
+}
 
 impl Rows {
     /// A matrix of f32 on the CPU whose rows are contiguous.
@@ -63,9 +80,18 @@ impl Rows {
         debug_assert!(tensor.kind() == Kind::Float && tensor.is_contiguous());
         Self { first: tensor.data_ptr().cast_const().cast(), stride: tensor.size().last().map_or(0, |n| *n as usize) }
     }
+}
 
+impl Rows<u16> {
+    fn of_halves(tensor: &Tensor) -> Self {
+        debug_assert!(tensor.is_contiguous());
+        Self { first: tensor.data_ptr().cast_const().cast(), stride: tensor.size().last().map_or(0, |n| *n as usize) }
+    }
+}
+
+impl<T: Copy> Rows<T> {
     /// The address of a row.
-    pub(crate) fn row(self, row: usize) -> *const f32 {
+    pub(crate) fn row(self, row: usize) -> *const T {
         self.first.wrapping_add(row * self.stride)
     }
 
@@ -88,30 +114,32 @@ impl Rows {
     ///
     /// # Safety
     /// They are there, and nobody writes to them while the slice lives.
-    pub(crate) unsafe fn slice<'a>(self, row: usize, count: usize) -> &'a [f32] {
+    pub(crate) unsafe fn slice<'a>(self, row: usize, count: usize) -> &'a [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts(self.row(row), count) }
     }
 }
 
 impl RowsMut {
-    /// A buffer of rows of `stride` numbers.
-    pub(crate) fn of(buffer: &mut [f32], stride: usize) -> Self {
-        Self { first: buffer.as_mut_ptr(), stride }
-    }
-
     /// A tensor of f32 on the CPU, contiguous, as rows of `stride` numbers.
     pub(crate) fn of_tensor(tensor: &Tensor, stride: usize) -> Self {
         debug_assert!(tensor.kind() == Kind::Float && tensor.is_contiguous());
         Self { first: tensor.data_ptr().cast(), stride }
     }
+}
+
+impl<T: Copy> RowsMut<T> {
+    /// A buffer of rows of `stride` numbers.
+    pub(crate) fn of(buffer: &mut [T], stride: usize) -> Self {
+        Self { first: buffer.as_mut_ptr(), stride }
+    }
 
     /// To be read in a later phase.
-    pub(crate) fn read(self) -> Rows {
+    pub(crate) fn read(self) -> Rows<T> {
         Rows { first: self.first, stride: self.stride }
     }
 
-    pub(crate) fn row(self, row: usize) -> *mut f32 {
+    pub(crate) fn row(self, row: usize) -> *mut T {
         self.first.wrapping_add(row * self.stride)
     }
 
@@ -124,7 +152,7 @@ impl RowsMut {
     ///
     /// # Safety
     /// They are there, and nobody else reads or writes them while the slice lives.
-    pub(crate) unsafe fn slice<'a>(self, row: usize, count: usize) -> &'a mut [f32] {
+    pub(crate) unsafe fn slice<'a>(self, row: usize, count: usize) -> &'a mut [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.row(row), count) }
     }

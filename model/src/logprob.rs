@@ -1,12 +1,15 @@
 //! Log-probabilities of given tokens, without ever holding a `[token, vocab]` tensor.
 //!
 //! The head is applied to a chunk of tokens at a time, and only each token's log-probability (and, if wanted, the
-//! entropy of its distribution) is kept. The gradient is written out by hand: a second pass over the chunks recomputes
-//! the logits `z = h Wᵀ / T` and adds
+//! entropy of its distribution) is kept. The gradient is written out by hand. With the logits `z = h Wᵀ / T`,
 //!
 //! ```text
 //! ∂ log p_y / ∂z = onehot(y) − p          ∂H / ∂z = −p ∘ (log p + H)          ∂z / ∂h = W / T
 //! ```
+//!
+//! A loss knows what it asks of a log-probability only when all of them are there, but it multiplies no more than a
+//! number to each token's `∂ log p_y / ∂h`. That *slope* is therefore computed while the logits are at hand, and only it
+//! is kept, `[token, hidden]`. What else has a gradient, entropy and divergences, computes the logits a second time.
 //!
 //! The divergence from another distribution, `KL(p ‖ q) = Σ p (log p − log q)`, goes the same way where a loss wants it
 //! exactly: `q`'s logits come from hidden states of its own, and
@@ -15,8 +18,7 @@
 //! ∂ KL / ∂z = p ∘ (log p − log q − KL)
 //! ```
 //!
-//! The recomputation costs one more product with the head (a tenth of a training step for a 135M model) and bounds the
-//! memory by the chunk, whatever the batch. All of it is f32 even for bf16 networks.
+//! So the memory is bounded by the chunk, whatever the batch. All of it is f32 even for bf16 networks.
 
 use crate::device::HOST;
 use crate::kernel::{sheet, vocab};
@@ -25,6 +27,15 @@ use tch::{Kind, Tensor};
 /// The logits of a few tokens, `[token, hidden]` to `[token, vocab]`, whole.
 pub(crate) fn logits(hidden: &Tensor, head: &Tensor) -> Tensor {
     if by_hand(hidden) { sheet::linear(&hidden.contiguous(), head) } else { hidden.linear(head, None::<Tensor>) }
+}
+
+/// The gradient of hidden states, `[token, hidden]`, given that of their logits, `[token, vocab]` f32.
+fn back(by_logits: &Tensor, head: &Tensor) -> Tensor {
+    if by_hand(by_logits) {
+        sheet::linear_back(&[(by_logits, head)])
+    } else {
+        by_logits.to_kind(head.kind()).matmul(head)
+    }
 }
 
 /// Whether our kernels are the ones to use: f32 on the CPU.
@@ -49,6 +60,8 @@ pub struct Scores {
     pub entropy: Option<Tensor>,
     /// `[token]` bool: whether the target is the most likely token; only where asked for.
     pub foremost: Option<Tensor>,
+    /// `[token, hidden]`: the gradient of each log-probability with respect to its hidden state; only where asked for.
+    pub slopes: Option<Tensor>,
 }
 
 /// What to compute besides log-probabilities.
@@ -62,26 +75,46 @@ pub enum Want {
     Fit,
 }
 
+/// Whether to compute [`Scores::slopes`], for two products with the head instead of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slopes {
+    /// They are not needed.
+    Skip,
+    /// A gradient will be asked for.
+    Keep,
+}
+
 /// Scores `targets`, `[token]`, from the hidden states that predict them, `[token, hidden]`. No gradient flows.
 ///
 /// * `head`: `[vocab, hidden]`
 /// * `temperature`: the logits are divided by it; positive
-pub fn score(hidden: &Tensor, head: &Tensor, targets: &Tensor, temperature: f64, want: Want) -> Scores {
+pub fn score(hidden: &Tensor, head: &Tensor, targets: &Tensor, temperature: f64, want: Want, slopes: Slopes) -> Scores {
     let _no_grad = tch::no_grad_guard();
     let mut logprobs = Vec::new();
     let mut entropies = Vec::new();
     let mut foremost = Vec::new();
+    let kept = (slopes == Slopes::Keep).then(|| hidden.empty_like());
     for (start, len) in chunks(targets, head) {
         let targets = targets.narrow(0, start, len);
+        let keep = |by_logits: &Tensor| {
+            if let Some(kept) = &kept {
+                kept.narrow(0, start, len).copy_(&back(by_logits, head));
+            }
+        };
         if by_hand(hidden) {
             let logits = logits(&hidden.narrow(0, start, len), head);
-            let scores = vocab::scores(&logits, &numbers(&targets), temperature as f32);
+            let targets = numbers(&targets);
+            let scores = vocab::scores(&logits, &targets, temperature as f32);
             logprobs.push(scores.logprobs);
             if want != Want::Logprobs {
                 entropies.push(scores.entropy);
             }
             if want == Want::Fit {
                 foremost.push(scores.foremost);
+            }
+            if kept.is_some() {
+                vocab::slopes(&logits, &targets, temperature as f32);
+                keep(&logits);
             }
             continue;
         }
@@ -93,6 +126,11 @@ pub fn score(hidden: &Tensor, head: &Tensor, targets: &Tensor, temperature: f64,
         if want == Want::Fit {
             foremost.push(distribution.logits.argmax(-1, false).eq_tensor(&targets));
         }
+        if kept.is_some() {
+            let one = Tensor::ones([len, 1], (Kind::Float, hidden.device()));
+            let by_logits = distribution.probabilities().neg().scatter_add(1, &targets.unsqueeze(1), &one);
+            keep(&(by_logits / temperature));
+        }
     }
     let joined = |parts: Vec<Tensor>| {
         if parts.is_empty() { Tensor::zeros([0], (Kind::Float, hidden.device())) } else { Tensor::cat(&parts, 0) }
@@ -101,51 +139,30 @@ pub fn score(hidden: &Tensor, head: &Tensor, targets: &Tensor, temperature: f64,
         logprobs: joined(logprobs),
         entropy: (want != Want::Logprobs).then(|| joined(entropies)),
         foremost: (want == Want::Fit).then(|| joined(foremost)),
+        slopes: kept,
     }
 }
 
-/// The gradient of a loss with respect to the hidden states, `[token, hidden]`, given its gradients with respect to the
-/// log-probabilities and entropies of [`score`], each `[token]`.
-pub fn gradient(
-    hidden: &Tensor,
-    head: &Tensor,
-    targets: &Tensor,
-    temperature: f64,
-    logprob_gradient: Option<&Tensor>,
-    entropy_gradient: Option<&Tensor>,
-) -> Tensor {
+/// The gradient of a loss with respect to the hidden states, `[token, hidden]`, given its gradient with respect to the
+/// entropies of [`score`], `[token]`.
+pub fn entropy_gradient(hidden: &Tensor, head: &Tensor, temperature: f64, weight: &Tensor) -> Tensor {
     let _no_grad = tch::no_grad_guard();
-    let gradient = Tensor::zeros_like(hidden);
-    for (start, len) in chunks(targets, head) {
-        let part = |x: &Tensor| x.narrow(0, start, len);
-        if by_hand(hidden) {
-            let by_logits = logits(&part(hidden), head);
-            let weights = |gradient: Option<&Tensor>| match gradient {
-                Some(gradient) => Vec::<f32>::try_from(part(gradient)).expect("gradients are a vector of f32"),
-                None => vec![0.0; len as usize],
-            };
-            let (a, b) = (weights(logprob_gradient), weights(entropy_gradient));
-            vocab::scores_gradient(&by_logits, &numbers(&part(targets)), temperature as f32, &a, &b);
-            part(&gradient).copy_(&by_logits.matmul(head));
-            continue;
-        }
-        let distribution = Distribution::new(&part(hidden), head, temperature);
-        let probabilities = (&distribution.logits - &distribution.logsumexp).exp();
-        let mut by_logits = match entropy_gradient {
-            Some(entropy_gradient) => {
-                let log_p = &distribution.logits - &distribution.logsumexp;
-                let entropy = -(&probabilities * &log_p).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
-                -part(entropy_gradient).unsqueeze(1) * &probabilities * (log_p + entropy)
-            }
-            None => Tensor::zeros_like(&probabilities),
+    let gradient = hidden.empty_like();
+    for (start, len) in chunks(hidden, head) {
+        let (part, weight) = (hidden.narrow(0, start, len), weight.narrow(0, start, len));
+        let by_logits = if by_hand(hidden) {
+            let logits = logits(&part, head);
+            let weight = Vec::<f32>::try_from(weight).expect("gradients are a vector of f32");
+            vocab::entropy_gradient(&logits, temperature as f32, &weight);
+            logits
+        } else {
+            let distribution = Distribution::new(&part, head, temperature);
+            let log_p = &distribution.logits - &distribution.logsumexp;
+            let p = log_p.exp();
+            let mean = expectation(&p, &log_p);
+            p * (mean - log_p) * weight.unsqueeze(1) / temperature
         };
-        if let Some(logprob_gradient) = logprob_gradient {
-            let weight = part(logprob_gradient).unsqueeze(1);
-            by_logits -= probabilities * &weight;
-            let _ = by_logits.scatter_add_(1, &part(targets).unsqueeze(1), &weight);
-        }
-        let by_hidden = (by_logits / temperature).to_kind(head.kind()).matmul(head);
-        gradient.narrow(0, start, len).copy_(&by_hidden);
+        gradient.narrow(0, start, len).copy_(&back(&by_logits, head));
     }
     gradient
 }
@@ -182,9 +199,8 @@ pub fn divergence_gradient(
         let (log_p, difference) = differences(&distribution(hidden), &distribution(other));
         let p = log_p.exp();
         let mean = expectation(&p, &difference);
-        let by_logits = p * (difference - mean) * weight.narrow(0, start, len).unsqueeze(1);
-        let by_hidden = (by_logits / temperature).to_kind(head.kind()).matmul(head);
-        gradient.narrow(0, start, len).copy_(&by_hidden);
+        let by_logits = p * (difference - mean) * weight.narrow(0, start, len).unsqueeze(1) / temperature;
+        gradient.narrow(0, start, len).copy_(&back(&by_logits, head));
     }
     gradient
 }
@@ -211,7 +227,7 @@ struct Distribution {
 
 impl Distribution {
     fn new(hidden: &Tensor, head: &Tensor, temperature: f64) -> Self {
-        let mut logits = hidden.linear(head, None::<Tensor>).to_kind(Kind::Float);
+        let mut logits = logits(hidden, head).to_kind(Kind::Float);
         if temperature != 1.0 {
             logits /= temperature;
         }
@@ -221,6 +237,10 @@ impl Distribution {
 
     fn logprobs(&self, targets: &Tensor) -> Tensor {
         (self.logits.gather(-1, &targets.unsqueeze(1), false) - &self.logsumexp).squeeze_dim(1)
+    }
+
+    fn probabilities(&self) -> Tensor {
+        (&self.logits - &self.logsumexp).exp()
     }
 
     fn entropy(&self) -> Tensor {
@@ -253,7 +273,7 @@ mod tests {
     fn scores_equal_log_softmax() {
         let (hidden, head, targets) = example();
         let log_p = (hidden.matmul(&head.tr()) / 0.7).log_softmax(-1, Kind::Float);
-        let scores = score(&hidden, &head, &targets, 0.7, Want::Entropy);
+        let scores = score(&hidden, &head, &targets, 0.7, Want::Entropy, Slopes::Skip);
         assert!(scores.logprobs.allclose(
             &log_p.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1),
             1e-6,
@@ -262,7 +282,7 @@ mod tests {
         ));
         let entropy = -(log_p.exp() * log_p).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
         assert!(scores.entropy.unwrap().allclose(&entropy, 1e-6, 1e-6, false));
-        assert!(scores.foremost.is_none());
+        assert!(scores.foremost.is_none() && scores.slopes.is_none());
     }
 
     #[test]
@@ -270,7 +290,7 @@ mod tests {
         let (hidden, head, _) = example();
         let best = hidden.matmul(&head.tr()).argmax(-1, false);
         let other = (&best + Tensor::from_slice(&[0i64, 1, 0])).remainder(5);
-        let scores = score(&hidden, &head, &other, 1.0, Want::Fit);
+        let scores = score(&hidden, &head, &other, 1.0, Want::Fit, Slopes::Skip);
         assert_eq!(Vec::<bool>::try_from(scores.foremost.unwrap()).unwrap(), [true, false, true]);
         assert!(scores.entropy.is_some());
     }
@@ -286,7 +306,10 @@ mod tests {
         let entropy_weights = Tensor::from_slice(&[0.1f32, 0.2, -0.3]);
         let loss = (logprobs * &weights).sum(Kind::Float) + (entropy * &entropy_weights).sum(Kind::Float);
         let expected = &Tensor::run_backward(&[&loss], &[&hidden], false, false)[0];
-        let gradient = gradient(&hidden.detach(), &head, &targets, 0.7, Some(&weights), Some(&entropy_weights));
+        let hidden = hidden.detach();
+        let scores = score(&hidden, &head, &targets, 0.7, Want::Logprobs, Slopes::Keep);
+        let gradient =
+            scores.slopes.unwrap() * weights.unsqueeze(1) + entropy_gradient(&hidden, &head, 0.7, &entropy_weights);
         assert!(gradient.allclose(expected, 1e-5, 1e-6, false), "{gradient:?} {expected:?}");
     }
 
@@ -334,7 +357,9 @@ mod tests {
             &Tensor::zeros([0], (Kind::Int64, HOST)),
             1.0,
             Want::Logprobs,
+            Slopes::Keep,
         );
         assert_eq!(scores.logprobs.size(), [0]);
+        assert_eq!(scores.slopes.unwrap().size(), [0, 4]);
     }
 }

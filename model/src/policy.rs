@@ -8,8 +8,9 @@ use crate::adapter::Adapter;
 use crate::architecture::{self, CausalLm, Tape};
 use crate::config::Config;
 use crate::critic::{Critic, Values};
+use crate::device::Dtype;
 use crate::logit_head::LogitHead;
-use crate::logprob::{self, Want};
+use crate::logprob::{self, Slopes, Want};
 use crate::packed::Packed;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
@@ -30,7 +31,7 @@ pub struct Policy {
     identity: Rc<str>,
     version: PolicyVersion,
     device: Device,
-    kind: Kind,
+    dtype: Dtype,
 }
 
 impl Policy {
@@ -39,11 +40,11 @@ impl Policy {
         crate::device::keep_freed_memory();
         let device = config.device.resolve()?;
         crate::device::set_threads((config.threads > 0).then_some(config.threads));
-        let kind = config.dtype.kind();
+        let dtype = config.dtype;
         let (network, tokenizer, identity) = match (&config.random, config.path.as_str()) {
             (Some(random), "") => {
                 let tokenizer = Tokenizer::bytes();
-                let network = random.build(tokenizer.vocab_size(), device, kind)?;
+                let network = random.build(tokenizer.vocab_size(), device, dtype)?;
                 (network, tokenizer, format!("random {random:?}"))
             }
             (None, "") => {
@@ -52,7 +53,7 @@ impl Policy {
             (None, path) => {
                 let checkpoint = Checkpoint::open(&hub::resolve(path, &hub::models_folder())?)?;
                 let tokenizer = checkpoint.tokenizer()?;
-                let network = architecture::load(&checkpoint, device, kind)?;
+                let network = architecture::load(&checkpoint, device, dtype)?;
                 (network, tokenizer, checkpoint.identity())
             }
             (Some(_), _) => return Err(Error::input("[model] has both `path` and `random`; keep one of them")),
@@ -74,7 +75,7 @@ impl Policy {
             identity: identity.into(),
             version: PolicyVersion { version: 0, hash: String::new() },
             device,
-            kind,
+            dtype,
         };
         policy.check_adapter()?;
         policy.set_version(0);
@@ -119,9 +120,14 @@ impl Policy {
         self.device
     }
 
-    /// The number format of activations.
+    /// The number format of the frozen weights.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The number format of activations, and of keys and values.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.dtype.activations(self.device)
     }
 
     /// What identifies the frozen network: a hash of its config and weights.
@@ -153,7 +159,7 @@ impl Policy {
             identity: Rc::clone(&self.identity),
             version: self.version.clone(),
             device: self.device,
-            kind: self.kind,
+            dtype: self.dtype,
         }
     }
 
@@ -194,7 +200,8 @@ impl Policy {
     pub fn evaluate(&self, packed: &Packed, temperature: f64, want: Want, critic: Option<&Critic>) -> Evaluation {
         let trace = self.trace(packed, &self.adapter);
         let hidden = trace.hidden.shallow_clone();
-        let scores = logprob::score(&hidden, self.network.head(), &packed.targets, temperature, want);
+        let slopes = if trace.way.is_some() { Slopes::Keep } else { Slopes::Skip };
+        let scores = logprob::score(&hidden, self.network.head(), &packed.targets, temperature, want, slopes);
         Evaluation {
             logprobs: scores.logprobs.set_requires_grad(true),
             entropy: scores.entropy.map(|entropy| entropy.set_requires_grad(true)),
@@ -206,8 +213,8 @@ impl Policy {
             divergences: Vec::new(),
             trace,
             hidden,
+            slopes: scores.slopes,
             head: self.network.head().shallow_clone(),
-            targets: packed.targets.shallow_clone(),
             temperature,
         }
     }
@@ -245,12 +252,13 @@ impl Policy {
     }
 
     fn score(&self, hidden: &Tensor, packed: &Packed, temperature: f64) -> Tensor {
-        logprob::score(hidden, self.network.head(), &packed.targets, temperature, Want::Logprobs).logprobs
+        let head = self.network.head();
+        logprob::score(hidden, head, &packed.targets, temperature, Want::Logprobs, Slopes::Skip).logprobs
     }
 
     /// The hidden state before each scored token, `[scored, hidden]`, without gradient.
     fn hidden(&self, packed: &Packed, adapter: &Adapter) -> Tensor {
-        let mut attention = packed.attention(self.kind);
+        let mut attention = packed.attention(self.kind());
         self.network
             .forward(&packed.ids, &packed.positions, &mut attention, adapter)
             .index_select(0, &packed.predictors)
@@ -263,7 +271,7 @@ impl Policy {
             let _no_grad = tch::no_grad_guard();
             return Trace { hidden: self.hidden(packed, adapter), way: None };
         }
-        let mut attention = packed.attention(self.kind);
+        let mut attention = packed.attention(self.kind());
         let (states, tape) = self.network.forward_with_tape(&packed.ids, &packed.positions, &mut attention, adapter);
         let hidden = tch::no_grad(|| states.index_select(0, &packed.predictors));
         let way = Way {
@@ -349,8 +357,9 @@ pub struct Evaluation {
     pub divergences: Vec<Divergence>,
     trace: Trace,
     hidden: Tensor,
+    /// `[token, hidden]`: the gradient of each log-probability; none if the adapter is not trained.
+    slopes: Option<Tensor>,
     head: Tensor,
-    targets: Tensor,
     temperature: f64,
 }
 
@@ -374,9 +383,13 @@ impl Evaluation {
         leaves.extend(self.divergences.iter().map(|divergence| &divergence.leaf));
         let gradients = Tensor::run_backward(&[loss], &leaves, false, false);
         let gradient = |index: usize| gradients.get(index).filter(|gradient| gradient.defined());
-        let by_entropy = self.entropy.as_ref().and(gradient(1));
-        let mut by_hidden =
-            logprob::gradient(&self.hidden, &self.head, &self.targets, self.temperature, gradient(0), by_entropy);
+        let mut by_hidden = match self.slopes.zip(gradient(0)) {
+            Some((slopes, weight)) => tch::no_grad(|| &slopes * weight.unsqueeze(1).to_kind(slopes.kind())),
+            None => self.hidden.zeros_like(),
+        };
+        if let Some(weight) = self.entropy.as_ref().and(gradient(1)) {
+            by_hidden += logprob::entropy_gradient(&self.hidden, &self.head, self.temperature, weight);
+        }
         for (place, Divergence { other, .. }) in self.divergences.iter().enumerate() {
             let Some(weight) = gradient(divergences_at + place) else { continue };
             let further = logprob::divergence_gradient(&self.hidden, other, &self.head, self.temperature, weight);

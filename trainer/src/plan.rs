@@ -259,7 +259,7 @@ pub fn estimate(config: &Config) -> Result<Estimate> {
         held_out: plan.exam.as_ref().map_or(0, Exam::len),
         parameters,
         trained_parameters,
-        weight_bytes: parameters * bytes,
+        weight_bytes: parameters * plan.policy.dtype().kind().elt_size_in_bytes() as u64,
         adapter_bytes: trained_parameters * 4 * 4,
         cache_bytes: if drawn || answers { cache } else { 0 },
         activation_bytes: activations + logits,

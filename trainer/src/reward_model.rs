@@ -66,7 +66,7 @@ impl RewardModel {
         } else {
             let other = Policy::load(&config.model, &seed)?;
             // Another way to write the same path: one copy of the weights is enough.
-            let same = other.identity() == judged.identity() && other.kind() == judged.kind();
+            let same = other.identity() == judged.identity() && other.dtype() == judged.dtype();
             if same { judged.with_adapter(other.adapter().share()) } else { other }
         };
         let snapshot = restore_newest(folder, &mut policy)?;

@@ -41,7 +41,7 @@ impl Machine {
     /// Measures this machine with the shapes and the number format of a policy's network.
     pub(crate) fn measure(policy: &Policy) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
-        let options = (policy.kind(), policy.device());
+        let options = (policy.dtype().kind(), policy.device());
         let mut pairs = Vec::new();
         let mut operations = 0.0;
         // All layers have the shapes of the first one.
@@ -115,14 +115,15 @@ pub(crate) struct Cost {
 impl Cost {
     pub(crate) fn of(policy: &Policy) -> Self {
         let dimensions = policy.network().dimensions();
-        let weight_bytes = policy.kind().elt_size_in_bytes() as f64;
+        let [weight_bytes, state_bytes] =
+            [policy.dtype().kind(), policy.kind()].map(|kind| kind.elt_size_in_bytes() as f64);
         let weights = policy.network().linears().iter().map(|linear| linear.inputs * linear.outputs);
         Self {
             layers: weights.sum::<i64>() as f64,
             head: (dimensions.vocab * dimensions.hidden) as f64,
             adapter: policy.adapter().parameters() as f64,
             pair: (4 * dimensions.layers * dimensions.heads * dimensions.head_dim) as f64,
-            token_bytes: (2 * dimensions.layers * dimensions.kv_heads * dimensions.head_dim) as f64 * weight_bytes,
+            token_bytes: (2 * dimensions.layers * dimensions.kv_heads * dimensions.head_dim) as f64 * state_bytes,
             weight_bytes,
         }
     }

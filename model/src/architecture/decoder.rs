@@ -18,6 +18,7 @@ use super::{CausalLm, TensorSource};
 use crate::adapter::{self, Adapter, LowRank};
 use crate::attention::Attention;
 use crate::cache::KvCache;
+use crate::device::Dtype;
 use crate::{Error, Result};
 use arithmetic::Arithmetic;
 use serde_json::Value;
@@ -212,22 +213,28 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    pub(super) fn new(dimensions: Dimensions, source: &dyn TensorSource, device: Device, kind: Kind) -> Result<Self> {
+    pub(super) fn new(dimensions: Dimensions, source: &dyn TensorSource, device: Device, dtype: Dtype) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let d = &dimensions;
-        let mut builder = Builder { source, device, kind, linears: Vec::new() };
-        let embedding = builder.tensor("model.embed_tokens.weight", &[d.vocab, d.hidden])?;
+        let activations = dtype.activations(device);
+        let mut builder = Builder { source, device, weights: dtype.kind(), activations, linears: Vec::new() };
+        let embedding = builder.matrix("model.embed_tokens.weight", &[d.vocab, d.hidden])?;
         let layers = (0..d.layers).map(|index| builder.layer(d, index)).collect::<Result<Vec<_>>>()?;
-        let norm = builder.tensor("model.norm.weight", &[d.hidden])?;
+        let norm = builder.vector("model.norm.weight", d.hidden)?;
         let head = if d.tied_embeddings {
             embedding.shallow_clone()
         } else {
-            builder.tensor("lm_head.weight", &[d.vocab, d.hidden])?
+            builder.matrix("lm_head.weight", &[d.vocab, d.hidden])?
         };
-        let rope = Rope::new(d.head_dim, d.rope_theta, &d.rope_scaling, device, kind);
+        let rope = Rope::new(d.head_dim, d.rope_theta, &d.rope_scaling, device, activations);
         let linears = builder.linears;
-        let arithmetic = Arithmetic::of(device, kind);
+        let arithmetic = Arithmetic::of(device);
         Ok(Self { dimensions, linears, embedding, layers, norm, head, rope, arithmetic })
+    }
+
+    /// The rows of the embedding for `ids`, `[token]`, as activations: `[token, hidden]`.
+    fn embedded(&self, ids: &Tensor) -> Tensor {
+        self.embedding.index_select(0, ids).to_kind(self.norm.kind())
     }
 }
 
@@ -275,30 +282,36 @@ impl CausalLm for Decoder {
 struct Builder<'a> {
     source: &'a dyn TensorSource,
     device: Device,
-    kind: Kind,
+    /// The format of what is multiplied with, and of what is added to activations or scales them.
+    weights: Kind,
+    activations: Kind,
     linears: Vec<LinearShape>,
 }
 
 impl Builder<'_> {
-    fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        Ok(self.source.tensor(name, shape)?.to_device(self.device).to_kind(self.kind))
+    fn matrix(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        Ok(self.source.tensor(name, shape)?.to_device(self.device).to_kind(self.weights))
+    }
+
+    fn vector(&self, name: &str, size: i64) -> Result<Tensor> {
+        Ok(self.source.tensor(name, &[size])?.to_device(self.device).to_kind(self.activations))
     }
 
     fn layer(&mut self, d: &Dimensions, index: i64) -> Result<Layer> {
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let (queries, keys) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
         let head_norm = |builder: &Self, part: &str| {
-            d.qk_norm.then(|| builder.tensor(&name(&format!("self_attn.{part}.weight")), &[d.head_dim])).transpose()
+            d.qk_norm.then(|| builder.vector(&name(&format!("self_attn.{part}.weight")), d.head_dim)).transpose()
         };
         let qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
         let gate_up = [("mlp.gate_proj", d.intermediate), ("mlp.up_proj", d.intermediate)];
         Ok(Layer {
-            input_norm: self.tensor(&name("input_layernorm.weight"), &[d.hidden])?,
+            input_norm: self.vector(&name("input_layernorm.weight"), d.hidden)?,
             qkv: self.linear(&name, &qkv, d.hidden, d.qkv_bias)?,
             query_norm: head_norm(self, "q_norm")?,
             key_norm: head_norm(self, "k_norm")?,
             output: self.linear(&name, &[("self_attn.o_proj", d.hidden)], queries, d.output_bias)?,
-            post_norm: self.tensor(&name("post_attention_layernorm.weight"), &[d.hidden])?,
+            post_norm: self.vector(&name("post_attention_layernorm.weight"), d.hidden)?,
             gate_up: self.linear(&name, &gate_up, d.hidden, d.mlp_bias)?,
             down: self.linear(&name, &[("mlp.down_proj", d.hidden)], d.intermediate, d.mlp_bias)?,
         })
@@ -316,9 +329,9 @@ impl Builder<'_> {
         let mut biases = Vec::new();
         for (part, outputs) in parts {
             let name = name(part);
-            weights.push(self.tensor(&format!("{name}.weight"), &[*outputs, inputs])?);
+            weights.push(self.matrix(&format!("{name}.weight"), &[*outputs, inputs])?);
             if bias {
-                biases.push(self.tensor(&format!("{name}.bias"), &[*outputs])?);
+                biases.push(self.vector(&format!("{name}.bias"), *outputs)?);
             }
             self.linears.push(LinearShape { name, inputs, outputs: *outputs });
         }

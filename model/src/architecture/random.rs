@@ -4,11 +4,12 @@
 //! is tied to the embedding, and words come from a byte tokenizer.
 
 use super::{CausalLm, TensorSource, build};
+use crate::device::Dtype;
 use crate::{Error, Result};
 use schema::Seed;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// The shape of a random network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,14 +63,14 @@ impl RandomModel {
     }
 
     /// Builds the network.
-    pub fn build(&self, vocab: usize, device: Device, kind: Kind) -> Result<Box<dyn CausalLm>> {
+    pub fn build(&self, vocab: usize, device: Device, dtype: Dtype) -> Result<Box<dyn CausalLm>> {
         if self.heads == 0 || self.hidden_size % (2 * self.heads) != 0 {
             return Err(Error::input(format!(
                 "model.random: hidden_size ({}) must be a multiple of twice the heads ({})",
                 self.hidden_size, self.heads
             )));
         }
-        build(&self.config(vocab), &Source(Seed::new(self.seed).child("weights")), device, kind)
+        build(&self.config(vocab), &Source(Seed::new(self.seed).child("weights")), device, dtype)
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) trait Lanes: Copy {
 /// Sixteen numbers.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(__m512);
+pub(super) struct Avx512(pub(super) __m512);
 
 #[cfg(target_arch = "x86_64")]
 impl Lanes for Avx512 {
@@ -89,7 +89,7 @@ impl Lanes for Avx512 {
 /// Eight numbers.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(__m256);
+pub(super) struct Avx2(pub(super) __m256);
 
 #[cfg(target_arch = "x86_64")]
 impl Lanes for Avx2 {
@@ -152,7 +152,7 @@ impl Lanes for Avx2 {
 
 /// Eight numbers in plain Rust, which the compiler turns into whatever vectors the target has.
 #[derive(Clone, Copy)]
-pub(super) struct Portable([f32; 8]);
+pub(super) struct Portable(pub(super) [f32; 8]);
 
 impl Lanes for Portable {
     const WIDTH: usize = 8;
@@ -202,7 +202,7 @@ impl Lanes for Portable {
 
 /// Asks the processor to fetch what lies at this address.
 #[inline(always)]
-pub(super) fn prefetch(address: *const f32) {
+pub(super) fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch of any address is harmless.
     unsafe {
@@ -215,6 +215,9 @@ pub(super) fn prefetch(address: *const f32) {
 /// The instructions that this machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Instructions {
+    /// With products of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -232,7 +235,7 @@ impl Instructions {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512bw")
             {
-                return Self::Avx512;
+                return if is_x86_feature_detected!("avx512bf16") { Self::Avx512Bf16 } else { Self::Avx512 };
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 return Self::Avx2;
@@ -250,8 +253,11 @@ impl Instructions {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 all.push(Self::Avx2);
             }
-            if Self::best() == Self::Avx512 {
+            if matches!(Self::best(), Self::Avx512 | Self::Avx512Bf16) {
                 all.push(Self::Avx512);
+            }
+            if Self::best() == Self::Avx512Bf16 {
+                all.push(Self::Avx512Bf16);
             }
         }
         all
@@ -259,33 +265,59 @@ impl Instructions {
 }
 
 /// `dispatched!(function(instructions, argument: Type, …) = generic;)` makes of `generic::<L: Lanes>` a function that
-/// runs it compiled for the given instructions.
+/// runs it compiled for the given instructions; `= generic by halves` makes one of `generic::<H: Factor>` for halves.
 macro_rules! dispatched {
     ($name:ident($($argument:ident: $type:ty),*) = $generic:ident) => {
+        $crate::kernel::lanes::dispatched!(
+            $name($($argument: $type),*) = $generic,
+            $crate::kernel::lanes::Avx512,
+            $crate::kernel::lanes::Avx512,
+            $crate::kernel::lanes::Avx2,
+            $crate::kernel::lanes::Portable
+        );
+    };
+    ($name:ident($($argument:ident: $type:ty),*) = $generic:ident by halves) => {
+        $crate::kernel::lanes::dispatched!(
+            $name($($argument: $type),*) = $generic,
+            $crate::kernel::factor::NativeHalves,
+            $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Avx512>,
+            $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Avx2>,
+            $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Portable>
+        );
+    };
+    ($name:ident($($argument:ident: $type:ty),*) = $generic:ident, $bf16:ty, $avx512:ty, $avx2:ty, $portable:ty) => {
         /// Runs the kernel on these instructions, which the machine must have; what the generic one asks of addresses
         /// holds here too.
         pub(super) unsafe fn $name(instructions: $crate::kernel::lanes::Instructions, $($argument: $type),*) {
-            use $crate::kernel::lanes::{self, Instructions};
+            use $crate::kernel::lanes::Instructions;
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+            unsafe fn bf16($($argument: $type),*) {
+                // SAFETY: the instructions are there; the rest is the caller's promise.
+                unsafe { $generic::<$bf16>($($argument),*) }
+            }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
             unsafe fn avx512($($argument: $type),*) {
-                // SAFETY: the instructions are there; the rest is the caller's promise.
-                unsafe { $generic::<lanes::Avx512>($($argument),*) }
+                // SAFETY: as above.
+                unsafe { $generic::<$avx512>($($argument),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             unsafe fn avx2($($argument: $type),*) {
                 // SAFETY: as above.
-                unsafe { $generic::<lanes::Avx2>($($argument),*) }
+                unsafe { $generic::<$avx2>($($argument),*) }
             }
             // SAFETY: the caller's promise.
             unsafe {
                 match instructions {
                     #[cfg(target_arch = "x86_64")]
+                    Instructions::Avx512Bf16 => bf16($($argument),*),
+                    #[cfg(target_arch = "x86_64")]
                     Instructions::Avx512 => avx512($($argument),*),
                     #[cfg(target_arch = "x86_64")]
                     Instructions::Avx2 => avx2($($argument),*),
-                    Instructions::Portable => $generic::<lanes::Portable>($($argument),*),
+                    Instructions::Portable => $generic::<$portable>($($argument),*),
                 }
             }
         }

@@ -5,13 +5,15 @@
 //! ```
 //!
 //! A panel of `W`, some columns wide and [`DEPTH`] deep, is copied so that its rows lie one behind the other, and stays
-//! in the near caches while tiles of rows pass over it. Adapters are further terms of the sum. The order in which one
-//! output is summed does not depend on what other rows there are.
+//! in the near caches while tiles of rows pass over it. Rows of halves are copied in pairs, number by number, as they are
+//! multiplied. Adapters are further terms of the sum. The order in which one output is summed does not depend on what
+//! other rows there are.
 
+use super::factor::{Factor, narrowed};
 use super::lanes::{Instructions, Lanes, dispatched};
 use super::product::{Into, members};
 use super::team::{share_of, together};
-use super::{Rows, RowsMut};
+use super::{Matrix, Rows, RowsMut};
 use std::ops::Range;
 use tch::Tensor;
 
@@ -21,20 +23,20 @@ pub(super) struct Term {
     /// `g`, `[row, depth]`
     left: Rows,
     /// `W`, `[depth, output]`
-    weight: Rows,
+    weight: Matrix,
     depth: usize,
 }
 
 impl Term {
-    /// Matrices of f32 on the CPU whose rows are contiguous.
+    /// Matrices on the CPU whose rows are contiguous, of f32, or weights of bf16.
     pub(super) fn new(left: &Tensor, weight: &Tensor) -> Self {
         let depth = left.size()[1];
         assert_eq!(weight.size()[0], depth, "a gradient has a column for every row of the weights");
-        Self { left: Rows::of(left), weight: Rows::of(weight), depth: depth as usize }
+        Self { left: Rows::of(left), weight: Matrix::of(weight), depth: depth as usize }
     }
 }
 
-/// Numbers of one output's sum that are copied at a time: a panel of 48 columns is then 36 KiB.
+/// Numbers of one output's sum that are copied at a time, twice as many halves: a panel of 48 columns is then 36 KiB.
 const DEPTH: usize = 192;
 
 /// Rows that pass over a panel together: few enough for their inputs and outputs to stay in the second cache.
@@ -70,27 +72,33 @@ pub(super) unsafe fn multiply(terms: &[Term], rows: usize, outputs: usize, y: Ro
     });
 }
 
-dispatched!(multiply_on(terms: &[Term], rows: Range<usize>, columns: Range<usize>, y: RowsMut) = panels);
+dispatched!(multiply_on(terms: &[Term], rows: Range<usize>, columns: Range<usize>, y: RowsMut) = panels by halves);
 
+/// `H` is for weights of halves; those of f32 are multiplied by what halves are summed in.
 #[inline(always)]
-unsafe fn panels<L: Lanes>(terms: &[Term], rows: Range<usize>, columns: Range<usize>, y: RowsMut) {
-    let width = ACROSS * L::WIDTH;
+unsafe fn panels<H: Factor<Number = u16>>(terms: &[Term], rows: Range<usize>, columns: Range<usize>, y: RowsMut) {
+    let width = ACROSS * <H::Sum as Lanes>::WIDTH;
     let mut storage = vec![Line([0.0; 16]); DEPTH * width / 16];
-    let panel = storage.as_mut_ptr().cast::<f32>();
-    // SAFETY: the caller's promise; a panel has room for `DEPTH` rows of `width` numbers.
+    let panel = storage.as_mut_ptr();
+    // SAFETY: the caller's promise; a panel has room for `DEPTH` rows of `width` numbers of 32 bits.
     unsafe {
         for first in rows.clone().step_by(BLOCK) {
-            let block = first..rows.end.min(first + BLOCK);
+            let (count, y) = (BLOCK.min(rows.end - first), y.at_row(first));
+            let narrow = |term: &Term| match term.weight {
+                Matrix::Full(_) => None,
+                Matrix::Half(weight) => Some((narrowed(term.left.at_row(first), count, term.depth), weight)),
+            };
+            let narrow: Vec<_> = terms.iter().map(narrow).collect();
             for column in columns.clone().step_by(width) {
-                let (y, count) = (y.at_column(column), width.min(columns.end - column));
-                let mut into = Into::Fresh;
-                for term in terms {
-                    let weight = term.weight.at_column(column);
-                    for start in (0..term.depth).step_by(DEPTH) {
-                        let depth = DEPTH.min(term.depth - start);
-                        copy(weight.at_row(start), depth, count, panel, width);
-                        pass::<L>(term.left.at_column(start), block.clone(), panel, depth, y, count, into);
-                        into = Into::Sum;
+                let mut block =
+                    Block { rows: count, y, column, columns: width.min(columns.end - column), into: Into::Fresh };
+                for (term, narrow) in terms.iter().zip(&narrow) {
+                    match (term.weight, narrow) {
+                        (_, Some((left, weight))) => block.add::<H>(left.rows(), *weight, term.depth, panel.cast()),
+                        (Matrix::Full(weight), None) => {
+                            block.add::<H::Sum>(term.left.at_row(first), weight, term.depth, panel.cast());
+                        }
+                        (Matrix::Half(_), None) => unreachable!("halves are multiplied with halves"),
                     }
                 }
             }
@@ -98,45 +106,87 @@ unsafe fn panels<L: Lanes>(terms: &[Term], rows: Range<usize>, columns: Range<us
     }
 }
 
-/// Copies a panel, with zeros behind the last column.
+/// Outputs that are summed together.
+struct Block {
+    rows: usize,
+    y: RowsMut,
+    /// The first column, and how many.
+    column: usize,
+    columns: usize,
+    /// What the next panel's products do to `y`.
+    into: Into,
+}
+
+impl Block {
+    /// Adds the products of some rows with `weight`, one panel after the other.
+    #[inline(always)]
+    unsafe fn add<F: Factor>(
+        &mut self,
+        left: Rows<F::Number>,
+        weight: Rows<F::Number>,
+        depth: usize,
+        panel: *mut F::Number,
+    ) {
+        let (weight, y) = (weight.at_column(self.column), self.y.at_column(self.column));
+        let width = ACROSS * <F::Sum as Lanes>::WIDTH;
+        for start in (0..depth).step_by(DEPTH * F::STEP) {
+            let here = (DEPTH * F::STEP).min(depth - start);
+            // SAFETY: the caller's promise.
+            unsafe {
+                copy::<F>(weight.at_row(start), here, self.columns, panel, width);
+                let left = left.at_column(start);
+                pass::<F>(left, self.rows, panel, here.div_ceil(F::STEP), y, self.columns, self.into);
+            }
+            self.into = Into::Sum;
+        }
+    }
+}
+
+/// Copies a panel: `STEP` rows side by side, number by number, with zeros behind the last column and the last row.
 #[inline(always)]
-unsafe fn copy(weight: Rows, depth: usize, count: usize, panel: *mut f32, width: usize) {
-    for k in 0..depth {
+unsafe fn copy<F: Factor>(weight: Rows<F::Number>, depth: usize, count: usize, panel: *mut F::Number, width: usize) {
+    for (step, k) in (0..depth).step_by(F::STEP).enumerate() {
         // SAFETY: the caller's promise.
-        unsafe {
-            let to = panel.add(k * width);
-            std::ptr::copy_nonoverlapping(weight.row(k), to, count);
-            std::slice::from_raw_parts_mut(to.add(count), width - count).fill(0.0);
+        let to = unsafe { std::slice::from_raw_parts_mut(panel.add(step * width * F::STEP), width * F::STEP) };
+        if count < width || k + F::STEP > depth {
+            to.fill(F::Number::default());
+        }
+        for place in 0..F::STEP.min(depth - k) {
+            // SAFETY: as above.
+            let from = unsafe { weight.slice(k + place, count) };
+            for (to, from) in to[place..].iter_mut().step_by(F::STEP).zip(from) {
+                *to = *from;
+            }
         }
     }
 }
 
 /// The products of all rows with one panel, written or added to `y`.
 #[inline(always)]
-unsafe fn pass<L: Lanes>(
-    left: Rows,
-    rows: Range<usize>,
-    panel: *const f32,
-    depth: usize,
+unsafe fn pass<F: Factor>(
+    left: Rows<F::Number>,
+    rows: usize,
+    panel: *const F::Number,
+    steps: usize,
     y: RowsMut,
     count: usize,
     into: Into,
 ) {
-    let mut row = rows.start;
+    let mut row = 0;
     // SAFETY: the caller's promise; a tile ends within the rows.
     unsafe {
-        if L::WIDTH == 16 {
-            while row + 8 <= rows.end {
-                tile::<L, 8>(left.at_row(row), panel, depth, y.at_row(row), count, into);
+        if <F::Sum as Lanes>::WIDTH == 16 {
+            while row + 8 <= rows {
+                tile::<F, 8>(left.at_row(row), panel, steps, y.at_row(row), count, into);
                 row += 8;
             }
         }
-        while row + 4 <= rows.end {
-            tile::<L, 4>(left.at_row(row), panel, depth, y.at_row(row), count, into);
+        while row + 4 <= rows {
+            tile::<F, 4>(left.at_row(row), panel, steps, y.at_row(row), count, into);
             row += 4;
         }
-        while row < rows.end {
-            tile::<L, 1>(left.at_row(row), panel, depth, y.at_row(row), count, into);
+        while row < rows {
+            tile::<F, 1>(left.at_row(row), panel, steps, y.at_row(row), count, into);
             row += 1;
         }
     }
@@ -145,41 +195,44 @@ unsafe fn pass<L: Lanes>(
 /// `M` rows of outputs.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "loops over places are unrolled, and then the sums stay in registers")]
-unsafe fn tile<L: Lanes, const M: usize>(
-    left: Rows,
-    panel: *const f32,
-    depth: usize,
+unsafe fn tile<F: Factor, const M: usize>(
+    left: Rows<F::Number>,
+    panel: *const F::Number,
+    steps: usize,
     y: RowsMut,
     count: usize,
     into: Into,
 ) {
-    let width = ACROSS * L::WIDTH;
-    // SAFETY: the caller's promise: `depth` numbers of M rows, as many rows of the panel, `count` of M rows of `y`.
+    let lanes = <F::Sum as Lanes>::WIDTH;
+    // SAFETY: the caller's promise: `steps` times `STEP` numbers of M rows, as many rows of the panel, `count` of M rows of
+    // `y`.
     unsafe {
-        let mut sums = [[L::splat(0.0); ACROSS]; M];
-        let mut right = [L::splat(0.0); ACROSS];
-        for k in 0..depth {
+        let mut sums = [[<F::Sum as Lanes>::splat(0.0); ACROSS]; M];
+        let mut right = [F::load(panel); ACROSS];
+        for step in 0..steps {
             for n in 0..ACROSS {
-                right[n] = L::load(panel.add(k * width + n * L::WIDTH));
+                right[n] = F::load(panel.add((step * ACROSS + n) * F::COUNT));
             }
             for m in 0..M {
-                let number = L::splat(*left.row(m).add(k));
+                let number = F::everywhere(left.row(m).add(step * F::STEP));
                 for n in 0..ACROSS {
-                    sums[m][n] = sums[m][n].plus_product(number, right[n]);
+                    sums[m][n] = number.added(right[n], sums[m][n]);
                 }
             }
         }
-        let one = L::splat(1.0);
+        let one = <F::Sum as Lanes>::splat(1.0);
         for m in 0..M {
             for n in 0..ACROSS {
-                let at = y.row(m).wrapping_add(n * L::WIDTH);
-                let (here, sum) = (count.saturating_sub(n * L::WIDTH), sums[m][n]);
-                match (here >= L::WIDTH, into) {
+                let at = y.row(m).wrapping_add(n * lanes);
+                let (here, sum) = (count.saturating_sub(n * lanes), sums[m][n]);
+                match (here >= lanes, into) {
                     (true, Into::Fresh) => sum.store(at),
-                    (true, Into::Sum) => sum.plus_product(one, L::load(at)).store(at),
+                    (true, Into::Sum) => sum.plus_product(one, <F::Sum as Lanes>::load(at)).store(at),
                     (false, _) if here == 0 => {}
                     (false, Into::Fresh) => sum.store_first(at, here),
-                    (false, Into::Sum) => sum.plus_product(one, L::load_first(at, here)).store_first(at, here),
+                    (false, Into::Sum) => {
+                        sum.plus_product(one, <F::Sum as Lanes>::load_first(at, here)).store_first(at, here);
+                    }
                 }
             }
         }

@@ -10,8 +10,9 @@
 //!
 //! One output's sum does not depend on which tile it is in: the order along `k` is the same in all of them.
 
+use super::factor::{Factor, narrowed};
 use super::lanes::{Instructions, Lanes, dispatched, prefetch};
-use super::{Rows, RowsMut};
+use super::{Matrix, Rows, RowsMut};
 use std::ops::Range;
 
 /// The second factor of an adapter's update and what it is multiplied by.
@@ -29,7 +30,7 @@ pub(crate) struct LowRankTerm {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Product {
     /// `W`, `[outputs, inputs]`
-    pub(crate) weight: Rows,
+    pub(crate) weight: Matrix,
     /// Columns of `W`.
     pub(crate) inputs: usize,
     /// One row of as many numbers as `W` has rows.
@@ -67,67 +68,108 @@ pub(crate) unsafe fn multiply(product: &Product, x: Rows, rows: usize, columns: 
     unsafe { multiply_on(Instructions::best(), product, x, rows, columns, y, into) }
 }
 
-dispatched!(multiply_on(product: &Product, x: Rows, rows: usize, columns: Range<usize>, y: RowsMut, into: Into) = blocks);
+/// The same on these instructions, which the machine must have.
+///
+/// # Safety
+/// See [`multiply`].
+pub(super) unsafe fn multiply_on(
+    instructions: Instructions,
+    product: &Product,
+    x: Rows,
+    rows: usize,
+    columns: Range<usize>,
+    y: RowsMut,
+    into: Into,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match product.weight {
+            Matrix::Full(weight) => {
+                full_on(instructions, &Operands { product, weight, x, y, into }, rows, columns);
+            }
+            Matrix::Half(weight) => {
+                let narrow = narrowed(x, rows, product.inputs);
+                half_on(instructions, &Operands { product, weight, x: narrow.rows(), y, into }, rows, columns);
+            }
+        }
+    }
+}
+
+/// What is multiplied, in numbers of one kind, and where it goes.
+#[derive(Clone, Copy)]
+pub(super) struct Operands<'a, T> {
+    product: &'a Product,
+    weight: Rows<T>,
+    x: Rows<T>,
+    y: RowsMut,
+    into: Into,
+}
+
+dispatched!(full_on(operands: &Operands<'_, f32>, rows: usize, columns: Range<usize>) = blocks);
+dispatched!(half_on(operands: &Operands<'_, u16>, rows: usize, columns: Range<usize>) = blocks by halves);
 
 /// Blocks of weight rows, smaller ones at the end; all rows of `x` pass over a block before the next one.
 #[inline(always)]
-unsafe fn blocks<L: Lanes>(p: &Product, x: Rows, rows: usize, columns: Range<usize>, y: RowsMut, into: Into) {
+unsafe fn blocks<F: Factor>(operands: &Operands<'_, F::Number>, rows: usize, columns: Range<usize>) {
     let mut column = columns.start;
+    let across = if rows == 1 { F::ACROSS.0 } else { F::ACROSS.1 };
     // SAFETY: the caller's promise, which covers each block.
     unsafe {
-        match (L::WIDTH, rows) {
-            (16, 1) => blocks_of::<L, 8>(p, x, rows, &mut column, columns.end, y, into),
-            (16, _) => blocks_of::<L, 6>(p, x, rows, &mut column, columns.end, y, into),
-            _ => blocks_of::<L, 3>(p, x, rows, &mut column, columns.end, y, into),
+        match across {
+            8 => blocks_of::<F, 8>(operands, rows, &mut column, columns.end),
+            6 => blocks_of::<F, 6>(operands, rows, &mut column, columns.end),
+            3 => blocks_of::<F, 3>(operands, rows, &mut column, columns.end),
+            _ => {}
         }
-        blocks_of::<L, 4>(p, x, rows, &mut column, columns.end, y, into);
-        blocks_of::<L, 2>(p, x, rows, &mut column, columns.end, y, into);
-        blocks_of::<L, 1>(p, x, rows, &mut column, columns.end, y, into);
+        if across >= 4 {
+            blocks_of::<F, 4>(operands, rows, &mut column, columns.end);
+        }
+        blocks_of::<F, 2>(operands, rows, &mut column, columns.end);
+        blocks_of::<F, 1>(operands, rows, &mut column, columns.end);
     }
 }
 
 /// As many blocks of `N` columns as there is room for.
 #[inline(always)]
-unsafe fn blocks_of<L: Lanes, const N: usize>(
-    p: &Product,
-    x: Rows,
+unsafe fn blocks_of<F: Factor, const N: usize>(
+    operands: &Operands<'_, F::Number>,
     rows: usize,
     column: &mut usize,
     end: usize,
-    y: RowsMut,
-    into: Into,
 ) {
+    let inputs = operands.product.inputs;
     let tiles = rows / 4 + rows % 4 / 2 + rows % 2;
-    let lines = (N * p.inputs).div_ceil(NUMBERS_PER_LINE);
-    let steps = p.inputs / L::WIDTH;
+    let lines = (N * inputs * size_of::<F::Number>()).div_ceil(LINE);
+    let steps = inputs / F::COUNT;
     let per_step = lines.div_ceil((tiles * steps).max(1));
     // SAFETY: the caller's promise; a block ends within the columns, a tile within the rows.
     unsafe {
         while *column + N <= end {
-            let more = *column + 2 * N <= end;
-            let mut fetch = Fetch { next: p.weight.row(*column + N), lines: if more { lines } else { 0 }, per_step };
+            let lines = if *column + 2 * N <= end { lines } else { 0 };
+            let mut fetch = Fetch { next: operands.weight.row(*column + N).cast(), lines, per_step };
             let mut row = 0;
             while row + 4 <= rows {
-                tile::<L, 4, N>(p, x, row, *column, y, into, &mut fetch);
+                tile::<F, 4, N>(operands, row, *column, &mut fetch);
                 row += 4;
             }
             if row + 2 <= rows {
-                tile::<L, 2, N>(p, x, row, *column, y, into, &mut fetch);
+                tile::<F, 2, N>(operands, row, *column, &mut fetch);
                 row += 2;
             }
             if row < rows {
-                tile::<L, 1, N>(p, x, row, *column, y, into, &mut fetch);
+                tile::<F, 1, N>(operands, row, *column, &mut fetch);
             }
             *column += N;
         }
     }
 }
 
-const NUMBERS_PER_LINE: usize = 16;
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
 
 /// What is fetched ahead, a few cache lines with each step along `k`.
 struct Fetch {
-    next: *const f32,
+    next: *const u8,
     lines: usize,
     per_step: usize,
 }
@@ -141,7 +183,7 @@ impl Fetch {
     fn step(&mut self) {
         for _ in 0..self.per_step.min(self.lines) {
             prefetch(self.next);
-            self.next = self.next.wrapping_add(NUMBERS_PER_LINE);
+            self.next = self.next.wrapping_add(LINE);
         }
         self.lines = self.lines.saturating_sub(self.per_step);
     }
@@ -149,30 +191,26 @@ impl Fetch {
 
 /// `M` × `N` outputs.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const M: usize, const N: usize>(
-    p: &Product,
-    x: Rows,
+unsafe fn tile<F: Factor, const M: usize, const N: usize>(
+    operands: &Operands<'_, F::Number>,
     row: usize,
     column: usize,
-    y: RowsMut,
-    into: Into,
     fetch: &mut Fetch,
 ) {
+    let Operands { product, weight, x, y, into } = *operands;
     // SAFETY: the caller's promise.
     unsafe {
-        let zeros = [[L::splat(0.0); N]; M];
-        let (x_row, w_row) = (x.row(row), p.weight.row(column));
-        let mut sums = accumulate(zeros, x_row, x.stride, w_row, p.weight.stride, p.inputs, fetch);
-        if let Some(low_rank) = &p.low_rank {
-            let (u_row, b_row) = (low_rank.inner.row(row), low_rank.up.row(column));
-            let fetch = &mut Fetch::nothing();
-            sums = accumulate(sums, u_row, low_rank.inner.stride, b_row, low_rank.up.stride, low_rank.rank, fetch);
+        let zeros = [[<F::Sum as Lanes>::splat(0.0); N]; M];
+        let mut sums = accumulate::<F, M, N>(zeros, x.at_row(row), weight.at_row(column), product.inputs, fetch);
+        if let Some(low_rank) = &product.low_rank {
+            let (inner, up) = (low_rank.inner.at_row(row), low_rank.up.at_row(column));
+            sums = accumulate::<F::Sum, M, N>(sums, inner, up, low_rank.rank, &mut Fetch::nothing());
         }
         for (m, sums) in sums.iter().enumerate() {
             let y_row = y.row(row + m).add(column);
             for (n, sum) in sums.iter().enumerate() {
                 let mut total = sum.sum();
-                if let Some(bias) = p.bias {
+                if let Some(bias) = product.bias {
                     total += *bias.row(0).add(column + n);
                 }
                 if into == Into::Sum {
@@ -187,41 +225,40 @@ unsafe fn tile<L: Lanes, const M: usize, const N: usize>(
 /// `sums[m][n] + a[m] · b[n]`, lane by lane.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "loops over places are unrolled, and then the sums stay in registers")]
-unsafe fn accumulate<L: Lanes, const M: usize, const N: usize>(
-    mut sums: [[L; N]; M],
-    a: *const f32,
-    a_stride: usize,
-    b: *const f32,
-    b_stride: usize,
+unsafe fn accumulate<F: Factor, const M: usize, const N: usize>(
+    mut sums: [[F::Sum; N]; M],
+    a: Rows<F::Number>,
+    b: Rows<F::Number>,
     count: usize,
     fetch: &mut Fetch,
-) -> [[L; N]; M] {
-    // SAFETY: the caller's promise: `count` numbers from each of M and N addresses.
+) -> [[F::Sum; N]; M] {
+    // SAFETY: the caller's promise: `count` numbers in each of M and N rows; an input of no numbers is a register of
+    // zeros.
     unsafe {
         let mut k = 0;
-        let mut right = [L::splat(0.0); N];
-        while k + L::WIDTH <= count {
+        let mut right = [F::load_first(b.row(0), 0); N];
+        while k + F::COUNT <= count {
             fetch.step();
             for n in 0..N {
-                right[n] = L::load(b.add(n * b_stride + k));
+                right[n] = F::load(b.row(n).add(k));
             }
             for m in 0..M {
-                let left = L::load(a.add(m * a_stride + k));
+                let left = F::load(a.row(m).add(k));
                 for n in 0..N {
-                    sums[m][n] = sums[m][n].plus_product(left, right[n]);
+                    sums[m][n] = left.added(right[n], sums[m][n]);
                 }
             }
-            k += L::WIDTH;
+            k += F::COUNT;
         }
         if k < count {
             let rest = count - k;
             for n in 0..N {
-                right[n] = L::load_first(b.add(n * b_stride + k), rest);
+                right[n] = F::load_first(b.row(n).add(k), rest);
             }
             for m in 0..M {
-                let left = L::load_first(a.add(m * a_stride + k), rest);
+                let left = F::load_first(a.row(m).add(k), rest);
                 for n in 0..N {
-                    sums[m][n] = sums[m][n].plus_product(left, right[n]);
+                    sums[m][n] = left.added(right[n], sums[m][n]);
                 }
             }
         }

@@ -1,13 +1,14 @@
 //! Whole sheets of rows for training and prefill: what libtorch does in several passes over memory, in one.
 //!
-//! Each function shares the rows among threads. Gradients are those of frozen weights: only inputs have one.
+//! Each function shares the rows among threads. Gradients are those of frozen weights: only inputs have one. Weights are
+//! f32 or bf16, everything else is f32.
 
 use super::lanes::{Instructions, Lanes, dispatched};
 use super::panel::{self, Term};
 use super::product::{Into, LowRankTerm, Product, members, multiply};
 use super::row::{exp, norm_scale, silu, turn};
 use super::team::{share_of, together};
-use super::{Rows, RowsMut};
+use super::{Matrix, Rows, RowsMut};
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -214,7 +215,7 @@ pub(crate) fn linear_into(
                 rank: up.size()[1] as usize,
             });
             let inner = low_rank.map(|term| term.inner);
-            let product = Product { weight: Rows::of(weight), inputs, bias: bias.map(Rows::of), low_rank };
+            let product = Product { weight: Matrix::of(weight), inputs, bias: bias.map(Rows::of), low_rank };
             (part.range.clone(), product, inner)
         })
         .collect();

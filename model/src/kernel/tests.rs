@@ -11,19 +11,30 @@ fn random(rows: i64, columns: i64, name: &str) -> Tensor {
     Tensor::from_slice(&Seed::new(1).child(name).normals((rows * columns) as usize)).reshape([rows, columns])
 }
 
+/// The formats that weights are stored in.
+const FORMATS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
+
+fn wide(x: &Tensor) -> Tensor {
+    x.to_kind(Kind::Double)
+}
+
+/// `x` as it is multiplied with weights of a format.
+fn rounded(x: &Tensor, format: Kind) -> Tensor {
+    wide(&x.to_kind(format))
+}
+
 /// `x Wᵀ + u Bᵀ + bias` on top of ones, in f64 by libtorch and by our product on some columns.
-fn check(instructions: Instructions, rows: i64, outputs: i64, inputs: i64, rank: i64) -> Vec<f32> {
-    let (x, w) = (random(rows, inputs, "x"), random(outputs, inputs, "w"));
+fn check(instructions: Instructions, format: Kind, rows: i64, outputs: i64, inputs: i64, rank: i64) {
+    let (x, w) = (random(rows, inputs, "x"), random(outputs, inputs, "w").to_kind(format));
     let (u, b) = (random(rows, rank.max(1), "u"), random(outputs, rank.max(1), "b"));
     let bias = random(1, outputs, "bias");
-    let wide = |x: &Tensor| x.to_kind(Kind::Double);
-    let mut expected = wide(&x).matmul(&wide(&w).tr()) + wide(&bias) + 1.0;
+    let mut expected = rounded(&x, format).matmul(&wide(&w).tr()) + wide(&bias) + 1.0;
     if rank > 0 {
         expected += wide(&u).matmul(&wide(&b).tr());
     }
     let y = Tensor::ones([rows, outputs], (Kind::Float, HOST));
     let product = Product {
-        weight: Rows::of(&w),
+        weight: Matrix::of(&w),
         inputs: inputs as usize,
         bias: Some(Rows::of(&bias)),
         low_rank: (rank > 0).then(|| LowRankTerm { inner: Rows::of(&u), up: Rows::of(&b), rank: rank as usize }),
@@ -35,13 +46,17 @@ fn check(instructions: Instructions, rows: i64, outputs: i64, inputs: i64, rank:
     }
     let error = (wide(&y) - expected).abs().max().double_value(&[]);
     // Sums of `inputs` products of numbers about 1, in f32.
-    assert!(error < 2e-6 * (inputs as f64), "{instructions:?} {rows}x{outputs}x{inputs}+{rank}: {error}");
-    Vec::try_from(y.get(rows - 1)).unwrap()
+    assert!(error < 2e-6 * (inputs as f64), "{instructions:?} {format:?} {rows}x{outputs}x{inputs}+{rank}: {error}");
+}
+
+/// All instructions that this machine has, on weights of every format.
+fn everywhere() -> impl Iterator<Item = (Instructions, Kind)> {
+    Instructions::all().into_iter().flat_map(|instructions| FORMATS.map(|format| (instructions, format)))
 }
 
 #[test]
 fn products_agree_with_libtorch_whatever_the_sizes() {
-    for instructions in Instructions::all() {
+    for (instructions, format) in everywhere() {
         for (rows, outputs, inputs, rank) in [
             (1, 1, 1, 0),
             (1, 17, 33, 3),
@@ -51,38 +66,37 @@ fn products_agree_with_libtorch_whatever_the_sizes() {
             (7, 50, 100, 17),
             (9, 6, 7, 1),
         ] {
-            check(instructions, rows, outputs, inputs, rank);
+            check(instructions, format, rows, outputs, inputs, rank);
         }
     }
 }
 
 #[test]
 fn a_row_has_the_same_bits_in_any_company() {
-    for instructions in Instructions::all() {
+    for (instructions, format) in everywhere() {
         let row_of = |rows: i64, row: i64| {
-            let (x, w) = (random(8, 100, "x"), random(31, 100, "w"));
+            let (x, w) = (random(8, 100, "x"), random(31, 100, "w").to_kind(format));
             let x = x.narrow(0, row - (rows - 1), rows).contiguous();
             let y = Tensor::zeros([rows, 31], (Kind::Float, HOST));
-            let product = Product { weight: Rows::of(&w), inputs: 100, bias: None, low_rank: None };
+            let product = Product { weight: Matrix::of(&w), inputs: 100, bias: None, low_rank: None };
             let (from, to) = (Rows::of(&x), RowsMut::of_tensor(&y, 31));
             unsafe { multiply_on(instructions, &product, from, rows as usize, 0..31, to, Into::Fresh) };
             Vec::<f32>::try_from(y.get(rows - 1)).unwrap()
         };
         let alone = row_of(1, 7);
         for rows in 2..=8 {
-            assert_eq!(row_of(rows, 7), alone, "{instructions:?}, {rows} rows");
+            assert_eq!(row_of(rows, 7), alone, "{instructions:?} {format:?}, {rows} rows");
         }
     }
 }
 
 #[test]
 fn the_way_back_agrees_with_libtorch_whatever_the_sizes() {
-    let wide = |x: &Tensor| x.to_kind(Kind::Double);
-    for instructions in Instructions::all() {
+    for (instructions, format) in everywhere() {
         for (rows, outputs, depth, rank) in [(1, 1, 1, 1), (5, 17, 33, 3), (19, 50, 200, 16), (300, 97, 400, 7)] {
-            let (g, w) = (random(rows, depth, "g"), random(depth, outputs, "w"));
+            let (g, w) = (random(rows, depth, "g"), random(depth, outputs, "w").to_kind(format));
             let (h, a) = (random(rows, rank, "h"), random(rank, outputs, "a"));
-            let expected = wide(&g).matmul(&wide(&w)) + wide(&h).matmul(&wide(&a));
+            let expected = rounded(&g, format).matmul(&wide(&w)) + wide(&h).matmul(&wide(&a));
             let y = Tensor::full([rows, outputs], f64::NAN, (Kind::Float, HOST));
             let (terms, to) = ([Term::new(&g, &w), Term::new(&h, &a)], RowsMut::of_tensor(&y, outputs as usize));
             for member in 0..4 {
@@ -91,23 +105,28 @@ fn the_way_back_agrees_with_libtorch_whatever_the_sizes() {
                 unsafe { panel::multiply_on(instructions, &terms, own, columns, to) };
             }
             let error = (wide(&y) - expected).abs().max().double_value(&[]);
-            assert!(error < 2e-6 * depth as f64, "{instructions:?} {rows}x{outputs}x{depth}+{rank}: {error}");
+            assert!(
+                error < 2e-6 * depth as f64,
+                "{instructions:?} {format:?} {rows}x{outputs}x{depth}+{rank}: {error}"
+            );
         }
     }
 }
 
 #[test]
 fn a_row_of_a_sheet_has_the_same_bits_in_any_company() {
-    let (x, w) = (random(21, 300, "x"), random(300, 50, "w"));
-    let rows = |start: i64, count: i64| {
-        let x = x.narrow(0, start, count).contiguous();
-        (sheet::linear(&x, &w.tr().contiguous()), sheet::linear_back(&[(&x, &w)]))
-    };
-    let whole = rows(0, 21);
-    for (start, count) in [(0, 1), (3, 5), (20, 1), (8, 13)] {
-        let part = rows(start, count);
-        assert!(part.0.equal(&whole.0.narrow(0, start, count)), "forward, {count} from {start}");
-        assert!(part.1.equal(&whole.1.narrow(0, start, count)), "back, {count} from {start}");
+    for format in FORMATS {
+        let (x, w) = (random(21, 300, "x"), random(300, 50, "w").to_kind(format));
+        let rows = |start: i64, count: i64| {
+            let x = x.narrow(0, start, count).contiguous();
+            (sheet::linear(&x, &w.tr().contiguous()), sheet::linear_back(&[(&x, &w)]))
+        };
+        let whole = rows(0, 21);
+        for (start, count) in [(0, 1), (3, 5), (20, 1), (8, 13)] {
+            let part = rows(start, count);
+            assert!(part.0.equal(&whole.0.narrow(0, start, count)), "forward, {count} from {start}");
+            assert!(part.1.equal(&whole.1.narrow(0, start, count)), "back, {count} from {start}");
+        }
     }
 }
 
@@ -217,12 +236,14 @@ fn scores_of_a_vocabulary_and_their_gradient_are_those_of_autograd() {
     let numbers = |x: &Tensor| Vec::<f32>::try_from(x.detach().reshape([-1])).unwrap();
     close(&numbers(&scores.logprobs), &numbers(&logprobs));
     close(&numbers(&scores.entropy), &numbers(&entropy));
-    let (a, b) = ([0.5f32, -1.0, 2.0], [0.1f32, 0.0, -0.3]);
-    let loss = (logprobs * Tensor::from_slice(&a) + entropy * Tensor::from_slice(&b)).sum(Kind::Float);
-    let expected = Tensor::run_backward(&[loss], &[&logits], false, false).swap_remove(0);
+    let by_autograd = |y: &Tensor| Tensor::run_backward(&[y.sum(Kind::Float)], &[&logits], true, false).swap_remove(0);
     let gradient = logits.detach().copy();
-    vocab::scores_gradient(&gradient, &targets, temperature as f32, &a, &b);
-    close(&numbers(&gradient), &numbers(&expected));
+    vocab::slopes(&gradient, &targets, temperature as f32);
+    close(&numbers(&gradient), &numbers(&by_autograd(&logprobs)));
+    let weights = [0.1f32, 0.0, -0.3];
+    let gradient = logits.detach().copy();
+    vocab::entropy_gradient(&gradient, temperature as f32, &weights);
+    close(&numbers(&gradient), &numbers(&by_autograd(&(entropy * Tensor::from_slice(&weights)))));
 }
 
 /// To a few units in the last place of numbers about 1.

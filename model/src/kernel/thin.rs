@@ -6,7 +6,7 @@
 use super::lanes::{Instructions, Lanes, dispatched};
 use super::product::{Into, Product, members, multiply};
 use super::team::{share_of, together};
-use super::{Rows, RowsMut};
+use super::{Matrix, Rows, RowsMut};
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -30,7 +30,7 @@ impl Wide {
 pub(crate) fn inner(x: Wide, a: &Tensor) -> Tensor {
     let rank = a.size()[0] as usize;
     let y = Tensor::empty([x.rows as i64, rank as i64], (Kind::Float, a.device()));
-    let product = Product { weight: Rows::of(a), inputs: x.columns, bias: None, low_rank: None };
+    let product = Product { weight: Matrix::Full(Rows::of(a)), inputs: x.columns, bias: None, low_rank: None };
     let to = RowsMut::of_tensor(&y, rank);
     let members = members(x.rows * x.columns * rank);
     together(members, |member, _| {

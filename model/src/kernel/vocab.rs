@@ -39,9 +39,26 @@ pub(crate) fn scores(logits: &Tensor, targets: &[i64], temperature: f32) -> RowS
     RowScores { logprobs: column(0), entropy: column(1), foremost: column(2).to_kind(Kind::Bool) }
 }
 
-/// Overwrites `logits` with the gradient of `Σ_row a log p_target + b H` with respect to them.
-pub(crate) fn scores_gradient(logits: &Tensor, targets: &[i64], temperature: f32, a: &[f32], b: &[f32]) {
-    let (rows, vocab) = (targets.len(), logits.size()[1] as usize);
+/// Overwrites `logits` with the gradient of each row's `log p_target` with respect to it.
+pub(crate) fn slopes(logits: &Tensor, targets: &[i64], temperature: f32) {
+    overwrite(logits, temperature, |row, logits, moments| {
+        // SAFETY: the best instructions are there.
+        unsafe { gradient_on(Instructions::best(), logits, moments, (moments.inverse, 0.0)) };
+        logits[targets[row] as usize] += moments.inverse;
+    });
+}
+
+/// Overwrites `logits` with the gradient of `Σ_row weight H` with respect to them.
+pub(crate) fn entropy_gradient(logits: &Tensor, temperature: f32, weight: &[f32]) {
+    overwrite(logits, temperature, |row, logits, moments| {
+        // SAFETY: the best instructions are there.
+        unsafe { gradient_on(Instructions::best(), logits, moments, (0.0, weight[row] * moments.inverse)) };
+    });
+}
+
+fn overwrite(logits: &Tensor, temperature: f32, work: impl Fn(usize, &mut [f32], &Moments) + Sync) {
+    let (rows, vocab) = logits.size2().expect("logits are a matrix");
+    let (rows, vocab) = (rows as usize, vocab as usize);
     let to = RowsMut::of_tensor(logits, vocab);
     let members = members(rows * vocab);
     together(members, |member, _| {
@@ -49,10 +66,7 @@ pub(crate) fn scores_gradient(logits: &Tensor, targets: &[i64], temperature: f32
             // SAFETY: a row of logits, which this thread alone reads and writes.
             let logits = unsafe { to.slice(row, vocab) };
             let moments = Moments::of(logits, temperature);
-            let weights = (a[row] / temperature, b[row] / temperature);
-            // SAFETY: the best instructions are there.
-            unsafe { gradient_on(Instructions::best(), logits, &moments, weights) };
-            logits[targets[row] as usize] += weights.0;
+            work(row, logits, &moments);
         }
     });
 }

@@ -92,7 +92,7 @@ fn cached_decoding_equals_the_full_forward_pass() {
             &mut prefill,
             &policy.adapter,
         );
-        let mut cache = KvCache::new(policy.network.dimensions(), 3, 16, policy.device, policy.kind);
+        let mut cache = KvCache::new(policy.network.dimensions(), 3, 16, policy.device, policy.kind());
         for (slot, prefix) in prefill.into_prefixes().iter().enumerate() {
             cache.insert(slot, prefix);
         }

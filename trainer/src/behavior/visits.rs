@@ -77,7 +77,7 @@ impl Visits {
         order.truncate(MAX_PREFIXES);
         let kept: Vec<i64> = order.iter().map(|node| *node as i64).collect();
         let hidden = Tensor::cat(&hidden, 0).index_select(0, &Tensor::from_slice(&kept).to_device(policy.device()));
-        let logits = hidden.linear(policy.network().head(), None::<Tensor>).to_kind(Kind::Float) / temperature;
+        let logits = policy.logits(&hidden).to_kind(Kind::Float) / temperature;
         let draws =
             order.iter().enumerate().flat_map(|(prefix, node)| nodes[*node].iter().map(move |id| (prefix, *id)));
         Ok(Self::new(hidden, logits.log_softmax(-1, Kind::Float), draws.collect()))

@@ -1,6 +1,6 @@
 //! The decoder's arithmetic on whole batches, and its gradients, on any device.
 //!
-//! On the CPU in f32 it goes through the kernels of [`crate::kernel`]; elsewhere through libtorch's operations. Nothing
+//! On the CPU it goes through the kernels of [`crate::kernel`]; elsewhere through libtorch's operations. Nothing
 //! here is recorded by autograd: gradients are asked for by name, as [`super::tape`] does.
 //!
 //! A linear layer with an adapter computes `y = x Wᵀ + s (g ∘ (x Aᵀ)) Bᵀ`. With `z = x Aᵀ` and `u = s g ∘ z`, its
@@ -22,7 +22,7 @@ use tch::{Device, Kind, Tensor};
 /// Which way the arithmetic goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Arithmetic {
-    /// Our kernels: f32 on the CPU.
+    /// Our kernels, on the CPU.
     Kernels,
     /// libtorch's operations.
     Tensors,
@@ -39,8 +39,8 @@ pub(super) enum Turn {
 pub(super) type Gradient = (Tensor, Tensor);
 
 impl Arithmetic {
-    pub(super) fn of(device: Device, kind: Kind) -> Self {
-        if device == HOST && kind == Kind::Float { Self::Kernels } else { Self::Tensors }
+    pub(super) fn of(device: Device) -> Self {
+        if device == HOST { Self::Kernels } else { Self::Tensors }
     }
 
     /// The RMS norm of each row, `[row, width]`, and what each row was multiplied by, `[row, 1]` f32.

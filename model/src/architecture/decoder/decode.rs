@@ -12,8 +12,8 @@ use super::{Decoder, Dimensions, Layer, Linear};
 use crate::adapter::{Adapter, LowRank};
 use crate::cache::KvCache;
 use crate::kernel::{
-    Attend, Barrier, Into, LowRankTerm, Product, Rows, RowsMut, UNIT, attend, gate_silu, members, multiply, rms_norm,
-    rotate, share_of, together,
+    Attend, Barrier, Into, LowRankTerm, Matrix, Product, Rows, RowsMut, UNIT, attend, gate_silu, members, multiply,
+    rms_norm, rotate, share_of, together,
 };
 use std::ops::Range;
 use tch::{Kind, Tensor};
@@ -38,7 +38,7 @@ struct Part {
 }
 
 struct LinearRows {
-    weight: Rows,
+    weight: Matrix,
     bias: Option<Rows>,
     inputs: usize,
     parts: Vec<Part>,
@@ -98,7 +98,7 @@ pub(super) fn decode(
     let rows = lengths.len();
     let positions: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
     let angles = decoder.rope.angles(&Tensor::from_slice(&positions));
-    let start = decoder.embedding.index_select(0, &Tensor::from_slice(ids));
+    let start = decoder.embedded(&Tensor::from_slice(ids));
     let result = Tensor::empty([rows as i64, d.hidden], (Kind::Float, decoder.embedding.device()));
     let layers: Vec<LayerRows> = decoder
         .layers
@@ -309,7 +309,7 @@ impl LinearRows {
             parts.push(Part { columns, adapter });
         }
         Self {
-            weight: Rows::of(&linear.weight),
+            weight: Matrix::of(&linear.weight),
             bias: linear.bias.as_ref().map(Rows::of),
             inputs: linear.weight.size()[1] as usize,
             parts,
@@ -327,7 +327,8 @@ impl LinearRows {
     /// `x` has `inputs` numbers in each of these rows and `inner` as many as there are ranks, which nobody else uses.
     unsafe fn inner(&self, x: Rows, rows: Range<usize>, inner: RowsMut) {
         for adapter in self.parts.iter().filter_map(|part| part.adapter.as_ref()) {
-            let product = Product { weight: adapter.down, inputs: self.inputs, bias: None, low_rank: None };
+            let product =
+                Product { weight: Matrix::Full(adapter.down), inputs: self.inputs, bias: None, low_rank: None };
             let to = inner.at_column(adapter.place);
             let (from, first) = (x.at_row(rows.start), to.at_row(rows.start));
             // SAFETY: the caller's promise.

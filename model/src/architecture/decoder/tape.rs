@@ -81,7 +81,7 @@ pub(super) fn forward(
     let _no_grad = tch::no_grad_guard();
     let (arithmetic, epsilon) = (decoder.arithmetic, decoder.dimensions.norm_epsilon);
     let angles = decoder.rope.angles(positions);
-    let mut x = decoder.embedding.index_select(0, ids);
+    let mut x = decoder.embedded(ids);
     let mut layers = Vec::new();
     for (index, layer) in decoder.layers.iter().enumerate() {
         let (normed, inverse) = arithmetic.norm(&x, &layer.input_norm, epsilon);
