@@ -11,8 +11,8 @@ DAPO, should have fewer steps.
 The tables read each run's metrics.jsonl at equal numbers of samples and at equal seconds of training: the mean of a
 metric over the last eighth of the way to that point, then its mean and standard deviation over seeds. `--reach
 METRIC=VALUE,...` adds what each method spends until a metric, such as the held-out accuracy of `evaluate.every`, is
-first at that value; `--means METRIC,...` adds means over all steps. The curves are `proxrl plot`. Needs Python 3.8 and
-the program, nothing else.
+first at that value, or its mean over the newest `--window` samples is; `--means METRIC,...` adds means over all steps.
+The curves are `proxrl plot`. Needs Python 3.8 and the program, nothing else.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def arguments():
     parser.add_argument("--samples", type=int, help="the sample budget; by default what every run has drawn")
     parser.add_argument("--metric", default="reward", help="a name in metrics.jsonl")
     parser.add_argument("--reach", default="", metavar="METRIC=VALUE,...", help="values to be reached, greater is better")
+    parser.add_argument("--window", type=int, default=0, help="samples that a metric is averaged over until it is reached")
     parser.add_argument("--means", default="", metavar="METRIC,...", help="metrics to average over all steps")
     parser.add_argument("--about", default="", help="a paragraph about the task, for the page")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where the runs go")
@@ -140,17 +141,39 @@ def course(runs, metric, axis, budget, unit):
     return table(["method"] + [f"{place:,.{digits}f} {unit}" for place in places], lines)
 
 
-def first_at(folder, metric, value):
+def newest(measured, window):
+    """The last metric, or its mean over the newest `window` samples or more; None while there are fewer.
+
+    `measured` are (samples drawn until then, metric).
+    """
+    if not window:
+        return measured[-1][1]
+    weighted = drawn = 0.0
+    for place in range(len(measured) - 1, -1, -1):
+        samples = measured[place][0] - (measured[place - 1][0] if place else 0)
+        weighted += samples * measured[place][1]
+        drawn += samples
+        if drawn >= window:
+            return weighted / drawn
+    return None
+
+
+def first_at(folder, metric, value, window):
     """(samples, tokens, seconds) that a run had spent when a metric was first at a value; None if it never was."""
+    measured = []
     for row in steps(folder):
-        if row.get(metric) is not None and row[metric] >= value:
+        if row.get(metric) is None:
+            continue
+        measured.append((row["num_samples"], row[metric]))
+        reading = newest(measured, window)
+        if reading is not None and reading >= value:
             return row["num_samples"], row["num_generated_tokens"], row["time/train_s"]
     return None
 
 
-def reached(runs, metric, value):
+def reached(runs, metric, value, window):
     """What each method spends until a metric is at a value, over the seeds in which it is, beside the first method."""
-    spent = lambda folders: [found for found in (first_at(folder, metric, value) for folder in folders) if found]
+    spent = lambda folders: [found for found in (first_at(folder, metric, value, window) for folder in folders) if found]
     mean = lambda found: statistics.mean(samples for samples, _, _ in found)
     first = next(iter(runs))
     basis = spent(runs[first])
@@ -170,10 +193,12 @@ def reach_part(args, runs):
     metric, separator, values = args.reach.partition("=")
     if not separator:
         sys.exit(f"--reach {args.reach}: write METRIC=VALUE, such as eval_accuracy=0.5,0.6")
-    tables = [f"Until {value.strip()}:\n\n{reached(runs, metric, float(value))}\n" for value in values.split(",")]
-    return f"## Spent until `{metric}` is reached\n\n" + "\n".join(tables) + """
-The first step counts after which the metric was measured and was at least the value; *seeds* says in how many runs that
-happened, and the other columns are over those.
+    its = f"its mean over the newest {args.window} samples or a few more " if args.window else ""
+    spent = lambda value: reached(runs, metric, float(value), args.window)
+    tables = [f"Until {value.strip()}:\n\n{spent(value)}\n" for value in values.split(",")]
+    return f"## Spent until `{metric}` is reached\n\n" + "\n".join(tables) + f"""
+The first step counts after which the metric was measured and {its}was at least the value; *seeds* says in how many runs
+that happened, and the other columns are over those.
 
 """
 

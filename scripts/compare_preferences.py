@@ -122,7 +122,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=40, help="training steps of every method")
     parser.add_argument("--pairs", type=int, default=16, help="pairs that are generated in a step")
     parser.add_argument("--iterations", type=int, default=4, help="iterations of iterative DPO and APO")
-    parser.add_argument("--answers", type=int, default=8, help="answers to each held-out question")
+    parser.add_argument("--answers", type=int, default=8, help="to each held-out question; four times as many in styles")
     parser.add_argument("--set", action="append", default=[], metavar="[METHOD:]KEY=VALUE", help="change a key")
     parser.add_argument("--out", type=Path, default=Path("runs/preferences"), help="where the runs go")
     parser.add_argument("--page", type=Path, default=Path("docs/results/preferences.md"), help="the page to write")
@@ -158,6 +158,7 @@ class Task:
         self.folder.mkdir(parents=True, exist_ok=True)
         train, held_out = questions(name)
         self.held_out = len(held_out)
+        self.answers = args.answers * (4 if name == "styles" else 1)
         write_rows(self.folder / "train.jsonl", train)
         write_rows(self.folder / "held_out.jsonl", held_out)
 
@@ -270,14 +271,14 @@ url = "sqlite://{self.folder / 'samples.db'}"
         """Win rate against the base model, and whatever else the held-out answers say."""
         path = run / "eval.json"
         if not path.exists():
-            answers = f"evaluate.samples={self.args.answers}"
+            answers = f"evaluate.samples={self.answers}"
             path.write_text(self.call("eval", run, "--against", "base", "--set", answers, "--json"))
         return json.loads(path.read_text())
 
     def styles(self, run):
         """The distribution over styles of a run's answers to held-out questions; of the base model without a run."""
         name = f"{run.name if run else 'base'}_styles"
-        text = self.config(METHODS["online_dpo"].format(beta=BETA), self.args.answers * 2, self.folder / "held_out.jsonl", 1, self.held_out, 0.0)
+        text = self.config(METHODS["online_dpo"].format(beta=BETA), self.answers, self.folder / "held_out.jsonl", 1, self.held_out, 0.0)
         # Only the draws matter here, and a rule is a cheaper judge than a program.
         text = text.replace(self.judge(), '[judge]\nrule.regex = { pattern = "[0-9]" }')
         self.run(name, text, [f"model.adapter_from={run}"] if run else [])
@@ -348,8 +349,8 @@ over the four is measured. The distance is half the sum of absolute differences.
     return f"""# Preference methods compared
 
 {model}, {args.steps} steps of {args.pairs} generated pairs for every method, seeds {", ".join(map(str, args.seeds))}; every number is the mean
-over seeds, ± their standard deviation. Held-out questions are answered {args.answers} times each at temperature 1, independently by
-both sides. Commit {commit()}, {machine()}.
+over seeds, ± their standard deviation. Held-out questions are answered {args.answers} times each ({4 * args.answers} times in the second
+task, which has few) at temperature 1, independently by both sides. Commit {commit()}, {machine()}.
 
 ```sh
 python3 {shlex.join(sys.argv)}

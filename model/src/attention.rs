@@ -1,6 +1,8 @@
 //! Which token may see which: the seam between networks, which work on packed tokens, and sequences.
 
-use tch::{Kind, Tensor};
+use std::cell::OnceCell;
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
 
 /// Scaled dot-product attention over packed tokens.
 pub trait Attention {
@@ -11,6 +13,36 @@ pub trait Attention {
     ///
     /// Returns `[token, heads, head_dim]`.
     fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor;
+
+    /// The groups that the packed tokens are, if each token sees those of its own group before it and nothing else: then
+    /// there is a shorter way than [`Self::attend`] on some devices.
+    fn groups(&self) -> Option<&[PackedGroup]> {
+        None
+    }
+}
+
+/// The tokens of a prompt and of each completion, in packed order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedGroup {
+    /// The prompt's, each of which sees those before it.
+    pub prompt: Range<usize>,
+    /// Each completion's, which see the prompt and those before them in the same completion.
+    pub completions: Vec<Range<usize>>,
+}
+
+impl PackedGroup {
+    /// Pairs of a token and one that it sees, about.
+    pub(crate) fn pairs(&self) -> usize {
+        self.runs().map(|(own, prompt)| own.len() * prompt.len() + own.len() * own.len() / 2).sum()
+    }
+
+    /// Each run of tokens that see their own past, and how much of the prompt they all see.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        let nothing = self.prompt.start..self.prompt.start;
+        std::iter::once((self.prompt.clone(), nothing))
+            .chain(self.completions.iter().map(|own| (own.clone(), self.prompt.clone())))
+            .filter(|(own, _)| !own.is_empty())
+    }
 }
 
 /// `[token, head, head_dim]` of one sequence as `[1, head, token, head_dim]`.
@@ -60,7 +92,11 @@ pub(crate) fn decode(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tenso
 /// padded keys lie in every real query's future, so the causal mask hides them.
 #[derive(Debug)]
 pub struct GroupAttention {
-    groups: Vec<Span>,
+    groups: Vec<PackedGroup>,
+    /// The same for [`Attention::attend`], when it is first asked for.
+    spans: OnceCell<Vec<Span>>,
+    device: Device,
+    kind: Kind,
 }
 
 #[derive(Debug)]
@@ -85,23 +121,38 @@ struct Completions {
 
 impl GroupAttention {
     /// One entry per group: the tokens of its prompt and of each completion, in packed order, prompt first.
-    pub fn new(groups: &[(usize, Vec<usize>)], device: tch::Device, kind: Kind) -> Self {
-        let mut start = 0;
+    pub fn new(groups: &[(usize, Vec<usize>)], device: Device, kind: Kind) -> Self {
+        let mut end = 0;
+        let mut take = |count: usize| {
+            let start = end;
+            end += count;
+            start..end
+        };
         let groups = groups
             .iter()
-            .map(|(prompt, completions)| {
-                let prompt = *prompt as i64;
-                let span = Span { start, prompt, completions: Completions::new(prompt, completions, device, kind) };
-                start += prompt + completions.iter().sum::<usize>() as i64;
-                span
+            .map(|(prompt, completions)| PackedGroup {
+                prompt: take(*prompt),
+                completions: completions.iter().map(|tokens| take(*tokens)).collect(),
             })
             .collect();
-        Self { groups }
+        Self { groups, spans: OnceCell::new(), device, kind }
+    }
+
+    fn spans(&self) -> &[Span] {
+        self.spans.get_or_init(|| {
+            let span = |group: &PackedGroup| {
+                let prompt = group.prompt.len() as i64;
+                let lengths: Vec<usize> = group.completions.iter().map(ExactSizeIterator::len).collect();
+                let completions = Completions::new(prompt, &lengths, self.device, self.kind);
+                Span { start: group.prompt.start as i64, prompt, completions }
+            };
+            self.groups.iter().map(span).collect()
+        })
     }
 }
 
 impl Completions {
-    fn new(prompt: i64, lengths: &[usize], device: tch::Device, kind: Kind) -> Option<Self> {
+    fn new(prompt: i64, lengths: &[usize], device: Device, kind: Kind) -> Option<Self> {
         let longest = *lengths.iter().max().filter(|longest| **longest > 0)?;
         let mut gather = vec![0i64; lengths.len() * longest];
         let mut scatter = Vec::new();
@@ -148,8 +199,9 @@ impl Completions {
 
 impl Attention for GroupAttention {
     fn attend(&mut self, _layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-        let mut mixed = Vec::with_capacity(2 * self.groups.len());
-        for span in &self.groups {
+        let spans = self.spans();
+        let mut mixed = Vec::with_capacity(2 * spans.len());
+        for span in spans {
             let prompt = |x: &Tensor| x.narrow(0, span.start, span.prompt);
             mixed.push(causal(&prompt(q), &prompt(k), &prompt(v)));
             if let Some(completions) = &span.completions {
@@ -157,5 +209,9 @@ impl Attention for GroupAttention {
             }
         }
         Tensor::cat(&mixed, 0)
+    }
+
+    fn groups(&self) -> Option<&[PackedGroup]> {
+        Some(&self.groups)
     }
 }

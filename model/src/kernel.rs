@@ -18,6 +18,7 @@
 
 mod attend;
 mod factor;
+pub(crate) mod heads;
 mod lanes;
 mod panel;
 mod product;

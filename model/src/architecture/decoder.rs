@@ -348,3 +348,6 @@ impl Builder<'_> {
 fn joined(mut tensors: Vec<Tensor>) -> Tensor {
     if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(&tensors, 0) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,10 +21,10 @@ use tch::Tensor;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Term {
     /// `g`, `[row, depth]`
-    left: Rows,
+    pub(super) left: Rows,
     /// `W`, `[depth, output]`
-    weight: Matrix,
-    depth: usize,
+    pub(super) weight: Matrix,
+    pub(super) depth: usize,
 }
 
 impl Term {

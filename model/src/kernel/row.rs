@@ -1,4 +1,4 @@
-//! What happens to one row at a time: norms, rotations, the gate of the feed-forward layer.
+//! What happens to one row at a time: norms, rotations, the gate of the feed-forward layer, the softmax of attention.
 
 use super::lanes::{Instructions, Lanes, dispatched};
 
@@ -109,4 +109,86 @@ pub(super) fn exp(x: f32) -> f32 {
     let e_to_r = polynomial * r * r + r + 1.0;
     let two_to_n = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
     e_to_r * two_to_n
+}
+
+dispatched!(softmax_on(row: *mut f32, seen: usize, keys: usize, scale: f32, log_sum: *mut f32) = softmax);
+
+/// Overwrites a row of products with its softmax over the keys that are seen; the others are zero.
+#[inline(always)]
+unsafe fn softmax<L: Lanes>(row: *mut f32, seen: usize, keys: usize, scale: f32, log_sum: *mut f32) {
+    // SAFETY: the caller's promise. The generic parameter only picks the instructions.
+    unsafe {
+        let row = std::slice::from_raw_parts_mut(row, keys);
+        let (visible, hidden) = row.split_at_mut(seen);
+        let mut tops = [f32::NEG_INFINITY; 16];
+        for part in visible.chunks(16) {
+            for (top, number) in tops.iter_mut().zip(part) {
+                *top = if *number > *top { *number } else { *top };
+            }
+        }
+        let highest = tops.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        for number in visible.iter_mut() {
+            *number = exp((*number - highest) * scale);
+        }
+        let mut sums = [0.0f32; 16];
+        for part in visible.chunks(16) {
+            for (sum, number) in sums.iter_mut().zip(part) {
+                *sum += number;
+            }
+        }
+        let total: f32 = sums.iter().sum();
+        let inverse = 1.0 / total;
+        for number in visible.iter_mut() {
+            *number *= inverse;
+        }
+        hidden.fill(0.0);
+        *log_sum = highest * scale + total.ln();
+    }
+}
+
+/// What the way back through a softmax depends on.
+pub(super) struct Sizes {
+    /// What products are multiplied by.
+    pub(super) scale: f32,
+    /// The logarithm of the row's sum.
+    pub(super) log_sum: f32,
+    /// Keys that are seen, and all of them.
+    pub(super) seen: usize,
+    pub(super) keys: usize,
+    /// Numbers in a head.
+    pub(super) dim: usize,
+}
+
+dispatched!(slopes_on(weights: *mut f32, slopes: *mut f32, above: *const f32, mixed: *const f32, sizes: &Sizes) = slopes_of);
+
+/// Overwrites products with `P`, and `∂P` with `∂S`; both are zero where nothing is seen.
+#[inline(always)]
+unsafe fn slopes_of<L: Lanes>(
+    weights: *mut f32,
+    slopes: *mut f32,
+    above: *const f32,
+    mixed: *const f32,
+    sizes: &Sizes,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let weights = std::slice::from_raw_parts_mut(weights, sizes.keys);
+        let slopes = std::slice::from_raw_parts_mut(slopes, sizes.keys);
+        let above = std::slice::from_raw_parts(above, sizes.dim);
+        let mixed = std::slice::from_raw_parts(mixed, sizes.dim);
+        let mut sums = [0.0f32; 16];
+        for (above, mixed) in above.chunks(16).zip(mixed.chunks(16)) {
+            for ((sum, above), mixed) in sums.iter_mut().zip(above).zip(mixed) {
+                *sum += above * mixed;
+            }
+        }
+        let along: f32 = sums.iter().sum();
+        let (seen, unseen) = weights.split_at_mut(sizes.seen);
+        for (weight, slope) in seen.iter_mut().zip(slopes.iter_mut()) {
+            *weight = exp(*weight * sizes.scale - sizes.log_sum);
+            *slope = *weight * (*slope - along) * sizes.scale;
+        }
+        unseen.fill(0.0);
+        slopes[sizes.seen..].fill(0.0);
+    }
 }

@@ -4,6 +4,7 @@ use super::lanes::Instructions;
 use super::panel::{self, Term};
 use super::product::multiply_on;
 use super::*;
+use crate::attention::{Attention, GroupAttention};
 use crate::device::HOST;
 use schema::Seed;
 
@@ -172,6 +173,33 @@ fn attention_agrees_with_libtorch() {
             &Vec::<f32>::try_from(mixed.reshape([-1])).unwrap(),
             &Vec::<f32>::try_from(expected.reshape([-1])).unwrap(),
         );
+    }
+}
+
+#[test]
+fn attention_of_groups_and_its_gradient_are_those_of_autograd() {
+    let layouts = [vec![(1, vec![])], vec![(3, vec![2, 0, 5]), (70, vec![1, 130])], vec![(200, vec![])]];
+    for (layout, (heads, kv_heads, dim)) in layouts.iter().zip([(2i64, 2i64, 4i64), (6, 2, 20), (3, 1, 64)]) {
+        let tokens: usize = layout.iter().map(|(prompt, own)| prompt + own.iter().sum::<usize>()).sum();
+        let (tokens, width) = (tokens as i64, (heads + 2 * kv_heads) * dim);
+        let qkv = (random(tokens, width, "qkv") * 1.5).set_requires_grad(true);
+        let above = random(tokens, heads * dim, "above");
+        let part = |start: i64, heads: i64| qkv.narrow(1, start * dim, heads * dim).reshape([tokens, heads, dim]);
+        let mut attention = GroupAttention::new(layout, HOST, Kind::Float);
+        let expected = attention
+            .attend(0, &part(0, heads), &part(heads, kv_heads), &part(heads + kv_heads, kv_heads))
+            .reshape([tokens, heads * dim]);
+        let pulled = (&expected * &above).sum(Kind::Float);
+        let by_qkv = Tensor::run_backward(&[pulled], &[&qkv], false, false).swap_remove(0);
+
+        let shape = [heads, kv_heads, dim].map(|size| size as usize);
+        let shape = heads::HeadShape { heads: shape[0], kv_heads: shape[1], head_dim: shape[2] };
+        let (groups, qkv) = (attention.groups().unwrap(), qkv.detach());
+        let (mixed, logs) = heads::attend(&qkv, groups, shape);
+        let apart = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+        assert!(apart(&mixed, &expected.detach()) < 1e-5, "{layout:?}: {}", apart(&mixed, &expected.detach()));
+        let gradient = heads::attend_gradient(&qkv, &mixed, &logs, &above, groups, shape);
+        assert!(apart(&gradient, &by_qkv) < 5e-5, "{layout:?}: {}", apart(&gradient, &by_qkv));
     }
 }
 

@@ -12,17 +12,20 @@
 //! x₂ = x₁ + D(silu(G n₁) ∘ U n₁)                  n₁ = norm(x₁)
 //! ```
 
-use super::arithmetic::{Gradient, Inner, Turn};
+use super::arithmetic::{Arithmetic, Gradient, Inner, Turn};
 use super::{Decoder, Layer};
 use crate::adapter::Adapter;
 use crate::architecture::rope::Angles;
-use crate::attention::Attention;
+use crate::attention::{Attention, PackedGroup};
+use crate::kernel::heads::{self, HeadShape};
 use tch::{Kind, Tensor};
 
 /// What the gradient of one forward pass needs.
 #[derive(Debug)]
 pub struct Tape {
     layers: Vec<LayerTape>,
+    /// What was attended to, where a kernel did it.
+    groups: Vec<PackedGroup>,
     angles: Angles,
     /// The residual stream behind the last layer, and what its norm divided it by.
     x: Tensor,
@@ -51,15 +54,20 @@ struct LayerTape {
     down: Inner,
 }
 
-/// Queries, keys and values as attention got them, leaves of its graph, and what it gave.
+/// What the gradient of attention needs.
 #[derive(Debug)]
 struct HeadTape {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mixed: Tensor,
+    mixing: Mixing,
     query_norm: Option<NormTape>,
     key_norm: Option<NormTape>,
+}
+
+#[derive(Debug)]
+enum Mixing {
+    /// By our kernel: the sheet that it read, and the logarithms of its sums.
+    Packed { qkv: Tensor, logs: Tensor },
+    /// By libtorch: queries, keys and values, leaves of its graph, and what it gave.
+    Recorded { q: Tensor, k: Tensor, v: Tensor, mixed: Tensor },
 }
 
 /// A norm over single heads, `[token · head, head_dim]`.
@@ -82,12 +90,12 @@ pub(super) fn forward(
     let (arithmetic, epsilon) = (decoder.arithmetic, decoder.dimensions.norm_epsilon);
     let angles = decoder.rope.angles(positions);
     let mut x = decoder.embedded(ids);
+    let groups = attention.groups().map_or_else(Vec::new, <[PackedGroup]>::to_vec);
     let mut layers = Vec::new();
     for (index, layer) in decoder.layers.iter().enumerate() {
         let (normed, inverse) = arithmetic.norm(&x, &layer.input_norm, epsilon);
         let (qkv, qkv_inner) = arithmetic.linear(&layer.qkv, &normed, adapter);
-        let heads = attend(decoder, layer, index, &qkv, &angles, attention, keep);
-        let attended = heads.mixed.detach().reshape([x.size()[0], -1]).contiguous();
+        let (attended, heads) = attend(decoder, layer, index, qkv, &angles, attention, keep);
         let middle = x.copy();
         let output = arithmetic.add_linear(&layer.output, &attended, adapter, &middle);
 
@@ -113,19 +121,19 @@ pub(super) fn forward(
         }
     }
     let (hidden, inverse) = arithmetic.norm(&x, &decoder.norm, epsilon);
-    (hidden, Tape { layers, angles, x, inverse })
+    (hidden, Tape { layers, groups, angles, x, inverse })
 }
 
-/// Splits the fused output, norms and turns heads, and attends.
+/// Norms and turns the heads of the fused output, and attends: `[token, heads · head_dim]`.
 fn attend(
     decoder: &Decoder,
     layer: &Layer,
     index: usize,
-    qkv: &Tensor,
+    qkv: Tensor,
     angles: &Angles,
     attention: &mut dyn Attention,
     keep: Keep,
-) -> HeadTape {
+) -> (Tensor, HeadTape) {
     let (d, arithmetic) = (&decoder.dimensions, decoder.arithmetic);
     let (queries, keys) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
     let norm = |start: i64, width: i64, weight: Option<&Tensor>| {
@@ -137,7 +145,11 @@ fn attend(
     };
     let query_norm = norm(0, queries, layer.query_norm.as_ref());
     let key_norm = norm(queries, keys, layer.key_norm.as_ref());
-    arithmetic.rotate(qkv, queries + keys, angles, Turn::Forward);
+    arithmetic.rotate(&qkv, queries + keys, angles, Turn::Forward);
+    if let (Arithmetic::Kernels, Some(groups)) = (arithmetic, attention.groups()) {
+        let (mixed, logs) = heads::attend(&qkv, groups, shape(decoder));
+        return (mixed, HeadTape { mixing: Mixing::Packed { qkv, logs }, query_norm, key_norm });
+    }
 
     let heads = |start: i64, width: i64| {
         let part = qkv.narrow(1, start, width).reshape([-1, width / d.head_dim, d.head_dim]).detach();
@@ -148,13 +160,19 @@ fn attend(
         Keep::Tape => tch::with_grad(|| attention.attend(index, &q, &k, &v)),
         Keep::Nothing => attention.attend(index, &q, &k, &v),
     };
-    HeadTape { q, k, v, mixed, query_norm, key_norm }
+    let attended = mixed.detach().reshape([q.size()[0], -1]).contiguous();
+    (attended, HeadTape { mixing: Mixing::Recorded { q, k, v, mixed }, query_norm, key_norm })
+}
+
+fn shape(decoder: &Decoder) -> HeadShape {
+    let d = &decoder.dimensions;
+    HeadShape { heads: d.heads as usize, kv_heads: d.kv_heads as usize, head_dim: d.head_dim as usize }
 }
 
 /// The gradients of the adapter's tensors, given that of the last hidden states, `[token, hidden]`.
 pub(super) fn backward(decoder: &Decoder, tape: Tape, by_hidden: &Tensor, adapter: &Adapter) -> Vec<Gradient> {
     let (arithmetic, epsilon) = (decoder.arithmetic, decoder.dimensions.norm_epsilon);
-    let Tape { layers, angles, x, inverse } = tape;
+    let Tape { layers, groups, angles, x, inverse } = tape;
     let mut gradients = Vec::new();
     let mut by_x = by_hidden.zeros_like();
     tch::no_grad(|| arithmetic.norm_gradient(&by_hidden.contiguous(), &x, &decoder.norm, &inverse, &mut by_x));
@@ -171,11 +189,19 @@ pub(super) fn backward(decoder: &Decoder, tape: Tape, by_hidden: &Tensor, adapte
             arithmetic.norm_gradient(&by_normed, &tape.middle, &layer.post_norm, &tape.middle_inverse, &mut by_x);
             arithmetic.linear_gradient(&layer.output, &tape.attended, &by_x, adapter, &tape.output, &mut gradients)
         });
-        let HeadTape { q, k, v, mixed, .. } = &tape.heads;
-        let pulled = (mixed * by_attended.reshape_as(mixed)).sum(Kind::Float);
-        let by_heads = Tensor::run_backward(&[pulled], &[q, k, v], false, false);
+        let by_qkv = match &tape.heads.mixing {
+            Mixing::Packed { qkv, logs } => {
+                heads::attend_gradient(qkv, &tape.attended, logs, &by_attended, &groups, shape(decoder))
+            }
+            Mixing::Recorded { q, k, v, mixed } => {
+                let pulled = (mixed * by_attended.reshape_as(mixed)).sum(Kind::Float);
+                let by_heads = Tensor::run_backward(&[pulled], &[q, k, v], false, false);
+                let flat: Vec<Tensor> = by_heads.iter().map(|it| it.reshape([it.size()[0], -1])).collect();
+                Tensor::cat(&flat, 1)
+            }
+        };
         tch::no_grad(|| {
-            let by_qkv = heads_gradient(decoder, layer, &tape.heads, &by_heads, &angles);
+            unturn(decoder, layer, &tape.heads, &by_qkv, &angles);
             let (normed, _) = arithmetic.norm(&tape.x, &layer.input_norm, epsilon);
             let by_normed =
                 arithmetic.linear_gradient(&layer.qkv, &normed, &by_qkv, adapter, &tape.qkv, &mut gradients);
@@ -188,13 +214,11 @@ pub(super) fn backward(decoder: &Decoder, tape: Tape, by_hidden: &Tensor, adapte
     gradients
 }
 
-/// The gradient of the fused output, `[token, queries + 2 keys]`, from those of attention's operands.
-fn heads_gradient(decoder: &Decoder, layer: &Layer, heads: &HeadTape, by_heads: &[Tensor], angles: &Angles) -> Tensor {
+/// From the gradient of what attention got, `[token, queries + 2 keys]`, to that of the fused output, in place.
+fn unturn(decoder: &Decoder, layer: &Layer, heads: &HeadTape, by_qkv: &Tensor, angles: &Angles) {
     let (d, arithmetic) = (&decoder.dimensions, decoder.arithmetic);
     let (queries, keys) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
-    let flat: Vec<Tensor> = by_heads.iter().map(|by_head| by_head.reshape([by_head.size()[0], -1])).collect();
-    let by_qkv = Tensor::cat(&flat, 1);
-    arithmetic.rotate(&by_qkv, queries + keys, angles, Turn::Back);
+    arithmetic.rotate(by_qkv, queries + keys, angles, Turn::Back);
     let norms = [(0, queries, &heads.query_norm, &layer.query_norm), (queries, keys, &heads.key_norm, &layer.key_norm)];
     for (start, width, tape, weight) in norms {
         let Some((tape, weight)) = tape.as_ref().zip(weight.as_ref()) else { continue };
@@ -204,5 +228,4 @@ fn heads_gradient(decoder: &Decoder, layer: &Layer, heads: &HeadTape, by_heads: 
         arithmetic.norm_gradient(&above, &tape.x, weight, &tape.inverse, &mut by_x);
         part.copy_(&by_x.reshape_as(&part));
     }
-    by_qkv
 }
