@@ -5,6 +5,8 @@
     make bench PEERS=1                            and transformers with PEFT, TRL and llama.cpp
     python3 scripts/bench.py --parts decode grpo  some parts; the others keep the numbers that they have
     python3 scripts/bench.py --check              has anything become slower than docs/results/performance.json says?
+    python3 scripts/bench.py --set model.dtype=bf16 --kept docs/results/performance-bf16.json
+                                                  all with weights of bf16
 
 Product and peers take turns, part by part and round by round, each in a process of its own. Every number is the median of
 its repetitions with the least and the greatest. What is kept and compared later are ratios only, of numbers of one run:
@@ -117,6 +119,12 @@ def changes(args):
     return [word for change in model + args.set for word in ("--set", change)]
 
 
+def dtype(args):
+    """The number format of the weights, for product and peers."""
+    given = dict(change.split("=", 1) for change in args.set if "=" in change)
+    return given.get("model.dtype", "f32").strip('"')
+
+
 def weights(args, python):
     """The untouched model as the peers read it: (Hugging Face folder, GGUF file), made once for each program and model."""
     about = [str(args.program.stat().st_mtime_ns), args.model or "", *args.set]
@@ -134,8 +142,8 @@ def weights(args, python):
             sets = [word for change in small for word in ("--set", change)]
             run([args.program, "train", CONFIG, "--out", f"{scratch}/run", *changes(args), *sets], stderr=subprocess.DEVNULL)
             subprocess.run(["rm", "-rf", str(hf)], check=True)
-            run([args.program, "export", f"{scratch}/run", "--format", "hf", "--type", "f32", "--out", hf])
-            run([args.program, "export", f"{scratch}/run", "--format", "gguf", "--type", "f32", "--out", gguf])
+            run([args.program, "export", f"{scratch}/run", "--format", "hf", "--type", dtype(args), "--out", hf])
+            run([args.program, "export", f"{scratch}/run", "--format", "gguf", "--type", dtype(args), "--out", gguf])
             drawn = run([args.program, "generate", "--run", f"{scratch}/run", "--json", "--max-new-tokens", "1", QUESTION])
             (folder / "question.json").write_text(drawn)
         check_tokens(python, hf, json.loads((folder / "question.json").read_text())["prompt_ids"])
@@ -205,7 +213,7 @@ def measure(args, python):
                 "threads": report["threads"], "prose": report["prose"], "repetitions": args.repetitions,
                 "seconds": args.seconds, "batches": args.batches, "new_tokens": args.new_tokens,
                 "prompt_tokens": args.prompt_tokens, "lengths": args.lengths, "tokens": args.tokens, "ragged": True,
-                "hf": str(hf), "gguf": str(gguf), "trl_micro": args.trl_micro,
+                "hf": str(hf), "gguf": str(gguf), "dtype": dtype(args), "trl_micro": args.trl_micro,
                 "prompts_per_step": 4, "group_size": 8, "max_new_tokens": 64,
             }  # fmt: skip
             for name in PEERS.get(part, []) if python else []:
@@ -304,7 +312,7 @@ def keep(args, about, entries, python):
     command = "python3 scripts/bench.py " + shlex.join(spoken(sys.argv[1:]))
     for part in args.parts:
         kept.setdefault("parts", {})[part] = {"commit": commit(), "command": command.strip(), **about[part]}
-    kept["host"] = machine()
+    kept["host"], kept["dtype"] = machine(), dtype(args)
     if python:
         kept["peers"] = versions(python)
     args.kept.parent.mkdir(parents=True, exist_ok=True)

@@ -199,7 +199,7 @@ def write(kept, page):
     text = f"""# How fast it is
 
 Written by [scripts/bench.py](../../scripts/bench.py). {about.get("program", "proxrl")} at {", ".join(commits)} with
-`{about.get("model", "")}` in f32, {about.get("threads", "?")} threads, on {kept["host"]}.{" Peers: " + peers + "." if peers else ""}
+`{about.get("model", "")}` in {kept.get("dtype", "f32")}, {about.get("threads", "?")} threads, on {kept["host"]}.{" Peers: " + peers + "." if peers else ""}
 The machine's limits, which each part measures in its own process: {limits["gflop_per_s"]} GFLOP/s in large products of the
 network's shapes, {limits["read_gb_per_s"]} GB/s of reading.{quiet}
 
@@ -213,7 +213,7 @@ the rate above ([limit.rs](../../cli/src/bench/limit.rs) counts them). *Ratio* i
 peer in the column before it: above 1 it is ahead, in speed as in memory. All do the same work from the same weights:
 
 - `decode/N`: N sequences side by side after prompts of 64 tokens, eight of them of one prompt; *transformers* is
-  `generate` with a LoRA adapter by PEFT, *llama.cpp* has f32 weights and no adapter.
+  `generate` with a LoRA adapter by PEFT, *llama.cpp* has weights of the same format and no adapter.
 - `prefill/NxM`, `score/NxM`, `train/NxM`: N prompts or rows of M tokens. Training is forward, backward and update of LoRA
   of rank 16 on all linear layers; `train/ragged` has 16 rows of 4 to 221 tokens, of which only those count.
 - `grpo/step`: [configs/bench.toml](../../configs/bench.toml): 4 prompts x 8 samples of at most 64 tokens, some 34 on average;

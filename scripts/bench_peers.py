@@ -65,6 +65,11 @@ def pieces(ids, count, length):
     return [[ids[(7 * number + place) % len(ids)] for place in range(length)] for number in range(count)]
 
 
+def number_format(torch, work):
+    """That of the frozen weights; adapters are f32."""
+    return {"f32": torch.float32, "bf16": torch.bfloat16}[work["dtype"]]
+
+
 # --- transformers, with PEFT ------------------------------------------------------------------------------------------
 
 
@@ -82,7 +87,7 @@ def load(work):
     torch.set_num_threads(work["threads"])
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(work["hf"])
-    model = AutoModelForCausalLM.from_pretrained(work["hf"], dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(work["hf"], dtype=number_format(torch, work))
     return torch, tokenizer, get_peft_model(model, lora())
 
 
@@ -225,7 +230,8 @@ def grpo_steps(work, steps):
         return [-min(1.0, abs(len(ids) - 40) / 40) for ids in completion_ids]
 
     config = GRPOConfig(
-        output_dir=work["folder"], use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
+        output_dir=work["folder"], use_cpu=True, bf16=work["dtype"] == "bf16", report_to="none",
+        save_strategy="no", disable_tqdm=True,
         max_steps=steps, logging_steps=1, per_device_train_batch_size=work["trl_micro"] or prompts * group,
         gradient_accumulation_steps=prompts * group // (work["trl_micro"] or prompts * group), num_generations=group,
         max_completion_length=new, temperature=1.0, learning_rate=1e-4, lr_scheduler_type="constant", beta=0.0,
@@ -234,7 +240,7 @@ def grpo_steps(work, steps):
     )  # fmt: skip
     watch = step_times()
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(work["hf"], dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(work["hf"], dtype=number_format(torch, work)),
         reward_funcs=length,
         args=config,
         train_dataset=Dataset.from_list(rows),
@@ -269,14 +275,15 @@ def dpo(work):
     ]
     micro = work["trl_micro"] or PAIRS
     config = DPOConfig(
-        output_dir=work["folder"], use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
+        output_dir=work["folder"], use_cpu=True, bf16=work["dtype"] == "bf16", report_to="none",
+        save_strategy="no", disable_tqdm=True,
         max_steps=steps, logging_steps=1, per_device_train_batch_size=micro, gradient_accumulation_steps=PAIRS // micro,
         learning_rate=1e-4, lr_scheduler_type="constant", gradient_checkpointing=False, max_length=256,
         dataloader_pin_memory=False,
     )  # fmt: skip
     watch = step_times()
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(work["hf"], dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(work["hf"], dtype=number_format(torch, work)),
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
