@@ -19,9 +19,9 @@
 //! divergences are computed over the whole vocabulary by default, because an estimate from single tokens assumes that
 //! `π_θ` drew them, and old samples were drawn by others.
 //!
-//! Samples that the policy has left far behind can be left out, but the wide limits of the default drop only what is of no
-//! use: what moved furthest is what the policy has learned most from, and limits of half a nat per token and of ratios of
-//! 20 cost a third of the gain (docs/results/efficiency-tiny.md).
+//! Samples that the policy has left far behind are left out (`max_mean_log_ratio`, `max_ratio`). That costs some of the gain
+//! where a policy learns one thing (docs/results/efficiency-tiny.md), since what moved furthest is what was learned most
+//! from; where it learns more, keeping them all let runs fall back (docs/results/efficiency-50.md).
 //!
 //! What to watch: late tokens of long completions drift furthest from the policies that drew them (the paper's whipping
 //! effect), and their pull is towards shorter answers. `ratio/first_quarter_mean`, `ratio/last_quarter_mean` and
@@ -146,8 +146,8 @@ impl Default for Remix {
             kl_coefficient: 0.001,
             kl: ConvexKl::Exact,
             lambda: LambdaSchedule::default(),
-            max_mean_log_ratio: 10.0,
-            max_ratio: 1000.0,
+            max_mean_log_ratio: 0.5,
+            max_ratio: 20.0,
             base: Base::default(),
         }
     }

@@ -123,14 +123,14 @@ fn samples_that_the_policy_has_left_behind_are_dropped_and_counted() {
     let scores = [samples.iter().zip(shifts).map(|(sample, shifts)| shifted(sample, shifts)).collect::<Vec<_>>()];
     let mut metrics = Metrics::new();
     let evidence = Evidence { groups: &groups, scores: Some(&scores) };
-    let narrow = Remix { max_mean_log_ratio: 0.5, max_ratio: 20.0, ..Remix::default() };
-    let credits = narrow.checked().unwrap().credit(&evidence, &mut metrics);
+    let credits = Remix::default().checked().unwrap().credit(&evidence, &mut metrics);
     let kept: Vec<bool> = credits[0].iter().map(Option::is_some).collect();
     assert_eq!(kept, [true, false, true, false]);
     assert_eq!(metrics.get("replay/samples_dropped"), Some(2.0));
-    // Half a nat per token is no reason by default.
+    // Wider limits keep them all.
     let mut metrics = Metrics::new();
-    let wide = Remix::default().checked().unwrap().credit(&evidence, &mut metrics);
+    let wide = Remix { max_mean_log_ratio: 10.0, max_ratio: 1000.0, ..Remix::default() };
+    let wide = wide.checked().unwrap().credit(&evidence, &mut metrics);
     assert!(wide[0].iter().all(Option::is_some) && metrics.get("replay/samples_dropped") == Some(0.0));
     // Those that stay keep the credit of the whole group: 0.5 over the deviation 0.577 of (1, 0, 1, 0).
     let whole = whole(vec![vec![Some(0.5 / ((1.0f64 / 3.0).sqrt() + 1e-4))]]);
