@@ -265,7 +265,9 @@ def page(args, runs, summaries):
         subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
         pictures.append(f"![{args.metric} by {axis}, mean over seeds]({picture.name})")
     seeds = ", ".join(map(str, args.seeds))
-    command = "python3 " + shlex.join(sys.argv)
+    # The paragraph about the task stands on the page already.
+    words = [word for place, word in enumerate(sys.argv) if "--about" not in sys.argv[max(place - 1, 0) : place + 1]]
+    command = "python3 " + shlex.join(words)
     over = [name for name in runs if max(summary.get("samples") or 0 for summary in summaries[name]) > samples]
     about = f"{args.about}\n\n" if args.about else ""
     beyond = f" By then {', '.join(over)} had drawn more than {samples:,.0f} samples; the next table is at equal ones." if over else ""

@@ -21,7 +21,7 @@
 //!
 //! Samples that the policy has left far behind are left out (`max_mean_log_ratio`, `max_ratio`). That costs some of the gain
 //! where a policy learns one thing (docs/results/efficiency-tiny.md), since what moved furthest is what was learned most
-//! from; where it learns more, keeping them all let runs fall back (docs/results/efficiency-50.md).
+//! from; where it learns more, keeping them all let runs fall back (docs/results/efficiency-20.md).
 //!
 //! What to watch: late tokens of long completions drift furthest from the policies that drew them (the paper's whipping
 //! effect), and their pull is towards shorter answers. `ratio/first_quarter_mean`, `ratio/last_quarter_mean` and
