@@ -29,7 +29,7 @@ import tempfile
 from pathlib import Path
 
 import bench_page
-from compare_methods import ROOT, commit, machine
+from compare_methods import ROOT, commit, machine, spoken
 
 CONFIG = ROOT / "configs/bench.toml"
 PINNED = [
@@ -119,13 +119,7 @@ def changes(args):
     return [word for change in model + args.set for word in ("--set", change)]
 
 
-def dtype(args):
-    """The number format of the weights, for product and peers."""
-    given = dict(change.split("=", 1) for change in args.set if "=" in change)
-    return given.get("model.dtype", "f32").strip('"')
-
-
-def weights(args, python):
+def weights(args, python, dtype):
     """The untouched model as the peers read it: (Hugging Face folder, GGUF file), made once for each program and model."""
     about = [str(args.program.stat().st_mtime_ns), args.model or "", *args.set]
     folder = cache_folder() / "bench-weights"
@@ -142,8 +136,8 @@ def weights(args, python):
             sets = [word for change in small for word in ("--set", change)]
             run([args.program, "train", CONFIG, "--out", f"{scratch}/run", *changes(args), *sets], stderr=subprocess.DEVNULL)
             subprocess.run(["rm", "-rf", str(hf)], check=True)
-            run([args.program, "export", f"{scratch}/run", "--format", "hf", "--type", dtype(args), "--out", hf])
-            run([args.program, "export", f"{scratch}/run", "--format", "gguf", "--type", dtype(args), "--out", gguf])
+            run([args.program, "export", f"{scratch}/run", "--format", "hf", "--type", dtype, "--out", hf])
+            run([args.program, "export", f"{scratch}/run", "--format", "gguf", "--type", dtype, "--out", gguf])
             drawn = run([args.program, "generate", "--run", f"{scratch}/run", "--json", "--max-new-tokens", "1", QUESTION])
             (folder / "question.json").write_text(drawn)
         check_tokens(python, hf, json.loads((folder / "question.json").read_text())["prompt_ids"])
@@ -172,6 +166,14 @@ def product(args, part):
     return json.loads(run(words))
 
 
+def refuse_mixture(args, dtype):
+    """Ends where the kept figures are of weights of another format."""
+    kept = json.loads(args.kept.read_text()).get("parts", {}) if args.kept.exists() else {}
+    others = {part.get("dtype", "f32") for part in kept.values()} - {dtype}
+    if others:
+        sys.exit(f"{args.kept} holds figures of {', '.join(others)} weights, and these are of {dtype}: name another file with --kept")
+
+
 def store_growth():
     """Appends to and draws from a store that grows to a million samples, by the store's own bench."""
     say("growth: the store")
@@ -192,13 +194,13 @@ def peer(args, python, name, part, work):
 
 def measure(args, python):
     """Figures by key, with the values of the product and of each peer; and what else the product says, by part."""
-    hf, gguf = weights(args, python) if python else (None, None)
     figures, about = {}, {}
     for turn in range(args.rounds):
         for part in args.parts:
             report = product(args, part)
+            refuse_mixture(args, report["dtype"])
             said = about.setdefault(part, {"others": {}})
-            said.update({key: report[key] for key in ("program", "model", "threads", "machine") if key in report})
+            said.update({key: report[key] for key in ("program", "model", "dtype", "threads", "machine") if key in report})
             for name, cores in report.get("others", {}).items():
                 said["others"][name] = max(said["others"].get(name, 0.0), cores or 0.0)
             for found in report["figures"]:
@@ -209,11 +211,12 @@ def measure(args, python):
                 for found in store_growth():
                     blank = {**found, "name": found["key"], "better": "lower", "values": [], "limits": [], "peers": {}}
                     figures.setdefault(found["key"], blank)["values"].extend(found["values"])
+            hf, gguf = weights(args, python, report["dtype"]) if python else (None, None)
             work = {
                 "threads": report["threads"], "prose": report["prose"], "repetitions": args.repetitions,
                 "seconds": args.seconds, "batches": args.batches, "new_tokens": args.new_tokens,
                 "prompt_tokens": args.prompt_tokens, "lengths": args.lengths, "tokens": args.tokens, "ragged": True,
-                "hf": str(hf), "gguf": str(gguf), "dtype": dtype(args), "trl_micro": args.trl_micro,
+                "hf": str(hf), "gguf": str(gguf), "dtype": report["dtype"], "trl_micro": args.trl_micro,
                 "prompts_per_step": 4, "group_size": 8, "max_new_tokens": 64,
             }  # fmt: skip
             for name in PEERS.get(part, []) if python else []:
@@ -290,29 +293,16 @@ def versions(python):
     return json.loads(run([python, "-c", code]))
 
 
-def spoken(words):
-    """The command line as anybody would give it: without the places that things have on this machine."""
-    own = {"--program": [], "--kept": [], "--peers-python": ["--peers"]}
-    kept, words = [], iter(words)
-    for word in words:
-        if word in own:
-            next(words, None)
-            kept += own[word]
-        else:
-            kept.append(word)
-    return kept
-
-
 def keep(args, about, entries, python):
     """Puts the figures into the file, beside those of parts that were not measured now, and writes the page."""
     kept = json.loads(args.kept.read_text()) if args.kept.exists() else {"figures": []}
     measured = {entry["key"] for entry in entries}
     kept["figures"] = [entry for entry in kept["figures"] if entry["key"] not in measured] + entries
     kept["figures"].sort(key=lambda entry: PARTS.index(entry["key"].split("/")[0]))
-    command = "python3 scripts/bench.py " + shlex.join(spoken(sys.argv[1:]))
+    command = "python3 scripts/bench.py " + spoken(sys.argv[1:], {"--program": [], "--peers-python": ["--peers"]})
     for part in args.parts:
         kept.setdefault("parts", {})[part] = {"commit": commit(), "command": command.strip(), **about[part]}
-    kept["host"], kept["dtype"] = machine(), dtype(args)
+    kept["host"] = machine()
     if python:
         kept["peers"] = versions(python)
     args.kept.parent.mkdir(parents=True, exist_ok=True)

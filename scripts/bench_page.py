@@ -199,7 +199,7 @@ def write(kept, page):
     text = f"""# How fast it is
 
 Written by [scripts/bench.py](../../scripts/bench.py). {about.get("program", "proxrl")} at {", ".join(commits)} with
-`{about.get("model", "")}` in {kept.get("dtype", "f32")}, {about.get("threads", "?")} threads, on {kept["host"]}.{" Peers: " + peers + "." if peers else ""}
+`{about.get("model", "")}` in {about.get("dtype", "f32")}, {about.get("threads", "?")} threads, on {kept["host"]}.{" Peers: " + peers + "." if peers else ""}
 The machine's limits, which each part measures in its own process: {limits["gflop_per_s"]} GFLOP/s in large products of the
 network's shapes, {limits["read_gb_per_s"]} GB/s of reading.{quiet}
 

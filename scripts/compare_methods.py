@@ -253,6 +253,20 @@ def commit():
     return said.stdout.strip() or "unknown"
 
 
+def spoken(words, instead):
+    """The command line as anybody would give it: some options and their values left out, or others in their place."""
+    kept, words = [], iter(words)
+    for word in words:
+        option, given, _ = word.partition("=")
+        if option not in instead:
+            kept.append(word)
+            continue
+        if not given:
+            next(words, None)
+        kept += instead[option]
+    return shlex.join(kept)
+
+
 def page(args, runs, summaries):
     every = [folder for folders in runs.values() for folder in folders]
     samples = args.samples or min(rows(folder, args.metric)[-1][0] for folder in every)
@@ -266,8 +280,7 @@ def page(args, runs, summaries):
         pictures.append(f"![{args.metric} by {axis}, mean over seeds]({picture.name})")
     seeds = ", ".join(map(str, args.seeds))
     # The paragraph about the task stands on the page already.
-    words = [word for place, word in enumerate(sys.argv) if "--about" not in sys.argv[max(place - 1, 0) : place + 1]]
-    command = "python3 " + shlex.join(words)
+    command = "python3 " + spoken(sys.argv, {"--about": [], "--program": []})
     over = [name for name in runs if max(summary.get("samples") or 0 for summary in summaries[name]) > samples]
     about = f"{args.about}\n\n" if args.about else ""
     beyond = f" By then {', '.join(over)} had drawn more than {samples:,.0f} samples; the next table is at equal ones." if over else ""

@@ -27,7 +27,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from compare_methods import ROOT, commit, machine, overrides, spread, table
+from compare_methods import ROOT, commit, machine, overrides, spoken, spread, table
 
 # The circle: P(row beats column), and what beats everything that is none of the three.
 STYLES = ("red", "green", "blue")
@@ -353,7 +353,7 @@ over seeds, ± their standard deviation. Held-out questions are answered {args.a
 task, which has few) at temperature 1, independently by both sides. Commit {commit()}, {machine()}.
 
 ```sh
-python3 {shlex.join(sys.argv)}
+python3 {spoken(sys.argv, {"--program": []})}
 ```
 
 {parts}

@@ -267,6 +267,7 @@ fn alone(bench: &Bench, part: Part) -> Result<Value> {
         "program": format!("proxrl {}", env!("CARGO_PKG_VERSION")),
         "config": bench.name,
         "model": model,
+        "dtype": bench.config.model.dtype,
         "threads": tch::get_num_threads(),
         "others": { name: others },
         "prose": PROSE.replace('\n', " "),

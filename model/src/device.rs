@@ -80,7 +80,7 @@ pub fn cuda() -> &'static Cuda {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// 32-bit floats: exact, and as fast as bf16 on CPUs that do not multiply bf16.
+    /// 32-bit floats: exact.
     #[default]
     F32,
     /// bfloat16: half the memory. On a CPU what weights are multiplied with is rounded to bf16 as well, and everything

@@ -26,21 +26,21 @@ use tch::{Kind, Tensor};
 
 /// The logits of a few tokens, `[token, hidden]` to `[token, vocab]`, whole.
 pub(crate) fn logits(hidden: &Tensor, head: &Tensor) -> Tensor {
-    if by_hand(hidden) { sheet::linear(&hidden.contiguous(), head) } else { hidden.linear(head, None::<Tensor>) }
+    if by_hand(hidden, head) { sheet::linear(&hidden.contiguous(), head) } else { hidden.linear(head, None::<Tensor>) }
 }
 
 /// The gradient of hidden states, `[token, hidden]`, given that of their logits, `[token, vocab]` f32.
 fn back(by_logits: &Tensor, head: &Tensor) -> Tensor {
-    if by_hand(by_logits) {
+    if by_hand(by_logits, head) {
         sheet::linear_back(&[(by_logits, head)])
     } else {
         by_logits.to_kind(head.kind()).matmul(head)
     }
 }
 
-/// Whether our kernels are the ones to use: f32 on the CPU.
-fn by_hand(hidden: &Tensor) -> bool {
-    hidden.device() == HOST && hidden.kind() == Kind::Float
+/// Whether our kernels are the ones to use: for f32 on the CPU, and weights of f32 or bf16.
+fn by_hand(x: &Tensor, head: &Tensor) -> bool {
+    x.device() == HOST && x.kind() == Kind::Float && matches!(head.kind(), Kind::Float | Kind::BFloat16)
 }
 
 fn numbers(targets: &Tensor) -> Vec<i64> {
@@ -101,7 +101,7 @@ pub fn score(hidden: &Tensor, head: &Tensor, targets: &Tensor, temperature: f64,
                 kept.narrow(0, start, len).copy_(&back(by_logits, head));
             }
         };
-        if by_hand(hidden) {
+        if by_hand(hidden, head) {
             let logits = logits(&hidden.narrow(0, start, len), head);
             let targets = numbers(&targets);
             let scores = vocab::scores(&logits, &targets, temperature as f32);
@@ -150,7 +150,7 @@ pub fn entropy_gradient(hidden: &Tensor, head: &Tensor, temperature: f64, weight
     let gradient = hidden.empty_like();
     for (start, len) in chunks(hidden, head) {
         let (part, weight) = (hidden.narrow(0, start, len), weight.narrow(0, start, len));
-        let by_logits = if by_hand(hidden) {
+        let by_logits = if by_hand(hidden, head) {
             let logits = logits(&part, head);
             let weight = Vec::<f32>::try_from(weight).expect("gradients are a vector of f32");
             vocab::entropy_gradient(&logits, temperature as f32, &weight);
@@ -269,20 +269,22 @@ mod tests {
         (numbers(12, 1).reshape([3, 4]), numbers(20, 2).reshape([5, 4]), Tensor::from_slice(&[4i64, 0, 2]))
     }
 
+    /// The formats that go through our kernels, and through libtorch's operations as a GPU's do.
+    const BOTH_WAYS: [Kind; 2] = [Kind::Float, Kind::Double];
+
     #[test]
     fn scores_equal_log_softmax() {
         let (hidden, head, targets) = example();
         let log_p = (hidden.matmul(&head.tr()) / 0.7).log_softmax(-1, Kind::Float);
-        let scores = score(&hidden, &head, &targets, 0.7, Want::Entropy, Slopes::Skip);
-        assert!(scores.logprobs.allclose(
-            &log_p.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1),
-            1e-6,
-            1e-6,
-            false
-        ));
+        let logprobs = log_p.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
         let entropy = -(log_p.exp() * log_p).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
-        assert!(scores.entropy.unwrap().allclose(&entropy, 1e-6, 1e-6, false));
-        assert!(scores.foremost.is_none() && scores.slopes.is_none());
+        for kind in BOTH_WAYS {
+            let (hidden, head) = (hidden.to_kind(kind), head.to_kind(kind));
+            let scores = score(&hidden, &head, &targets, 0.7, Want::Entropy, Slopes::Skip);
+            assert!(scores.logprobs.allclose(&logprobs, 1e-6, 1e-6, false));
+            assert!(scores.entropy.unwrap().allclose(&entropy, 1e-6, 1e-6, false));
+            assert!(scores.foremost.is_none() && scores.slopes.is_none());
+        }
     }
 
     #[test]
@@ -290,9 +292,11 @@ mod tests {
         let (hidden, head, _) = example();
         let best = hidden.matmul(&head.tr()).argmax(-1, false);
         let other = (&best + Tensor::from_slice(&[0i64, 1, 0])).remainder(5);
-        let scores = score(&hidden, &head, &other, 1.0, Want::Fit, Slopes::Skip);
-        assert_eq!(Vec::<bool>::try_from(scores.foremost.unwrap()).unwrap(), [true, false, true]);
-        assert!(scores.entropy.is_some());
+        for kind in BOTH_WAYS {
+            let scores = score(&hidden.to_kind(kind), &head.to_kind(kind), &other, 1.0, Want::Fit, Slopes::Skip);
+            assert_eq!(Vec::<bool>::try_from(scores.foremost.unwrap()).unwrap(), [true, false, true]);
+            assert!(scores.entropy.is_some());
+        }
     }
 
     #[test]
@@ -306,11 +310,13 @@ mod tests {
         let entropy_weights = Tensor::from_slice(&[0.1f32, 0.2, -0.3]);
         let loss = (logprobs * &weights).sum(Kind::Float) + (entropy * &entropy_weights).sum(Kind::Float);
         let expected = &Tensor::run_backward(&[&loss], &[&hidden], false, false)[0];
-        let hidden = hidden.detach();
-        let scores = score(&hidden, &head, &targets, 0.7, Want::Logprobs, Slopes::Keep);
-        let gradient =
-            scores.slopes.unwrap() * weights.unsqueeze(1) + entropy_gradient(&hidden, &head, 0.7, &entropy_weights);
-        assert!(gradient.allclose(expected, 1e-5, 1e-6, false), "{gradient:?} {expected:?}");
+        for kind in BOTH_WAYS {
+            let (hidden, head) = (hidden.detach().to_kind(kind), head.to_kind(kind));
+            let scores = score(&hidden, &head, &targets, 0.7, Want::Logprobs, Slopes::Keep);
+            let by_entropy = entropy_gradient(&hidden, &head, 0.7, &entropy_weights);
+            let gradient = (scores.slopes.unwrap() * weights.unsqueeze(1) + by_entropy).to_kind(Kind::Float);
+            assert!(gradient.allclose(expected, 1e-5, 1e-6, false), "{gradient:?} {expected:?}");
+        }
     }
 
     /// Logits 1, 0, −1 against logits 0, 0, 0 and 0.8, 0.1, −0.5, through a head that is the identity.

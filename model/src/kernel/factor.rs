@@ -1,8 +1,8 @@
 //! What a product multiplies: numbers of 32 bits, or halves (bf16) whose products are summed in 32 bits.
 //!
 //! Halves are taken two at a time along `k`, as the instruction `vdpbf16ps` takes them: `sum += a₀ b₀ + a₁ b₁` in each
-//! lane. Where a machine has no such instruction, each half is widened and multiplied as f32; that saves memory, not
-//! time. Inputs are rounded to the nearest half on the way in, weights already are halves.
+//! lane. Where a machine has no such instruction, each half is widened and multiplied as f32, which saves memory and what
+//! reading it costs. Inputs are rounded to the nearest half on the way in, weights already are halves.
 
 use super::lanes::{Instructions, Lanes, dispatched};
 use super::{Rows, RowsMut};

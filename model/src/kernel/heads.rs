@@ -130,7 +130,7 @@ struct Room {
 }
 
 /// At least `count` numbers.
-fn room(buffer: &mut Vec<f32>, count: usize) -> *mut f32 {
+fn grown(buffer: &mut Vec<f32>, count: usize) -> *mut f32 {
     if buffer.len() < count {
         buffer.resize(count, 0.0);
     }
@@ -190,19 +190,18 @@ struct Stack {
 impl Sheet {
     /// # Safety
     /// The group's tokens are rows of all sheets, and nobody else uses these heads' columns of `to` and `logs` in them.
-    unsafe fn forward(self, group: &PackedGroup, kv_head: usize, room_: &mut Room, to: RowsMut, logs: RowsMut) {
+    unsafe fn forward(self, group: &PackedGroup, kv_head: usize, room: &mut Room, to: RowsMut, logs: RowsMut) {
         let (shape, dim) = (self.shape, self.shape.head_dim);
         let (key, value) = shape.key_and_value(kv_head);
         // SAFETY: the caller's promise.
         unsafe {
-            let prompt_keys = self.transposed(&group.prompt, key, &mut room_.prompt_keys);
+            let prompt_keys = self.transposed(&group.prompt, key, &mut room.prompt_keys);
             for (run, prompt) in group.runs() {
-                let own = self.transposed(&run, key, &mut room_.own_keys);
-                let keys = Stack { prompt: prompt_keys, own };
+                let keys = self.beside(prompt_keys, group, &run, key, &mut room.own_keys);
                 let values = self.stack(&run, &prompt, value);
                 for block in Block::of(&run, &prompt) {
                     let weights =
-                        RowsMut { first: room(&mut room_.weights, BLOCK * block.keys()), stride: block.keys() };
+                        RowsMut { first: grown(&mut room.weights, BLOCK * block.keys()), stride: block.keys() };
                     for head in shape.sharing(kv_head) {
                         let queries = self.qkv.at_column(head * dim).at_row(block.rows.start);
                         across(queries, keys, &block, dim, weights);
@@ -220,21 +219,21 @@ impl Sheet {
 
     /// # Safety
     /// As for [`Self::forward`]; the columns of the group's keys and values too.
-    unsafe fn backward(self, group: &PackedGroup, kv_head: usize, room_: &mut Room, behind: &Behind, to: RowsMut) {
+    unsafe fn backward(self, group: &PackedGroup, kv_head: usize, room: &mut Room, behind: &Behind, to: RowsMut) {
         let (shape, dim) = (self.shape, self.shape.head_dim);
         let (key, value) = shape.key_and_value(kv_head);
         // SAFETY: the caller's promise.
         unsafe {
-            let prompt_keys = self.transposed(&group.prompt, key, &mut room_.prompt_keys);
-            let prompt_values = self.transposed(&group.prompt, value, &mut room_.prompt_values);
+            let prompt_keys = self.transposed(&group.prompt, key, &mut room.prompt_keys);
+            let prompt_values = self.transposed(&group.prompt, value, &mut room.prompt_values);
             for (run, prompt) in group.runs() {
-                let keys = Stack { prompt: prompt_keys, own: self.transposed(&run, key, &mut room_.own_keys) };
-                let values = Stack { prompt: prompt_values, own: self.transposed(&run, value, &mut room_.own_values) };
+                let keys = self.beside(prompt_keys, group, &run, key, &mut room.own_keys);
+                let values = self.beside(prompt_values, group, &run, value, &mut room.own_values);
                 let upright = self.stack(&run, &prompt, key);
                 for block in Block::of(&run, &prompt) {
                     let count = BLOCK * block.keys();
-                    let weights = RowsMut { first: room(&mut room_.weights, count), stride: block.keys() };
-                    let slopes = RowsMut { first: room(&mut room_.slopes, count), stride: block.keys() };
+                    let weights = RowsMut { first: grown(&mut room.weights, count), stride: block.keys() };
+                    let slopes = RowsMut { first: grown(&mut room.slopes, count), stride: block.keys() };
                     for head in shape.sharing(kv_head) {
                         let at = |rows: Rows| rows.at_column(head * dim).at_row(block.rows.start);
                         let (queries, by_mixed, mixed) = (at(self.qkv), at(behind.by_mixed), at(behind.mixed));
@@ -248,7 +247,7 @@ impl Sheet {
                             slopes_on(Instructions::best(), p, s, by_mixed.row(row), mixed.row(row), &sizes);
                         }
                         down(slopes.read(), upright, &block, dim, to.at_column(head * dim).at_row(block.rows.start));
-                        let sums = RowsMut { first: room(&mut room_.sums, block.keys() * dim), stride: dim };
+                        let sums = RowsMut { first: grown(&mut room.sums, block.keys() * dim), stride: dim };
                         add_gathered(weights.read(), by_mixed, &block, sums, to.at_column(value), dim);
                         add_gathered(slopes.read(), queries, &block, sums, to.at_column(key), dim);
                     }
@@ -260,7 +259,7 @@ impl Sheet {
     /// The head at `column` of some tokens as `[head_dim, token]`.
     unsafe fn transposed(self, tokens: &Range<usize>, column: usize, buffer: &mut Vec<f32>) -> Rows {
         let (count, dim) = (tokens.len(), self.shape.head_dim);
-        let to = RowsMut { first: room(buffer, count * dim), stride: count };
+        let to = RowsMut { first: grown(buffer, count * dim), stride: count };
         for (place, token) in tokens.clone().enumerate() {
             // SAFETY: the caller's promise: the tokens are rows of the sheet; `to` has room for each.
             unsafe {
@@ -271,6 +270,20 @@ impl Sheet {
             }
         }
         to.read()
+    }
+
+    /// The same of a run, with that of the prompt, which is there already and may be the run itself.
+    unsafe fn beside(
+        self,
+        prompt: Rows,
+        group: &PackedGroup,
+        run: &Range<usize>,
+        column: usize,
+        buffer: &mut Vec<f32>,
+    ) -> Stack {
+        // SAFETY: the caller's promise.
+        let own = if *run == group.prompt { prompt } else { unsafe { self.transposed(run, column, buffer) } };
+        Stack { prompt, own }
     }
 
     /// The head at `column` as it lies.

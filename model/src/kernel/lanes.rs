@@ -271,35 +271,45 @@ macro_rules! dispatched {
         $crate::kernel::lanes::dispatched!(
             $name($($argument: $type),*) = $generic,
             $crate::kernel::lanes::Avx512,
-            $crate::kernel::lanes::Avx512,
             $crate::kernel::lanes::Avx2,
             $crate::kernel::lanes::Portable
         );
     };
     ($name:ident($($argument:ident: $type:ty),*) = $generic:ident by halves) => {
-        $crate::kernel::lanes::dispatched!(
-            $name($($argument: $type),*) = $generic,
-            $crate::kernel::factor::NativeHalves,
-            $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Avx512>,
-            $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Avx2>,
-            $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Portable>
-        );
+        /// Runs the kernel on these instructions, which the machine must have; what the generic one asks of addresses
+        /// holds here too.
+        pub(super) unsafe fn $name(instructions: $crate::kernel::lanes::Instructions, $($argument: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+            unsafe fn native($($argument: $type),*) {
+                // SAFETY: the instructions are there; the rest is the caller's promise.
+                unsafe { $generic::<$crate::kernel::factor::NativeHalves>($($argument),*) }
+            }
+            $crate::kernel::lanes::dispatched!(
+                widened($($argument: $type),*) = $generic,
+                $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Avx512>,
+                $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Avx2>,
+                $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Portable>
+            );
+            // SAFETY: the caller's promise.
+            unsafe {
+                match instructions {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::kernel::lanes::Instructions::Avx512Bf16 => native($($argument),*),
+                    others => widened(others, $($argument),*),
+                }
+            }
+        }
     };
-    ($name:ident($($argument:ident: $type:ty),*) = $generic:ident, $bf16:ty, $avx512:ty, $avx2:ty, $portable:ty) => {
+    ($name:ident($($argument:ident: $type:ty),*) = $generic:ident, $avx512:ty, $avx2:ty, $portable:ty) => {
         /// Runs the kernel on these instructions, which the machine must have; what the generic one asks of addresses
         /// holds here too.
         pub(super) unsafe fn $name(instructions: $crate::kernel::lanes::Instructions, $($argument: $type),*) {
             use $crate::kernel::lanes::Instructions;
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
-            unsafe fn bf16($($argument: $type),*) {
-                // SAFETY: the instructions are there; the rest is the caller's promise.
-                unsafe { $generic::<$bf16>($($argument),*) }
-            }
-            #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
             unsafe fn avx512($($argument: $type),*) {
-                // SAFETY: as above.
+                // SAFETY: the instructions are there; the rest is the caller's promise.
                 unsafe { $generic::<$avx512>($($argument),*) }
             }
             #[cfg(target_arch = "x86_64")]
@@ -312,9 +322,7 @@ macro_rules! dispatched {
             unsafe {
                 match instructions {
                     #[cfg(target_arch = "x86_64")]
-                    Instructions::Avx512Bf16 => bf16($($argument),*),
-                    #[cfg(target_arch = "x86_64")]
-                    Instructions::Avx512 => avx512($($argument),*),
+                    Instructions::Avx512 | Instructions::Avx512Bf16 => avx512($($argument),*),
                     #[cfg(target_arch = "x86_64")]
                     Instructions::Avx2 => avx2($($argument),*),
                     Instructions::Portable => $generic::<$portable>($($argument),*),

@@ -9,7 +9,7 @@
 //! multiplied. Adapters are further terms of the sum. The order in which one output is summed does not depend on what
 //! other rows there are.
 
-use super::factor::{Factor, narrowed};
+use super::factor::{Factor, Narrowed, narrowed};
 use super::lanes::{Instructions, Lanes, dispatched};
 use super::product::{Into, members};
 use super::team::{share_of, together};
@@ -84,24 +84,40 @@ unsafe fn panels<H: Factor<Number = u16>>(terms: &[Term], rows: Range<usize>, co
     unsafe {
         for first in rows.clone().step_by(BLOCK) {
             let (count, y) = (BLOCK.min(rows.end - first), y.at_row(first));
-            let narrow = |term: &Term| match term.weight {
-                Matrix::Full(_) => None,
-                Matrix::Half(weight) => Some((narrowed(term.left.at_row(first), count, term.depth), weight)),
-            };
-            let narrow: Vec<_> = terms.iter().map(narrow).collect();
+            let factors: Vec<Factors> = terms.iter().map(|term| Factors::of(term, first, count)).collect();
             for column in columns.clone().step_by(width) {
                 let mut block =
                     Block { rows: count, y, column, columns: width.min(columns.end - column), into: Into::Fresh };
-                for (term, narrow) in terms.iter().zip(&narrow) {
-                    match (term.weight, narrow) {
-                        (_, Some((left, weight))) => block.add::<H>(left.rows(), *weight, term.depth, panel.cast()),
-                        (Matrix::Full(weight), None) => {
-                            block.add::<H::Sum>(term.left.at_row(first), weight, term.depth, panel.cast());
+                for (term, factors) in terms.iter().zip(&factors) {
+                    match factors {
+                        Factors::Full(left, weight) => {
+                            block.add::<H::Sum>(*left, *weight, term.depth, panel.cast());
                         }
-                        (Matrix::Half(_), None) => unreachable!("halves are multiplied with halves"),
+                        Factors::Half(left, weight) => {
+                            block.add::<H>(left.rows(), *weight, term.depth, panel.cast());
+                        }
                     }
                 }
             }
+        }
+    }
+}
+
+/// Some rows of a term's gradients, and its weights, in numbers of one kind.
+enum Factors {
+    Full(Rows, Rows),
+    Half(Narrowed, Rows<u16>),
+}
+
+impl Factors {
+    /// # Safety
+    /// See [`multiply`].
+    unsafe fn of(term: &Term, first: usize, rows: usize) -> Self {
+        let left = term.left.at_row(first);
+        match term.weight {
+            Matrix::Full(weight) => Self::Full(left, weight),
+            // SAFETY: the caller's promise.
+            Matrix::Half(weight) => Self::Half(unsafe { narrowed(left, rows, term.depth) }, weight),
         }
     }
 }
