@@ -3,7 +3,8 @@
 
     python3 scripts/compare_methods.py configs/grpo.toml configs/rloo.toml --seeds 0 1 2 --page docs/results/methods.md
 
-Every config is trained on every seed into OUT/NAME-SEED, one after another, because they would share the cores. What is
+Every config is trained on every seed into OUT/NAME-SEED, one after another, because they would share the cores; `--jobs
+N` trains N side by side, for machines with cores or a GPU to spare. Each keeps its samples in OUT/NAME-SEED.db. What is
 finished is not run again, and what was interrupted goes on, so the same command can be given until it is done. `--set
 KEY=VALUE` changes all configs, `--set NAME:KEY=VALUE` one of them: a method that draws more samples per step, such as
 DAPO, should have fewer steps.
@@ -20,9 +21,11 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +49,7 @@ def arguments():
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where the runs go")
     parser.add_argument("--page", type=Path, default=Path("docs/results/methods.md"), help="the page to write")
     parser.add_argument("--title", default="Methods compared")
+    parser.add_argument("--jobs", type=int, default=1, help="runs that train side by side")
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/proxrl")
     return parser.parse_args()
 
@@ -78,7 +82,7 @@ def train(program, config, seed, folder, settings):
         command = [program, "train", "--resume", folder]
     else:
         command = [program, "train", config, "--out", folder, "--set", f"seed={seed}"]
-        command += ["--set", f'store.url="sqlite://{folder.parent / "compare.db"}"']
+        command += ["--set", f'store.url="sqlite://{folder}.db"']
         for setting in settings:
             command += ["--set", setting]
     print("+", shlex.join(map(str, command)), flush=True)
@@ -245,7 +249,11 @@ def machine():
         model = next(line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, {platform.system()}"
+    gpu = ""
+    if shutil.which("nvidia-smi"):
+        asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+        gpu = "".join(f", {name}" for name in asked.stdout.splitlines())
+    return f"{len(os.sched_getaffinity(0))} cores of {model}{gpu}, {platform.system()}"
 
 
 def commit():
@@ -323,13 +331,15 @@ def main():
         sys.exit(f"{args.program} is not there: cargo build --release builds it, --program names another one")
     args.out.mkdir(parents=True, exist_ok=True)
     args.page.parent.mkdir(parents=True, exist_ok=True)
-    runs = {}
+    runs, jobs = {}, []
     # Seed by seed, so that an interruption leaves every method with the same number of runs, or one less.
     for seed in args.seeds:
         for name, config in map(named, args.configs):
             folder = args.out / f"{name}-{seed}"
-            train(args.program, config, seed, folder, overrides(args.set, name))
+            jobs.append((args.program, config, seed, folder, overrides(args.set, name)))
             runs.setdefault(name, []).append(folder)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda job: train(*job), jobs))
     read = lambda folder: json.loads((folder / "summary.json").read_text())
     summaries = {name: [read(folder) for folder in folders] for name, folders in runs.items()}
     args.page.write_text(page(args, runs, summaries))
