@@ -2,7 +2,6 @@
 //!
 //! Each part is measured in a process of its own, so that its peak memory is its own. Every figure is the median of some
 //! repetitions with the least and the greatest, beside what the machine could do at best ([`limit`]).
-#![expect(clippy::print_stdout, reason = "the figures are the program's output")]
 
 mod figure;
 mod limit;
@@ -241,9 +240,9 @@ pub(crate) fn run(args: &Args, phases: &Kept) -> Result<()> {
     };
     let whole = joined(&results);
     if args.json {
-        println!("{whole:#}");
+        screen::answer(&format!("{whole:#}\n"))?;
     } else {
-        print!("{}", table(&whole));
+        screen::answer(&table(&whole))?;
     }
     Ok(())
 }

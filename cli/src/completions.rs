@@ -2,7 +2,6 @@
 
 use crate::{Cli, screen};
 use clap::CommandFactory;
-use std::io::{ErrorKind, Write};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -11,15 +10,10 @@ pub(crate) struct Args {
     shell: clap_complete::Shell,
 }
 
-pub(crate) fn run(args: &Args) {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // Into memory first: clap panics when a reader such as `head` goes away.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "proxrl", &mut script);
-    match std::io::stdout().write_all(&script) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            screen::error(&error.into());
-            std::process::exit(1);
-        }
-        _ => {}
-    }
+    screen::answer(&String::from_utf8_lossy(&script))?;
+    Ok(())
 }

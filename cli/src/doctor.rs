@@ -1,9 +1,8 @@
 //! `proxrl doctor`: what this machine offers to a run, and what is missing.
 //!
 //! Fails only if a run on the CPU would fail; everything else is told, not judged.
-#![expect(clippy::print_stdout, reason = "the findings are the program's output")]
 
-use crate::screen::table;
+use crate::screen::{answer, table};
 use anyhow::{Context, ensure};
 use model::device::{Cuda, Dtype, HOST, cuda};
 use std::fs;
@@ -36,9 +35,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
         ("disk", format!("{} free for the cache, {} free here", free_space(&cache), free_space(Path::new(".")))),
         ("quickstart model", model_state(&cache.join(QUICKSTART_MODEL))),
     ];
-    print!("{}", table(&rows));
+    answer(&table(&rows))?;
     f32_speed.context("a run on the CPU would fail: libtorch cannot multiply two f32 matrices")?;
-    println!("\nA run on the CPU will work.");
+    answer("\nA run on the CPU will work.\n")?;
     Ok(())
 }
 

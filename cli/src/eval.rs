@@ -1,7 +1,6 @@
 //! `proxrl eval`: answers the held-out prompts of a run.
-#![expect(clippy::print_stdout, reason = "the result is the program's output")]
 
-use crate::screen::{Screen, Usage, table};
+use crate::screen::{Screen, Usage, answer, table};
 use std::path::PathBuf;
 use trainer::Observer;
 use trainer::config::{Config, Override};
@@ -39,10 +38,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return Err(Usage("this config has no held-out prompts; its [prompts] table must set some aside".into()).into());
     }
     if args.json {
-        println!("{}", serde_json::to_string(&metrics)?);
+        answer(&format!("{}\n", serde_json::to_string(&metrics)?))?;
     } else {
         let rows: Vec<(&str, String)> = metrics.iter().map(|(name, value)| (name, format!("{value:.4}"))).collect();
-        print!("{}", table(&rows));
+        answer(&table(&rows))?;
     }
     Ok(())
 }

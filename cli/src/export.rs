@@ -1,7 +1,6 @@
 //! `proxrl export`: a run's adapter, or the model with it merged in, for other programs.
-#![expect(clippy::print_stdout, reason = "where the export is, is the program's output")]
 
-use crate::screen::Usage;
+use crate::screen::{Usage, answer};
 use model::export::Storage;
 use std::path::PathBuf;
 use trainer::PeftForm;
@@ -84,6 +83,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Format::Hf => trainer::export_hub(&config.model, &policy, storage, args.max_shard_mb * 1_000_000, &out)?,
         Format::Gguf => trainer::export_gguf(&config.model, &policy, storage.unwrap_or(Storage::F16), &out)?,
     }
-    println!("{}", out.display());
+    answer(&format!("{}\n", out.display()))?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use rollout::EngineConfig;
 use rollout::engine::{Engine, Event, Request};
 use schema::{Prompt, Sample, SamplerSettings, Seed};
 use serde_json::json;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -57,6 +57,16 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    match print_answer(args) {
+        // Whoever read the answer has seen enough (`| head`).
+        Err(error) if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn print_answer(args: &Args) -> anyhow::Result<()> {
     let text = if let Some(text) = &args.prompt {
         text.clone()
     } else {

@@ -61,14 +61,11 @@ enum Verb {
 fn main() -> ExitCode {
     let verb = Cli::parse().verb;
     if matches!(verb, Verb::Train(_) | Verb::Eval(_) | Verb::Generate(_) | Verb::Rollout(_) | Verb::Bench(_)) {
-        let_waiting_threads_sleep();
+        complete_environment();
     }
     let done = go(verb);
     done.unwrap_or_else(|error| {
         screen::error(&error);
-        if is_broken_pipe(&error) {
-            return ExitCode::SUCCESS;
-        }
         ExitCode::from(if is_input(&error) { 2 } else { 1 })
     })
 }
@@ -98,27 +95,31 @@ fn go(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Plot(args) => plot::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Doctor => doctor::run().map(|()| ExitCode::SUCCESS),
-        Verb::Completions(args) => {
-            completions::run(&args);
-            Ok(ExitCode::SUCCESS)
-        }
+        Verb::Completions(args) => completions::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
 
-/// Starts the program anew, in the same process, with `OMP_WAIT_POLICY=PASSIVE` unless the user has set it.
-///
-/// libtorch's threads otherwise spin for milliseconds after each operation, on the very cores that our own kernels use.
-/// OpenMP reads the setting once, when it is loaded, which is before `main`.
-fn let_waiting_threads_sleep() {
-    const POLICY: &str = "OMP_WAIT_POLICY";
+/// What libraries read from the environment before `main`, or once for all, and should find there.
+const ENVIRONMENT: [(&str, &str); 2] = [
+    // OpenMP: threads otherwise spin for milliseconds after each operation, on the very cores that our own kernels use.
+    ("OMP_WAIT_POLICY", "PASSIVE"),
+    // libtorch with CUDA: cuDNN's attention in bf16 makes a plan for every new length, at some 50 ms of each drawn token.
+    ("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1"),
+];
+
+/// Starts the program anew, in the same process, with what [`ENVIRONMENT`] says and the user has not said.
+fn complete_environment() {
     #[cfg(target_os = "linux")]
-    if std::env::var_os(POLICY).is_none() {
+    {
         use std::os::unix::process::CommandExt;
+        let missing: Vec<_> = ENVIRONMENT.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+        if missing.is_empty() {
+            return;
+        }
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_default();
         // It only returns if it fails, and then all that is lost is some speed.
-        let _failure =
-            std::process::Command::new("/proc/self/exe").arg0(name).args(arguments).env(POLICY, "PASSIVE").exec();
+        let _failure = std::process::Command::new("/proc/self/exe").arg0(name).args(arguments).envs(missing).exec();
     }
 }
 
@@ -131,12 +132,5 @@ fn is_input(error: &anyhow::Error) -> bool {
             || link.downcast_ref::<store::Error>().is_some_and(store::Error::is_input)
             || link.downcast_ref::<trainer::Error>().is_some_and(trainer::Error::is_input)
             || link.is::<screen::Usage>()
-    })
-}
-
-/// Whether the reader of our output went away (`proxrl replay … | head`), which is nobody's fault.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|link| {
-        link.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
     })
 }

@@ -1,7 +1,6 @@
 //! `proxrl plan`: the arithmetic of a config, before it costs anything.
-#![expect(clippy::print_stdout, reason = "the plan is the program's output")]
 
-use crate::screen::{table, thousands};
+use crate::screen::{answer, table, thousands};
 use std::path::PathBuf;
 use trainer::config::{Config, Override};
 
@@ -58,7 +57,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         ("memory: one micro-batch", megabytes(estimate.activation_bytes)),
         ("memory: peak, about", megabytes(estimate.peak_bytes())),
     ];
-    print!("{}", table(&rows));
-    println!("\nEvery key, defaults included:\n\n{}", config.resolved()?);
+    answer(&format!("{}\nEvery key, defaults included:\n\n{}\n", table(&rows), config.resolved()?))?;
     Ok(())
 }

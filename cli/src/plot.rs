@@ -1,5 +1,4 @@
 //! `proxrl plot`: a metric of one or several runs as a picture.
-#![expect(clippy::print_stdout, reason = "where the picture is, is the program's output")]
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -64,6 +63,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Axis::Seconds => plot::Axis::Seconds,
     };
     plot::write(&plot::curve_of_runs(&runs, axis, &args.y)?, &args.out)?;
-    println!("{}", args.out.display());
+    crate::screen::answer(&format!("{}\n", args.out.display()))?;
     Ok(())
 }

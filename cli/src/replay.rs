@@ -9,7 +9,6 @@ mod keep;
 
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
-use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use store::{End, Paired, Pairing, Ranking, RunId, SampleId, Scoring, Selection, Store, Table};
@@ -196,7 +195,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Question::Rescore(rescore) => render(&rescore.run(url)?, format),
         Question::Import(import) => render(&import.run(url)?, format),
     };
-    print(&text)?;
+    crate::screen::answer(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -270,15 +269,6 @@ fn render_record(table: &Table, format: Format) -> String {
     match format {
         Format::Table => table.to_record_text(),
         other => render(table, other),
-    }
-}
-
-/// Writes an answer. A reader that has seen enough (`| head`) is no error.
-fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
     }
 }
 

@@ -5,7 +5,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rollout::collector::Progress;
 use schema::Metrics;
 use std::fmt::Write as _;
-use std::io::IsTerminal;
+use std::io::{self, ErrorKind, IsTerminal, Write as _};
 use std::time::{Duration, Instant};
 use trainer::tracker::summary_line;
 use trainer::{Observer, Phase};
@@ -25,6 +25,15 @@ pub(crate) fn error(error: &anyhow::Error) {
         }
     }
     eprintln!("error: {said}");
+}
+
+/// Writes an answer to standard output. A reader that has seen enough (`| head`) is no error.
+pub(crate) fn answer(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Prints a line about progress.

@@ -1,5 +1,4 @@
 //! `proxrl train`: runs a config, or goes on with a run.
-#![expect(clippy::print_stdout, reason = "the closing table is the program's output")]
 
 use crate::profile::Trace;
 use crate::screen::{self, Screen, Usage, clock, thousands};
@@ -72,7 +71,7 @@ fn train(args: &Args) -> anyhow::Result<ExitCode> {
     let outcome = trainer::train(&config, &target, &mut screen, &STOP)?;
     match outcome {
         Outcome::Finished(summary) => {
-            println!("{}", closing(&config, &summary));
+            screen::answer(&format!("{}\n", closing(&config, &summary)))?;
             Ok(ExitCode::SUCCESS)
         }
         // What there is to say is said by the process that leads.

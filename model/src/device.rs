@@ -62,18 +62,34 @@ pub enum Cuda {
 pub fn cuda() -> &'static Cuda {
     static CUDA: OnceLock<Cuda> = OnceLock::new();
     CUDA.get_or_init(|| {
-        // SAFETY: the name is a NUL-terminated constant; loading runs libtorch's own registration code, which is what
-        // linking against it would have done.
-        #[expect(unsafe_code, reason = "dlopen is the only way to register libtorch_cuda, which the linker drops")]
-        let handle = unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-        if handle.is_null() {
-            return Cuda::Missing { why: "this libtorch was built for the CPU only".into() };
+        if let Err(why) = load_cuda_library() {
+            return Cuda::Missing { why };
         }
         if !tch::Cuda::is_available() {
             return Cuda::Missing { why: "libtorch found no usable NVIDIA GPU or driver".into() };
         }
         Cuda::Usable { devices: tch::Cuda::device_count().max(0) as usize }
     })
+}
+
+/// Loads `libtorch_cuda`, or says why that cannot be done.
+fn load_cuda_library() -> std::result::Result<(), String> {
+    // SAFETY: the name is a NUL-terminated constant; loading runs libtorch's own registration code, which is what
+    // linking against it would have done. What `dlerror` gives after a failure is a string that stands until this
+    // thread's next call of the loader, and it is copied at once.
+    #[expect(unsafe_code, reason = "dlopen is the only way to register libtorch_cuda, which the linker drops")]
+    let failure = unsafe {
+        if !libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL).is_null() {
+            return Ok(());
+        }
+        let said = libc::dlerror();
+        if said.is_null() { String::new() } else { std::ffi::CStr::from_ptr(said).to_string_lossy().into_owned() }
+    };
+    // The loader names what it missed: this library itself, or one that it needs.
+    if failure.is_empty() || failure.starts_with("libtorch_cuda.so:") {
+        return Err("this libtorch was built for the CPU only".into());
+    }
+    Err(format!("libtorch_cuda.so cannot be loaded ({failure})"))
 }
 
 /// The number format of the frozen weights, and of activations on a GPU. Adapters and optimizer states are always f32.

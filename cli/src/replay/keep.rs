@@ -1,7 +1,7 @@
 //! `proxrl replay verify`, `prune` and `migrate`: is the store what was written, how does it stay small, how does it move.
 
-use super::{Format, print, render};
-use crate::screen::{note, thousands};
+use super::{Format, render};
+use crate::screen::{answer, note, thousands};
 use anyhow::Result;
 use std::process::ExitCode;
 use store::{Store, Table};
@@ -78,7 +78,7 @@ impl Migrate {
 /// Checks everything; the exit code says whether all is well.
 pub(super) fn verify(store: &Store, format: Format) -> Result<ExitCode> {
     let found = store.verify()?;
-    print(&render(&found.checks, format))?;
+    answer(&render(&found.checks, format))?;
     if found.unverifiable > 0 {
         note(&format!(
             "{} samples were stored before there were hashes: their content cannot be verified",

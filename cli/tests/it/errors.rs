@@ -150,3 +150,16 @@ fn newer(store: &std::path::Path) {
     let status = std::process::Command::new("python3").args(["-c", sql]).arg(store).status().unwrap();
     assert!(status.success());
 }
+
+#[test]
+fn a_reader_that_has_seen_enough() {
+    let desk = Desk::new();
+    for args in [&["plan", &config("tiny.toml")][..], &["doctor"], &["completions", "bash"]] {
+        let mut call = desk.start_speaking(args);
+        // `| head -0`: the other end is closed before anything is printed.
+        drop(call.stdout.take());
+        let code = call.wait().unwrap().code();
+        let said = std::fs::read_to_string(desk.path("stderr")).unwrap();
+        assert_eq!((code, said.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
