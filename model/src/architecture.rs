@@ -14,12 +14,12 @@ mod qwen3;
 mod random;
 mod rope;
 
-pub use decoder::{Dimensions, LinearShape, Tape};
+pub use decoder::{Activations, Dimensions, LinearShape, Tape};
 pub use random::RandomModel;
 pub use rope::RopeScaling;
 
 use crate::adapter::Adapter;
-use crate::attention::Attention;
+use crate::attention::{Attention, GroupAttention};
 use crate::cache::KvCache;
 use crate::device::Dtype;
 use crate::weights::Checkpoint;
@@ -43,13 +43,14 @@ pub trait CausalLm {
     /// * `adapter`: low-rank updates of the linear layers, or none of them
     fn forward(&self, ids: &Tensor, positions: &Tensor, attention: &mut dyn Attention, adapter: &Adapter) -> Tensor;
 
-    /// The same, with what [`CausalLm::backward`] needs to go back.
+    /// The same, with what [`CausalLm::backward`] needs to go back, or what it needs to compute that again.
     fn forward_with_tape(
         &self,
         ids: &Tensor,
         positions: &Tensor,
-        attention: &mut dyn Attention,
+        attention: GroupAttention,
         adapter: &Adapter,
+        activations: Activations,
     ) -> (Tensor, Tape);
 
     /// Adds to the gradients of the adapter's tensors, given the gradient of some number with respect to the hidden

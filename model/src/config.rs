@@ -20,6 +20,8 @@ pub struct Config {
     /// Format of the frozen weights and of activations: `f32` or `bf16`.
     #[serde(alias = "torch_dtype")]
     pub dtype: Dtype,
+    /// Whether an update keeps the input of each layer alone and computes the rest again on the way back.
+    pub gradient_checkpointing: bool,
     /// Threads of libtorch on the CPU; 0 lets libtorch choose.
     pub threads: usize,
     /// A run folder whose newest adapter training begins with, and which a KL penalty then pulls towards; a fresh

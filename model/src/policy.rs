@@ -5,7 +5,7 @@
 //! adapter left out.
 
 use crate::adapter::Adapter;
-use crate::architecture::{self, CausalLm, Tape};
+use crate::architecture::{self, Activations, CausalLm, Tape};
 use crate::config::Config;
 use crate::critic::{Critic, Values};
 use crate::device::Dtype;
@@ -32,6 +32,7 @@ pub struct Policy {
     version: PolicyVersion,
     device: Device,
     dtype: Dtype,
+    activations: Activations,
 }
 
 impl Policy {
@@ -76,6 +77,7 @@ impl Policy {
             version: PolicyVersion { version: 0, hash: String::new() },
             device,
             dtype,
+            activations: if config.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept },
         };
         policy.check_adapter()?;
         policy.set_version(0);
@@ -160,6 +162,7 @@ impl Policy {
             version: self.version.clone(),
             device: self.device,
             dtype: self.dtype,
+            activations: self.activations,
         }
     }
 
@@ -271,8 +274,9 @@ impl Policy {
             let _no_grad = tch::no_grad_guard();
             return Trace { hidden: self.hidden(packed, adapter), way: None };
         }
-        let mut attention = packed.attention(self.kind());
-        let (states, tape) = self.network.forward_with_tape(&packed.ids, &packed.positions, &mut attention, adapter);
+        let attention = packed.attention(self.kind());
+        let (states, tape) =
+            self.network.forward_with_tape(&packed.ids, &packed.positions, attention, adapter, self.activations);
         let hidden = tch::no_grad(|| states.index_select(0, &packed.predictors));
         let way = Way {
             network: Rc::clone(&self.network),

@@ -241,13 +241,17 @@ pub fn estimate(config: &Config) -> Result<Estimate> {
     let first = plan.policy.tokenizer().prompt_ids(&plan.first_prompt)?;
     let capacity = (first.len() + rollout.max_new_tokens as usize).next_multiple_of(64);
     let cache = KvCache::bytes(dimensions, rollout.engine.max_running, capacity, plan.policy.kind());
-    // Saved per token and layer: the residual stream and its two norms, q, k, v, rotated q and k, attention's output,
-    // gate, up, silu and their product, and each adapter's inner and outer product.
-    let widths = 8 * dimensions.hidden
-        + 4 * dimensions.heads * dimensions.head_dim
-        + 4 * dimensions.kv_heads * dimensions.head_dim
-        + 7 * dimensions.intermediate;
-    let activations = config.micro_batch_tokens as u64 * (dimensions.layers * widths) as u64 * bytes;
+    // Saved per token and layer: the residual stream at both norms, queries, keys and values, attention's output, gate
+    // and up. The gradient of one layer takes about as much again.
+    let widths = 2 * dimensions.hidden
+        + 2 * (dimensions.heads + dimensions.kv_heads) * dimensions.head_dim
+        + 2 * dimensions.intermediate;
+    let kept = if config.model.gradient_checkpointing {
+        dimensions.layers * dimensions.hidden + 2 * widths
+    } else {
+        (dimensions.layers + 1) * widths
+    };
+    let activations = config.micro_batch_tokens as u64 * kept as u64 * bytes;
     // Four chunks of 64 MiB live side by side in the gradient of the head.
     let logits = 4 << 26;
     Ok(Estimate {

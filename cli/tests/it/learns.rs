@@ -15,6 +15,18 @@ fn the_reward_rises_on_three_seeds() {
 }
 
 #[test]
+fn gradient_checkpointing_changes_no_number() {
+    let [kept, again] = ["false", "true"].map(|value| {
+        let desk = Desk::new();
+        let change = format!("model.gradient_checkpointing={value}");
+        desk.ok(&["train", &config("tiny.toml"), "--set", "steps=3", "--set", &change, "--out", "run"]);
+        desk.metrics("run")
+    });
+    assert!(kept.iter().all(|row| row["grad_norm"].as_f64().unwrap() > 0.0));
+    assert_eq!(kept, again);
+}
+
+#[test]
 fn a_run_leaves_what_the_readme_promises() {
     let desk = Desk::new();
     let shown = desk.ok(&["train", &config("tiny.toml"), "--set", "steps=4"]);

@@ -11,19 +11,18 @@ mod arithmetic;
 mod decode;
 mod tape;
 
-pub use tape::Tape;
+pub use tape::{Activations, Tape};
 
 use super::rope::{Rope, RopeScaling};
 use super::{CausalLm, TensorSource};
 use crate::adapter::{self, Adapter, LowRank};
-use crate::attention::Attention;
+use crate::attention::{Attention, GroupAttention};
 use crate::cache::KvCache;
 use crate::device::Dtype;
 use crate::{Error, Result};
 use arithmetic::Arithmetic;
 use serde_json::Value;
 use std::ops::Range;
-use tape::Keep;
 use tch::{Device, Kind, Tensor};
 
 /// The sizes of a decoder, as the hub's `config.json` gives them.
@@ -252,17 +251,18 @@ impl CausalLm for Decoder {
     }
 
     fn forward(&self, ids: &Tensor, positions: &Tensor, attention: &mut dyn Attention, adapter: &Adapter) -> Tensor {
-        tape::forward(self, ids, positions, attention, adapter, Keep::Nothing).0
+        tape::forward(self, ids, positions, attention, adapter)
     }
 
     fn forward_with_tape(
         &self,
         ids: &Tensor,
         positions: &Tensor,
-        attention: &mut dyn Attention,
+        attention: GroupAttention,
         adapter: &Adapter,
+        activations: Activations,
     ) -> (Tensor, Tape) {
-        tape::forward(self, ids, positions, attention, adapter, Keep::Tape)
+        tape::forward_with_tape(self, ids, positions, attention, adapter, activations)
     }
 
     fn backward(&self, tape: Tape, by_hidden: &Tensor, adapter: &Adapter) {

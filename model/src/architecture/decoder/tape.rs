@@ -2,8 +2,10 @@
 //!
 //! Autograd would keep the result of every operation for every layer. A frozen base needs far fewer: the residual
 //! stream at both norms, queries, keys and values, the inputs of the feed-forward gate, and the adapters' thin inner
-//! products. Norms and gates are computed again on the way back, at the cost of one pass over memory each. Attention alone
-//! is left to autograd, one layer at a time, since how it runs depends on the device.
+//! products. Norms and gates are computed again on the way back, at the cost of one pass over memory each. Where no kernel
+//! of ours attends, attention alone is left to autograd, one layer at a time. With [`Activations::Recomputed`] (gradient
+//! checkpointing, Chen et al. 2016, arXiv:1604.06174) a layer keeps its input alone and passes forward a second time on
+//! the way back: the memory of one layer instead of all, for a third more arithmetic, and the same gradient.
 //!
 //! Going back, `∂x` arrives from the layer above and passes the feed-forward part, then attention:
 //!
@@ -16,27 +18,44 @@ use super::arithmetic::{Arithmetic, Gradient, Inner, Turn};
 use super::{Decoder, Layer};
 use crate::adapter::Adapter;
 use crate::architecture::rope::Angles;
-use crate::attention::{Attention, PackedGroup};
+use crate::attention::{Attention, GroupAttention};
 use crate::kernel::heads::{self, HeadShape};
 use tch::{Kind, Tensor};
 
 /// What the gradient of one forward pass needs.
 #[derive(Debug)]
 pub struct Tape {
-    layers: Vec<LayerTape>,
-    /// What was attended to, where a kernel did it.
-    groups: Vec<PackedGroup>,
+    layers: Vec<Kept>,
+    attention: GroupAttention,
     angles: Angles,
     /// The residual stream behind the last layer, and what its norm divided it by.
     x: Tensor,
     inverse: Tensor,
 }
 
-/// What a pass leaves behind.
+/// What becomes of a layer's activations until the gradient needs them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// They are kept.
+    #[default]
+    Kept,
+    /// They are computed again from the layer's input.
+    Recomputed,
+}
+
+/// Whether a layer's pass will be gone back through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Keep {
+enum Keep {
     Tape,
     Nothing,
+}
+
+/// What is left of a layer's pass.
+#[derive(Debug)]
+enum Kept {
+    Tape(Box<LayerTape>),
+    /// `[token, hidden]`
+    Input(Tensor),
 }
 
 #[derive(Debug)]
@@ -77,64 +96,105 @@ struct NormTape {
     inverse: Tensor,
 }
 
-/// The last hidden states, `[token, hidden]`, and the tape, which is empty if it is not to be kept.
+/// The last hidden states, `[token, hidden]`.
 pub(super) fn forward(
     decoder: &Decoder,
     ids: &Tensor,
     positions: &Tensor,
     attention: &mut dyn Attention,
     adapter: &Adapter,
-    keep: Keep,
-) -> (Tensor, Tape) {
+) -> Tensor {
     let _no_grad = tch::no_grad_guard();
-    let (arithmetic, epsilon) = (decoder.arithmetic, decoder.dimensions.norm_epsilon);
     let angles = decoder.rope.angles(positions);
     let mut x = decoder.embedded(ids);
-    let groups = attention.groups().map_or_else(Vec::new, <[PackedGroup]>::to_vec);
-    let mut layers = Vec::new();
-    for (index, layer) in decoder.layers.iter().enumerate() {
-        let (normed, inverse) = arithmetic.norm(&x, &layer.input_norm, epsilon);
-        let (qkv, qkv_inner) = arithmetic.linear(&layer.qkv, &normed, adapter);
-        let (attended, heads) = attend(decoder, layer, index, qkv, &angles, attention, keep);
-        let middle = x.copy();
-        let output = arithmetic.add_linear(&layer.output, &attended, adapter, &middle);
-
-        let (normed, middle_inverse) = arithmetic.norm(&middle, &layer.post_norm, epsilon);
-        let (gate_up, gate_up_inner) = arithmetic.linear(&layer.gate_up, &normed, adapter);
-        let next = middle.copy();
-        let down = arithmetic.add_linear(&layer.down, &arithmetic.gated(&gate_up), adapter, &next);
-        let x_before = std::mem::replace(&mut x, next);
-        if keep == Keep::Tape {
-            layers.push(LayerTape {
-                x: x_before,
-                inverse,
-                qkv: qkv_inner,
-                heads,
-                attended,
-                output,
-                middle,
-                middle_inverse,
-                gate_up,
-                gate_up_inner,
-                down,
-            });
-        }
+    for index in 0..decoder.layers.len() {
+        x = through(decoder, index, x, &angles, attention, adapter, Keep::Nothing).0;
     }
-    let (hidden, inverse) = arithmetic.norm(&x, &decoder.norm, epsilon);
-    (hidden, Tape { layers, groups, angles, x, inverse })
+    decoder.arithmetic.norm(&x, &decoder.norm, decoder.dimensions.norm_epsilon).0
+}
+
+/// The same, and the tape.
+pub(super) fn forward_with_tape(
+    decoder: &Decoder,
+    ids: &Tensor,
+    positions: &Tensor,
+    mut attention: GroupAttention,
+    adapter: &Adapter,
+    activations: Activations,
+) -> (Tensor, Tape) {
+    let _no_grad = tch::no_grad_guard();
+    let angles = decoder.rope.angles(positions);
+    let mut x = decoder.embedded(ids);
+    let mut layers = Vec::with_capacity(decoder.layers.len());
+    for index in 0..decoder.layers.len() {
+        let next;
+        let kept = match activations {
+            Activations::Kept => {
+                let (behind, tape) = through(decoder, index, x, &angles, &mut attention, adapter, Keep::Tape);
+                next = behind;
+                Kept::Tape(Box::new(tape))
+            }
+            Activations::Recomputed => {
+                let input = x.shallow_clone();
+                next = through(decoder, index, x, &angles, &mut attention, adapter, Keep::Nothing).0;
+                Kept::Input(input)
+            }
+        };
+        layers.push(kept);
+        x = next;
+    }
+    let (hidden, inverse) = decoder.arithmetic.norm(&x, &decoder.norm, decoder.dimensions.norm_epsilon);
+    (hidden, Tape { layers, attention, angles, x, inverse })
+}
+
+/// Through one layer: the residual stream behind it, and what its gradient needs.
+fn through(
+    decoder: &Decoder,
+    index: usize,
+    x: Tensor,
+    angles: &Angles,
+    attention: &mut dyn Attention,
+    adapter: &Adapter,
+    keep: Keep,
+) -> (Tensor, LayerTape) {
+    let (arithmetic, epsilon) = (decoder.arithmetic, decoder.dimensions.norm_epsilon);
+    let layer = &decoder.layers[index];
+    let (normed, inverse) = arithmetic.norm(&x, &layer.input_norm, epsilon);
+    let (qkv, qkv_inner) = arithmetic.linear(&layer.qkv, &normed, adapter);
+    let (attended, heads) = attend(decoder, index, qkv, angles, attention, keep);
+    let middle = x.copy();
+    let output = arithmetic.add_linear(&layer.output, &attended, adapter, &middle);
+
+    let (normed, middle_inverse) = arithmetic.norm(&middle, &layer.post_norm, epsilon);
+    let (gate_up, gate_up_inner) = arithmetic.linear(&layer.gate_up, &normed, adapter);
+    let next = middle.copy();
+    let down = arithmetic.add_linear(&layer.down, &arithmetic.gated(&gate_up), adapter, &next);
+    let tape = LayerTape {
+        x,
+        inverse,
+        qkv: qkv_inner,
+        heads,
+        attended,
+        output,
+        middle,
+        middle_inverse,
+        gate_up,
+        gate_up_inner,
+        down,
+    };
+    (next, tape)
 }
 
 /// Norms and turns the heads of the fused output, and attends: `[token, heads · head_dim]`.
 fn attend(
     decoder: &Decoder,
-    layer: &Layer,
     index: usize,
     qkv: Tensor,
     angles: &Angles,
     attention: &mut dyn Attention,
     keep: Keep,
 ) -> (Tensor, HeadTape) {
-    let (d, arithmetic) = (&decoder.dimensions, decoder.arithmetic);
+    let (d, arithmetic, layer) = (&decoder.dimensions, decoder.arithmetic, &decoder.layers[index]);
     let (queries, keys) = (d.heads * d.head_dim, d.kv_heads * d.head_dim);
     let norm = |start: i64, width: i64, weight: Option<&Tensor>| {
         let part = qkv.narrow(1, start, width);
@@ -172,12 +232,18 @@ fn shape(decoder: &Decoder) -> HeadShape {
 /// The gradients of the adapter's tensors, given that of the last hidden states, `[token, hidden]`.
 pub(super) fn backward(decoder: &Decoder, tape: Tape, by_hidden: &Tensor, adapter: &Adapter) -> Vec<Gradient> {
     let (arithmetic, epsilon) = (decoder.arithmetic, decoder.dimensions.norm_epsilon);
-    let Tape { layers, groups, angles, x, inverse } = tape;
+    let Tape { layers, mut attention, angles, x, inverse } = tape;
     let mut gradients = Vec::new();
     let mut by_x = by_hidden.zeros_like();
     tch::no_grad(|| arithmetic.norm_gradient(&by_hidden.contiguous(), &x, &decoder.norm, &inverse, &mut by_x));
     // From the last layer; a layer's tape is dropped as soon as it has been used.
-    for (index, (layer, tape)) in decoder.layers.iter().zip(layers).enumerate().rev() {
+    for (index, (layer, kept)) in decoder.layers.iter().zip(layers).enumerate().rev() {
+        let tape = match kept {
+            Kept::Tape(tape) => *tape,
+            Kept::Input(x) => {
+                tch::no_grad(|| through(decoder, index, x, &angles, &mut attention, adapter, Keep::Tape)).1
+            }
+        };
         let by_attended = tch::no_grad(|| {
             let mixed = arithmetic.gated(&tape.gate_up);
             let by_mixed = arithmetic.linear_gradient(&layer.down, &mixed, &by_x, adapter, &tape.down, &mut gradients);
@@ -191,7 +257,8 @@ pub(super) fn backward(decoder: &Decoder, tape: Tape, by_hidden: &Tensor, adapte
         });
         let by_qkv = match &tape.heads.mixing {
             Mixing::Packed { qkv, logs } => {
-                heads::attend_gradient(qkv, &tape.attended, logs, &by_attended, &groups, shape(decoder))
+                let groups = attention.groups().unwrap_or_default();
+                heads::attend_gradient(qkv, &tape.attended, logs, &by_attended, groups, shape(decoder))
             }
             Mixing::Recorded { q, k, v, mixed } => {
                 let pulled = (mixed * by_attended.reshape_as(mixed)).sum(Kind::Float);

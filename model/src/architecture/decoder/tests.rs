@@ -39,14 +39,14 @@ fn decoder(arithmetic: Arithmetic) -> Decoder {
 }
 
 /// The last hidden states of two groups, and the gradients of the adapter given some of theirs.
-fn both_ways(decoder: &Decoder) -> (Tensor, Vec<Tensor>) {
+fn there_and_back(decoder: &Decoder, activations: Activations) -> (Tensor, Vec<Tensor>) {
     let config = AdapterConfig::Sora(Sora { rank: 3, ..Sora::default() });
     let adapter = config.build(decoder, &Seed::new(5), HOST).unwrap();
     adapter.perturb(0.1);
-    let mut attention = GroupAttention::new(&[(3, vec![2, 4]), (2, vec![])], HOST, Kind::Float);
+    let attention = GroupAttention::new(&[(3, vec![2, 4]), (2, vec![])], HOST, Kind::Float);
     let ids = Tensor::from_slice(&[3i64, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]);
     let positions = Tensor::from_slice(&[0i64, 1, 2, 3, 4, 3, 4, 5, 6, 0, 1]);
-    let (hidden, tape) = decoder.forward_with_tape(&ids, &positions, &mut attention, &adapter);
+    let (hidden, tape) = decoder.forward_with_tape(&ids, &positions, attention, &adapter, activations);
     let above = Random(Seed::new(7)).tensor("above", &[11, 24]).unwrap();
     decoder.backward(tape, &above, &adapter);
     let gradients = adapter.tensors().map(|(_, tensor)| tensor.grad()).collect();
@@ -55,13 +55,26 @@ fn both_ways(decoder: &Decoder) -> (Tensor, Vec<Tensor>) {
 
 #[test]
 fn both_ways_have_the_same_states_and_gradients() {
-    let (by_kernels, by_tensors) = (both_ways(&decoder(Arithmetic::Kernels)), both_ways(&decoder(Arithmetic::Tensors)));
+    let way = |arithmetic: Arithmetic| there_and_back(&decoder(arithmetic), Activations::Kept);
+    let (by_kernels, by_tensors) = (way(Arithmetic::Kernels), way(Arithmetic::Tensors));
     let apart = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
     assert!(apart(&by_kernels.0, &by_tensors.0) < 1e-5, "states: {}", apart(&by_kernels.0, &by_tensors.0));
     assert!(by_kernels.1.len() > 10);
     for (place, (kernels, tensors)) in by_kernels.1.iter().zip(&by_tensors.1).enumerate() {
         assert!(kernels.abs().max().double_value(&[]) > 0.0, "tensor {place} has no gradient");
         assert!(apart(kernels, tensors) < 2e-5, "gradient {place}: {}", apart(kernels, tensors));
+    }
+}
+
+#[test]
+fn activations_that_are_computed_again_give_the_same_gradient() {
+    for arithmetic in [Arithmetic::Kernels, Arithmetic::Tensors] {
+        let decoder = decoder(arithmetic);
+        let (kept, again) =
+            (there_and_back(&decoder, Activations::Kept), there_and_back(&decoder, Activations::Recomputed));
+        assert_eq!(kept.0, again.0, "{arithmetic:?}: states");
+        assert!(kept.1.iter().all(|gradient| gradient.abs().max().double_value(&[]) > 0.0));
+        assert_eq!(kept.1, again.1, "{arithmetic:?}: gradients");
     }
 }
 
