@@ -48,6 +48,7 @@ METHODS = {
     "online_dpo": '[algorithm.online_dpo]\nbeta = {beta}\nties = "skip"',
     "nash_md": "[algorithm.nash_md]\nbeta = {beta}",
     "nash_mp": "[algorithm.nash_mp]\nbeta = {beta}\neta = {eta}",
+    "nash_prox": '[algorithm.nash_mp]\nbeta = {beta}\neta = {eta}\nkappa = 1.0\nanchor_every = {iteration}\nform = "contrastive"',
 }
 
 RANDOM_MODEL = '''device = "cpu"
@@ -121,11 +122,12 @@ def arguments():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40, help="training steps of every method")
     parser.add_argument("--pairs", type=int, default=16, help="pairs that are generated in a step")
-    parser.add_argument("--iterations", type=int, default=4, help="iterations of iterative DPO and APO")
+    parser.add_argument("--iterations", type=int, default=4, help="iterations of iterative DPO and APO, points of Nash Prox")
     parser.add_argument("--answers", type=int, default=8, help="to each held-out question; four times as many in styles")
     parser.add_argument("--set", action="append", default=[], metavar="[METHOD:]KEY=VALUE", help="change a key")
     parser.add_argument("--out", type=Path, default=Path("runs/preferences"), help="where the runs go")
     parser.add_argument("--page", type=Path, default=Path("docs/results/preferences.md"), help="the page to write")
+    parser.add_argument("--about", default="", help="a paragraph about what was found, for the page")
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/proxrl")
     return parser.parse_args()
 
@@ -346,6 +348,7 @@ The equilibrium is that of the game with a KL penalty of weight {BETA} towards t
 over the four is measured. The distance is half the sum of absolute differences.""",
     }
     parts = "\n\n".join(f"{titles[task]}\n\n{found}" for task, found in tables.items())
+    about = f"\n{args.about}\n" if args.about else ""
     return f"""# Preference methods compared
 
 {model}, {args.steps} steps of {args.pairs} generated pairs for every method, seeds {", ".join(map(str, args.seeds))}; every number is the mean
@@ -353,9 +356,9 @@ over seeds, ± their standard deviation. Held-out questions are answered {args.a
 task, which has few) at temperature 1, independently by both sides. Commit {commit()}, {machine()}.
 
 ```sh
-python3 {spoken(sys.argv, {"--program": []})}
+python3 {spoken(sys.argv, {"--program": [], "--about": []})}
 ```
-
+{about}
 {parts}
 """
 
