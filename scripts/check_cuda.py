@@ -13,8 +13,8 @@ On a machine with an NVIDIA GPU and a program that was built after `PROXRL_CUDA=
 - the quickstart runs to its end in both formats, alone;
 - `proxrl bench` measures speed in both formats.
 
-What was found is kept in OUT, a JSON file per part. `--only PART …` runs some of it. What failed is named at the end,
-with exit code 1. Needs Python 3.8 and nothing else.
+What was found is kept in OUT, a JSON file per part; an earlier check's runs there are replaced. `--only PART …` runs
+some of it. What failed is named at the end, with exit code 1. Needs Python 3.8 and nothing else.
 """
 
 import argparse
@@ -99,7 +99,10 @@ def greedy(options):
 
 
 def changed(options, folder, dtype, **changes):
-    """`--set` for a run on the device in this format, with a store of its own beside its folder."""
+    """`--set` for a run on the device in this format, with a store of its own beside its folder, both made anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for left in folder.parent.glob(f"{folder.name}.db*"):
+        left.unlink()
     keys = {"model.device": options.device, "model.dtype": dtype, "model.path": options.model}
     keys["store.url"] = f"sqlite://{folder}.db"
     keys.update({name.replace("__", "."): value for name, value in changes.items()})
@@ -164,7 +167,7 @@ def resume(options):
     run(options.program, "train", "--resume", folder)
     steps = [row["step"] for row in metrics(folder)]
     keep(options, "resume", {"code": code, "steps_before": done, "steps": steps})
-    if steps != list(range(1, 7)) or done >= 6:
+    if steps != list(range(1, 7)) or done >= 6 or code != 130:
         raise Failed(f"interrupted after {done} steps (exit code {code}), resumed: steps {steps}")
 
 

@@ -103,7 +103,7 @@ fn go(verb: Verb) -> anyhow::Result<ExitCode> {
 const ENVIRONMENT: [(&str, &str); 2] = [
     // OpenMP: threads otherwise spin for milliseconds after each operation, on the very cores that our own kernels use.
     ("OMP_WAIT_POLICY", "PASSIVE"),
-    // libtorch with CUDA: cuDNN's attention in bf16 makes a plan for every new length, at some 50 ms of each drawn token.
+    // libtorch with CUDA: cuDNN's attention in bf16 makes a plan, in 65 ms, for every new length.
     ("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1"),
 ];
 
