@@ -252,7 +252,8 @@ impl Distribution {
 /// Start and length of each chunk of rows.
 fn chunks(rows: &Tensor, head: &Tensor) -> impl Iterator<Item = (i64, i64)> + use<> {
     let numbers = if rows.device() == HOST { CHUNK_NUMBERS_HOST } else { CHUNK_NUMBERS };
-    parts(rows.size()[0], (numbers / head.size()[0].max(1)).max(1))
+    // In eights, as our kernels take rows.
+    parts(rows.size()[0], (numbers / head.size()[0].max(1) / 8 * 8).max(1))
 }
 
 fn parts(rows: i64, size: i64) -> impl Iterator<Item = (i64, i64)> {

@@ -28,8 +28,8 @@ pub(super) trait Factor: Copy {
     const STEP: usize;
     /// Numbers in a register.
     const COUNT: usize = Self::STEP * <Self::Sum as Lanes>::WIDTH;
-    /// Columns of outputs in a tile: of one row, and of several. As many as registers are for.
-    const ACROSS: (usize, usize);
+    /// Columns of outputs in a tile of four rows: as many as registers are for.
+    const ACROSS: usize;
 
     /// `COUNT` numbers from any address.
     unsafe fn load(from: *const Self::Number) -> Self;
@@ -37,6 +37,9 @@ pub(super) trait Factor: Copy {
     unsafe fn load_first(from: *const Self::Number, count: usize) -> Self;
     /// `STEP` numbers in every lane.
     unsafe fn everywhere(from: *const Self::Number) -> Self;
+    /// Writes the first `count` numbers of `STEP` rows side by side, number by number: all firsts, all seconds and so
+    /// on. Of rows beyond `present`, which is at least one, nothing is read, and nothing or zeros are written.
+    unsafe fn beside(rows: Rows<Self::Number>, present: usize, count: usize, to: *mut Self::Number);
     /// `sum + self · other`, lane by lane.
     unsafe fn added(self, other: Self, sum: Self::Sum) -> Self::Sum;
 }
@@ -45,7 +48,7 @@ impl<L: Lanes> Factor for L {
     type Sum = L;
     type Number = f32;
     const STEP: usize = 1;
-    const ACROSS: (usize, usize) = if L::WIDTH == 16 { (8, 6) } else { (3, 3) };
+    const ACROSS: usize = if L::WIDTH == 16 { 6 } else { 3 };
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
@@ -66,6 +69,18 @@ impl<L: Lanes> Factor for L {
     }
 
     #[inline(always)]
+    unsafe fn beside(rows: Rows, _: usize, count: usize, to: *mut f32) {
+        let whole = count / 16 * 16;
+        // SAFETY: the caller's promise. Sixteen at a time, which are moves and not a call.
+        unsafe {
+            for at in (0..whole).step_by(16) {
+                std::ptr::copy_nonoverlapping(rows.row(0).add(at), to.add(at), 16);
+            }
+            std::ptr::copy_nonoverlapping(rows.row(0).add(whole), to.add(whole), count - whole);
+        }
+    }
+
+    #[inline(always)]
     unsafe fn added(self, other: Self, sum: L) -> L {
         // SAFETY: the caller's promise.
         unsafe { sum.plus_product(self, other) }
@@ -82,7 +97,7 @@ impl Factor for NativeHalves {
     type Sum = Avx512;
     type Number = u16;
     const STEP: usize = 2;
-    const ACROSS: (usize, usize) = (8, 6);
+    const ACROSS: usize = 6;
 
     #[inline(always)]
     unsafe fn load(from: *const u16) -> Self {
@@ -105,6 +120,12 @@ impl Factor for NativeHalves {
         unsafe {
             Self(std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(from.cast::<i32>().read_unaligned())))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn beside(rows: Rows<u16>, present: usize, count: usize, to: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { in_pairs(rows, present, count, to) }
     }
 
     #[inline(always)]
@@ -166,7 +187,7 @@ impl<L: Widen> Factor for WideHalves<L> {
     type Sum = L;
     type Number = u16;
     const STEP: usize = 2;
-    const ACROSS: (usize, usize) = if L::WIDTH == 16 { (8, 4) } else { (2, 2) };
+    const ACROSS: usize = if L::WIDTH == 16 { 4 } else { 2 };
 
     #[inline(always)]
     unsafe fn load(from: *const u16) -> Self {
@@ -191,9 +212,31 @@ impl<L: Widen> Factor for WideHalves<L> {
     }
 
     #[inline(always)]
+    unsafe fn beside(rows: Rows<u16>, present: usize, count: usize, to: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { in_pairs(rows, present, count, to) }
+    }
+
+    #[inline(always)]
     unsafe fn added(self, other: Self, sum: L) -> L {
         // SAFETY: the caller's promise.
         unsafe { sum.plus_product(self.0, other.0).plus_product(self.1, other.1) }
+    }
+}
+
+/// Two rows side by side, or one and zeros.
+#[inline(always)]
+unsafe fn in_pairs(rows: Rows<u16>, present: usize, count: usize, to: *mut u16) {
+    // SAFETY: the caller's promise; a pair is two numbers.
+    unsafe {
+        let to = std::slice::from_raw_parts_mut(to.cast::<[u16; 2]>(), count);
+        let first = rows.slice(0, count);
+        if present == 1 {
+            to.iter_mut().zip(first).for_each(|(to, first)| *to = [*first, 0]);
+        } else {
+            let pairs = first.iter().zip(rows.slice(1, count));
+            to.iter_mut().zip(pairs).for_each(|(to, (first, second))| *to = [*first, *second]);
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use super::lanes::Instructions;
 use super::panel::{self, Term};
 use super::product::members;
 use super::row::{Sizes, slopes_on, softmax_on};
+use super::sheet::by_rows;
 use super::team::together;
 use super::thin::gathered_on;
 use super::{Matrix, Rows, RowsMut};
@@ -46,10 +47,9 @@ impl HeadShape {
         (key, key + self.kv_heads * self.head_dim)
     }
 
-    /// The query heads that share a key head.
-    fn sharing(self, kv_head: usize) -> Range<usize> {
-        let shared = self.heads / self.kv_heads;
-        kv_head * shared..(kv_head + 1) * shared
+    /// How many query heads share a key head.
+    fn shared(self) -> usize {
+        self.heads / self.kv_heads
     }
 
     fn scale(self) -> f32 {
@@ -69,9 +69,9 @@ pub(crate) fn attend(qkv: &Tensor, groups: &[PackedGroup], shape: HeadShape) -> 
     let (mixed, logs) = (empty(shape.queries()), empty(shape.heads));
     let sheet = Sheet { shape, qkv: Rows::of(qkv) };
     let (to, log_sums) = (RowsMut::of_tensor(&mixed, shape.queries()), RowsMut::of_tensor(&logs, shape.heads));
-    by_heads(groups, shape, |group, kv_head, room| {
-        // SAFETY: each task writes the columns of its own heads in the rows of its own group.
-        unsafe { sheet.forward(group, kv_head, room, to, log_sums) }
+    by_heads(groups, shape, |group, head, room| {
+        // SAFETY: each task writes the columns of its own head in the rows of its own group.
+        unsafe { sheet.forward(group, head, room, to, log_sums) }
     });
     (mixed, logs)
 }
@@ -85,20 +85,38 @@ pub(crate) fn attend_gradient(
     groups: &[PackedGroup],
     shape: HeadShape,
 ) -> Tensor {
-    let by_qkv = qkv.zeros_like();
+    let (by_qkv, tokens, dim) = (qkv.empty_like(), qkv.size()[0], shape.head_dim);
     let sheet = Sheet { shape, qkv: Rows::of(qkv) };
     let behind = Behind { mixed: Rows::of(mixed), logs: Rows::of(logs), by_mixed: Rows::of(by_mixed) };
     let to = RowsMut::of_tensor(&by_qkv, shape.width());
-    by_heads(groups, shape, |group, kv_head, room| {
-        // SAFETY: as above; a group's keys are its own.
-        unsafe { sheet.backward(group, kv_head, room, &behind, to) }
+    // What each query head says of the keys and values that it shares with others: `[token, head, 2, head_dim]`.
+    let each = Tensor::zeros([tokens, 2 * shape.queries() as i64], (Kind::Float, qkv.device()));
+    let parts = RowsMut::of_tensor(&each, 2 * shape.queries());
+    by_heads(groups, shape, |group, head, room| {
+        // SAFETY: as above; a group's keys are its own, and each head has columns of its own for what it says of them.
+        unsafe { sheet.backward(group, head, room, &behind, to, parts.at_column(2 * head * dim)) }
+    });
+    by_rows(tokens as usize, 2 * shape.queries(), |token| {
+        for kv_head in 0..shape.kv_heads {
+            let (key, value) = shape.key_and_value(kv_head);
+            for (column, place) in [(key, 0), (value, dim)] {
+                // SAFETY: columns that no task above has written, in a row that one thread writes.
+                let sum = unsafe { to.at_column(column).slice(token, dim) };
+                sum.fill(0.0);
+                for head in kv_head * shape.shared()..(kv_head + 1) * shape.shared() {
+                    // SAFETY: nobody writes to it any more.
+                    let part = unsafe { parts.read().at_column(2 * head * dim + place).slice(token, dim) };
+                    sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+                }
+            }
+        }
     });
     by_qkv
 }
 
-/// Runs `work` for every key head of every group; threads take what is next.
+/// Runs `work` for every query head of every group; threads take what is next.
 fn by_heads(groups: &[PackedGroup], shape: HeadShape, work: impl Fn(&PackedGroup, usize, &mut Room) + Sync) {
-    let tasks = groups.len() * shape.kv_heads;
+    let tasks = groups.len() * shape.heads;
     let pairs = groups.iter().map(PackedGroup::pairs).sum::<usize>();
     let next = AtomicUsize::new(0);
     together(members(pairs * shape.queries()).min(tasks.max(1)), |_, _| {
@@ -108,7 +126,7 @@ fn by_heads(groups: &[PackedGroup], shape: HeadShape, work: impl Fn(&PackedGroup
             if task >= tasks {
                 return;
             }
-            work(&groups[task / shape.kv_heads], task % shape.kv_heads, &mut room);
+            work(&groups[task / shape.heads], task % shape.heads, &mut room);
         }
     });
 }
@@ -189,10 +207,10 @@ struct Stack {
 
 impl Sheet {
     /// # Safety
-    /// The group's tokens are rows of all sheets, and nobody else uses these heads' columns of `to` and `logs` in them.
-    unsafe fn forward(self, group: &PackedGroup, kv_head: usize, room: &mut Room, to: RowsMut, logs: RowsMut) {
+    /// The group's tokens are rows of all sheets, and nobody else uses this head's columns of `to` and `logs` in them.
+    unsafe fn forward(self, group: &PackedGroup, head: usize, room: &mut Room, to: RowsMut, logs: RowsMut) {
         let (shape, dim) = (self.shape, self.shape.head_dim);
-        let (key, value) = shape.key_and_value(kv_head);
+        let (key, value) = shape.key_and_value(head / shape.shared());
         // SAFETY: the caller's promise.
         unsafe {
             let prompt_keys = self.transposed(&group.prompt, key, &mut room.prompt_keys);
@@ -202,26 +220,32 @@ impl Sheet {
                 for block in Block::of(&run, &prompt) {
                     let weights =
                         RowsMut { first: grown(&mut room.weights, BLOCK * block.keys()), stride: block.keys() };
-                    for head in shape.sharing(kv_head) {
-                        let queries = self.qkv.at_column(head * dim).at_row(block.rows.start);
-                        across(queries, keys, &block, dim, weights);
-                        for row in 0..block.rows.len() {
-                            let sum = logs.at_column(head).row(block.rows.start + row);
-                            let seen = block.seen(row);
-                            softmax_on(Instructions::best(), weights.row(row), seen, block.keys(), shape.scale(), sum);
-                        }
-                        down(weights.read(), values, &block, dim, to.at_column(head * dim).at_row(block.rows.start));
+                    let queries = self.qkv.at_column(head * dim).at_row(block.rows.start);
+                    across(queries, keys, &block, dim, weights);
+                    for row in 0..block.rows.len() {
+                        let sum = logs.at_column(head).row(block.rows.start + row);
+                        let seen = block.seen(row);
+                        softmax_on(Instructions::best(), weights.row(row), seen, block.keys(), shape.scale(), sum);
                     }
+                    down(weights.read(), values, &block, dim, to.at_column(head * dim).at_row(block.rows.start));
                 }
             }
         }
     }
 
     /// # Safety
-    /// As for [`Self::forward`]; the columns of the group's keys and values too.
-    unsafe fn backward(self, group: &PackedGroup, kv_head: usize, room: &mut Room, behind: &Behind, to: RowsMut) {
+    /// As for [`Self::forward`]; the first `2 head_dim` columns of `part`, for keys and for values, too.
+    unsafe fn backward(
+        self,
+        group: &PackedGroup,
+        head: usize,
+        room: &mut Room,
+        behind: &Behind,
+        to: RowsMut,
+        part: RowsMut,
+    ) {
         let (shape, dim) = (self.shape, self.shape.head_dim);
-        let (key, value) = shape.key_and_value(kv_head);
+        let (key, value) = shape.key_and_value(head / shape.shared());
         // SAFETY: the caller's promise.
         unsafe {
             let prompt_keys = self.transposed(&group.prompt, key, &mut room.prompt_keys);
@@ -234,23 +258,21 @@ impl Sheet {
                     let count = BLOCK * block.keys();
                     let weights = RowsMut { first: grown(&mut room.weights, count), stride: block.keys() };
                     let slopes = RowsMut { first: grown(&mut room.slopes, count), stride: block.keys() };
-                    for head in shape.sharing(kv_head) {
-                        let at = |rows: Rows| rows.at_column(head * dim).at_row(block.rows.start);
-                        let (queries, by_mixed, mixed) = (at(self.qkv), at(behind.by_mixed), at(behind.mixed));
-                        across(queries, keys, &block, dim, weights);
-                        across(by_mixed, values, &block, dim, slopes);
-                        for row in 0..block.rows.len() {
-                            let log_sum = *behind.logs.at_column(head).row(block.rows.start + row);
-                            let seen = block.seen(row);
-                            let sizes = Sizes { scale: shape.scale(), log_sum, seen, keys: block.keys(), dim };
-                            let (p, s) = (weights.row(row), slopes.row(row));
-                            slopes_on(Instructions::best(), p, s, by_mixed.row(row), mixed.row(row), &sizes);
-                        }
-                        down(slopes.read(), upright, &block, dim, to.at_column(head * dim).at_row(block.rows.start));
-                        let sums = RowsMut { first: grown(&mut room.sums, block.keys() * dim), stride: dim };
-                        add_gathered(weights.read(), by_mixed, &block, sums, to.at_column(value), dim);
-                        add_gathered(slopes.read(), queries, &block, sums, to.at_column(key), dim);
+                    let at = |rows: Rows| rows.at_column(head * dim).at_row(block.rows.start);
+                    let (queries, by_mixed, mixed) = (at(self.qkv), at(behind.by_mixed), at(behind.mixed));
+                    across(queries, keys, &block, dim, weights);
+                    across(by_mixed, values, &block, dim, slopes);
+                    for row in 0..block.rows.len() {
+                        let log_sum = *behind.logs.at_column(head).row(block.rows.start + row);
+                        let seen = block.seen(row);
+                        let sizes = Sizes { scale: shape.scale(), log_sum, seen, keys: block.keys(), dim };
+                        let (p, s) = (weights.row(row), slopes.row(row));
+                        slopes_on(Instructions::best(), p, s, by_mixed.row(row), mixed.row(row), &sizes);
                     }
+                    down(slopes.read(), upright, &block, dim, to.at_column(head * dim).at_row(block.rows.start));
+                    let sums = RowsMut { first: grown(&mut room.sums, block.keys() * dim), stride: dim };
+                    add_gathered(slopes.read(), queries, &block, sums, part, dim);
+                    add_gathered(weights.read(), by_mixed, &block, sums, part.at_column(dim), dim);
                 }
             }
         }

@@ -5,10 +5,12 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m256, __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_castps256_ps128,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_reduce_add_ps, _mm512_set1_ps,
-    _mm512_storeu_ps,
+    __m128, __m256, __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
+    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
+    _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_extractf32x8_ps, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_movehdup_ps, _mm512_set1_ps,
+    _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
+    _mm512_unpacklo_ps,
 };
 
 /// A register of `WIDTH` numbers.
@@ -28,6 +30,12 @@ pub(super) trait Lanes: Copy {
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
     /// The sum of all lanes, in an order that does not change.
     unsafe fn sum(self) -> f32;
+    /// Four sums, each in the order of [`Self::sum`].
+    #[inline(always)]
+    unsafe fn sums(four: [Self; 4]) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        four.map(|one| unsafe { one.sum() })
+    }
     /// Writes all lanes.
     unsafe fn store(self, to: *mut f32);
     /// Writes the first `count` lanes.
@@ -69,8 +77,26 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_reduce_add_ps(self.0) }
+        // SAFETY: the caller's promise. The order is that of `sums`, where the registers of a pair are one.
+        unsafe {
+            let pairs = _mm512_add_ps(self.0, _mm512_shuffle_ps::<0b01_00_11_10>(self.0, self.0));
+            let quarters = _mm512_add_ps(pairs, _mm512_movehdup_ps(pairs));
+            _mm_cvtss_f32(folded(quarters))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sums([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+        // SAFETY: the caller's promise. Lanes 0 + 2 and 1 + 3 of each quarter side by side, then their sums, then the
+        // quarters.
+        unsafe {
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a.0, b.0), _mm512_unpackhi_ps(a.0, b.0));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c.0, d.0), _mm512_unpackhi_ps(c.0, d.0));
+            let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+            let even = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+            let odd = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+            std::mem::transmute::<__m128, [f32; 4]>(folded(_mm512_add_ps(even, odd)))
+        }
     }
 
     #[inline(always)]
@@ -83,6 +109,17 @@ impl Lanes for Avx512 {
     unsafe fn store_first(self, to: *mut f32, count: usize) {
         // SAFETY: the caller's promise; lanes that are masked out are not written.
         unsafe { _mm512_mask_storeu_ps(to, (1u32 << count).wrapping_sub(1) as u16, self.0) }
+    }
+}
+
+/// The four quarters of a register on top of each other.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn folded(quarters: __m512) -> __m128 {
+    // SAFETY: the caller's promise: the machine has AVX-512.
+    unsafe {
+        let half = _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps::<1>(quarters));
+        _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
     }
 }
 

@@ -10,8 +10,8 @@
 //! other rows there are.
 
 use super::factor::{Factor, Narrowed, narrowed};
-use super::lanes::{Instructions, Lanes, dispatched};
-use super::product::{Into, members};
+use super::lanes::{Instructions, Lanes, dispatched, prefetch};
+use super::product::{Into, LINE, members};
 use super::team::{share_of, together};
 use super::{Matrix, Rows, RowsMut};
 use std::ops::Range;
@@ -39,10 +39,11 @@ impl Term {
 /// Numbers of one output's sum that are copied at a time, twice as many halves: a panel of 48 columns is then 36 KiB.
 const DEPTH: usize = 192;
 
-/// Rows that pass over a panel together: few enough for their inputs and outputs to stay in the second cache.
-const BLOCK: usize = 256;
+/// Rows that pass over a panel together: enough of them to make up for its copy, and few enough for their inputs and
+/// outputs to stay in the second cache.
+const BLOCK: usize = 512;
 
-/// Registers that a tile is wide.
+/// Registers that a tile is wide, but for the last one of a row.
 const ACROSS: usize = 3;
 
 /// The widest panel, whose columns threads are given in multiples of.
@@ -143,15 +144,39 @@ impl Block {
         depth: usize,
         panel: *mut F::Number,
     ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.columns.div_ceil(<F::Sum as Lanes>::WIDTH) {
+                1 => self.add_of::<F, 1>(left, weight, depth, panel),
+                2 => self.add_of::<F, 2>(left, weight, depth, panel),
+                _ => self.add_of::<F, ACROSS>(left, weight, depth, panel),
+            }
+        }
+    }
+
+    /// The same by tiles of `N` registers.
+    #[inline(always)]
+    unsafe fn add_of<F: Factor, const N: usize>(
+        &mut self,
+        left: Rows<F::Number>,
+        weight: Rows<F::Number>,
+        depth: usize,
+        panel: *mut F::Number,
+    ) {
         let (weight, y) = (weight.at_column(self.column), self.y.at_column(self.column));
-        let width = ACROSS * <F::Sum as Lanes>::WIDTH;
-        for start in (0..depth).step_by(DEPTH * F::STEP) {
-            let here = (DEPTH * F::STEP).min(depth - start);
+        let width = N * <F::Sum as Lanes>::WIDTH;
+        let deepest = DEPTH * F::STEP;
+        for start in (0..depth).step_by(deepest) {
+            let here = deepest.min(depth - start);
+            let next = start + here;
+            let mut ahead =
+                Ahead { rows: weight.at_row(next), count: deepest.min(depth - next), columns: self.columns };
             // SAFETY: the caller's promise.
             unsafe {
                 copy::<F>(weight.at_row(start), here, self.columns, panel, width);
                 let left = left.at_column(start);
-                pass::<F>(left, self.rows, panel, here.div_ceil(F::STEP), y, self.columns, self.into);
+                let steps = here.div_ceil(F::STEP);
+                pass::<F, N>(left, self.rows, panel, steps, y, self.columns, self.into, &mut ahead);
             }
             self.into = Into::Sum;
         }
@@ -167,19 +192,38 @@ unsafe fn copy<F: Factor>(weight: Rows<F::Number>, depth: usize, count: usize, p
         if count < width || k + F::STEP > depth {
             to.fill(F::Number::default());
         }
-        for place in 0..F::STEP.min(depth - k) {
-            // SAFETY: as above.
-            let from = unsafe { weight.slice(k + place, count) };
-            for (to, from) in to[place..].iter_mut().step_by(F::STEP).zip(from) {
-                *to = *from;
-            }
+        // SAFETY: as above.
+        unsafe { F::beside(weight.at_row(k), F::STEP.min(depth - k), count, to.as_mut_ptr()) }
+    }
+}
+
+/// What the next panel is copied from: pieces of rows, too far apart for the processor to see that they follow.
+struct Ahead<T> {
+    rows: Rows<T>,
+    count: usize,
+    columns: usize,
+}
+
+impl<T: Copy> Ahead<T> {
+    /// Asks for one more row, if there is one.
+    #[inline(always)]
+    fn fetch(&mut self) {
+        if self.count == 0 {
+            return;
         }
+        let row: *const u8 = self.rows.row(0).cast();
+        for byte in (0..self.columns * size_of::<T>()).step_by(LINE) {
+            prefetch(row.wrapping_add(byte));
+        }
+        self.rows = self.rows.at_row(1);
+        self.count -= 1;
     }
 }
 
 /// The products of all rows with one panel, written or added to `y`.
 #[inline(always)]
-unsafe fn pass<F: Factor>(
+#[expect(clippy::too_many_arguments, reason = "it is the body of a loop")]
+unsafe fn pass<F: Factor, const N: usize>(
     left: Rows<F::Number>,
     rows: usize,
     panel: *const F::Number,
@@ -187,58 +231,71 @@ unsafe fn pass<F: Factor>(
     y: RowsMut,
     count: usize,
     into: Into,
+    ahead: &mut Ahead<F::Number>,
 ) {
     let mut row = 0;
     // SAFETY: the caller's promise; a tile ends within the rows.
     unsafe {
         if <F::Sum as Lanes>::WIDTH == 16 {
             while row + 8 <= rows {
-                tile::<F, 8>(left.at_row(row), panel, steps, y.at_row(row), count, into);
+                let fetched = ahead.count.div_ceil((rows - row) / 8);
+                tile::<F, 8, N>(left.at_row(row), panel, steps, y.at_row(row), count, into, ahead, fetched);
                 row += 8;
             }
         }
         while row + 4 <= rows {
-            tile::<F, 4>(left.at_row(row), panel, steps, y.at_row(row), count, into);
+            let fetched = ahead.count.div_ceil((rows - row) / 4);
+            tile::<F, 4, N>(left.at_row(row), panel, steps, y.at_row(row), count, into, ahead, fetched);
             row += 4;
         }
         while row < rows {
-            tile::<F, 1>(left.at_row(row), panel, steps, y.at_row(row), count, into);
+            tile::<F, 1, N>(left.at_row(row), panel, steps, y.at_row(row), count, into, ahead, 0);
             row += 1;
         }
     }
 }
 
-/// `M` rows of outputs.
+/// `M` rows of outputs, while `fetched` rows of what is copied next are fetched.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "loops over places are unrolled, and then the sums stay in registers")]
-unsafe fn tile<F: Factor, const M: usize>(
+#[expect(clippy::too_many_arguments, reason = "it is the body of a loop")]
+unsafe fn tile<F: Factor, const M: usize, const N: usize>(
     left: Rows<F::Number>,
     panel: *const F::Number,
     steps: usize,
     y: RowsMut,
     count: usize,
     into: Into,
+    ahead: &mut Ahead<F::Number>,
+    fetched: usize,
 ) {
     let lanes = <F::Sum as Lanes>::WIDTH;
     // SAFETY: the caller's promise: `steps` times `STEP` numbers of M rows, as many rows of the panel, `count` of M rows of
     // `y`.
     unsafe {
-        let mut sums = [[<F::Sum as Lanes>::splat(0.0); ACROSS]; M];
-        let mut right = [F::load(panel); ACROSS];
+        let mut sums = [[<F::Sum as Lanes>::splat(0.0); N]; M];
+        let mut right = [F::load(panel); N];
+        let stretch = steps / (fetched + 1) + 1;
+        let mut until = stretch;
         for step in 0..steps {
-            for n in 0..ACROSS {
-                right[n] = F::load(panel.add((step * ACROSS + n) * F::COUNT));
+            until -= 1;
+            if until == 0 {
+                ahead.fetch();
+                until = stretch;
+            }
+            for n in 0..N {
+                right[n] = F::load(panel.add((step * N + n) * F::COUNT));
             }
             for m in 0..M {
                 let number = F::everywhere(left.row(m).add(step * F::STEP));
-                for n in 0..ACROSS {
+                for n in 0..N {
                     sums[m][n] = number.added(right[n], sums[m][n]);
                 }
             }
         }
         let one = <F::Sum as Lanes>::splat(1.0);
         for m in 0..M {
-            for n in 0..ACROSS {
+            for n in 0..N {
                 let at = y.row(m).wrapping_add(n * lanes);
                 let (here, sum) = (count.saturating_sub(n * lanes), sums[m][n]);
                 match (here >= lanes, into) {

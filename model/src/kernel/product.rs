@@ -108,23 +108,27 @@ pub(super) struct Operands<'a, T> {
 dispatched!(full_on(operands: &Operands<'_, f32>, rows: usize, columns: Range<usize>) = blocks);
 dispatched!(half_on(operands: &Operands<'_, u16>, rows: usize, columns: Range<usize>) = blocks by halves);
 
+/// Rows that are so few that a product waits for its weights whatever it does: it then reads one row of weights after
+/// the other, which the processor sees and fetches ahead twice as fast as it does what we ask for.
+const STREAMED: usize = 2;
+
 /// Blocks of weight rows, smaller ones at the end; all rows of `x` pass over a block before the next one.
 #[inline(always)]
 unsafe fn blocks<F: Factor>(operands: &Operands<'_, F::Number>, rows: usize, columns: Range<usize>) {
     let mut column = columns.start;
-    let across = if rows == 1 { F::ACROSS.0 } else { F::ACROSS.1 };
     // SAFETY: the caller's promise, which covers each block.
     unsafe {
-        match across {
-            8 => blocks_of::<F, 8>(operands, rows, &mut column, columns.end),
-            6 => blocks_of::<F, 6>(operands, rows, &mut column, columns.end),
-            3 => blocks_of::<F, 3>(operands, rows, &mut column, columns.end),
-            _ => {}
+        if rows > STREAMED {
+            match F::ACROSS {
+                6 => blocks_of::<F, 6>(operands, rows, &mut column, columns.end),
+                3 => blocks_of::<F, 3>(operands, rows, &mut column, columns.end),
+                _ => {}
+            }
+            if F::ACROSS >= 4 {
+                blocks_of::<F, 4>(operands, rows, &mut column, columns.end);
+            }
+            blocks_of::<F, 2>(operands, rows, &mut column, columns.end);
         }
-        if across >= 4 {
-            blocks_of::<F, 4>(operands, rows, &mut column, columns.end);
-        }
-        blocks_of::<F, 2>(operands, rows, &mut column, columns.end);
         blocks_of::<F, 1>(operands, rows, &mut column, columns.end);
     }
 }
@@ -145,7 +149,7 @@ unsafe fn blocks_of<F: Factor, const N: usize>(
     // SAFETY: the caller's promise; a block ends within the columns, a tile within the rows.
     unsafe {
         while *column + N <= end {
-            let lines = if *column + 2 * N <= end { lines } else { 0 };
+            let lines = if rows > STREAMED && *column + 2 * N <= end { lines } else { 0 };
             let mut fetch = Fetch { next: operands.weight.row(*column + N).cast(), lines, per_step };
             let mut row = 0;
             while row + 4 <= rows {
@@ -165,7 +169,7 @@ unsafe fn blocks_of<F: Factor, const N: usize>(
 }
 
 /// Bytes of a line of the caches.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// What is fetched ahead, a few cache lines with each step along `k`.
 struct Fetch {
@@ -206,10 +210,11 @@ unsafe fn tile<F: Factor, const M: usize, const N: usize>(
             let (inner, up) = (low_rank.inner.at_row(row), low_rank.up.at_row(column));
             sums = accumulate::<F::Sum, M, N>(sums, inner, up, low_rank.rank, &mut Fetch::nothing());
         }
-        for (m, sums) in sums.iter().enumerate() {
+        let totals = totals(&sums);
+        for (m, totals) in totals.iter().enumerate() {
             let y_row = y.row(row + m).add(column);
-            for (n, sum) in sums.iter().enumerate() {
-                let mut total = sum.sum();
+            for (n, total) in totals.iter().enumerate() {
+                let mut total = *total;
                 if let Some(bias) = product.bias {
                     total += *bias.row(0).add(column + n);
                 }
@@ -220,6 +225,28 @@ unsafe fn tile<F: Factor, const M: usize, const N: usize>(
             }
         }
     }
+}
+
+/// The sum of each register; of four at a time where rows come in fours.
+#[inline(always)]
+unsafe fn totals<L: Lanes, const M: usize, const N: usize>(sums: &[[L; N]; M]) -> [[f32; N]; M] {
+    let mut totals = [[0.0; N]; M];
+    // SAFETY: the caller's promise.
+    unsafe {
+        for n in 0..N {
+            if M == 4 {
+                let four = L::sums([sums[0][n], sums[1][n], sums[2][n], sums[3][n]]);
+                for m in 0..M {
+                    totals[m][n] = four[m];
+                }
+            } else {
+                for m in 0..M {
+                    totals[m][n] = sums[m][n].sum();
+                }
+            }
+        }
+    }
+    totals
 }
 
 /// `sums[m][n] + a[m] · b[n]`, lane by lane.

@@ -21,7 +21,7 @@ fn size(x: &Tensor) -> (usize, usize) {
 }
 
 /// Runs `work` on each thread's rows.
-fn by_rows(rows: usize, width: usize, work: impl Fn(usize) + Sync) {
+pub(super) fn by_rows(rows: usize, width: usize, work: impl Fn(usize) + Sync) {
     let members = members(rows * width * PASS);
     together(members, |member, _| share_of(member, members, rows, 1).for_each(&work));
 }
