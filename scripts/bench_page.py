@@ -217,7 +217,8 @@ peer in the column before it: above 1 it is ahead, in speed as in memory. All do
 - `prefill/NxM`, `score/NxM`, `train/NxM`: N prompts or rows of M tokens. Training is forward, backward and update of LoRA
   of rank 16 on all linear layers; `train/ragged` has 16 rows of 4 to 221 tokens, of which only those count.
 - `grpo/step`: [configs/bench.toml](../../configs/bench.toml): 4 prompts x 8 samples of at most 64 tokens, some 34 on average;
-  `grpo/token` is the same per drawn token. Below it its phases; `decode` and `prefill` are parts of `collect`.
+  `grpo/token` is the same per drawn token. Below it its phases; `decode` and `prefill` are parts of `collect`, and `forward`
+  computes the gradient of each log-probability with respect to the hidden states along with it.
 - `dpo/step`: 32 pairs of answers of 64 tokens to prompts of 64, the reference's log-probabilities included.
 - `startup/first_step`: from the command until the first sample is being drawn. `peak_memory` is that of the part's process.
 {micro}

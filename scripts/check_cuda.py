@@ -39,8 +39,8 @@ QUESTIONS = [
     "Write one sentence about rain.",
     "Count from one to ten in words.",
 ]
-# They need an endpoint or a worker elsewhere, serve, or only say what `bench` measures.
-NOT_ALONE = {"judge_endpoint", "remote", "serve", "bench"}
+# They need an endpoint, a worker elsewhere or the samples of another run, serve, or only say what `bench` measures.
+NOT_ALONE = {"judge_endpoint", "remote", "remix_offline", "serve", "bench"}
 # They learn from samples of other policies by design, which `mismatch_kl` then shows.
 OFF_POLICY = {"props", "remix_grpo", "remix_ppo"}
 # Nats. In f32 sums differ in their order, over thirty layers; in bf16 sampler and trainer may also round otherwise.

@@ -154,10 +154,25 @@ impl Cost {
         }
     }
 
-    /// The same with the gradient of the adapter.
+    /// The same with what the gradient of each log-probability with respect to the hidden states needs, which is computed
+    /// along with it.
+    pub(crate) fn forward(&self, tokens: f64, scored: f64, pairs: f64) -> Work {
+        let score = self.score(tokens, scored, pairs);
+        Work { operations: score.operations + scored * 2.0 * self.head, ..score }
+    }
+
+    /// The way back from the hidden states to the adapter.
+    pub(crate) fn backward(&self, tokens: f64, pairs: f64) -> Work {
+        Work {
+            operations: tokens * (2.0 * self.layers + 4.0 * self.adapter) + 2.0 * self.pair * pairs,
+            bytes: self.layers * self.weight_bytes,
+        }
+    }
+
+    /// Both.
     pub(crate) fn train(&self, tokens: f64, scored: f64, pairs: f64) -> Work {
-        let operations = tokens * (4.0 * self.layers + 6.0 * self.adapter) + scored * 4.0 * self.head;
-        Work { operations: operations + 3.0 * self.pair * pairs, bytes: 2.0 * self.layers * self.weight_bytes }
+        let (forward, backward) = (self.forward(tokens, scored, pairs), self.backward(tokens, pairs));
+        Work { operations: forward.operations + backward.operations, bytes: forward.bytes + backward.bytes }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Bench;
 use super::figure::{Figure, median};
-use super::limit::{Cost, Work, group_pairs};
+use super::limit::{Cost, Machine, group_pairs};
 use super::sampling::prompt_ids;
 use crate::profile::Phase;
 use anyhow::{Context, Result, ensure};
@@ -34,13 +34,13 @@ pub(crate) fn grpo(bench: &Bench) -> Result<Vec<Figure>> {
     let cost = Cost::of(policy);
     let store = Store::open_read_only(&url)?;
     let stored = store.find_run("run")?;
-    let mut limits = Vec::new();
+    let mut least_s = Vec::new();
     for step in &steps {
         let groups = store.step_groups(stored.id, step.number)?.context("a step's samples are in the store")?;
         let groups: Vec<ScoredGroup> = groups.into_iter().map(|group| group.scored).collect();
-        let (sampling, learning) = least(&groups, &cost);
-        limits.push(sampling.iter().chain([&learning]).map(|work| work.seconds(machine)).sum());
+        least_s.push(least(&groups, &cost, machine));
     }
+    let limits: Vec<f64> = least_s.iter().map(|phases| phases.iter().map(|(_, seconds)| seconds).sum()).collect();
     let tokens: Vec<f64> = steps.iter().map(|step| step.metric("completions/mean_length")).collect();
     let rollout = &bench.config.rollout;
     let samples = (rollout.prompts_per_step * rollout.group_size) as f64;
@@ -50,7 +50,7 @@ pub(crate) fn grpo(bench: &Bench) -> Result<Vec<Figure>> {
         rollout.prompts_per_step,
         rollout.group_size
     );
-    let mut figures = figures("grpo", &name, &steps, median(&limits));
+    let mut figures = figures("grpo", &name, &steps, &medians(&least_s));
     figures[0].work = vec![("samples", samples), ("mean_length", median(&tokens))];
     let per_token = |step: &Step| step.seconds / (samples * step.metric("completions/mean_length"));
     let limit = steps.iter().zip(&limits).map(|(step, limit)| per_token(step) / step.seconds * limit);
@@ -84,8 +84,12 @@ pub(crate) fn dpo(bench: &Bench) -> Result<Vec<Figure>> {
     let cost = Cost::of(policy);
     let (tokens, scored) = ((PAIRS * 3 * PAIR_TOKENS) as f64, (PAIRS * 2 * PAIR_TOKENS) as f64);
     let seen = PAIRS as f64 * group_pairs(PAIR_TOKENS, &[PAIR_TOKENS; 2]);
-    let limit = cost.score(tokens, scored, seen).seconds(machine) + cost.train(tokens, scored, seen).seconds(machine);
-    let mut figures = figures("dpo", &format!("a step of dpo, {PAIRS} pairs"), &steps, limit);
+    let limits = [
+        ("score", cost.score(tokens, scored, seen).seconds(machine)),
+        ("forward", cost.forward(tokens, scored, seen).seconds(machine)),
+        ("backward", cost.backward(tokens, seen).seconds(machine)),
+    ];
+    let mut figures = figures("dpo", &format!("a step of dpo, {PAIRS} pairs"), &steps, &limits);
     let lengths: Vec<f64> = steps.iter().map(|step| step.metric("completions/mean_length")).collect();
     figures[0].work = vec![("pairs", PAIRS as f64), ("mean_length", median(&lengths))];
     Ok(figures)
@@ -152,9 +156,10 @@ fn by_name(phases: &[Phase], step: u64) -> BTreeMap<&'static str, f64> {
     sums
 }
 
-/// The whole step first, then its phases.
-fn figures(part: &str, name: &str, steps: &[Step], limit: f64) -> Vec<Figure> {
+/// The whole step first, then its phases, of which some have a limit; that of the step is their sum.
+fn figures(part: &str, name: &str, steps: &[Step], limits: &[(&str, f64)]) -> Vec<Figure> {
     let whole = steps.iter().map(|step| step.seconds).collect();
+    let limit = limits.iter().map(|(_, seconds)| seconds).sum();
     let mut figures = vec![Figure::seconds(format!("{part}/step"), name, whole, Some(limit))];
     let mut names: Vec<&str> = steps.iter().flat_map(|step| step.phases.keys().copied()).collect();
     let place = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
@@ -162,27 +167,40 @@ fn figures(part: &str, name: &str, steps: &[Step], limit: f64) -> Vec<Figure> {
     names.dedup();
     for phase in names {
         let seconds = steps.iter().map(|step| step.phases.get(phase).copied().unwrap_or_default()).collect();
-        figures.push(Figure::seconds(format!("{part}/{phase}"), format!("  {phase}"), seconds, None));
+        let limit = limits.iter().find(|(name, _)| *name == phase).map(|(_, seconds)| *seconds);
+        figures.push(Figure::seconds(format!("{part}/{phase}"), format!("  {phase}"), seconds, limit));
     }
     figures
 }
 
-/// The least work of drawing these groups, pass by pass, and of learning from them, prompts once per group.
-fn least(groups: &[ScoredGroup], cost: &Cost) -> (Vec<Work>, Work) {
+/// The least seconds of each phase of drawing these groups, pass by pass, and of learning from them, prompts once per
+/// group.
+fn least(groups: &[ScoredGroup], cost: &Cost, machine: Machine) -> [(&'static str, f64); 4] {
     let prompts: Vec<usize> = groups.iter().map(|group| group.group().prompt_ids.len()).collect();
     let lengths = |group: &ScoredGroup| group.group().samples.iter().map(schema::Sample::len).collect::<Vec<_>>();
     let all: Vec<usize> = groups.iter().flat_map(lengths).collect();
     let prompt = prompts.iter().sum::<usize>() as f64 / prompts.len().max(1) as f64;
-    let mut sampling = vec![cost.prefill(&prompts)];
-    for pass in 1..all.iter().copied().max().unwrap_or_default() {
+    let pass = |pass: usize| {
         let running = all.iter().filter(|length| **length > pass).count();
-        sampling.push(cost.decode(running as f64, prompt + pass as f64));
-    }
+        cost.decode(running as f64, prompt + pass as f64).seconds(machine)
+    };
     let scored = all.iter().sum::<usize>() as f64;
     // The last token of a completion predicts nothing.
     let tokens = scored - all.len() as f64 + prompts.iter().sum::<usize>() as f64;
     let seen = groups.iter().map(|group| group_pairs(group.group().prompt_ids.len(), &lengths(group))).sum();
-    (sampling, cost.train(tokens, scored, seen))
+    [
+        ("prefill", cost.prefill(&prompts).seconds(machine)),
+        ("decode", (1..all.iter().copied().max().unwrap_or_default()).map(pass).sum()),
+        ("forward", cost.forward(tokens, scored, seen).seconds(machine)),
+        ("backward", cost.backward(tokens, seen).seconds(machine)),
+    ]
+}
+
+/// The median of each phase over steps.
+fn medians(steps: &[[(&'static str, f64); 4]]) -> Vec<(&'static str, f64)> {
+    let Some(first) = steps.first() else { return Vec::new() };
+    let of = |place: usize| median(&steps.iter().map(|phases| phases[place].1).collect::<Vec<_>>());
+    first.iter().enumerate().map(|(place, (name, _))| (*name, of(place))).collect()
 }
 
 /// Pairs of answers as lines of JSON: turns of a conversation with as many tokens as [`PAIR_TOKENS`] says.
