@@ -144,14 +144,7 @@ fn closing(config: &Config, summary: &Summary) -> String {
                 format!("{} completions of the data set", thousands(summary.samples))
             }),
         ),
-        (
-            "time",
-            Some(format!(
-                "{} training, peak memory {:.0} MB",
-                clock(Duration::from_secs_f64(summary.train_seconds)),
-                summary.peak_rss_mb
-            )),
-        ),
+        ("time", Some(format!("{}, peak memory {:.0} MB", time_split(summary, drawn), summary.peak_rss_mb))),
         ("adapter", Some(format!("active rank {:.1}{}", summary.active_rank, started_at(config)))),
         ("samples are in", drawn.then(|| format!("{store}, run {run}"))),
         (
@@ -169,6 +162,18 @@ fn closing(config: &Config, summary: &Summary) -> String {
     ];
     let rows: Vec<(&str, String)> = rows.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
     format!("\n{}", screen::table(&rows))
+}
+
+/// How long training took, and what it was spent on.
+fn time_split(summary: &Summary, drawn: bool) -> String {
+    let time = |seconds: f64| clock(Duration::from_secs_f64(seconds.max(0.0)));
+    let whole = format!("{} training", time(summary.train_seconds));
+    if !drawn {
+        return whole;
+    }
+    let sampling = time(summary.rollout_seconds - summary.reward_seconds);
+    let learning = time(summary.train_seconds - summary.rollout_seconds);
+    format!("{whole} ({sampling} sampling, {} reward, {learning} learning)", time(summary.reward_seconds))
 }
 
 fn started_at(config: &Config) -> String {

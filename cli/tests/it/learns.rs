@@ -55,6 +55,8 @@ fn a_run_leaves_what_the_readme_promises() {
         "reward_last10",
         "generated_tokens",
         "train_seconds",
+        "rollout_seconds",
+        "reward_seconds",
         "peak_rss_mb",
         "active_rank",
         "samples",

@@ -58,6 +58,10 @@ pub struct Summary {
     pub samples: u64,
     /// Seconds of training: sampling, scoring, storing and updating; held-out evaluation is not in it.
     pub train_seconds: f64,
+    /// Of these, seconds of sampling, storing and rewards.
+    pub rollout_seconds: f64,
+    /// Of those, seconds of rewards and judges.
+    pub reward_seconds: f64,
     /// Largest resident memory of the process, in MB (10^6 bytes).
     pub peak_rss_mb: f64,
     /// Mean active ranks per adapted layer.
@@ -177,6 +181,8 @@ impl RunFolder {
             generated_tokens: state.generated_tokens,
             samples: state.samples,
             train_seconds: state.train_seconds,
+            rollout_seconds: state.rollout_seconds,
+            reward_seconds: state.reward_seconds,
             peak_rss_mb: measure::peak_rss_mb(),
             active_rank: adapter.active_rank(),
         };

@@ -21,6 +21,7 @@ use rollout::collector::{Address, Collector, Inline, Job};
 use rollout::prompts::Epochs;
 use schema::{Group, Prompt, SamplerSettings, ScoredGroup, Seed};
 use std::rc::Rc;
+use std::time::Instant;
 
 /// Draws samples.
 pub(crate) struct Rollouts {
@@ -40,6 +41,8 @@ pub(crate) struct Rollouts {
     pub(crate) lookahead: u64,
     /// The last step of the run.
     pub(crate) last_step: u64,
+    /// What judging the present step's samples has taken so far.
+    pub(crate) reward_seconds: f64,
 }
 
 impl Source for Rollouts {
@@ -91,6 +94,7 @@ impl Rollouts {
             samples.metrics.set("sampling/staleness_max", most);
         }
         samples.metrics.merge(measured);
+        samples.metrics.set("time/reward_s", self.reward_seconds);
         Ok(samples)
     }
 
@@ -102,6 +106,7 @@ impl Rollouts {
         schedule: &Schedule,
         desk: &mut Desk<'_>,
     ) -> Result<Vec<ScoredGroup>> {
+        self.reward_seconds = 0.0;
         let seed = self.seed.at(step);
         for later in (step + 1..=self.last_step).take(self.lookahead as usize) {
             let mut asked = self.prompts.step(later)?;
@@ -161,11 +166,14 @@ impl Rollouts {
         drop(collecting);
         observer.phase(Phase::Scoring);
         let _span = phase_span!("reward");
+        let judging = Instant::now();
         let scored = desk.reward.score(groups)?;
-        match &mut desk.judge {
-            Some(bench) => bench.hear(scored),
-            None => Ok(scored),
-        }
+        let judged = match &mut desk.judge {
+            Some(bench) => bench.hear(scored)?,
+            None => scored,
+        };
+        self.reward_seconds += judging.elapsed().as_secs_f64();
+        Ok(judged)
     }
 }
 
