@@ -288,10 +288,7 @@ impl<'a> Training<'a> {
         let start = Instant::now();
         let samples = self.samples(step, observer)?;
         let mut metrics = samples.metrics.clone();
-        let rollout_seconds = start.elapsed().as_secs_f64();
-        self.state.rollout_seconds += rollout_seconds;
-        self.state.reward_seconds += metrics.get("time/reward_s").unwrap_or_default();
-        metrics.set("time/rollout_s", rollout_seconds);
+        metrics.set("time/rollout_s", start.elapsed().as_secs_f64());
         observer.phase(Phase::Updating);
         let updating = Instant::now();
         if let Some(team) = &self.team {

@@ -41,12 +41,6 @@ pub(crate) struct State {
     pub samples: u64,
     /// Seconds of training so far, over every call that it was resumed by.
     pub train_seconds: f64,
-    /// Of these, seconds until a step's samples were there, rewards included.
-    #[serde(default)]
-    pub rollout_seconds: f64,
-    /// Of those, seconds of rewards and judges.
-    #[serde(default)]
-    pub reward_seconds: f64,
     /// The held-out metrics before the first step.
     pub before: Metrics,
     /// What the guards remember.
@@ -66,8 +60,6 @@ impl State {
             num_tokens: 0,
             samples: 0,
             train_seconds: 0.0,
-            rollout_seconds: 0.0,
-            reward_seconds: 0.0,
             before: Metrics::new(),
             guard: Memory::default(),
         }

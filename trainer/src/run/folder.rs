@@ -181,8 +181,8 @@ impl RunFolder {
             generated_tokens: state.generated_tokens,
             samples: state.samples,
             train_seconds: state.train_seconds,
-            rollout_seconds: state.rollout_seconds,
-            reward_seconds: state.reward_seconds,
+            rollout_seconds: logged("time/rollout_s").iter().sum(),
+            reward_seconds: logged("time/reward_s").iter().sum(),
             peak_rss_mb: measure::peak_rss_mb(),
             active_rank: adapter.active_rank(),
         };
