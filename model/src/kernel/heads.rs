@@ -67,7 +67,8 @@ pub(crate) fn attend(qkv: &Tensor, groups: &[PackedGroup], shape: HeadShape) -> 
     let tokens = qkv.size()[0];
     let empty = |width: usize| Tensor::empty([tokens, width as i64], (Kind::Float, qkv.device()));
     let (mixed, logs) = (empty(shape.queries()), empty(shape.heads));
-    let sheet = Sheet { shape, qkv: Rows::of(qkv) };
+    let turned = turned(qkv, shape.queries(), shape.kv_heads * shape.head_dim);
+    let sheet = Sheet { shape, qkv: Rows::of(qkv), turned: Rows::of(&turned) };
     let (to, log_sums) = (RowsMut::of_tensor(&mixed, shape.queries()), RowsMut::of_tensor(&logs, shape.heads));
     by_heads(groups, shape, |group, head, room| {
         // SAFETY: each task writes the columns of its own head in the rows of its own group.
@@ -86,7 +87,8 @@ pub(crate) fn attend_gradient(
     shape: HeadShape,
 ) -> Tensor {
     let (by_qkv, tokens, dim) = (qkv.empty_like(), qkv.size()[0], shape.head_dim);
-    let sheet = Sheet { shape, qkv: Rows::of(qkv) };
+    let turned = turned(qkv, shape.queries(), 2 * shape.kv_heads * dim);
+    let sheet = Sheet { shape, qkv: Rows::of(qkv), turned: Rows::of(&turned) };
     let behind = Behind { mixed: Rows::of(mixed), logs: Rows::of(logs), by_mixed: Rows::of(by_mixed) };
     let to = RowsMut::of_tensor(&by_qkv, shape.width());
     // What each query head says of the keys and values that it shares with others: `[token, head, 2, head_dim]`.
@@ -114,6 +116,11 @@ pub(crate) fn attend_gradient(
     by_qkv
 }
 
+/// `width` columns of a sheet from `first` on, as `[column, token]`.
+fn turned(qkv: &Tensor, first: usize, width: usize) -> Tensor {
+    qkv.narrow(1, first as i64, width as i64).tr().contiguous()
+}
+
 /// Runs `work` for every query head of every group; threads take what is next.
 fn by_heads(groups: &[PackedGroup], shape: HeadShape, work: impl Fn(&PackedGroup, usize, &mut Room) + Sync) {
     let tasks = groups.len() * shape.heads;
@@ -134,11 +141,6 @@ fn by_heads(groups: &[PackedGroup], shape: HeadShape, work: impl Fn(&PackedGroup
 /// What a thread works in; grows as needed.
 #[derive(Default)]
 struct Room {
-    /// Keys and values of the prompt and of a completion, transposed.
-    prompt_keys: Vec<f32>,
-    prompt_values: Vec<f32>,
-    own_keys: Vec<f32>,
-    own_values: Vec<f32>,
     /// `P`, `[query, key]`, prompt first.
     weights: Vec<f32>,
     /// `∂P`, then `∂S`.
@@ -196,9 +198,11 @@ impl Block {
 struct Sheet {
     shape: HeadShape,
     qkv: Rows,
+    /// Keys and, on the way back, values: `[column, token]`.
+    turned: Rows,
 }
 
-/// Two matrices one below the other, of the prompt's tokens and of a run's own.
+/// Two matrices, of the prompt's tokens and of a run's own.
 #[derive(Clone, Copy)]
 struct Stack {
     prompt: Rows,
@@ -213,10 +217,9 @@ impl Sheet {
         let (key, value) = shape.key_and_value(head / shape.shared());
         // SAFETY: the caller's promise.
         unsafe {
-            let prompt_keys = self.transposed(&group.prompt, key, &mut room.prompt_keys);
             for (run, prompt) in group.runs() {
-                let keys = self.beside(prompt_keys, group, &run, key, &mut room.own_keys);
-                let values = self.stack(&run, &prompt, value);
+                let keys = self.transposed(&run, &prompt, key);
+                let values = self.upright(&run, &prompt, value);
                 for block in Block::of(&run, &prompt) {
                     let weights =
                         RowsMut { first: grown(&mut room.weights, BLOCK * block.keys()), stride: block.keys() };
@@ -248,12 +251,10 @@ impl Sheet {
         let (key, value) = shape.key_and_value(head / shape.shared());
         // SAFETY: the caller's promise.
         unsafe {
-            let prompt_keys = self.transposed(&group.prompt, key, &mut room.prompt_keys);
-            let prompt_values = self.transposed(&group.prompt, value, &mut room.prompt_values);
             for (run, prompt) in group.runs() {
-                let keys = self.beside(prompt_keys, group, &run, key, &mut room.own_keys);
-                let values = self.beside(prompt_values, group, &run, value, &mut room.own_values);
-                let upright = self.stack(&run, &prompt, key);
+                let keys = self.transposed(&run, &prompt, key);
+                let values = self.transposed(&run, &prompt, value);
+                let upright = self.upright(&run, &prompt, key);
                 for block in Block::of(&run, &prompt) {
                     let count = BLOCK * block.keys();
                     let weights = RowsMut { first: grown(&mut room.weights, count), stride: block.keys() };
@@ -278,38 +279,14 @@ impl Sheet {
         }
     }
 
-    /// The head at `column` of some tokens as `[head_dim, token]`.
-    unsafe fn transposed(self, tokens: &Range<usize>, column: usize, buffer: &mut Vec<f32>) -> Rows {
-        let (count, dim) = (tokens.len(), self.shape.head_dim);
-        let to = RowsMut { first: grown(buffer, count * dim), stride: count };
-        for (place, token) in tokens.clone().enumerate() {
-            // SAFETY: the caller's promise: the tokens are rows of the sheet; `to` has room for each.
-            unsafe {
-                let from = self.qkv.at_column(column).slice(token, dim);
-                for (row, number) in from.iter().enumerate() {
-                    *to.row(row).add(place) = *number;
-                }
-            }
-        }
-        to.read()
+    /// The head at `column` as `[head_dim, token]`.
+    fn transposed(self, run: &Range<usize>, prompt: &Range<usize>, column: usize) -> Stack {
+        let head = self.turned.at_row(column - self.shape.queries());
+        Stack { prompt: head.at_column(prompt.start), own: head.at_column(run.start) }
     }
 
-    /// The same of a run, with that of the prompt, which is there already and may be the run itself.
-    unsafe fn beside(
-        self,
-        prompt: Rows,
-        group: &PackedGroup,
-        run: &Range<usize>,
-        column: usize,
-        buffer: &mut Vec<f32>,
-    ) -> Stack {
-        // SAFETY: the caller's promise.
-        let own = if *run == group.prompt { prompt } else { unsafe { self.transposed(run, column, buffer) } };
-        Stack { prompt, own }
-    }
-
-    /// The head at `column` as it lies.
-    fn stack(self, run: &Range<usize>, prompt: &Range<usize>, column: usize) -> Stack {
+    /// The head at `column` as it lies, `[token, head_dim]`.
+    fn upright(self, run: &Range<usize>, prompt: &Range<usize>, column: usize) -> Stack {
         let head = self.qkv.at_column(column);
         Stack { prompt: head.at_row(prompt.start), own: head.at_row(run.start) }
     }

@@ -5,9 +5,10 @@
 //!
 //! ```text
 //! p   = P(y ≻ y′),   y, y′ ∼ π                                         the judge's; of both samples one learns from the other
-//! k   = β log(π / π_ref) + (β/η) log(π / π̄)                           what a sample pays
-//! adv = p − ½ − (k(y) − k(y′))                                         all held
-//! ℓ   = −mean adv · log π(y)                                           policy_gradient
+//! k_t = Σ_{s≥t} β log(π / π_ref)(y_s) + (β/η) log(π / π̄)(y_s)         what a sample pays from its token t on
+//! b_t = mean of k_t over the other samples of the batch                nothing for those that end before t
+//! adv = p − ½ − (k_t − b_t)                                            all held
+//! ℓ   = −mean Σ_t adv_t · log π(y_t)                                   policy_gradient
 //! ℓ   = ( log(π/m)(y) − log(π/m)(y′) − (p − ½)/β′ )²                   contrastive: online IPO inside a proximal scheme
 //!       log m = (η log π_ref + log π̄)/(1 + η),   β′ = β (1 + 1/η)
 //! π̄   ← (1 − κ) π̄ + κ π                                               after every `anchor_every` steps
@@ -18,11 +19,12 @@
 //! each `anchor_every` steps being an approximate solution of one such problem; κ below 1 moves the anchor smoothly
 //! instead.
 //!
-//! The other sample's payment is a baseline: it does not depend on y, so it takes away variance and nothing else. The two
-//! losses have the same gradient in expectation, up to 4/β′. The paper's own text on the practical form is not
-//! what this was written from: the form follows from the method's proximal step, and its choices (the opponent is the
-//! present policy, `η = 2β`, `κ = 0.1`) from what converges in the laboratory. The average is one of the adapter's
-//! factors and not of their product; how far it is from the policy is measured (`objective/anchor_kl`).
+//! What earlier tokens paid does not depend on token t, nor does what others pay: leaving out the first and taking away
+//! the second lowers the variance and leaves the expectation. So the two losses have the same gradient in expectation, up
+//! to 4/β′. The paper's own text on the practical form is not what this was written from: the form follows from the
+//! method's proximal step, and its choices (the opponent is the present policy, `η = 2β`, `κ = 0.1`) from what converges
+//! in the laboratory. The average is one of the adapter's factors and not of their product; how far it is from the policy
+//! is measured (`objective/anchor_kl`).
 
 use super::policy_gradient::not_negative;
 use super::preference::{self, Entrant, Pairs};
@@ -95,25 +97,52 @@ impl NashMp {
         Ok(self)
     }
 
-    /// The advantages of a group: each judged sample against every other one.
-    fn advantages(&self, group: &ScoredGroup, scores: &[SampleScores]) -> Vec<Option<Credit>> {
+    /// How each judged sample of a group fares against every other one, less ½.
+    fn wins(&self, group: &ScoredGroup) -> Vec<Option<f64>> {
         let entrants = preference::entrants(group);
-        let penalty = |place: usize| self.penalty(&scores[place]);
-        let mut credits = vec![None; scores.len()];
+        let mut wins = vec![None; group.group().samples.len()];
         for own in &entrants {
-            let game = |other: &Entrant| {
-                let wins = preference::beats(group, *own, *other, self.judge_temperature)?;
-                Some(wins - 0.5 - (penalty(own.0) - penalty(other.0)))
-            };
+            let game = |other: &Entrant| Some(preference::beats(group, *own, *other, self.judge_temperature)? - 0.5);
             let games = entrants.iter().filter(|other| other.0 != own.0).filter_map(game);
-            credits[own.0] = preference::mean(&games.collect::<Vec<_>>()).map(Credit::Whole);
+            wins[own.0] = preference::mean(&games.collect::<Vec<_>>());
         }
-        credits
+        wins
     }
 
-    /// What a sample pays for where the policy has moved.
-    fn penalty(&self, score: &SampleScores) -> f64 {
-        self.beta * log_ratio(score, &score.reference) + self.beta / self.eta * log_ratio(score, &score.anchor)
+    /// What a sample pays where the policy has moved, from each of its tokens on.
+    fn payments(&self, score: &SampleScores) -> Vec<f64> {
+        let step = |own: f32, other: f32| f64::from(own) - f64::from(other);
+        let mut payments: Vec<f64> = (0..score.logprobs.len())
+            .map(|token| {
+                let own = score.logprobs[token];
+                self.beta * step(own, score.reference[token]) + self.beta / self.eta * step(own, score.anchor[token])
+            })
+            .collect();
+        for token in (1..payments.len()).rev() {
+            payments[token - 1] += payments[token];
+        }
+        payments
+    }
+
+    /// The advantages of every token: wins, less what is paid above what the others of the batch pay on average.
+    fn advantages(&self, groups: &[ScoredGroup], scores: &[Vec<SampleScores>]) -> Credits {
+        let wins: Vec<_> = groups.iter().map(|group| self.wins(group)).collect();
+        let payments: Vec<Vec<_>> =
+            scores.iter().map(|group| group.iter().map(|score| self.payments(score)).collect()).collect();
+        let judged = || wins.iter().flatten().zip(payments.iter().flatten()).filter(|(wins, _)| wins.is_some());
+        let others = judged().count().saturating_sub(1).max(1) as f64;
+        let mut total = Vec::new();
+        for (_, paid) in judged() {
+            total.resize(total.len().max(paid.len()), 0.0);
+            total.iter_mut().zip(paid).for_each(|(total, paid)| *total += paid);
+        }
+        let credit = |(wins, paid): (&Option<f64>, &Vec<f64>)| {
+            let wins = (*wins)?;
+            let advantage = |(paid, total): (&f64, &f64)| (wins - (paid - (total - paid) / others)) as f32;
+            let advantages = paid.iter().zip(&total).map(advantage).collect();
+            Some(Credit::Tokens { advantages, returns: Vec::new() })
+        };
+        wins.iter().zip(&payments).map(|(wins, paid)| wins.iter().zip(paid).map(credit).collect()).collect()
     }
 }
 
@@ -143,9 +172,7 @@ impl Algorithm for NashMp {
         metrics.set("objective/anchor_kl", mean(&|score| log_ratio(score, &score.anchor)));
         match self.form {
             NashForm::Contrastive => preference::credits(evidence),
-            NashForm::PolicyGradient => {
-                evidence.groups.iter().zip(scores).map(|(group, scores)| self.advantages(group, scores)).collect()
-            }
+            NashForm::PolicyGradient => self.advantages(evidence.groups, scores),
         }
     }
 

@@ -14,43 +14,65 @@ fn scores(groups: &[ScoredGroup], reference: f32, anchor: f32) -> Vec<Vec<Sample
     groups.iter().map(|group| group.group().samples.iter().map(score).collect()).collect()
 }
 
-fn advantages(rewards: &[&[f32]], reference: f32, anchor: f32) -> (Vec<Option<f64>>, Metrics) {
+/// The advantages of every sample's tokens; none for those that nobody judged.
+fn advantages(rewards: &[&[f32]], reference: f32, anchor: f32) -> (Vec<Option<Vec<f32>>>, Metrics) {
     let groups = scored(rewards);
     let scores = scores(&groups, reference, anchor);
     let mut metrics = Metrics::new();
     let algorithm = build(&Config::NashMp(NashMp::default())).unwrap();
     let credits = algorithm.credit(&Evidence { groups: &groups, scores: Some(&scores) }, &mut metrics);
-    let number = |credit: Option<Credit>| match credit {
-        Some(Credit::Whole(advantage)) => Some(advantage),
+    let tokens = |credit: Option<Credit>| match credit {
+        Some(Credit::Tokens { advantages, .. }) => Some(advantages),
         _ => None,
     };
-    (credits.into_iter().flatten().map(number).collect(), metrics)
+    (credits.into_iter().flatten().map(tokens).collect(), metrics)
 }
 
-fn close(actual: &[Option<f64>], expected: &[Option<f64>]) {
-    let near = |(a, e): (&Option<f64>, &Option<f64>)| match (a, e) {
-        (Some(a), Some(e)) => (a - e).abs() < 1e-6,
-        (a, e) => a == e,
+fn close(actual: &[Option<Vec<f32>>], expected: &[Option<&[f32]>]) {
+    let near = |(a, e): (&Option<Vec<f32>>, &Option<&[f32]>)| match (a, e) {
+        (Some(a), Some(e)) => a.len() == e.len() && a.iter().zip(*e).all(|(a, e)| (a - e).abs() < 1e-6),
+        (a, e) => a.is_none() && e.is_none(),
     };
     assert!(actual.len() == expected.len() && actual.iter().zip(expected).all(near), "{actual:?} {expected:?}");
 }
 
 #[test]
-fn both_samples_learn_from_each_other_and_pay_for_what_they_moved() {
-    // One and two tokens, log-ratios of 0.5 a token to the reference and 0.2 to the anchor: the first pays
-    // 0.1 · 0.5 + 0.5 · 0.2 = 0.15, the second twice that; each has the other's payment as its baseline.
+fn both_samples_learn_from_each_other_and_each_token_pays_for_what_comes_from_it_on() {
+    // One and two tokens, log-ratios of 0.5 a token to the reference and 0.2 to the anchor: a token pays
+    // 0.1 · 0.5 + 0.5 · 0.2 = 0.15. From the first token on the samples pay 0.15 and 0.3, from the second 0 and 0.15,
+    // each with what the other pays as its baseline.
     let (found, metrics) = advantages(&[&[1.0, 0.0]], -1.5, -1.2);
-    close(&found, &[Some(0.5 + 0.15), Some(-0.5 - 0.15)]);
+    close(&found, &[Some(&[0.5 + 0.15]), Some(&[-0.5 - 0.15, -0.5 - 0.15])]);
     // Means over samples of sums over tokens: (0.5 + 1) / 2 and (0.2 + 0.4) / 2.
     assert!((metrics.get("objective/kl").unwrap() - 0.75).abs() < 1e-6);
     assert!((metrics.get("objective/anchor_kl").unwrap() - 0.3).abs() < 1e-6);
 }
 
 #[test]
+fn the_baseline_is_what_the_other_judged_samples_of_the_whole_batch_pay() {
+    // Lengths 1, 2, 3 and 1, 2: from the first token on they pay 0.15, 0.3, (0.45) and 0.15, 0.3, from the second 0,
+    // 0.15, (0.3) and 0, 0.15; the third is not judged and has no part in any mean.
+    let (found, _) = advantages(&[&[1.0, 0.0, f32::NAN], &[1.0, 1.0]], -1.5, -1.2);
+    let first = [0.15 - 0.75 / 3.0, 0.3 - 0.6 / 3.0];
+    let second = 0.15 - 0.15 / 3.0;
+    close(
+        &found,
+        &[
+            Some(&[0.5 - first[0]]),
+            Some(&[-0.5 - first[1], -0.5 - second]),
+            None,
+            Some(&[-first[0]]),
+            Some(&[-first[1], -second]),
+        ],
+    );
+}
+
+#[test]
 fn of_several_each_plays_against_all_others_and_the_unjudged_against_none() {
     let (found, _) = advantages(&[&[2.0, f32::NAN, 1.0, 1.0], &[1.0, f32::NAN]], -1.0, -1.0);
     // The best wins both games; the equals lose one and draw one.
-    close(&found, &[Some(0.5), None, Some(-0.25), Some(-0.25), None, None]);
+    let first: Vec<_> = found.into_iter().map(|advantages| advantages.map(|advantages| advantages[0])).collect();
+    assert_eq!(first, [Some(0.5), None, Some(-0.25), Some(-0.25), None, None]);
 }
 
 #[test]
