@@ -78,7 +78,6 @@ impl Plan {
                     seed: seed.child("rollout"),
                     lookahead: config.collector.as_ref().map_or(0, CollectorConfig::lookahead),
                     last_step: config.steps,
-                    reward_seconds: 0.0,
                 };
                 Box::new(Replayed::new(rollouts, past, seed.child("replay")))
             }

@@ -32,7 +32,7 @@ use schema::{Metrics, Seed};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use store::{RunId, RunStatus, Store};
 
 /// How a call of [`train`] ended.
@@ -339,6 +339,7 @@ impl<'a> Training<'a> {
             judge: self.plan.judge.as_mut(),
             adapter: kept.then(|| self.snapshots.path(step - 1).display().to_string()),
             observer,
+            judging: Duration::ZERO,
         };
         self.plan.source.step(step, &self.learner.algorithm().schedule(step), desk)
     }

@@ -20,6 +20,7 @@ use reward::WeightedSum;
 use schema::{Metrics, ScoredGroup};
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 use store::{RunId, Store};
 
 /// What a source works with.
@@ -36,6 +37,8 @@ pub(crate) struct Desk<'a> {
     pub adapter: Option<String>,
     /// Who watches.
     pub observer: &'a mut dyn Observer,
+    /// What judging this step's samples has taken so far.
+    pub judging: Duration,
 }
 
 /// The samples of one step.

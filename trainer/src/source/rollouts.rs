@@ -41,8 +41,6 @@ pub(crate) struct Rollouts {
     pub(crate) lookahead: u64,
     /// The last step of the run.
     pub(crate) last_step: u64,
-    /// What judging the present step's samples has taken so far.
-    pub(crate) reward_seconds: f64,
 }
 
 impl Source for Rollouts {
@@ -94,7 +92,7 @@ impl Rollouts {
             samples.metrics.set("sampling/staleness_max", most);
         }
         samples.metrics.merge(measured);
-        samples.metrics.set("time/reward_s", self.reward_seconds);
+        samples.metrics.set("time/reward_s", desk.judging.as_secs_f64());
         Ok(samples)
     }
 
@@ -106,7 +104,6 @@ impl Rollouts {
         schedule: &Schedule,
         desk: &mut Desk<'_>,
     ) -> Result<Vec<ScoredGroup>> {
-        self.reward_seconds = 0.0;
         let seed = self.seed.at(step);
         for later in (step + 1..=self.last_step).take(self.lookahead as usize) {
             let mut asked = self.prompts.step(later)?;
@@ -172,7 +169,7 @@ impl Rollouts {
             Some(bench) => bench.hear(scored)?,
             None => scored,
         };
-        self.reward_seconds += judging.elapsed().as_secs_f64();
+        desk.judging += judging.elapsed();
         Ok(judged)
     }
 }
