@@ -29,11 +29,14 @@ fn advantages(rewards: &[&[f32]], reference: f32, anchor: f32) -> (Vec<Option<Ve
 }
 
 fn close(actual: &[Option<Vec<f32>>], expected: &[Option<&[f32]>]) {
-    let near = |(a, e): (&Option<Vec<f32>>, &Option<&[f32]>)| match (a, e) {
-        (Some(a), Some(e)) => a.len() == e.len() && a.iter().zip(*e).all(|(a, e)| (a - e).abs() < 1e-6),
-        (a, e) => a.is_none() && e.is_none(),
-    };
-    assert!(actual.len() == expected.len() && actual.iter().zip(expected).all(near), "{actual:?} {expected:?}");
+    assert_eq!(actual.len(), expected.len());
+    for (actual, expected) in actual.iter().map(Option::as_deref).zip(expected.iter().copied()) {
+        let near = match (actual, expected) {
+            (Some(a), Some(e)) => a.len() == e.len() && a.iter().zip(e).all(|(a, e)| (a - e).abs() < 1e-6),
+            (a, e) => a.is_none() && e.is_none(),
+        };
+        assert!(near, "{actual:?}, not {expected:?}");
+    }
 }
 
 #[test]
