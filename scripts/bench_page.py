@@ -111,26 +111,35 @@ def line_chart(title, x_label, y_label, series):
     left, top, width, height = 80, 40, 640, 300
     points = [point for _, line in series for point in line]
     low_x, high_x = log10(min(x for x, _ in points)), log10(max(x for x, _ in points))
-    low_y, high_y = floor(log10(min(y for _, y in points))), ceil(log10(max(y for _, y in points)))
-    high_y = max(high_y, low_y + 1)
+    least, most = min(y for _, y in points), max(y for _, y in points)
+    ticks = [part * 10.0**power for power in range(floor(log10(least)), ceil(log10(most)) + 1) for part in (1, 2, 5)]
+    first = max(place for place, tick in enumerate(ticks) if tick <= least)
+    last = min(place for place, tick in enumerate(ticks) if tick >= most and place > first)
+    ticks = ticks[first : last + 1]
+    low_y, high_y = log10(ticks[0]), log10(ticks[-1])
     place = lambda x, y: (
         left + (log10(x) - low_x) / ((high_x - low_x) or 1) * width,
         top + height - (log10(y) - low_y) / (high_y - low_y) * height,
     )
     body = []
-    for power in range(low_y, high_y + 1):
-        _, y = place(10**low_x, 10.0**power)
+    for tick in ticks:
+        _, y = place(10**low_x, tick)
         body.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + width}" y2="{y:.1f}" stroke="{GRID}"/>')
-        body.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{number(10.0**power)}</text>')
+        body.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:,.10g}</text>')
     for x in sorted({x for x, _ in points}):
-        at, _ = place(x, 10.0**low_y)
+        at, _ = place(x, ticks[0])
         body.append(f'<text x="{at:.1f}" y="{top + height + 18}" text-anchor="middle">{x:,.0f}</text>')
-    for (name, line), colour in zip(series, ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]):
+    # Names stand behind the lines' ends, from the top down, and none on another.
+    floor_y = top
+    coloured = list(zip(series, ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"]))
+    for (name, line), colour in sorted(coloured, key=lambda one: -one[0][1][-1][1]):
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(x, y) for x, y in line))
         body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         a, b = place(*line[-1])
-        body.append(f'<text x="{a - 4:.1f}" y="{b - 8:.1f}" text-anchor="end" fill="{colour}">{html.escape(name)}</text>')
-    total, tall = left + width + 40, top + height + 50
+        floor_y = max(b + 4, floor_y)
+        body.append(f'<text x="{a + 8:.1f}" y="{floor_y:.1f}" fill="{colour}">{html.escape(name)}</text>')
+        floor_y += 16
+    total, tall = left + width + 20 + 8 * max(len(name) for name, _ in series), top + height + 50
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{total}" height="{tall}" viewBox="0 0 {total} {tall}"'
         f' font-family="DejaVu Sans, sans-serif" font-size="12" fill="{INK}">\n'

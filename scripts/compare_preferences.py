@@ -47,7 +47,8 @@ METHODS = {
     "apo": '[algorithm.apo]\nalpha = 0.3\nbeta = {beta}\nsteps_per_iteration = {iteration}\nties = "skip"',
     "online_dpo": '[algorithm.online_dpo]\nbeta = {beta}\nties = "skip"',
     "nash_md": "[algorithm.nash_md]\nbeta = {beta}",
-    "nash_mp": "[algorithm.nash_mp]\nbeta = {beta}\neta = {eta}",
+    # An average two steps behind: in a run of so few steps, the default one of ten would still be where it began.
+    "nash_mp": "[algorithm.nash_mp]\nbeta = {beta}\neta = {eta}\nkappa = 0.5",
     "nash_prox": '[algorithm.nash_mp]\nbeta = {beta}\neta = {eta}\nkappa = 1.0\nanchor_every = {iteration}\nform = "contrastive"',
 }
 
