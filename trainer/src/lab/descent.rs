@@ -164,6 +164,19 @@ mod tests {
     }
 
     #[test]
+    fn a_close_average_is_sooner_where_the_penalty_is_strong_and_later_where_it_is_weak() {
+        // (β, steps, KL(π* ‖ π) with κ = 0.1, with κ = 0.5)
+        for (beta, steps, expected) in [(0.1, 100, [4.56e-3, 4.70e-4]), (0.01, 1000, [1.43e-5, 1.81e-3])] {
+            let game = Game::cycle(beta).unwrap();
+            for (kappa, expected) in [0.1, 0.5].into_iter().zip(expected) {
+                let policy = anchored_self_play(&game, Opponent::Present, 2.0 * beta, Some(kappa), steps, 1.0);
+                let found = game.equilibrium().kl(&policy);
+                assert!((found - expected).abs() <= 5e-3 * expected, "{beta} {kappa}: {found} for {expected}");
+            }
+        }
+    }
+
+    #[test]
     fn the_contrastive_loss_takes_extragradient_steps() {
         let game = Game::cycle(0.1).unwrap();
         let policy = contrastive_extragradient(&game, &start(), 0.05);
