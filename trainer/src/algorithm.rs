@@ -300,6 +300,13 @@ pub struct SampleScores {
     pub values: Vec<f32>,
 }
 
+impl SampleScores {
+    /// `log π − log other` at each token, for the scores of another policy.
+    pub(crate) fn log_ratios_to(&self, other: &[f32]) -> Vec<f64> {
+        self.logprobs.iter().zip(other).map(|(own, other)| f64::from(*own) - f64::from(*other)).collect()
+    }
+}
+
 /// What a sample is worth to the update.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Credit {

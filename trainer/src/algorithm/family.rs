@@ -339,7 +339,7 @@ pub(super) fn penalised_rewards(evidence: &Evidence<'_>, coefficient: f64) -> Ve
 
 /// The k1 estimate at each token: `log π − log π_ref`.
 pub(super) fn k1(scores: &SampleScores) -> Vec<f64> {
-    scores.logprobs.iter().zip(&scores.reference).map(|(own, other)| f64::from(*own) - f64::from(*other)).collect()
+    scores.log_ratios_to(&scores.reference)
 }
 
 /// Rewards less the mean of their group, divided as `scale` says.

@@ -14,6 +14,7 @@
 //! token pays for its own log-ratio alone, which biases the KL gradient. The paper found c between 0.125 and 0.375 best;
 //! TRL's default was 0.5. Exact steps on tables are in the [laboratory](crate::lab::Rule::NashMd).
 
+use super::family;
 use super::policy_gradient::not_negative;
 use super::preference;
 use super::{Algorithm, Compares, Credit, Credits, Evidence, Needs, Opponent, Outputs, SampleScores};
@@ -75,12 +76,7 @@ impl NashMd {
 
     /// The advantages of a sample's tokens.
     fn credit_of(&self, win_rate: f64, score: &SampleScores) -> Credit {
-        let ratios: Vec<f64> = score
-            .logprobs
-            .iter()
-            .zip(&score.reference)
-            .map(|(own, other)| f64::from(*own) - f64::from(*other))
-            .collect();
+        let ratios = family::k1(score);
         let whole: f64 = ratios.iter().sum();
         let mut rest = whole;
         let advantage = |ratio: &f64| {
@@ -116,7 +112,7 @@ impl Algorithm for NashMd {
         let rates: Vec<f64> = evidence.groups.iter().flat_map(ScoredGroup::rewards).flatten().map(f64::from).collect();
         metrics.set("rewards/probabilities", rates.iter().sum::<f64>() / rates.len().max(1) as f64);
         let every = || scores.iter().flatten();
-        let kl: f64 = every().map(log_ratio).sum();
+        let kl: f64 = every().map(|score| family::k1(score).iter().sum::<f64>()).sum();
         metrics.set("objective/kl", kl / every().count().max(1) as f64);
         let group = |(group, scores): (&ScoredGroup, &Vec<SampleScores>)| {
             let credit = |(rate, score): (Option<f32>, &SampleScores)| Some(self.credit_of(f64::from(rate?), score));
@@ -132,11 +128,6 @@ impl Algorithm for NashMd {
     fn loss(&self, batch: &Batch, outputs: Outputs<'_>, _tally: &mut Tally) -> Tensor {
         batch.denominator.aggregate(&-(outputs.logprobs * &batch.advantages), &batch.rows)
     }
-}
-
-/// `log(π / π_ref)` of a whole sample.
-fn log_ratio(score: &SampleScores) -> f64 {
-    score.logprobs.iter().zip(&score.reference).map(|(own, other)| f64::from(*own) - f64::from(*other)).sum()
 }
 
 #[cfg(test)]

@@ -31,9 +31,9 @@ use super::preference::{self, Entrant, Pairs};
 use super::{Algorithm, Compares, Credit, Credits, Evidence, MovingAverage, Needs, Outputs, SampleScores};
 use crate::batch::Batch;
 use crate::objective::preference::squared;
-use crate::objective::{Aggregation, Denominator, Tally};
+use crate::objective::{Aggregation, Denominator, Tally, leave_one_out, reward_to_go};
 use crate::{Error, Result};
-use schema::{Metrics, ScoredGroup};
+use schema::{Metrics, Sample, ScoredGroup};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -110,39 +110,39 @@ impl NashMp {
     }
 
     /// What a sample pays where the policy has moved, from each of its tokens on.
-    fn payments(&self, score: &SampleScores) -> Vec<f64> {
-        let step = |own: f32, other: f32| f64::from(own) - f64::from(other);
-        let mut payments: Vec<f64> = (0..score.logprobs.len())
-            .map(|token| {
-                let own = score.logprobs[token];
-                self.beta * step(own, score.reference[token]) + self.beta / self.eta * step(own, score.anchor[token])
-            })
-            .collect();
-        for token in (1..payments.len()).rev() {
-            payments[token - 1] += payments[token];
-        }
-        payments
+    fn payments(&self, sample: &Sample, score: &SampleScores) -> Vec<f64> {
+        let ratios = score.log_ratios_to(&score.reference).into_iter().zip(score.log_ratios_to(&score.anchor));
+        let each: Vec<f64> =
+            ratios.map(|(reference, anchor)| self.beta * reference + self.beta / self.eta * anchor).collect();
+        reward_to_go(&each, &sample.mask, 1.0)
     }
 
     /// The advantages of every token: wins, less what is paid above what the others of the batch pay on average.
     fn advantages(&self, groups: &[ScoredGroup], scores: &[Vec<SampleScores>]) -> Credits {
-        let wins: Vec<_> = groups.iter().map(|group| self.wins(group)).collect();
-        let payments: Vec<Vec<_>> =
-            scores.iter().map(|group| group.iter().map(|score| self.payments(score)).collect()).collect();
-        let judged = || wins.iter().flatten().zip(payments.iter().flatten()).filter(|(wins, _)| wins.is_some());
-        let others = judged().count().saturating_sub(1).max(1) as f64;
-        let mut total = Vec::new();
-        for (_, paid) in judged() {
-            total.resize(total.len().max(paid.len()), 0.0);
-            total.iter_mut().zip(paid).for_each(|(total, paid)| *total += paid);
-        }
-        let credit = |(wins, paid): (&Option<f64>, &Vec<f64>)| {
-            let wins = (*wins)?;
-            let advantage = |(paid, total): (&f64, &f64)| (wins - (paid - (total - paid) / others)) as f32;
-            let advantages = paid.iter().zip(&total).map(advantage).collect();
+        let wins: Vec<Vec<Option<f64>>> = groups.iter().map(|group| self.wins(group)).collect();
+        let samples = groups.iter().flat_map(|group| &group.group().samples).zip(scores.iter().flatten());
+        let paid: Vec<Option<Vec<f64>>> = wins
+            .iter()
+            .flatten()
+            .zip(samples)
+            .map(|(wins, (sample, score))| wins.map(|_| self.payments(sample, score)))
+            .collect();
+        let longest = paid.iter().flatten().map(Vec::len).max().unwrap_or_default();
+        let from = |paid: &Vec<f64>, token: usize| paid.get(token).copied().unwrap_or_default();
+        let above: Vec<Vec<Option<f64>>> = (0..longest)
+            .map(|token| paid.iter().map(|paid| paid.as_ref().map(|paid| from(paid, token))).collect::<Vec<_>>())
+            .map(|paid| leave_one_out(&paid))
+            .collect();
+        let mut places = 0..paid.len();
+        let mut credit = |wins: &Option<f64>| {
+            let place = places.next()?;
+            let (wins, paid) = (*wins).zip(paid[place].as_ref())?;
+            // What is not a number must not look like a sample that pays what all pay.
+            let advantage = |above: &Vec<Option<f64>>| (wins - above[place].unwrap_or(f64::NAN)) as f32;
+            let advantages = above[..paid.len()].iter().map(advantage).collect();
             Some(Credit::Tokens { advantages, returns: Vec::new() })
         };
-        wins.iter().zip(&payments).map(|(wins, paid)| wins.iter().zip(paid).map(credit).collect()).collect()
+        wins.iter().map(|wins| wins.iter().map(&mut credit).collect()).collect()
     }
 }
 
@@ -168,8 +168,8 @@ impl Algorithm for NashMp {
             let count = scores.iter().flatten().count().max(1) as f64;
             scores.iter().flatten().map(of).sum::<f64>() / count
         };
-        metrics.set("objective/kl", mean(&|score| log_ratio(score, &score.reference)));
-        metrics.set("objective/anchor_kl", mean(&|score| log_ratio(score, &score.anchor)));
+        metrics.set("objective/kl", mean(&|score| score.log_ratios_to(&score.reference).iter().sum()));
+        metrics.set("objective/anchor_kl", mean(&|score| score.log_ratios_to(&score.anchor).iter().sum()));
         match self.form {
             NashForm::Contrastive => preference::credits(evidence),
             NashForm::PolicyGradient => self.advantages(evidence.groups, scores),
@@ -201,11 +201,6 @@ impl Algorithm for NashMp {
             }
         }
     }
-}
-
-/// `log(π / other)` of a whole sample.
-fn log_ratio(score: &SampleScores, other: &[f32]) -> f64 {
-    score.logprobs.iter().zip(other).map(|(own, other)| f64::from(*own) - f64::from(*other)).sum()
 }
 
 #[cfg(test)]
