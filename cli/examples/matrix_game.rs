@@ -14,7 +14,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use trainer::lab::{Game, Iteration, Rule, Tabular, iterations};
-use trainer::plot::{Curve, Drawn, draw_logarithmic};
+use trainer::report::plot::{Curve, Drawn, draw_logarithmic};
 
 /// Preference queries of each run.
 const QUERIES: u64 = 200;

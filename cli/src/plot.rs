@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use trainer::plot;
+use trainer::report::plot;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

@@ -7,7 +7,7 @@ use schema::Metrics;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write as _};
 use std::time::{Duration, Instant};
-use trainer::tracker::summary_line;
+use trainer::report::tracker::summary_line;
 use trainer::{Observer, Phase};
 
 /// A fault in the command line itself, found after parsing it.

@@ -4,15 +4,11 @@
 //! It is written under a temporary name, synced and renamed, so a folder named `step_N` is always whole. Randomness
 //! has addresses ([`schema::Seed`]) and samples are in the store, so neither is saved here.
 
-mod merged;
-mod peft;
-mod publication;
+pub(crate) mod bucket;
+pub(crate) mod restore;
 pub(crate) mod tensors;
 
-pub use merged::{export_gguf, export_hub};
-pub use peft::{PeftForm, export_peft};
-pub(crate) use publication::Publications;
-
+use crate::files::write_synced;
 use crate::guard::Memory;
 use crate::{Error, Result};
 use schema::Metrics;
@@ -227,22 +223,6 @@ impl Snapshot {
 
 fn missing(part: &str) -> Error {
     Error::input(format!("the checkpoint has no {part}.{EXTENSION}; was it made with another config?"))
-}
-
-/// Writes a file and waits until it is on the disk.
-pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    let mut file = fs::File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-/// Writes a file under a temporary name and renames it, so that a reader sees the old or the new one, never a part.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = path.with_extension("partial");
-    write_synced(&partial, bytes)
-        .and_then(|()| fs::rename(&partial, path))
-        .map_err(|error| Error::runtime(format!("cannot write {}: {error}", path.display())))
 }
 
 #[cfg(test)]

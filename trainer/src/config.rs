@@ -3,19 +3,24 @@
 //! Unknown keys are errors that name the nearest key, because a key that is silently ignored costs a night. TRL's
 //! spellings are accepted where they mean the same. The resolved config, defaults included, is stored with the run.
 
+mod collector;
 mod parse;
 mod serving;
+mod share;
 
+pub use collector::{RemoteConfig, WithoutWorkers};
 pub use parse::Override;
 pub use serving::Serving;
+pub use share::Share;
 
 use crate::algorithm::{self, Algorithm, Samples};
-use crate::judging::WIN_RATE;
-use crate::remote::RemoteConfig;
-use crate::share::Share;
-use crate::{Error, Result, behavior, guard, optimizer, prox};
+use crate::behavior;
+use crate::{Error, Result, guard, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+
+/// The name of the reward part that holds a sample's win rate; no `[[reward]]` may be called so.
+pub(crate) const WIN_RATE: &str = "win_rate";
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -268,7 +273,7 @@ impl Config {
             return Err(Error::input(format!("evaluate.beta must be 0 or more, but is {}", self.evaluate.beta)));
         }
         self.check_judge(&*algorithm)?;
-        self.guard.check(&*algorithm, self.algorithm.name(), &self.checkpoint)?;
+        self.guard.check(&*algorithm, self.algorithm.name(), self.checkpoint.keep, self.checkpoint.every)?;
         let accelerated = algorithm.needs().iterations.is_some_and(|iterations| iterations.alpha > 0.0);
         if accelerated && matches!(self.model.adapter, model::adapter::AdapterConfig::Sora(_)) {
             return Err(Error::input(

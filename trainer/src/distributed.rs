@@ -2,7 +2,7 @@
 //!
 //! Every process runs the same command; `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` in its environment say which
 //! one it is, as torchrun, Slurm and Kubernetes' operators set them. Rank 0 *leads*: it alone has the run folder, the store,
-//! the rewards and the held-out prompts. The others *follow* ([`follow`]): they do what it says, one [`Call`] after the
+//! the rewards and the held-out prompts. The others *follow* : they do what it says, one [`Call`] after the
 //! other.
 //!
 //! | call | what each rank does |
@@ -20,25 +20,20 @@
 //! Gradients travel as f32 through the host's memory by Gloo, whatever the device: an adapter is small. It has neither
 //! encryption nor passwords, so it belongs into a private network; `GLOO_SOCKET_IFNAME` names the interface.
 
-mod follow;
-mod spread;
 #[cfg(feature = "distributed")]
-mod wire;
+mod c10d;
 
-pub(crate) use follow::follow;
-pub(crate) use spread::Spread;
-
+use crate::checkpoint::{Snapshot, State};
 use crate::objective::{Number, Tally};
 use crate::optimizer::Parameter;
-use crate::snapshot::{Snapshot, State};
 use crate::{Error, Result};
+#[cfg(feature = "distributed")]
+use c10d::Wire;
 use schema::ScoredGroup;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use tch::{Kind, Tensor};
-#[cfg(feature = "distributed")]
-use wire::Wire;
 
 /// What holds the processes together, where the program was built without it: nothing.
 #[cfg(not(feature = "distributed"))]
@@ -66,7 +61,7 @@ pub(crate) struct Team {
 
 /// What rank 0 says.
 #[derive(Debug, Serialize, Deserialize)]
-enum Call<'a> {
+pub(crate) enum Call<'a> {
     /// A checkpoint follows: its state, and the names of its tensors' files, whose bytes come next.
     Restore { state: Box<State>, parts: Vec<String> },
     /// Which part of a job each rank draws; those at the end may have none.
@@ -114,6 +109,10 @@ impl Team {
         self.rank == 0
     }
 
+    pub(crate) fn rank(&self) -> usize {
+        self.rank
+    }
+
     pub(crate) fn size(&self) -> usize {
         self.size
     }
@@ -130,7 +129,7 @@ impl Team {
     }
 
     /// Gets what a rank sends by [`Team::send_bytes`].
-    fn get_bytes(&self, from: usize) -> Result<Vec<u8>> {
+    pub(crate) fn get_bytes(&self, from: usize) -> Result<Vec<u8>> {
         let empty = |count: i64, kind: Kind| Tensor::zeros([count], (kind, model::device::HOST));
         let length = empty(1, Kind::Int64);
         self.wire.broadcast(&length, from)?;
@@ -139,16 +138,16 @@ impl Team {
         Ok(Vec::<u8>::try_from(bytes)?)
     }
 
-    fn send(&self, value: &impl Serialize) -> Result<()> {
+    pub(crate) fn send(&self, value: &impl Serialize) -> Result<()> {
         self.send_bytes(&serde_json::to_vec(value).map_err(garbled)?)
     }
 
-    fn get<T: DeserializeOwned>(&self, from: usize) -> Result<T> {
+    pub(crate) fn get<T: DeserializeOwned>(&self, from: usize) -> Result<T> {
         serde_json::from_slice(&self.get_bytes(from)?).map_err(garbled)
     }
 
     /// What every rank has, in the order of ranks, for all of them.
-    fn gather<T: Serialize + DeserializeOwned>(&self, own: T) -> Result<Vec<T>> {
+    pub(crate) fn gather<T: Serialize + DeserializeOwned>(&self, own: T) -> Result<Vec<T>> {
         let mut all = Vec::with_capacity(self.size);
         for rank in 0..self.size {
             if rank == self.rank {
@@ -215,6 +214,6 @@ impl Team {
     }
 }
 
-fn garbled(error: impl std::fmt::Display) -> Error {
+pub(crate) fn garbled(error: impl std::fmt::Display) -> Error {
     Error::runtime(format!("ranks do not understand each other: {error}; do all run the same program?"))
 }

@@ -1,12 +1,14 @@
 //! What a run is measured by: greedy answers to held-out prompts, `pass@k` from sampled ones, comparisons with other
 //! policies, and the algorithm's own loss on held-out examples.
 
+pub(crate) mod pool;
+
 use crate::Result;
-use crate::judging::Bench;
+use crate::judge::Bench;
 use crate::learner::Learner;
-use crate::pool::Rival;
 use model::Policy;
 use model::adapter::Adapter;
+use pool::Rival;
 use reward::{Judgement, WeightedSum};
 use rollout::EngineConfig;
 use rollout::collector::{Address, Collector, Inline, Job, Progress};
@@ -119,7 +121,7 @@ impl HeldOut {
     /// | metric | meaning |
     /// |---|---|
     /// | `eval_win_rate/<rival>` | mean probability that an answer of the policy beats one of that rival's |
-    /// | `eval_exploitability` | by how much the best of them does better than a draw (see [`pool`](crate::pool)); 0 if none does |
+    /// | `eval_exploitability` | by how much the best of them does better than a draw (see [`pool`](crate::evaluate::pool)); 0 if none does |
     /// | `eval_kl` | KL(policy ‖ base) of a whole answer, in nats; only where `evaluate.beta` asks for it |
     /// | `eval_unjudged_comparisons` | pairs that could not be compared and are in no mean |
     fn compare(

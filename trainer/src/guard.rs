@@ -28,7 +28,6 @@ pub use length_drift::LengthDrift;
 pub use repeated_text::RepeatedText;
 
 use crate::algorithm::{Algorithm, Samples};
-use crate::config::Checkpoint;
 use crate::{Error, Result};
 use schema::{Metrics, Sample, ScoredGroup};
 use serde::{Deserialize, Serialize};
@@ -168,8 +167,9 @@ guards! {
 }
 
 impl Config {
-    /// Refuses what cannot work, by name.
-    pub(crate) fn check(&self, algorithm: &dyn Algorithm, name: &str, checkpoint: &Checkpoint) -> Result<()> {
+    /// Refuses guards that this algorithm, called `name`, cannot have, and roll-backs beyond the checkpoints: of those that
+    /// are saved after `every` steps the newest `keep` stay (0: all).
+    pub(crate) fn check(&self, algorithm: &dyn Algorithm, name: &str, keep: usize, every: u64) -> Result<()> {
         if !(self.roll_back_rate > 0.0 && self.roll_back_rate <= 1.0) {
             let given = self.roll_back_rate;
             return Err(Error::input(format!("guard.roll_back_rate must be above 0 and at most 1, but is {given}")));
@@ -186,8 +186,8 @@ impl Config {
             }
             settings.check(algorithm).map_err(|error| input(error.to_string()))?;
             // Just after a checkpoint, the oldest of `keep` is this many steps old.
-            let reach = (checkpoint.keep as u64).saturating_sub(1) * checkpoint.every + 1;
-            if settings.action() == Action::RollBack && checkpoint.keep > 0 && reach < settings.window() as u64 {
+            let reach = (keep as u64).saturating_sub(1) * every + 1;
+            if settings.action() == Action::RollBack && keep > 0 && reach < settings.window() as u64 {
                 return Err(input(format!(
                     " rolls back to before the {} steps that it judges, but checkpoints reach back only {reach}; raise checkpoint.keep or checkpoint.every",
                     settings.window()

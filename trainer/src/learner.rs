@@ -4,20 +4,20 @@ mod iterate;
 mod mismatch;
 mod references;
 
-pub(crate) use iterate::end_of_iteration;
-
 use crate::algorithm::{
     self, Algorithm, Credits, Divergences, Evidence, Outputs, Reads, SampleScores, Samples, Schedule,
 };
 use crate::batch::{Batch, Cut, Material, MiniBatch, mini_batches, score_samples};
+use crate::checkpoint::restore::{HAT, REFERENCE};
+use crate::checkpoint::{Snapshot, State};
 use crate::config::Config;
+use crate::distributed::Team;
 use crate::objective::{KlEstimator, Tally, effective_sample_share, mismatch_kl};
 use crate::optimizer::{self, Kept, Optimizer, OptimizerConfig, OptimizerState, Parameter, Role, Update};
 use crate::prox::{Constraints, Moment, Setting};
-use crate::snapshot::{Snapshot, State};
-use crate::team::Team;
-use crate::{Error, Result, measure};
-use iterate::{Average, HAT, Progress};
+use crate::report::metrics;
+use crate::{Error, Result};
+use iterate::{Average, Progress};
 use mismatch::MismatchAlarm;
 use model::adapter::{Adapter, LowRank};
 use model::logprob::Want;
@@ -29,9 +29,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use tch::Tensor;
 
-/// The files of a checkpoint that hold the reference policy, once it is not the untouched network any more, and the
-/// policy of one step earlier.
-const REFERENCE: &str = "reference";
+/// The file of a checkpoint that holds the policy of one step earlier.
 const PREVIOUS: &str = "previous";
 
 /// The algorithm, the optimizer and the constraint, and the parameters that they move.
@@ -245,7 +243,7 @@ impl Learner {
             sample.logprobs.iter().zip(other).map(|(own, other)| f64::from(*own) - f64::from(other)).sum()
         };
         let ratios: Vec<f64> = samples.zip(scores.into_iter().flatten()).map(ratio).collect();
-        Ok(measure::mean(&ratios))
+        Ok(metrics::mean(&ratios))
     }
 
     /// Loss and gradients of a whole step, of which nothing is applied.
@@ -282,7 +280,7 @@ impl Learner {
         };
         let scores = scores.as_deref();
         if let Some(scores) = scores {
-            metrics.merge(measure::replayed(groups, scores, &policy.version().hash));
+            metrics.merge(metrics::replayed(groups, scores, &policy.version().hash));
         }
         let credits: Credits = self.algorithm.credit(&Evidence { groups, scores }, metrics);
         let material = Material { groups, credits: &credits, scores };

@@ -11,38 +11,32 @@ macro_rules! phase_span {
 pub mod algorithm;
 pub mod batch;
 pub mod behavior;
+mod checkpoint;
 pub mod config;
+mod distributed;
 mod error;
 pub mod evaluate;
+mod export;
+mod files;
+pub mod grading;
 pub mod guard;
 pub mod import;
-mod judging;
+mod judge;
 pub mod lab;
 mod learner;
-mod measure;
 pub mod objective;
+mod observer;
 pub mod optimizer;
-mod plan;
-pub mod plot;
-mod pool;
-mod preference_judge;
 pub mod prox;
-pub mod remote;
-pub mod rescore;
-mod reward_model;
+pub mod report;
 mod run;
-mod share;
-mod snapshot;
-mod source;
-mod team;
+pub mod sampling;
 #[cfg(test)]
 mod testing;
-pub mod tracker;
 
+pub use checkpoint::bucket::{fetch_run, run_folder};
+pub use checkpoint::restore::{adapted_policy, resumed_config, trained_policy};
 pub use error::{Error, Result};
-pub use plan::{Estimate, estimate};
-pub use run::{
-    Observer, Outcome, Phase, Silent, Summary, Target, adapted_policy, evaluate, resumed_config, train, trained_policy,
-};
-pub use share::{Share, fetch_run, run_folder};
-pub use snapshot::{PeftForm, export_gguf, export_hub, export_peft};
+pub use export::{PeftForm, export_gguf, export_hub, export_peft};
+pub use observer::{Observer, Phase, Silent};
+pub use run::{Estimate, Outcome, Summary, Target, estimate, evaluate, train};

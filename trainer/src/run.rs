@@ -6,29 +6,31 @@
 //! appear whole or not at all, and a resumed run takes the samples of a step that it has already paid for from the
 //! store.
 
-mod alarm;
 mod folder;
-mod observer;
+mod follow;
+mod guards;
+mod plan;
 
-pub use folder::{Summary, Target, resumed_config};
-pub use observer::{Observer, Phase, Silent};
+pub use folder::{Summary, Target};
+pub use plan::{Estimate, estimate};
 
+use crate::Result;
+use crate::checkpoint::bucket::Shared;
+use crate::checkpoint::restore::{check_restored, restore_newest};
+use crate::checkpoint::{Snapshots, State};
 use crate::config::Config;
+use crate::distributed::Team;
+use crate::evaluate::pool;
 use crate::evaluate::{Exam, Panel};
 use crate::guard::Alarm;
 use crate::learner::Learner;
-use crate::measure;
-use crate::plan::Plan;
-use crate::share::{self, Shared};
-use crate::snapshot::{Snapshot, Snapshots, State};
-use crate::source::{Desk, Home, StepSamples};
-use crate::team::{self, Team};
-use crate::tracker::{JsonlTracker, TensorboardTracker, Tracker};
-use crate::{Error, Result, learner, pool};
+use crate::observer::{Observer, Phase};
+use crate::report::metrics;
+use crate::report::tracker::{JsonlTracker, TensorboardTracker, Tracker};
+use crate::sampling::{Desk, Home, StepSamples};
 use folder::RunFolder;
-use model::Policy;
-use model::adapter::{AdapterConfig, PeftAdapter};
-use schema::{Metrics, Seed};
+use plan::Plan;
+use schema::Metrics;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,7 +58,7 @@ pub enum Outcome {
 pub fn train(config: &Config, target: &Target, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
     let team = Team::join()?.map(Rc::new);
     match team {
-        Some(team) if !team.leads() => team::follow(config, &team).map(|()| Outcome::Followed),
+        Some(team) if !team.leads() => follow::follow(config, &team).map(|()| Outcome::Followed),
         team => lead(config, target, observer, stop, team.as_ref()),
     }
 }
@@ -109,78 +111,6 @@ pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn O
     let rivals = pool::open(config, &plan.policy, checkpoint)?;
     let mut panel = Panel { reward: &mut plan.reward, judge: plan.judge.as_mut(), rivals: &rivals };
     exam.evaluate(&plan.policy, &learner, &mut panel, &mut progress)
-}
-
-/// The policy of a run's newest checkpoint, in a folder or shared at a URL.
-pub fn trained_policy(folder: &Path) -> Result<Policy> {
-    let folder = &share::run_folder(folder)?;
-    let config = resumed_config(folder, &[])?;
-    let mut policy = Policy::load(&config.model, &Seed::new(config.seed))?;
-    restore_newest(folder, &mut policy)?;
-    Ok(policy)
-}
-
-/// Another policy over the network of `base`: with the adapter of a run's newest checkpoint, here or shared at a URL, or of
-/// a folder of PEFT.
-pub fn adapted_policy(base: &Policy, folder: &Path) -> Result<Policy> {
-    let folder = &share::run_folder(folder)?;
-    let build = |config: &AdapterConfig, seed: &Seed| config.build(base.network(), seed, base.device());
-    if !folder.join("config.toml").exists() {
-        let saved = AdapterConfig::Peft(PeftAdapter { path: folder.to_owned() });
-        return Ok(base.with_adapter(build(&saved, &Seed::new(0))?));
-    }
-    let config = resumed_config(folder, &[])?;
-    let mut policy = base.with_adapter(build(&config.model.adapter, &Seed::new(config.seed))?);
-    restore_newest(folder, &mut policy)?;
-    Ok(policy)
-}
-
-/// Brings back the policy of a run's newest checkpoint, which has more than that.
-pub(crate) fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<Snapshot> {
-    let newest = Snapshots::new(folder, 0).newest()?;
-    let snapshot = newest.ok_or_else(|| Error::input(format!("{} has no checkpoint yet", folder.display())))?;
-    restore(&snapshot, policy, folder)?;
-    Ok(snapshot)
-}
-
-/// Brings back the policy of a checkpoint of the run in `folder`: the one to use, where that is not the one to go on
-/// training.
-pub(crate) fn restore(snapshot: &Snapshot, policy: &mut Policy, folder: &Path) -> Result<()> {
-    policy.adapter_mut().restore(snapshot.part("adapter")?)?;
-    policy.set_version(snapshot.state.step);
-    check_restored(policy, &snapshot.state, folder)?;
-    if let Some(hat) = learner::end_of_iteration(snapshot) {
-        policy.adapter_mut().restore(hat)?;
-        policy.set_version(snapshot.state.step);
-    }
-    Ok(())
-}
-
-/// Fills a policy's fresh adapter with the newest one of the run that its config names.
-pub(crate) fn start_from(config: &model::Config, policy: &mut Policy) -> Result<()> {
-    let folder = &share::run_folder(Path::new(&config.adapter_from))?;
-    let saved = resumed_config(folder, &[])?.model.adapter;
-    if saved != config.adapter {
-        return Err(Error::input(format!(
-            "model.adapter_from: the adapter of {} was made by another config; give this run the same [model.adapter] table, which that folder's config.toml has",
-            folder.display()
-        )));
-    }
-    restore_newest(folder, policy)?;
-    policy.set_version(0);
-    Ok(())
-}
-
-/// The base model may have changed since the checkpoint was written; its adapter would then mean something else.
-fn check_restored(policy: &Policy, state: &State, run_folder: &Path) -> Result<()> {
-    if policy.version().hash == state.policy_hash {
-        return Ok(());
-    }
-    Err(Error::input(format!(
-        "{}: the policy of step {} is not the one that was saved; has the base model changed since?",
-        run_folder.display(),
-        state.step
-    )))
 }
 
 /// One call of [`train`].
@@ -304,7 +234,7 @@ impl<'a> Training<'a> {
         self.state.step = step;
         self.state.policy_hash.clone_from(&self.plan.policy.version().hash);
         self.state.generated_tokens += samples.generated_tokens();
-        self.state.num_tokens += measure::seen_tokens(samples.seen());
+        self.state.num_tokens += metrics::seen_tokens(samples.seen());
         self.state.samples += samples.seen().iter().map(|group| group.group().samples.len() as u64).sum::<u64>();
         let seconds = start.elapsed().as_secs_f64();
         self.state.train_seconds += seconds;
@@ -312,12 +242,12 @@ impl<'a> Training<'a> {
         metrics.set("num_samples", self.state.samples as f64);
         metrics.set("num_generated_tokens", self.state.generated_tokens as f64);
         metrics.set("time/train_s", self.state.train_seconds);
-        metrics.merge(measure::ranks(self.plan.policy.adapter()));
+        metrics.merge(metrics::ranks(self.plan.policy.adapter()));
         metrics.set("step_time", seconds);
         if !samples.fresh.is_empty() {
             metrics.set("perf/generated_tokens_per_second", samples.generated_tokens() as f64 / seconds);
         }
-        metrics.set("perf/peak_rss_mb", measure::peak_rss_mb());
+        metrics.set("perf/peak_rss_mb", metrics::peak_rss_mb());
         if self.config.evaluate.every > 0 && step.is_multiple_of(self.config.evaluate.every) && step < self.config.steps
         {
             metrics.merge(self.evaluate(observer)?);

@@ -1,20 +1,23 @@
 //! Where the samples of a step come from: drawn now, drawn earlier, or read from a file.
 
+pub(crate) mod collector;
 mod examples;
+mod fresh;
 mod replayed;
-mod rollouts;
 
+pub use collector::{Work, Worked, work};
 pub(crate) use examples::{Examples, Reader};
+pub(crate) use fresh::Rollouts;
 pub(crate) use replayed::{Offline, Past, Replayed};
-pub(crate) use rollouts::Rollouts;
 
+use crate::Result;
 use crate::algorithm::Schedule;
+use crate::checkpoint::bucket::Shared;
 use crate::config::Config;
-use crate::judging::Bench;
-use crate::run::Observer;
-use crate::share::Shared;
-use crate::team::Team;
-use crate::{Result, measure};
+use crate::distributed::Team;
+use crate::judge::Bench;
+use crate::observer::Observer;
+use crate::report::metrics;
 use model::Policy;
 use reward::WeightedSum;
 use schema::{Metrics, ScoredGroup};
@@ -65,7 +68,7 @@ impl StepSamples {
 
     /// Tokens that were drawn.
     pub(crate) fn generated_tokens(&self) -> u64 {
-        measure::generated_tokens(&self.fresh)
+        metrics::generated_tokens(&self.fresh)
     }
 }
 

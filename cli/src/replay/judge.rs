@@ -5,7 +5,7 @@ use anyhow::Result;
 use std::path::PathBuf;
 use store::{Store, Table};
 use trainer::config::Config;
-use trainer::rescore::rescore;
+use trainer::grading::rescore::rescore;
 
 /// What `rescore` takes.
 #[derive(Debug, clap::Args)]

@@ -5,7 +5,7 @@ use crate::stop::{self, STOP};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use trainer::config::{Config, Override};
-use trainer::remote::{Work, Worked, work};
+use trainer::sampling::{Work, Worked, work};
 
 /// What `work` takes.
 #[derive(Debug, clap::Args)]

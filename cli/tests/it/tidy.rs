@@ -59,11 +59,13 @@ fn only_a_few_files_write_files() {
         "cli/src/profile.rs",
         "model/src/hub.rs",
         "store/src/",
+        "trainer/src/checkpoint.rs",
+        "trainer/src/checkpoint/bucket.rs",
+        "trainer/src/export/",
+        "trainer/src/files.rs",
+        "trainer/src/report/tracker/",
         "trainer/src/run/folder.rs",
-        "trainer/src/share.rs",
-        "trainer/src/snapshot.rs",
-        "trainer/src/snapshot/",
-        "trainer/src/tracker/",
+        "trainer/src/sampling/collector/publication.rs",
     ];
     let write =
         ["fs::write(", "fs::rename(", "fs::copy(", "fs::create_dir", "fs::remove_", "File::create", "OpenOptions"];

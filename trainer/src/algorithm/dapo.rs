@@ -8,7 +8,7 @@
 //! GRPO with four changes, each of them a setting: the clip leaves more room above than below, so that rare tokens can
 //! become likely (clip-higher); every token of the batch counts alike; groups whose answers are all right or all wrong
 //! are replaced by those of further prompts, since they teach nothing (dynamic sampling; what it cost is counted in
-//! `sampling/*`, see [`crate::source`]); and completions near the token limit are punished softly by the reward rule
+//! `sampling/*`, see [`crate::sampling`]); and completions near the token limit are punished softly by the reward rule
 //! `overlong`, or left out of the loss with `mask_truncated_completions`.
 //!
 //! Defaults are the paper's. No KL term. Masking is off, as in verl's best reproduction; like verl it gives up on a step

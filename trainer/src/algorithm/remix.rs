@@ -34,10 +34,10 @@ use super::{
     ZeroCredit,
 };
 use crate::batch::Batch;
-use crate::measure::{self, log_ratios};
 use crate::objective::{
     Anchor, Clip, Denominator, KlEstimator, RolloutCorrection, Surrogate, Tally, ratio_to_behaviour,
 };
+use crate::report::metrics::{self, log_ratios};
 use crate::{Error, Result};
 use schema::{Metrics, Sample};
 use serde::{Deserialize, Serialize};
@@ -279,7 +279,7 @@ impl Reincarnating {
     /// Whether what the present policy says of a sample is near enough to what its own policy said.
     fn is_near(&self, sample: &Sample, scores: &SampleScores) -> bool {
         let log_ratios = log_ratios(sample, scores);
-        measure::mean(&log_ratios).abs() <= self.settings.max_mean_log_ratio
+        metrics::mean(&log_ratios).abs() <= self.settings.max_mean_log_ratio
             && log_ratios.iter().all(|log_ratio| *log_ratio <= self.settings.max_ratio.ln())
     }
 

@@ -12,31 +12,13 @@
 //! The run folder on the trainer's machine stays what the run is resumed from there. Wherever a run folder may be named,
 //! so may `URL/RUN`: [`run_folder`] makes a local copy of the newest checkpoint.
 
-use crate::snapshot::{CHECKPOINTS, STATE, name_of, step_of, write_atomically};
+use super::{CHECKPOINTS, STATE, name_of, step_of};
+use crate::config::Share;
+use crate::files::write_atomically;
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 use store::Files;
-
-/// `[share]`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Share {
-    /// Where other machines find this run's adapters and checkpoints: `s3://BUCKET/FOLDER`, `gs://…`, `az://…` or
-    /// `file:///FOLDER`, below which the run gets a folder of its name. Empty for nowhere.
-    pub url: String,
-}
-
-impl Share {
-    /// Refuses a URL that names no place.
-    pub(crate) fn check(&self) -> Result<()> {
-        if !self.url.is_empty() {
-            Files::open(&self.url).map_err(|error| Error::input(format!("share.url: {error}")))?;
-        }
-        Ok(())
-    }
-}
 
 /// What of a run folder describes it, without its checkpoints.
 const ABOUT: [&str; 3] = [CONFIG, METRICS, OWNER];

@@ -10,11 +10,11 @@
 //! With the β of a regularised game it is that game's; with 0, the default, that of preferences alone. The maximum of
 //! estimates is a little too large by chance, the more so the fewer answers there are.
 
+use crate::checkpoint::bucket::run_folder;
+use crate::checkpoint::restore::same_base;
+use crate::checkpoint::restore::{restore, resumed_config};
+use crate::checkpoint::{Snapshot, Snapshots};
 use crate::config::Config;
-use crate::reward_model::same_base;
-use crate::run::{restore, resumed_config};
-use crate::share::run_folder;
-use crate::snapshot::{Snapshot, Snapshots};
 use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;

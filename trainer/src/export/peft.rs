@@ -11,7 +11,8 @@
 //! PEFT multiplies by `lora_alpha / r` of each layer. Where ranks differ the scale is therefore folded into `B` as well
 //! and `lora_alpha = r` throughout, so that it is 1 whether the patterns are read or not.
 
-use super::{tensors, write_synced};
+use crate::checkpoint::tensors;
+use crate::files::write_synced;
 use crate::{Error, Result};
 use model::Policy;
 use model::adapter::{LowRank, TASK_PREFIX};

@@ -4,7 +4,7 @@
 //! one would, and the verdicts become a scoring of their own beside what training saw, so that a corrected or a second
 //! reward can be compared on the very same samples, and trained on.
 
-use crate::reward_model::RewardModel;
+use crate::grading::RewardModel;
 use crate::{Error, Result};
 use reward::{Config, ModelConfig, Reward};
 use schema::ScoredGroup;

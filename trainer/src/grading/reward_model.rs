@@ -7,8 +7,8 @@
 
 use crate::algorithm;
 use crate::batch::Cut;
+use crate::checkpoint::restore::{restore_newest, resumed_config, same_base};
 use crate::config::Config;
-use crate::run::{restore_newest, resumed_config};
 use crate::{Error, Result};
 use model::packed::{Packed, Sequences};
 use model::{Critic, Policy};
@@ -178,11 +178,6 @@ impl Reward for RewardModel {
             }
         }
     }
-}
-
-/// Whether two configs name the same weights in the same format, adapters aside.
-pub(crate) fn same_base(a: &model::Config, b: &model::Config) -> bool {
-    (&a.path, &a.random, &a.device, a.dtype) == (&b.path, &b.random, &b.device, b.dtype)
 }
 
 /// The answers of one forward pass.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::algorithm::{self, Grpo, Ppo, build};
+use crate::config::Checkpoint;
 use crate::testing::{scored, scored_lengths};
 use schema::Group;
 
@@ -182,7 +183,7 @@ fn a_config_without_tables_has_no_guards_and_says_nothing() {
 fn what_cannot_work_is_refused_by_name() {
     let refused = |text: &str, algorithm: algorithm::Config, checkpoint: Checkpoint| {
         let built = build(&algorithm).unwrap();
-        guarded(text).check(&*built, algorithm.name(), &checkpoint).err().map(|error| error.to_string())
+        guarded(text).check(&*built, algorithm.name(), checkpoint.keep, checkpoint.every).err().map(|error| error.to_string())
     };
     let grpo = || algorithm::Config::Grpo(Grpo::default());
     for (text, said) in [

@@ -7,13 +7,11 @@
 //! part `win_rate`, which is its reward where there is no `[[reward]]`.
 
 use crate::algorithm::Compares;
+use crate::config::WIN_RATE;
 use crate::{Error, Result};
 use reward::Judgement;
 use reward::judge::{Contestant, Fair, Judge};
 use schema::{Group, Metrics, Part, PartStatus, Rival, ScoredGroup, Verdict};
-
-/// The name of the part that holds a sample's win rate.
-pub(crate) const WIN_RATE: &str = "win_rate";
 
 /// A judge, and which samples of a step it compares.
 pub(crate) struct Bench {

@@ -1,11 +1,11 @@
 //! A trained network as a judge: a preference model, which reads both answers at once, or a reward model, by its scores.
 //!
-//! Like [rewards](crate::reward_model) that run networks, judges that do are made here, because the reward crate knows
+//! Like [rewards](crate::grading) that run networks, judges that do are made here, because the reward crate knows
 //! none.
 
 use crate::algorithm;
-use crate::reward_model::RewardModel;
-use crate::run::resumed_config;
+use crate::checkpoint::restore::resumed_config;
+use crate::grading::RewardModel;
 use crate::{Error, Result};
 use model::Policy;
 use reward::Judgement;

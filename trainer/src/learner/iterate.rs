@@ -4,19 +4,14 @@
 //! beyond the end (see `[algorithm.apo]`), the reference becomes a copy of it, and the optimizer forgets: its moments
 //! belong to factors that the cut back to the working rank has replaced.
 
-use super::{Learner, REFERENCE};
+use super::Learner;
 use crate::algorithm::{Iterations, MovingAverage};
+use crate::checkpoint::restore::alike;
 use crate::optimizer::OptimizerConfig;
-use crate::snapshot::Snapshot;
 use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;
 use schema::{Metrics, ScoredGroup};
-use std::collections::BTreeMap;
-use tch::Tensor;
-
-/// The file of a checkpoint that holds the end of the iteration before.
-pub(super) const HAT: &str = "hat";
 
 /// After this many halvings the extrapolation is given up.
 const HALVINGS: u32 = 4;
@@ -53,24 +48,6 @@ impl Average {
         }
         Ok(())
     }
-}
-
-/// The end of the iteration before, `p̂`, in a checkpoint that stands at the beginning of one: the policy there is where
-/// training goes on, which is its own reference and is not what the method is for. `None` anywhere else.
-pub(crate) fn end_of_iteration(snapshot: &Snapshot) -> Option<&[(String, Tensor)]> {
-    let (hat, own, reference) =
-        (snapshot.part(HAT).ok()?, snapshot.part("adapter").ok()?, snapshot.part(REFERENCE).ok()?);
-    let [own, reference] = [own, reference].map(|part| part.iter().map(|(name, tensor)| (name.clone(), tensor)));
-    alike(own, reference).then_some(hat)
-}
-
-/// Whether each of these tensors is there under the same name.
-fn alike<'a>(
-    mut own: impl Iterator<Item = (String, &'a Tensor)>,
-    reference: impl Iterator<Item = (String, &'a Tensor)>,
-) -> bool {
-    let reference: BTreeMap<String, &Tensor> = reference.collect();
-    own.all(|(name, tensor)| reference.get(&name).is_some_and(|other| tensor.equal(other)))
 }
 
 impl Learner {

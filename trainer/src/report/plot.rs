@@ -314,7 +314,7 @@ fn font(points: i32, scale: i32) -> TextStyle<'static> {
 /// Registers the embedded font, once.
 fn load_font() -> Result<()> {
     static LOADED: OnceLock<bool> = OnceLock::new();
-    let bytes = include_bytes!("../assets/DejaVuSans-subset.ttf");
+    let bytes = include_bytes!("../../assets/DejaVuSans-subset.ttf");
     let loaded = LOADED.get_or_init(|| register_font("sans-serif", FontStyle::Normal, bytes).is_ok());
     if *loaded { Ok(()) } else { Err(Error::runtime("the embedded font cannot be read")) }
 }

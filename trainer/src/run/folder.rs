@@ -1,9 +1,11 @@
 //! The run folder: what is in it, how it is made, and how a run is found again.
 
-use crate::config::{Config, Override};
-use crate::plot::{self, Curve, HeatMap};
-use crate::snapshot::{State, write_atomically};
-use crate::{Error, Result, measure};
+use crate::checkpoint::State;
+use crate::config::Config;
+use crate::files::write_atomically;
+use crate::report::metrics;
+use crate::report::plot::{self, Curve, HeatMap};
+use crate::{Error, Result};
 use model::adapter::Adapter;
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
@@ -80,7 +82,7 @@ const COURSES: [&str; 2] = ["reward", "loss"];
 
 /// The mean, if there is any number.
 fn mean(numbers: &[f64]) -> Option<f64> {
-    (!numbers.is_empty()).then(|| measure::mean(numbers))
+    (!numbers.is_empty()).then(|| metrics::mean(numbers))
 }
 
 /// A run folder that exists.
@@ -183,7 +185,7 @@ impl RunFolder {
             train_seconds: state.train_seconds,
             rollout_seconds: logged("time/rollout_s").iter().sum(),
             reward_seconds: logged("time/reward_s").iter().sum(),
-            peak_rss_mb: measure::peak_rss_mb(),
+            peak_rss_mb: metrics::peak_rss_mb(),
             active_rank: adapter.active_rank(),
         };
         let json = serde_json::to_string_pretty(&summary).map_err(|error| Error::runtime(error.to_string()))?;
@@ -270,16 +272,4 @@ fn make_folders(path: &Path) -> Result<Vec<PathBuf>> {
         Error::input(format!("cannot write into the run folder {}: {error}; choose another with --out", path.display()))
     })?;
     Ok(missing.into_iter().rev().collect())
-}
-
-/// The config that a stopped run was started with, with changes on top.
-pub fn resumed_config(folder: &Path, overrides: &[Override]) -> Result<Config> {
-    let path = folder.join("config.toml");
-    if !path.exists() {
-        return Err(Error::input(format!(
-            "{} holds no config.toml, so it is not a run folder; runs are under runs/ unless --out said otherwise",
-            folder.display()
-        )));
-    }
-    Config::load(&path, overrides)
 }

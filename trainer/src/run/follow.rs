@@ -1,11 +1,12 @@
 //! What a rank other than 0 does: whatever rank 0 says.
 
-use super::{Call, Team, spread};
+use super::plan;
 use crate::Result;
+use crate::checkpoint::Snapshot;
 use crate::config::Config;
+use crate::distributed::{Call, Team};
 use crate::learner::Learner;
-use crate::plan;
-use crate::snapshot::Snapshot;
+use crate::sampling::collector::ranks;
 use rollout::collector::{Collector, Inline};
 use std::rc::Rc;
 
@@ -24,7 +25,7 @@ pub(crate) fn follow(config: &Config, team: &Rc<Team>) -> Result<()> {
                 state.step
             }
             Call::Draw { step, orders } => {
-                let own = spread::draw(&mut collector, orders.get(team.rank), step, &mut |_| {})?;
+                let own = ranks::draw(&mut collector, orders.get(team.rank()), step, &mut |_| {})?;
                 team.gather(own)?;
                 continue;
             }

@@ -4,10 +4,11 @@
 //! tokens and samples and the store go on: what was drawn was drawn. The new state is saved at once, so a run that is
 //! killed afterwards does not meet its old self again.
 
-use super::{Observer, Training};
+use super::Training;
+use crate::checkpoint::Snapshot;
 use crate::guard::{Action, Alarm, Place};
-use crate::snapshot::Snapshot;
-use crate::tracker::JsonlTracker;
+use crate::observer::Observer;
+use crate::report::tracker::JsonlTracker;
 use crate::{Error, Result};
 use serde_json::json;
 use store::SampleId;

@@ -2,13 +2,15 @@
 
 use crate::algorithm::{self, Compares, Needs, Opponent, Reads, Samples};
 use crate::behavior;
+use crate::checkpoint::restore::start_from;
 use crate::config::{CollectorConfig, Config, Replay};
+use crate::evaluate::pool;
 use crate::evaluate::{Exam, HeldOut};
-use crate::judging::Bench;
-use crate::reward_model::RewardModel;
-use crate::run::start_from;
-use crate::source::{Examples, Offline, Past, Reader, Replayed, Rollouts, Source};
-use crate::{Error, Result, pool, preference_judge};
+use crate::grading::RewardModel;
+use crate::judge::Bench;
+use crate::judge::preference_model;
+use crate::sampling::{Examples, Offline, Past, Reader, Replayed, Rollouts, Source};
+use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;
 use model::cache::KvCache;
@@ -143,7 +145,7 @@ fn rewards(config: &Config, policy: &Policy) -> Result<WeightedSum> {
 fn check_judge(config: &Config) -> Result<()> {
     let Some(judge) = &config.judge else { return Ok(()) };
     judge.check()?;
-    judge.model.as_ref().map_or(Ok(()), |model| preference_judge::check(&model.path))
+    judge.model.as_ref().map_or(Ok(()), |model| preference_model::check(&model.path))
 }
 
 /// The judge of a config, whose network shares the policy's base where it can. Where the method draws nothing, the judge
@@ -151,7 +153,7 @@ fn check_judge(config: &Config) -> Result<()> {
 fn bench(config: &Config, compares: Option<Compares>, policy: &Policy) -> Result<Option<Bench>> {
     let Some(judge) = &config.judge else { return Ok(None) };
     let mut open = |model: &reward::ModelConfig, temperature| {
-        preference_judge::open(&model.path, temperature, policy, &config.model, config.micro_batch_tokens)
+        preference_model::open(&model.path, temperature, policy, &config.model, config.micro_batch_tokens)
             .map_err(|error| in_rewards_words(&error))
     };
     let fair = judge.build(&mut open)?;

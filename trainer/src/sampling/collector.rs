@@ -14,12 +14,12 @@
 //! one that learns from it. Every sample has the log-probabilities of the policy that drew it, so importance weights stay
 //! exact; how far they are from one is in `effective_sample_share`.
 
-mod collector;
-mod config;
+pub(crate) mod job;
 mod lease;
-pub(crate) mod order;
+mod publication;
+pub(crate) mod ranks;
+mod remote;
 mod worker;
 
-pub(crate) use collector::Remote;
-pub use config::{RemoteConfig, WithoutWorkers};
+pub(crate) use remote::Remote;
 pub use worker::{Work, Worked, work};

@@ -8,7 +8,8 @@
 
 use super::{Desk, Source, StepSamples};
 use crate::algorithm::{Samples, Schedule};
-use crate::{Error, Result, measure};
+use crate::report::metrics;
+use crate::{Error, Result};
 use model::Policy;
 use rollout::prompts::examples::{CHOSEN, COMPLETION, LABEL, REJECTED};
 use rollout::prompts::{Epochs, RowKind};
@@ -39,7 +40,7 @@ impl Source for Examples {
     fn step(&mut self, step: u64, _schedule: &Schedule, _desk: Desk<'_>) -> Result<StepSamples> {
         let Read { groups, cut, dropped } = self.reader.read(self.prompts.step(step)?, &self.policy)?;
         let mut metrics = Metrics::new();
-        metrics.merge(measure::lengths(&groups));
+        metrics.merge(metrics::lengths(&groups));
         metrics.set("examples/cut", cut as f64);
         metrics.set("examples/dropped", dropped as f64);
         if let Some(passes) = self.prompts.passes(step) {

@@ -7,15 +7,17 @@
 //!
 //! Methods that compare the policy with another one get a second group for each prompt, right behind the policy's own.
 
+use super::collector::ranks::Spread;
 use super::{Desk, Home, Source, StepSamples};
+use crate::Result;
 use crate::algorithm::Schedule;
 use crate::behavior::BehaviorPolicy;
 use crate::config::CollectorConfig;
+use crate::judge::comparisons;
 use crate::objective::has_signal;
-use crate::remote::Remote;
-use crate::run::Phase;
-use crate::team::Spread;
-use crate::{Result, judging, measure};
+use crate::observer::Phase;
+use crate::report::metrics;
+use crate::sampling::collector::Remote;
 use model::Policy;
 use rollout::collector::{Address, Collector, Inline, Job};
 use rollout::prompts::Epochs;
@@ -178,7 +180,7 @@ impl Rollouts {
 fn staleness(groups: &[ScoredGroup], step: u64) -> Option<(f64, f64)> {
     let ages: Vec<f64> =
         groups.iter().map(|group| (step - 1).saturating_sub(group.group().policy.version) as f64).collect();
-    (!ages.is_empty()).then(|| (measure::mean(&ages), ages.iter().copied().fold(0.0, f64::max)))
+    (!ages.is_empty()).then(|| (metrics::mean(&ages), ages.iter().copied().fold(0.0, f64::max)))
 }
 
 /// Adds the samples of a further slice to each group, which bears the name of the policy that is trained: whoever drew
@@ -198,23 +200,23 @@ fn join(groups: &mut Vec<Group>, slice: Vec<Group>) {
 fn samples(fresh: Vec<ScoredGroup>, prompts: usize, schedule: &Schedule, opponents: bool) -> StepSamples {
     let mut metrics = if opponents {
         let (own, others) = with_opponents(&fresh);
-        let mut metrics = measure::samples(&own);
-        if let Some(reward) = measure::samples(&others).get("reward") {
+        let mut metrics = metrics::samples(&own);
+        if let Some(reward) = metrics::samples(&others).get("reward") {
             metrics.set("opponent/reward", reward);
         }
         metrics
     } else {
-        measure::samples(&fresh)
+        metrics::samples(&fresh)
     };
-    metrics.merge(judging::metrics(&fresh));
+    metrics.merge(comparisons::metrics(&fresh));
     let chosen = (schedule.max_rounds > 1).then(|| {
         let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
         let chosen: Vec<ScoredGroup> = signal.take(prompts).cloned().collect();
-        let tokens = measure::generated_tokens(&fresh);
+        let tokens = metrics::generated_tokens(&fresh);
         metrics.set("sampling/rounds", fresh.len().div_ceil(prompts) as f64);
         metrics.set("sampling/groups_kept", chosen.len() as f64);
         metrics.set("sampling/groups_dropped", (fresh.len() - chosen.len()) as f64);
-        metrics.set("sampling/tokens_dropped", (tokens - measure::generated_tokens(&chosen)) as f64);
+        metrics.set("sampling/tokens_dropped", (tokens - metrics::generated_tokens(&chosen)) as f64);
         chosen
     });
     StepSamples { fresh, chosen, metrics }

@@ -17,7 +17,8 @@
 use super::{Desk, Home, Rollouts, Source, StepSamples};
 use crate::algorithm::{Replay, Schedule};
 use crate::objective::has_signal;
-use crate::{Error, Result, measure};
+use crate::report::metrics;
+use crate::{Error, Result};
 use model::Policy;
 use schema::{Metrics, Sample, ScoredGroup, Seed};
 use store::replay::Uniform;
@@ -173,7 +174,7 @@ impl Source for Offline {
         }
         let mut metrics = metrics(&old, &[]);
         let chosen: Vec<ScoredGroup> = old.into_iter().map(|group| group.stored.scored).collect();
-        metrics.merge(measure::samples(&chosen));
+        metrics.merge(metrics::samples(&chosen));
         Ok(StepSamples { fresh: Vec::new(), chosen: Some(chosen), metrics })
     }
 }

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::algorithm::{Config, build};
+use crate::checkpoint::State;
 use crate::learner::Learner;
 use crate::objective::{Denominator, Rows};
-use crate::snapshot::State;
 use crate::testing::{scored, tiny_run};
 use model::Policy;
 use model::packed::{Packed, Sequences};
@@ -345,7 +345,7 @@ fn a_restored_step_is_the_step() {
     whole.step(1, &groups);
     whole.step(2, &groups);
     let folder = tempfile::tempdir().unwrap();
-    let snapshots = crate::snapshot::Snapshots::new(folder.path(), 0);
+    let snapshots = crate::checkpoint::Snapshots::new(folder.path(), 0);
     snapshots.save(&whole.learner.snapshot(&State::start("x"), &whole.policy)).unwrap();
     let expected = [whole.step(3, &groups), whole.step(4, &groups)];
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::algorithm::{Apo, Config as AlgorithmConfig, NashMp, OnlineDpo};
-use crate::snapshot::State;
+use crate::checkpoint::State;
 use crate::testing::{scored, tiny_run};
 use model::packed::{Packed, Sequences};
 use schema::Seed;
@@ -78,7 +78,7 @@ fn what_is_used_is_the_end_of_an_iteration_and_not_the_beginning_of_the_next() {
         policy.set_version(step);
         let state = State { step, ..State::start(&policy.version().hash) };
         let mut used = policy.with_adapter(policy.adapter().copy());
-        crate::run::restore(&learner.snapshot(&state, policy), &mut used, Path::new("run")).unwrap();
+        crate::checkpoint::restore::restore(&learner.snapshot(&state, policy), &mut used, Path::new("run")).unwrap();
         used.adapter().hash()
     };
     for step in 1..=3 {
@@ -152,7 +152,7 @@ fn a_proximal_point_stays_for_its_steps() {
     update(&mut learner, &mut policy, 2);
     // With kappa = 1 the anchor is the policy itself.
     assert_ne!(anchor(&learner), start);
-    let apart = |(a, b): (&Tensor, &Tensor)| (a - b).abs().max().double_value(&[]);
+    let apart = |(a, b): (&tch::Tensor, &tch::Tensor)| (a - b).abs().max().double_value(&[]);
     let pairs = learner.anchor.as_ref().unwrap().adapter.layers().zip(policy.adapter().layers());
     assert!(
         pairs.map(|(anchor, own)| apart((&anchor.b, &own.b)) + apart((&anchor.a, &own.a))).all(|apart| apart < 1e-6)
@@ -187,7 +187,7 @@ fn a_restored_learner_goes_on_from_the_same_iteration() {
     for algorithm in [apo(0.5), AlgorithmConfig::NashMp(NashMp::default())] {
         let (mut learner, mut policy) = run(algorithm.clone());
         (1..=3).for_each(|step| drop(update(&mut learner, &mut policy, step)));
-        let snapshot = learner.snapshot(&crate::snapshot::State::start(""), &policy);
+        let snapshot = learner.snapshot(&crate::checkpoint::State::start(""), &policy);
         let (mut resumed, mut again) = run(algorithm);
         resumed.restore(snapshot, &mut again).unwrap();
         for step in 4..=6 {

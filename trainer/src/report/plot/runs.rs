@@ -4,7 +4,7 @@
 //! as far as the shortest of them goes.
 
 use super::{Curve, draw};
-use crate::snapshot::write_atomically;
+use crate::files::write_atomically;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::fs;

@@ -3,8 +3,9 @@
 //! A file appears under its name when it is whole. Of the versions before the newest one stays, for whoever is reading
 //! it just now. Where the run is shared at a URL, they lie there too, and workers are told that place.
 
-use super::{tensors, write_atomically};
-use crate::share::Shared;
+use crate::checkpoint::bucket::Shared;
+use crate::checkpoint::tensors;
+use crate::files::write_atomically;
 use crate::{Error, Result};
 use model::Policy;
 use std::fs;

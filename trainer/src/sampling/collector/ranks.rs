@@ -1,7 +1,7 @@
 //! Sampling by all ranks: each draws its share of a job's prompts.
 
-use super::{Call, Team};
-use crate::remote::order;
+use super::job;
+use crate::distributed::{Call, Team, garbled};
 use model::Policy;
 use rollout::collector::{Collector, Inline, Job, Progress};
 use schema::Group;
@@ -27,7 +27,7 @@ impl Collector for Spread {
 
     fn collect(&mut self, job: Job, progress: &mut dyn FnMut(Progress)) -> rollout::Result<Vec<Group>> {
         let each = job.prompts.len().div_ceil(self.team.size()).max(1);
-        let orders: Vec<String> = order::cut(&job, each, 0).into_iter().map(|piece| piece.request).collect();
+        let orders: Vec<String> = job::cut(&job, each, 0).into_iter().map(|piece| piece.request).collect();
         let (first, step) = (orders.first().cloned(), job.address.step);
         self.team.send(&Call::Draw { step, orders })?;
         let own = draw(&mut self.local, first.as_ref(), step, progress)?;
@@ -36,13 +36,13 @@ impl Collector for Spread {
 }
 
 /// Draws the part of one rank, if it has one.
-pub(super) fn draw(
+pub(crate) fn draw(
     collector: &mut Inline,
     order: Option<&String>,
     step: u64,
     progress: &mut dyn FnMut(Progress),
 ) -> crate::Result<Vec<Group>> {
     let Some(order) = order else { return Ok(Vec::new()) };
-    let job = order::parse(order, step, 0).map_err(super::garbled)?;
+    let job = job::parse(order, step, 0).map_err(garbled)?;
     Ok(collector.collect(job, progress)?)
 }

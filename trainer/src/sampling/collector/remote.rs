@@ -1,8 +1,9 @@
 //! The trainer's end: it asks for jobs, waits for them, and draws itself where nobody else does.
 
-use super::{RemoteConfig, WithoutWorkers, lease, order};
-use crate::snapshot::Publications;
-use crate::source::Home;
+use super::publication::Publications;
+use super::{job, lease};
+use crate::config::{RemoteConfig, WithoutWorkers};
+use crate::sampling::Home;
 use crate::{Error, Result};
 use model::Policy;
 use rollout::collector::{Collector, Inline, Job, Progress};
@@ -55,7 +56,7 @@ impl Remote {
 
     fn ask(&self, job: &Job) -> Result<()> {
         let oldest = job.address.step.saturating_sub(1 + self.config.max_staleness);
-        let jobs = order::cut(job, self.config.prompts_per_job, oldest);
+        let jobs = job::cut(job, self.config.prompts_per_job, oldest);
         Ok(self.store.enqueue(self.run, job.address.step, &jobs)?)
     }
 
@@ -102,7 +103,7 @@ impl Remote {
         let Some(lease) = self.store.claim(&name, &self.identity, Some(self.run), length)? else { return Ok(false) };
         let (store, local) = (&self.store, &mut self.local);
         let groups =
-            lease::under(store, &lease, length, &|| {}, || Ok(local.collect(order::read(&lease)?, &mut |_| {})?))?;
+            lease::under(store, &lease, length, &|| {}, || Ok(local.collect(job::read(&lease)?, &mut |_| {})?))?;
         // A worker that was thought dead may have been faster.
         Ok(store.finish_job(&lease, &groups)?)
     }

@@ -1,8 +1,8 @@
 //! The other end: a process that leases jobs, draws them, and appends what it drew.
 
-use super::{RemoteConfig, lease, order};
-use crate::config::{CollectorConfig, Config};
-use crate::snapshot::Publications;
+use super::publication::Publications;
+use super::{job, lease};
+use crate::config::{CollectorConfig, Config, RemoteConfig};
 use crate::{Error, Result};
 use model::Policy;
 use rollout::collector::{Collector, Inline, Progress};
@@ -156,7 +156,7 @@ struct Drawer<'a> {
 impl Drawer<'_> {
     fn draw(&mut self, lease: &Lease) -> Result<Vec<Group>> {
         self.fetch(lease)?;
-        Ok(self.collector.collect(order::read(lease)?, &mut |_: Progress| {})?)
+        Ok(self.collector.collect(job::read(lease)?, &mut |_: Progress| {})?)
     }
 
     /// Makes the newest policy that the job's run has published for its step the one that draws.
