@@ -66,7 +66,7 @@ pub use sppo::{Sppo, SppoForm};
 pub use xpo::Xpo;
 
 use crate::batch::Batch;
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use crate::{Error, Result};
 use schema::{Metrics, Sample, ScoredGroup};
 use serde::{Deserialize, Serialize};
@@ -389,7 +389,7 @@ pub trait Algorithm {
     fn denominator(&self, trained_per_sequence: &[i64]) -> Denominator;
 
     /// The share of this batch in the loss, a scalar that is minimised; its measurements go to `tally`.
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor;
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor;
 
     /// After the updates of a step over `samples` samples: adapts what depends on its metrics.
     fn finish_step(&mut self, _metrics: &mut Metrics, _samples: usize) {}

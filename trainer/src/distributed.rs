@@ -24,7 +24,7 @@
 mod c10d;
 
 use crate::checkpoint::{Snapshot, State};
-use crate::objective::{Number, Tally};
+use crate::objective::{MetricSums, Number};
 use crate::optimizer::Parameter;
 use crate::{Error, Result};
 #[cfg(feature = "distributed")]
@@ -179,7 +179,7 @@ impl Team {
     }
 
     /// Sums the ranks' gradients, losses and tallies: afterwards every rank has what one process would have had.
-    pub(crate) fn add_up(&self, parameters: &[Parameter], loss: f64, tally: &Tally) -> Result<(f64, Tally)> {
+    pub(crate) fn add_up(&self, parameters: &[Parameter], loss: f64, tally: &MetricSums) -> Result<(f64, MetricSums)> {
         let host = |gradient: Tensor| gradient.to_device(model::device::HOST).to_kind(Kind::Float).reshape([-1]);
         let flat: Vec<Tensor> = parameters.iter().map(|parameter| host(parameter.gradient())).collect();
         let flat = Tensor::cat(&flat, 0);
@@ -193,10 +193,10 @@ impl Team {
             (tensor * sum.to_device(tensor.device()).to_kind(tensor.kind())).sum(tensor.kind()).backward();
             start += count;
         }
-        let mut total = (0.0, Tally::new());
+        let mut total = (0.0, MetricSums::new());
         for (loss, counts) in self.gather((Number::from(loss), tally.counts()))? {
             total.0 += f64::from(loss);
-            total.1.merge(Tally::of(counts));
+            total.1.merge(MetricSums::of(counts));
         }
         Ok(total)
     }

@@ -12,7 +12,7 @@ use crate::checkpoint::restore::{HAT, REFERENCE};
 use crate::checkpoint::{Snapshot, State};
 use crate::config::Config;
 use crate::distributed::Team;
-use crate::objective::{KlEstimator, Tally, effective_sample_share, mismatch_kl};
+use crate::objective::{KlEstimator, MetricSums, effective_sample_share, mismatch_kl};
 use crate::optimizer::{self, Kept, Optimizer, OptimizerConfig, OptimizerState, Parameter, Role, Update};
 use crate::prox::{Constraints, Moment, Setting};
 use crate::report::metrics;
@@ -139,14 +139,14 @@ impl Learner {
         let updates = |steps: Range<u64>| steps.map(|step| self.algorithm.schedule(step).updates()).sum::<u64>();
         let before = updates(stage.start..step);
         let total = before + updates(step..stage.end);
-        let mut tally = Tally::new();
+        let mut tally = MetricSums::new();
         let (mut taken, mut skipped, mut loss, mut norms, mut rate) = (0u64, 0u64, 0.0, 0.0, 0.0);
         'updates: for epoch in 0..schedule.epochs {
             for (index, batch) in batches.iter().enumerate() {
                 if batch.micro_batches.is_empty() {
                     continue;
                 }
-                let mut own = Tally::new();
+                let mut own = MetricSums::new();
                 let mine = |place: usize| self.team.as_ref().is_none_or(|team| team.owns(place));
                 let parts = batch.micro_batches.iter().enumerate().filter(|(place, _)| mine(*place));
                 let mut batch_loss: f64 =
@@ -217,7 +217,7 @@ impl Learner {
         let mut batches = self.batches(1, groups, policy, &mut metrics)?;
         let schedule = Schedule { epochs: 1, minibatches: 1, ..self.algorithm.schedule(1) };
         self.score_anchors(&mut batches, &schedule, policy);
-        let mut tally = Tally::new();
+        let mut tally = MetricSums::new();
         let mut loss = 0.0;
         for batch in batches.iter().flat_map(|batch| &batch.micro_batches) {
             loss += self.accumulate(batch, &schedule, policy, &mut tally);
@@ -253,7 +253,7 @@ impl Learner {
         let schedule = Schedule { epochs: 1, minibatches: 1, ..self.algorithm.schedule(1) };
         self.score_anchors(&mut batches, &schedule, policy);
         let parts = batches.iter().flat_map(|batch| &batch.micro_batches);
-        let loss = parts.map(|part| self.accumulate(part, &schedule, policy, &mut Tally::new())).sum();
+        let loss = parts.map(|part| self.accumulate(part, &schedule, policy, &mut MetricSums::new())).sum();
         (loss, self.parameters.iter().map(|parameter| parameter.tensor.grad()).collect())
     }
 
@@ -346,7 +346,7 @@ impl Learner {
     }
 
     /// Adds the gradient of one micro-batch, unless gradients are off; returns its share of the loss.
-    fn accumulate(&self, batch: &Batch, schedule: &Schedule, policy: &Policy, tally: &mut Tally) -> f64 {
+    fn accumulate(&self, batch: &Batch, schedule: &Schedule, policy: &Policy, tally: &mut MetricSums) -> f64 {
         let needs = self.algorithm.needs();
         if let (Reads::Ends, Some(critic)) = (needs.reads, &self.critic) {
             let forward = phase_span!("forward");
@@ -523,7 +523,7 @@ fn layers(policy: &Policy) -> Vec<&LowRank> {
 }
 
 /// How far the policies that drew, began and are, lie apart.
-fn tally_policies(batch: &Batch, logprobs: &Tensor, tally: &mut Tally) {
+fn tally_policies(batch: &Batch, logprobs: &Tensor, tally: &mut MetricSums) {
     let (rows, behaviour) = (&batch.rows, &batch.behaviour_logprobs);
     let tokens = rows.trained_tokens() as f64;
     // What the updates of this step have moved is not a mismatch: that is `proximal_kl`.

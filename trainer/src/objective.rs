@@ -30,10 +30,10 @@ mod bradley_terry;
 mod correction;
 mod credit;
 mod kl;
+mod metric_sums;
 pub mod preference;
 mod rows;
 mod surrogate;
-mod tally;
 mod value;
 
 pub use aggregate::{Aggregation, Denominator};
@@ -41,10 +41,10 @@ pub use bradley_terry::bradley_terry;
 pub use correction::{RolloutCorrection, effective_sample_share, mismatch_kl, ratio_to_behaviour};
 pub use credit::{Scale, Variance, group_advantages, has_signal, leave_one_out, whiten};
 pub use kl::{AdaptiveKl, KlEstimator};
+pub use metric_sums::MetricSums;
+pub(crate) use metric_sums::Number;
 pub use rows::Rows;
 pub use surrogate::{Anchor, Clip, EntropyBonus, KlPenalty, Level, LogProbs, Surrogate, TokenLosses, penalised};
-pub(crate) use tally::Number;
-pub use tally::Tally;
 pub use value::{Gae, reward_to_go, token_rewards, value_losses};
 
 use tch::Tensor;

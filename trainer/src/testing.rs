@@ -4,7 +4,7 @@ use crate::algorithm::{Config, Credit, Evidence, Outputs, SampleScores, build};
 use crate::batch::Batch;
 use crate::config;
 use crate::objective::testing::{f64s, gradient, numeric_gradient};
-use crate::objective::{Rows, Tally};
+use crate::objective::{MetricSums, Rows};
 use model::packed::{Packed, Sequences};
 use schema::{
     Finish, Group, Metrics, Part, PartStatus, PolicyVersion, Prompt, Sample, SamplerSettings, ScoredGroup, Verdict,
@@ -159,7 +159,7 @@ impl Losses {
         let loss = |policy: &Tensor| {
             let batch = self.batch(&*algorithm);
             let outputs = Outputs::of(policy);
-            algorithm.loss(&batch, outputs, &mut Tally::new())
+            algorithm.loss(&batch, outputs, &mut MetricSums::new())
         };
         Loss {
             value: loss(&f64s(&self.policy)).double_value(&[]),
@@ -169,7 +169,7 @@ impl Losses {
     }
 
     /// What the algorithm measures on it.
-    pub(crate) fn tally(&self, config: &Config, tally: &mut Tally) {
+    pub(crate) fn tally(&self, config: &Config, tally: &mut MetricSums) {
         let algorithm = build(config).unwrap();
         let logprobs = f64s(&self.policy);
         let outputs = Outputs::of(&logprobs);

@@ -15,7 +15,7 @@ use super::{Algorithm, Credits, Evidence, Needs, Outputs};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::{anchored_down, anchored_zero};
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -72,7 +72,7 @@ impl Algorithm for Anchored {
         preference::denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
         let (chosen, rejected) = (pairs.scores.chosen_ratio(), pairs.scores.rejected_ratio());
         let losses = match self.form {

@@ -24,7 +24,7 @@ use super::sppo::{self, SppoForm};
 use super::{Algorithm, Compares, Credits, Evidence, Iterations, Needs, Outputs};
 use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, sigmoid, squared};
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use crate::{Error, Result};
 use schema::{Metrics, ScoredGroup};
 use serde::{Deserialize, Serialize};
@@ -120,7 +120,7 @@ impl Algorithm for Apo {
         preference::denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
         let h = pairs.scores.ratio_margin();
         let losses = match self.loss {

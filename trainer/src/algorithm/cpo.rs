@@ -13,7 +13,7 @@ use super::{Algorithm, Credits, Evidence, Needs, Outputs};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::margin;
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -59,7 +59,7 @@ impl Algorithm for Cpo {
         preference::denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
         let imitation = pairs.scores.chosen_mean();
         tally.add("nll_loss", &-imitation.sum(tch::Kind::Double), imitation.numel() as f64);

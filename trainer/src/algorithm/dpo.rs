@@ -15,7 +15,7 @@ use super::preference::{self, Pairs};
 use super::{Algorithm, Credits, Evidence, Needs, Outputs};
 use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, hinge, sigmoid};
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use crate::{Error, Result};
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
@@ -96,7 +96,7 @@ impl Algorithm for Dpo {
         preference::denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
         pairs.share(&self.losses(&pairs.scores.ratio_margin()), pairs.rewards(self.beta), batch, tally)
     }

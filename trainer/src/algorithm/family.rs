@@ -12,7 +12,7 @@ use super::policy_gradient::{PolicyGradient, at_least_one, not_negative};
 use super::{Algorithm, Credit, Credits, Evidence, Needs, Outputs, SampleScores, Samples, Schedule, ZeroCredit, whole};
 use crate::batch::Batch;
 use crate::objective::{
-    Aggregation, Denominator, KlEstimator, RolloutCorrection, Rows, Scale, Surrogate, Tally, group_advantages,
+    Aggregation, Denominator, KlEstimator, MetricSums, RolloutCorrection, Rows, Scale, Surrogate, group_advantages,
 };
 use crate::{Error, Result};
 use schema::{Finish, Metrics, Sample, ScoredGroup};
@@ -230,7 +230,7 @@ impl<M: Method> Algorithm for M {
         Denominator::of(self.aggregation(), trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         loss(self).loss(batch, outputs, tally)
     }
 

@@ -14,7 +14,7 @@ use super::{Algorithm, Credits, Evidence, Needs, Outputs};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::squared;
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -70,7 +70,7 @@ impl Algorithm for Ipo {
         preference::denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
         let margin = match self.log_ratio {
             LogRatio::Mean => pairs.scores.mean_ratio_margin(),

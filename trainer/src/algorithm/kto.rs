@@ -19,7 +19,7 @@ use super::{Algorithm, Credit, Credits, Evidence, Needs, Outputs, Samples, ZeroC
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::prospect;
-use crate::objective::{Aggregation, Denominator, Tally};
+use crate::objective::{Aggregation, Denominator, MetricSums};
 use schema::{Group, Metrics, Sample, ScoredGroup};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -119,7 +119,7 @@ impl Algorithm for Kto {
         Denominator::of(Aggregation::TokenSumOverConstant(samples), trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let rows = &batch.rows;
         let logprobs = rows.sequence_sum(outputs.logprobs);
         let ratio = match &batch.reference_logprobs {

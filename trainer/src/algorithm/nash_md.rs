@@ -19,7 +19,7 @@ use super::policy_gradient::not_negative;
 use super::preference;
 use super::{Algorithm, Compares, Credit, Credits, Evidence, Needs, Opponent, Outputs, SampleScores};
 use crate::batch::Batch;
-use crate::objective::{Aggregation, Denominator, Tally};
+use crate::objective::{Aggregation, Denominator, MetricSums};
 use crate::{Error, Result};
 use schema::{Metrics, ScoredGroup};
 use serde::{Deserialize, Serialize};
@@ -125,7 +125,7 @@ impl Algorithm for NashMd {
         Denominator::of(Aggregation::SequenceMeanTokenSum, trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, _tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, _tally: &mut MetricSums) -> Tensor {
         batch.denominator.aggregate(&-(outputs.logprobs * &batch.advantages), &batch.rows)
     }
 }

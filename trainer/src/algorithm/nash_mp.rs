@@ -31,7 +31,7 @@ use super::preference::{self, Entrant, Pairs};
 use super::{Algorithm, Compares, Credit, Credits, Evidence, MovingAverage, Needs, Outputs, SampleScores};
 use crate::batch::Batch;
 use crate::objective::preference::squared;
-use crate::objective::{Aggregation, Denominator, Tally, leave_one_out, reward_to_go};
+use crate::objective::{Aggregation, Denominator, MetricSums, leave_one_out, reward_to_go};
 use crate::{Error, Result};
 use schema::{Metrics, Sample, ScoredGroup};
 use serde::{Deserialize, Serialize};
@@ -183,7 +183,7 @@ impl Algorithm for NashMp {
         }
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         match self.form {
             NashForm::PolicyGradient => {
                 batch.denominator.aggregate(&-(outputs.logprobs * &batch.advantages), &batch.rows)

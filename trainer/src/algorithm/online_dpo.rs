@@ -14,7 +14,7 @@ use super::{Algorithm, Compares, Credits, Evidence, Needs, Outputs};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, sigmoid, squared};
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use schema::{Metrics, ScoredGroup};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -74,7 +74,7 @@ impl Algorithm for OnlineDpo {
         preference::denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
         let h = pairs.scores.ratio_margin();
         let losses = match self.loss {

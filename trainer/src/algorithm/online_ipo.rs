@@ -16,7 +16,7 @@ use super::{Algorithm, Compares, Credits, Evidence, Needs, Outputs};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::squared;
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use schema::{Metrics, ScoredGroup};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -64,7 +64,7 @@ impl Algorithm for OnlineIpo {
         preference::denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
         let losses = squared(&pairs.scores.ratio_margin(), &pairs.chosen_win_rate, self.beta);
         pairs.share(&losses, pairs.rewards(self.beta), batch, tally)

@@ -12,7 +12,7 @@ use super::{Algorithm, Credits, Evidence, Needs, Outputs};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::{log_odds_ratio, odds_ratio};
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -55,7 +55,7 @@ impl Algorithm for Orpo {
         preference::denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
         let (chosen, rejected) = (pairs.scores.chosen_mean(), pairs.scores.rejected_mean());
         let ratio = log_odds_ratio(&chosen.detach(), &rejected.detach());

@@ -9,7 +9,7 @@
 use super::Outputs;
 use crate::batch::Batch;
 use crate::objective::{
-    EntropyBonus, KlEstimator, KlPenalty, LogProbs, RolloutCorrection, Surrogate, Tally, penalised,
+    EntropyBonus, KlEstimator, KlPenalty, LogProbs, MetricSums, RolloutCorrection, Surrogate, penalised,
 };
 use crate::{Error, Result};
 use tch::Tensor;
@@ -33,7 +33,7 @@ impl PolicyGradient {
     }
 
     /// The share of this batch in the loss.
-    pub(crate) fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    pub(crate) fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let (rows, policy) = (&batch.rows, outputs.logprobs);
         let proximal = batch.proximal_logprobs.as_ref().map_or_else(|| policy.detach(), Tensor::shallow_clone);
         let logprobs = LogProbs { policy, proximal: &proximal, behaviour: &batch.behaviour_logprobs };

@@ -35,8 +35,8 @@ use super::{
 };
 use crate::batch::Batch;
 use crate::objective::{
-    AdaptiveKl, Aggregation, Anchor, Clip, Denominator, Gae, KlEstimator, Level, RolloutCorrection, Rows, Surrogate,
-    Tally, token_rewards, value_losses,
+    AdaptiveKl, Aggregation, Anchor, Clip, Denominator, Gae, KlEstimator, Level, MetricSums, RolloutCorrection, Rows,
+    Surrogate, token_rewards, value_losses,
 };
 use crate::{Error, Result};
 use model::device::HOST;
@@ -241,7 +241,7 @@ impl Algorithm for Rule {
         Denominator::of(Aggregation::TokenMean, trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         self.loss_by(&self.settings.policy_gradient(), batch, outputs, tally)
     }
 
@@ -296,7 +296,7 @@ impl Rule {
         gradient: &PolicyGradient,
         batch: &Batch,
         outputs: Outputs<'_>,
-        tally: &mut Tally,
+        tally: &mut MetricSums,
     ) -> Tensor {
         let rows = &batch.rows;
         let (tokens, divisor) = (rows.trained_tokens() as f64, batch.denominator.divisor());

@@ -16,7 +16,7 @@ use super::sft::long_enough;
 use super::{Compares, Credit, Credits, Evidence, Needs, Outputs, Samples, ZeroCredit};
 use crate::batch::Batch;
 use crate::objective::preference::PairScores;
-use crate::objective::{Aggregation, Denominator, Tally};
+use crate::objective::{Aggregation, Denominator, MetricSums};
 use crate::{Error, Result};
 use schema::{Group, Part, PartStatus, Rival, Sample, ScoredGroup, Verdict};
 use serde::{Deserialize, Serialize};
@@ -118,7 +118,7 @@ impl Pairs {
         losses: &Tensor,
         (chosen, rejected): (Tensor, Tensor),
         batch: &Batch,
-        tally: &mut Tally,
+        tally: &mut MetricSums,
     ) -> Tensor {
         let pairs = losses.numel() as f64;
         let mut add = |name: &str, values: &Tensor| tally.add(name, &values.sum(Kind::Double), pairs);

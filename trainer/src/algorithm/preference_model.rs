@@ -19,7 +19,7 @@ use super::sft::long_enough;
 use super::{Algorithm, Credit, Credits, Evidence, Needs, Outputs, RewardModel};
 use crate::Result;
 use crate::batch::Batch;
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use schema::{Group, Metrics, Sample, ScoredGroup};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -86,7 +86,7 @@ impl Algorithm for PreferenceModel {
         self.of_orders().denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         self.of_orders().loss(batch, outputs, tally)
     }
 }

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::batch::Batch;
 use crate::objective::{
-    Anchor, Clip, Denominator, KlEstimator, RolloutCorrection, Surrogate, Tally, ratio_to_behaviour,
+    Anchor, Clip, Denominator, KlEstimator, MetricSums, RolloutCorrection, Surrogate, ratio_to_behaviour,
 };
 use crate::report::metrics::{self, log_ratios};
 use crate::{Error, Result};
@@ -230,7 +230,8 @@ pub(super) trait Mixable: Algorithm {
     fn gradient(&self) -> PolicyGradient;
 
     /// Its loss with another one.
-    fn loss_by(&self, gradient: &PolicyGradient, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor;
+    fn loss_by(&self, gradient: &PolicyGradient, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums)
+    -> Tensor;
 }
 
 impl Mixable for Grpo {
@@ -238,7 +239,13 @@ impl Mixable for Grpo {
         family::loss(self)
     }
 
-    fn loss_by(&self, gradient: &PolicyGradient, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss_by(
+        &self,
+        gradient: &PolicyGradient,
+        batch: &Batch,
+        outputs: Outputs<'_>,
+        tally: &mut MetricSums,
+    ) -> Tensor {
         gradient.loss(batch, outputs, tally)
     }
 }
@@ -248,7 +255,13 @@ impl Mixable for super::ppo::Rule {
         self.policy_gradient()
     }
 
-    fn loss_by(&self, gradient: &PolicyGradient, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss_by(
+        &self,
+        gradient: &PolicyGradient,
+        batch: &Batch,
+        outputs: Outputs<'_>,
+        tally: &mut MetricSums,
+    ) -> Tensor {
         Self::loss_by(self, gradient, batch, outputs, tally)
     }
 }
@@ -284,7 +297,7 @@ impl Reincarnating {
     }
 
     /// `λ KL(π ‖ reference) + (1 − λ) KL(π ‖ previous)` per token, `[token]`; `None` where it is off.
-    fn convex_kl(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Option<Tensor> {
+    fn convex_kl(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Option<Tensor> {
         let rows = &batch.rows;
         let sampled = |reference: &Option<Tensor>| {
             let reference = reference.as_ref()?;
@@ -375,7 +388,7 @@ impl Algorithm for Reincarnating {
         self.base.denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         tally_whip(batch, outputs.logprobs, tally);
         let loss = self.base.loss_by(&self.gradient(), batch, outputs, tally);
         match self.convex_kl(batch, outputs, tally) {
@@ -402,7 +415,7 @@ impl Algorithm for Reincarnating {
 }
 
 /// The mean ratio to the drawing policy in the first and in the last quarter of each completion.
-fn tally_whip(batch: &Batch, logprobs: &Tensor, tally: &mut Tally) {
+fn tally_whip(batch: &Batch, logprobs: &Tensor, tally: &mut MetricSums) {
     let rows = &batch.rows;
     let ratio = ratio_to_behaviour(logprobs, &batch.behaviour_logprobs, rows);
     let places = quarters(batch.packed.sequence_of_token());

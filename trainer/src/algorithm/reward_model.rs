@@ -11,7 +11,7 @@ use super::sft::long_enough;
 use super::{Algorithm, Credit, Credits, CriticNeeds, Evidence, Needs, Outputs, Reads, Samples, ZeroCredit};
 use crate::Result;
 use crate::batch::Batch;
-use crate::objective::{Aggregation, Denominator, Rows, Tally, bradley_terry};
+use crate::objective::{Aggregation, Denominator, MetricSums, Rows, bradley_terry};
 use rollout::prompts::examples::MARGIN;
 use schema::{Metrics, ScoredGroup};
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,7 @@ impl Algorithm for RewardModel {
         Denominator::of(Aggregation::TokenSumOverConstant(pairs), trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let Some(values) = outputs.values else { return Tensor::from(0.0) };
         let (chosen, rejected) = sides(values, &batch.rows);
         let (margins, _) = sides(&batch.advantages, &batch.rows);
@@ -92,7 +92,7 @@ fn sides(x: &Tensor, rows: &Rows) -> (Tensor, Tensor) {
 }
 
 /// TRL's metrics: `accuracy` and `margin` over pairs, `min_reward`, `mean_reward` and `max_reward` over answers.
-fn measure(chosen: &Tensor, rejected: &Tensor, tally: &mut Tally) {
+fn measure(chosen: &Tensor, rejected: &Tensor, tally: &mut MetricSums) {
     let pairs = chosen.numel() as f64;
     tally.add("accuracy", &chosen.gt_tensor(rejected).sum(Kind::Double), pairs);
     tally.add("margin", &(chosen - rejected).sum(Kind::Double), pairs);
@@ -136,7 +136,7 @@ mod tests {
             let nothing = f64s(&[]);
             let loss = |values: &Tensor| {
                 let outputs = Outputs { values: Some(values), ..Outputs::of(&nothing) };
-                algorithm.loss(&batches[0].micro_batches[0], outputs, &mut Tally::new())
+                algorithm.loss(&batches[0].micro_batches[0], outputs, &mut MetricSums::new())
             };
             check(&loss(&f64s(&values)), &[expected]);
             let exact = gradient(&values, loss);
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(Vec::<f64>::try_from(&chosen).unwrap(), [1.2, 0.3]);
         assert_eq!(Vec::<f64>::try_from(&rejected).unwrap(), [0.7, 0.9]);
 
-        let mut tally = Tally::new();
+        let mut tally = MetricSums::new();
         measure(&chosen, &rejected, &mut tally);
         let metrics = tally.metrics();
         assert_eq!(metrics.get("accuracy"), Some(0.5));

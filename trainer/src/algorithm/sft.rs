@@ -10,7 +10,7 @@
 
 use super::{Algorithm, Credit, Credits, Evidence, Needs, Outputs, Samples, ZeroCredit};
 use crate::batch::Batch;
-use crate::objective::{Aggregation, Denominator, Tally};
+use crate::objective::{Aggregation, Denominator, MetricSums};
 use crate::{Error, Result};
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
@@ -67,7 +67,7 @@ impl Algorithm for Sft {
         Denominator::of(Aggregation::TokenMean, trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, _tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, _tally: &mut MetricSums) -> Tensor {
         batch.denominator.aggregate(&outputs.logprobs.neg(), &batch.rows)
     }
 }

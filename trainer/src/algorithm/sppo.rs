@@ -16,7 +16,7 @@ use super::{Algorithm, Credits, Evidence, Needs, Outputs};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::self_play;
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -86,7 +86,7 @@ impl Algorithm for Sppo {
         preference::denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
         pairs.share(&losses(&pairs, self.beta, self.form), pairs.rewards(self.beta), batch, tally)
     }

@@ -13,7 +13,7 @@ use super::{Algorithm, Compares, Credit, Credits, Evidence, Needs, Opponent, Out
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, sigmoid};
-use crate::objective::{Denominator, Tally};
+use crate::objective::{Denominator, MetricSums};
 use schema::{Metrics, ScoredGroup};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -74,7 +74,7 @@ impl Algorithm for Xpo {
         preference::denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut Tally) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
         let pairs = Pairs::new(batch, outputs);
         let preferred = sigmoid(&pairs.scores.ratio_margin(), self.beta, LabelNoise::None);
         let losses = match &batch.returns {

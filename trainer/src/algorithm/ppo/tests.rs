@@ -201,7 +201,7 @@ fn batch(advantages: &[f64], old_values: &[f64], returns: &[f64], old_logprobs: 
 
 fn loss(settings: &Ppo, batch: &Batch, logprobs: &Tensor, entropy: &Tensor, values: &Tensor) -> (Tensor, Metrics) {
     let outputs = Outputs { entropy: Some(entropy), values: Some(values), ..Outputs::of(logprobs) };
-    let mut tally = Tally::new();
+    let mut tally = MetricSums::new();
     let loss = settings.clone().checked().unwrap().loss(batch, outputs, &mut tally);
     (loss, tally.metrics())
 }

@@ -87,7 +87,7 @@ fn two_pairs_are_a_mean() {
 
 #[test]
 fn metrics_have_the_names_of_trl() {
-    let mut tally = Tally::new();
+    let mut tally = MetricSums::new();
     let config = Config::Dpo(Dpo::default());
     losses([1.0, 0.0]).tally(&config, &mut tally);
     let metrics = tally.metrics();

@@ -39,7 +39,7 @@ fn remix(kl: ConvexKl, kl_coefficient: f64, finished: u64) -> Reincarnating {
     Reincarnating { finished, ..settings.checked().unwrap() }
 }
 
-fn loss(remix: &Reincarnating, tally: &mut Tally) -> f64 {
+fn loss(remix: &Reincarnating, tally: &mut MetricSums) -> f64 {
     let batch = batch(&[0.2, 0.5, 0.15, 0.3], &[0.2, 0.4, 0.1, 0.4], &[0.2, 0.5, 0.12, 0.33]);
     let policy = logs(&POLICY);
     let outputs = Outputs::of(&policy);
@@ -49,9 +49,9 @@ fn loss(remix: &Reincarnating, tally: &mut Tally) -> f64 {
 #[test]
 fn a_whole_minibatch_by_hand() {
     // Surrogates −1.2, −0.9, −1.7 and 0.55; in step 75 λ is 0.7.
-    let mut tally = Tally::new();
+    let mut tally = MetricSums::new();
     assert!((loss(&remix(ConvexKl::K3, 0.1, 74), &mut tally) - -0.801_061_15).abs() < 1e-6);
-    assert!((loss(&remix(ConvexKl::K3, 0.0, 74), &mut Tally::new()) - -3.25 / 4.0).abs() < 1e-6);
+    assert!((loss(&remix(ConvexKl::K3, 0.0, 74), &mut MetricSums::new()) - -3.25 / 4.0).abs() < 1e-6);
     // Each completion has one token, which is its first quarter: ratios 1.25, 0.9, 2 and 0.5.
     assert!((tally.mean("ratio/first_quarter_mean").unwrap() - 4.65 / 4.0).abs() < 1e-6);
     assert_eq!(tally.mean("ratio/last_quarter_mean"), None);
@@ -63,7 +63,7 @@ fn a_weighted_estimate_counts_each_token_by_its_ratio_up_to_two() {
     let mixed = [0.023_143_551, 0.006_395_525_8, 0.168_450_71, 0.259_564_39];
     let weighted: f64 = mixed.iter().zip([1.25, 0.9, 2.0, 0.5]).map(|(kl, ratio)| kl * ratio).sum();
     let expected = (-3.25 + 0.1 * weighted) / 4.0;
-    assert!((loss(&remix(ConvexKl::WeightedK3, 0.1, 74), &mut Tally::new()) - expected).abs() < 1e-6);
+    assert!((loss(&remix(ConvexKl::WeightedK3, 0.1, 74), &mut MetricSums::new()) - expected).abs() < 1e-6);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn the_exact_divergences_are_mixed_by_lambda() {
     let batch = batch(&POLICY, &POLICY, &POLICY);
     let (policy, far, near) = (logs(&POLICY), logs(&[1.0; 4]) + 0.4, logs(&[1.0; 4]) + 0.2);
     let with = |previous_kl| Outputs { reference_kl: Some(&far), previous_kl, ..Outputs::of(&policy) };
-    let kl = |outputs| remix.convex_kl(&batch, outputs, &mut Tally::new()).unwrap().double_value(&[0]);
+    let kl = |outputs| remix.convex_kl(&batch, outputs, &mut MetricSums::new()).unwrap().double_value(&[0]);
     assert!((kl(with(Some(&near))) - (0.7 * 0.4 + 0.3 * 0.2)).abs() < 1e-12);
     assert!((kl(with(None)) - 0.4).abs() < 1e-12);
 }

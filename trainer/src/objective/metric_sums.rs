@@ -11,13 +11,13 @@ use tch::{Kind, Tensor};
 
 /// Running sums of named numbers.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct MetricSums {
     sums: BTreeMap<String, (Tensor, f64)>,
     lowest: BTreeMap<String, Tensor>,
     highest: BTreeMap<String, Tensor>,
 }
 
-/// What a [`Tally`] has counted, to be sent to other processes.
+/// What a [`MetricSums`] has counted, to be sent to other processes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     sums: BTreeMap<String, (Number, f64)>,
@@ -42,7 +42,7 @@ impl From<Number> for f64 {
     }
 }
 
-impl Tally {
+impl MetricSums {
     /// Nothing counted yet.
     pub fn new() -> Self {
         Self::default()
@@ -95,7 +95,7 @@ impl Tally {
         self.highest("clip_ratio/high_max", &high);
     }
 
-    /// Adds what another tally counted.
+    /// Adds what another sums counted.
     pub fn merge(&mut self, other: Self) {
         for (name, (sum, count)) in other.sums {
             self.add(&name, &sum, count);
@@ -124,7 +124,7 @@ impl Tally {
         }
     }
 
-    /// The reverse of [`Tally::counts`].
+    /// The reverse of [`MetricSums::counts`].
     pub(crate) fn of(counts: Counts) -> Self {
         let scalar = |number: Number| Tensor::from(f64::from(number));
         let table = |numbers: BTreeMap<String, Number>| {
@@ -169,41 +169,41 @@ mod tests {
 
     #[test]
     fn counts_travel_as_they_are_whatever_they_are() {
-        let mut tally = Tally::new();
-        tally.add("mean", &Tensor::from(0.1 + 0.2), 3.0);
-        tally.add("broken", &Tensor::from(f64::NAN), 1.0);
-        tally.highest("most", &Tensor::from(f64::INFINITY));
-        tally.lowest("least", &Tensor::from(-0.5));
-        let sent = serde_json::to_string(&tally.counts()).unwrap();
-        let other = Tally::of(serde_json::from_str(&sent).unwrap());
-        assert_eq!(other.counts(), tally.counts());
-        assert_eq!(other.mean("mean"), tally.mean("mean"));
+        let mut sums = MetricSums::new();
+        sums.add("mean", &Tensor::from(0.1 + 0.2), 3.0);
+        sums.add("broken", &Tensor::from(f64::NAN), 1.0);
+        sums.highest("most", &Tensor::from(f64::INFINITY));
+        sums.lowest("least", &Tensor::from(-0.5));
+        let sent = serde_json::to_string(&sums.counts()).unwrap();
+        let other = MetricSums::of(serde_json::from_str(&sent).unwrap());
+        assert_eq!(other.counts(), sums.counts());
+        assert_eq!(other.mean("mean"), sums.mean("mean"));
         assert!(other.mean("broken").unwrap().is_nan());
         assert_eq!(other.metrics().get("most"), Some(f64::INFINITY));
     }
 
     #[test]
     fn means_are_over_tokens_not_over_micro_batches() {
-        let mut tally = Tally::new();
-        tally.add_tokens("entropy", &f64s(&[1.0, 2.0, 3.0]), &full_rows(&[3]));
-        tally.add_tokens("entropy", &f64s(&[10.0]), &full_rows(&[1]));
-        tally.add("nothing", &f64s(&[0.0]).sum(None), 0.0);
-        let metrics = tally.metrics();
+        let mut sums = MetricSums::new();
+        sums.add_tokens("entropy", &f64s(&[1.0, 2.0, 3.0]), &full_rows(&[3]));
+        sums.add_tokens("entropy", &f64s(&[10.0]), &full_rows(&[1]));
+        sums.add("nothing", &f64s(&[0.0]).sum(None), 0.0);
+        let metrics = sums.metrics();
         assert_eq!(metrics.get("entropy"), Some(4.0));
         assert_eq!(metrics.get("nothing"), None);
     }
 
     #[test]
     fn clip_ratios_have_the_names_of_trl() {
-        let mut tally = Tally::new();
+        let mut sums = MetricSums::new();
         let zero = f64s(&[0.0; 4]);
         let ratios = f64s(&[1.5, 0.5, 1.0, 1.0]).log();
         let logprobs = LogProbs { policy: &ratios, proximal: &zero, behaviour: &zero };
         for (advantages, sequences) in [([1.0, -1.0, 1.0, 1.0], [4]), ([1.0, 1.0, 1.0, 1.0], [4])] {
             let rows = full_rows(&sequences);
-            tally.add_clips(&Surrogate::default().token_losses(logprobs, &f64s(&advantages), &rows), &rows);
+            sums.add_clips(&Surrogate::default().token_losses(logprobs, &f64s(&advantages), &rows), &rows);
         }
-        let metrics = tally.metrics();
+        let metrics = sums.metrics();
         let expected = [
             ("clip_ratio/high_max", 0.25),
             ("clip_ratio/high_mean", 0.25),
