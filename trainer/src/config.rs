@@ -405,7 +405,7 @@ impl Config {
                 )));
             }
         }
-        let setting = prox::Setting::new(&self.optimizer, self.steps, 0);
+        let setting = prox::RunExtent::new(&self.optimizer, self.steps, 0);
         self.prox.as_ref().map_or(Ok(()), |prox| prox.build(setting).map(drop))
     }
 }

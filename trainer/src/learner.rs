@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::distributed::Team;
 use crate::objective::{KlEstimator, MetricSums, effective_sample_share, mismatch_kl};
 use crate::optimizer::{self, Kept, Optimizer, OptimizerConfig, OptimizerState, Parameter, Role, Update};
-use crate::prox::{Constraints, Moment, Setting};
+use crate::prox::{Constraints, RunExtent, UpdateContext};
 use crate::report::metrics;
 use crate::{Error, Result};
 use iterate::{Average, Progress};
@@ -66,7 +66,7 @@ impl Learner {
         let algorithm = algorithm::build(&config.algorithm)?;
         let critic = critic(config, &*algorithm, policy)?;
         let needs = algorithm.needs();
-        let setting = Setting::new(&config.optimizer, config.steps, policy.adapter().ranks());
+        let setting = RunExtent::new(&config.optimizer, config.steps, policy.adapter().ranks());
         Ok(Self {
             parameters: parameters(&config.optimizer, &*algorithm, policy, critic.as_ref()),
             algorithm,
@@ -423,7 +423,7 @@ impl Learner {
     fn constrain(&self, step: u64, learning_rate: f64, policy: &Policy) {
         let Some(constraints) = &self.constraints else { return };
         let learning_rate = learning_rate * self.update_rule.gate_learning_rate_scale();
-        constraints.apply(&layers(policy), Moment { learning_rate, step, steps: self.steps });
+        constraints.apply(&layers(policy), UpdateContext { learning_rate, step, steps: self.steps });
     }
 
     /// Cuts closed ranks out of the policy, and what the optimizer remembers of them.
@@ -438,7 +438,7 @@ impl Learner {
         let kept: Vec<Kept> = cuts
             .iter()
             .flat_map(|cut| cut.axes().map(|(name, axis)| (name, axis, cut.kept.shallow_clone())))
-            .filter_map(|(name, axis, places)| Some(Kept { shape: shape(&name)?, name, axis, places }))
+            .filter_map(|(name, axis, indices)| Some(Kept { shape: shape(&name)?, name, axis, indices }))
             .collect();
         self.optimizer.prune(&kept)?;
         self.parameters = parameters(&self.update_rule, &*self.algorithm, policy, self.critic.as_ref());

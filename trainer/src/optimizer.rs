@@ -1,9 +1,9 @@
 //! Update rules over named parameters.
 //!
-//! libtorch's own optimizers cannot be saved through its bindings, so ours are tensor code: each rule is one file, works
-//! in place without gradients, and gives its whole state as named tensors and numbers, so that an interrupted run goes
-//! on bit for bit. Arithmetic is in f32 even for bf16 parameters, of which an f32 master copy is kept: a step of 1e-5
-//! on a weight of 0.02 is below the spacing of bf16 and would be lost.
+//! libtorch's own optimizers cannot be saved through its bindings, so these are tensor code. Each rule is one file,
+//! works in place without gradients, and returns its whole state as named tensors and numbers, so that an interrupted
+//! run continues bit for bit. Arithmetic is in f32 even for bf16 parameters, of which an f32 master copy is kept: a
+//! step of 1e-5 on a weight of 0.02 is below the spacing of bf16 and would be lost.
 
 mod adamw;
 mod schedule;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
-/// What a parameter is, which decides how an update rule treats it.
+/// Kind of a parameter, which decides how an update rule treats it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Role {
     /// A matrix: updated with weight decay.
@@ -30,32 +30,33 @@ pub enum Role {
     Gate,
 }
 
-/// A trainable tensor, its name and how it is updated.
+/// A trainable tensor with its name and update settings.
 #[derive(Debug)]
 pub struct Parameter {
-    /// The name under which its state is saved; unique.
+    /// Unique name; the parameter's optimizer state is saved under it.
     pub name: String,
-    /// The leaf tensor that carries the gradient; shares storage with the model.
+    /// Leaf tensor that carries the gradient; shares storage with the model.
     pub tensor: Tensor,
-    /// What it is.
+    /// Kind of the parameter: weight decay applies to [`Role::Weight`] alone, gates have settings of their own.
     pub role: Role,
-    /// Multiplies the learning rate; 1 for the common rate.
+    /// Factor on the learning rate; 1 for the common rate.
     pub learning_rate_scale: f64,
 }
 
 impl Parameter {
-    /// A parameter at the common learning rate.
+    /// Returns a parameter at the common learning rate.
     pub fn new(name: impl Into<String>, tensor: Tensor, role: Role) -> Self {
         Self { name: name.into(), tensor, role, learning_rate_scale: 1.0 }
     }
 
-    /// The kind that its update is computed in: f64 for f64, f32 for everything else.
+    /// Returns the kind in which the update is computed: f64 for an f64 parameter, f32 for every other.
     fn working_kind(&self) -> Kind {
         if self.tensor.kind() == Kind::Double { Kind::Double } else { Kind::Float }
     }
 
-    /// Its gradient in the working kind. A parameter that took no part in the loss has a zero gradient: whether
-    /// libtorch has allocated one depends on whether the run was interrupted, and the update must not.
+    /// Returns the gradient in the working kind, shaped like the parameter. A parameter that took no part in the loss
+    /// has a zero gradient: libtorch allocates one or not depending on whether the run was interrupted, and the update
+    /// must not depend on that.
     pub(crate) fn gradient(&self) -> Tensor {
         let gradient = self.tensor.grad();
         let kind = self.working_kind();
@@ -63,25 +64,26 @@ impl Parameter {
     }
 }
 
-/// Everything that an update rule remembers between steps.
+/// State of an update rule between steps, as it is saved in a checkpoint.
 #[derive(Debug, Default)]
 pub struct OptimizerState {
-    /// The rule that it belongs to.
+    /// Name of the update rule that wrote it: `adamw` or `sgd`.
     pub rule: String,
-    /// Numbers by name.
+    /// Numbers by name, such as `steps.<parameter>`.
     pub scalars: BTreeMap<String, f64>,
-    /// Tensors by name, in alphabetical order.
+    /// Tensors by name, such as `first.<parameter>`, in alphabetical order.
     pub tensors: Vec<(String, Tensor)>,
 }
 
 impl OptimizerState {
-    /// Cuts what belongs to one parameter: entries are named after what they are, a dot, and the parameter.
+    /// Prunes the state of one parameter. Entry names are the quantity, a dot, and the parameter's name. If any tensor
+    /// of the parameter has another shape than the parameter, all its state is dropped.
     fn prune(&mut self, cut: &Kept) {
         let of_it = |key: &str| key.split_once('.').is_some_and(|(_, name)| name == cut.name);
         let alike = self.tensors.iter().filter(|(key, _)| of_it(key)).all(|(_, tensor)| tensor.size() == cut.shape);
         if alike {
             for (_, tensor) in self.tensors.iter_mut().filter(|(key, _)| of_it(key)) {
-                *tensor = tensor.index_select(cut.axis, &cut.places);
+                *tensor = tensor.index_select(cut.axis, &cut.indices);
             }
         } else {
             self.tensors.retain(|(key, _)| !of_it(key));
@@ -89,7 +91,7 @@ impl OptimizerState {
         }
     }
 
-    /// Refuses the state of another rule.
+    /// Returns an error if the state was written by another rule.
     fn expect_rule(&self, rule: &str) -> Result<()> {
         if self.rule == rule {
             return Ok(());
@@ -102,42 +104,42 @@ impl OptimizerState {
     }
 }
 
-/// Entries of a parameter that stay when others are pruned.
+/// Entries of a parameter that remain after pruning.
 #[derive(Debug)]
 pub struct Kept {
-    /// The parameter's name.
+    /// Name of the pruned parameter.
     pub name: String,
-    /// Its shape before.
+    /// Shape before pruning.
     pub shape: Vec<i64>,
-    /// The axis that was cut.
+    /// Pruned axis.
     pub axis: i64,
-    /// The places along that axis that stay, `[count]` i64.
-    pub places: Tensor,
+    /// Indices along that axis that remain, `[kept]` i64.
+    pub indices: Tensor,
 }
 
-/// An update rule.
+/// An update rule over named parameters.
 pub trait Optimizer {
-    /// Moves each parameter against its gradient, in place. The learning rate is that of this step; it is multiplied
-    /// by the parameter's own scale. Gradients are left as they are.
+    /// Moves each parameter against its gradient, in place. `learning_rate` is that of this step; each parameter
+    /// multiplies it by its own scale. Gradients are left unchanged.
     ///
     /// # Errors
-    /// If restored state does not fit a parameter.
+    /// If restored state has another shape than its parameter.
     fn step(&mut self, parameters: &mut [Parameter], learning_rate: f64) -> Result<()>;
 
-    /// All that [`Optimizer::restore`] needs to go on exactly here. The tensors are copies.
+    /// Returns copies of everything that [`Optimizer::restore`] needs to continue from this point.
     fn state(&self) -> OptimizerState;
 
-    /// Takes over a saved state.
+    /// Replaces the state by a saved one.
     ///
     /// # Errors
-    /// If it belongs to another rule or is incomplete.
+    /// If the saved state belongs to another rule or is incomplete.
     fn restore(&mut self, state: OptimizerState) -> Result<()>;
 
-    /// Follows parameters that were pruned. What is remembered of a parameter in the parameter's own shape is cut
-    /// alike; a parameter that anything of another shape is remembered of is forgotten and starts anew.
+    /// Prunes the state along with its parameters. State tensors in the parameter's shape keep the same entries. A
+    /// parameter with state of another shape loses its state and starts anew.
     ///
     /// # Errors
-    /// As [`Optimizer::restore`].
+    /// If the pruned state cannot be restored; see [`Optimizer::restore`].
     fn prune(&mut self, cuts: &[Kept]) -> Result<()> {
         let mut state = self.state();
         for cut in cuts {
@@ -147,7 +149,7 @@ pub trait Optimizer {
     }
 }
 
-/// The choice of an update rule in the config: `[optimizer.adamw]`.
+/// Update rule of a run: `[optimizer.adamw]` or `[optimizer.sgd]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerConfig {
@@ -164,10 +166,10 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// A fresh optimizer.
+    /// Builds the optimizer with empty state.
     ///
     /// # Errors
-    /// If a setting is out of its range.
+    /// If a setting is outside its range.
     pub fn build(&self) -> Result<Box<dyn Optimizer>> {
         self.rate().validate()?;
         Ok(match self {
@@ -176,7 +178,7 @@ impl OptimizerConfig {
         })
     }
 
-    /// The learning rate over the run.
+    /// Returns the learning rate as a function of the update.
     pub fn rate(&self) -> Rate {
         match self {
             Self::Adamw(config) => config.rate(),
@@ -184,7 +186,7 @@ impl OptimizerConfig {
         }
     }
 
-    /// What the learning rate of gates is multiplied by: the [`Parameter::learning_rate_scale`] of gates.
+    /// Factor on the learning rate of gates: the [`Parameter::learning_rate_scale`] of gates.
     pub fn gate_learning_rate_scale(&self) -> f64 {
         match self {
             Self::Adamw(config) => config.gate.learning_rate_scale,
@@ -192,7 +194,7 @@ impl OptimizerConfig {
         }
     }
 
-    /// Gradients are scaled down to this global norm; 0 for no limit.
+    /// Largest global gradient norm, to which larger gradients are scaled down; 0 for no limit.
     pub fn max_grad_norm(&self) -> f64 {
         match self {
             Self::Adamw(config) => config.max_grad_norm,
@@ -201,39 +203,39 @@ impl OptimizerConfig {
     }
 }
 
-/// How an update ended.
+/// Outcome of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Update {
-    /// The parameters moved.
+    /// The parameters were updated.
     Taken {
-        /// The global gradient norm before clipping.
+        /// Global gradient norm before clipping.
         grad_norm: f64,
     },
-    /// A gradient was not finite: nothing moved, and the optimizer's state is as before.
+    /// A gradient was not finite: parameters and optimizer state are unchanged.
     Skipped {
-        /// The norm, infinite or not a number.
+        /// The norm, infinite or NaN.
         grad_norm: f64,
     },
 }
 
 impl Update {
-    /// The global gradient norm before clipping.
+    /// Returns the global gradient norm before clipping.
     pub fn grad_norm(self) -> f64 {
         match self {
             Self::Taken { grad_norm } | Self::Skipped { grad_norm } => grad_norm,
         }
     }
 
-    /// Whether the parameters moved.
+    /// Returns true if the parameters were updated.
     pub fn is_taken(self) -> bool {
         matches!(self, Self::Taken { .. })
     }
 }
 
-/// One update: clips the gradients to a global norm, steps unless one is not finite, and zeroes them.
+/// Takes one update: clips the gradients to a global norm, steps if all of them are finite, and zeroes them.
 ///
 /// # Errors
-/// As [`Optimizer::step`].
+/// If restored optimizer state has another shape than its parameter.
 pub fn update(
     optimizer: &mut dyn Optimizer,
     parameters: &mut [Parameter],
@@ -249,8 +251,8 @@ pub fn update(
     Ok(if finite { Update::Taken { grad_norm } } else { Update::Skipped { grad_norm } })
 }
 
-/// Scales all gradients so that their joint Euclidean norm is at most `max` (0 for no limit), and returns the norm from
-/// before. A norm that is not finite is returned without scaling: the step is to be skipped.
+/// Scales all gradients so that their joint Euclidean norm is at most `max` (0 for no limit), and returns the norm
+/// before scaling. A norm that is not finite is returned without scaling; the caller skips the step.
 pub fn clip_global_norm(parameters: &mut [Parameter], max: f64) -> f64 {
     let _guard = tch::no_grad_guard();
     let mut gradients: Vec<Tensor> =
@@ -275,7 +277,8 @@ pub fn zero_gradients(parameters: &mut [Parameter]) {
     }
 }
 
-/// The tensor that a rule computes on: the parameter itself, or its f32 master copy, which is made on first use.
+/// Returns the tensor that a rule computes on: the parameter itself, or its f32 master copy, which is made on first
+/// use.
 fn working_copy(parameter: &Parameter, master: &mut Option<Tensor>) -> Tensor {
     let kind = parameter.working_kind();
     if parameter.tensor.kind() == kind {
@@ -284,7 +287,7 @@ fn working_copy(parameter: &Parameter, master: &mut Option<Tensor>) -> Tensor {
     master.get_or_insert_with(|| parameter.tensor.detach().to_kind(kind)).shallow_clone()
 }
 
-/// Brings restored state to the parameter's device, and refuses it if the shapes differ.
+/// Moves restored state to the parameter's device; returns an error if the shapes differ.
 fn fit(name: &str, state: &mut Tensor, parameter: &Parameter) -> Result<()> {
     if state.size() != parameter.tensor.size() {
         return Err(Error::input(format!(

@@ -1,4 +1,5 @@
-//! Adam with decoupled weight decay (I. Loshchilov and F. Hutter, 2019), in `PyTorch`'s form.
+//! Adam with decoupled weight decay (Loshchilov and Hutter 2019, "Decoupled weight decay regularization", arXiv
+//! 1711.05101), in `PyTorch`'s form.
 //!
 //! ```text
 //! w ← w (1 − η λ)
@@ -7,7 +8,7 @@
 //! ```
 //!
 //! Gates of sparse adapters have their own ε and no decay, and ε is added *before* the bias correction, as in the
-//! optimizer that SoRA's published code uses: `g ← g − η √(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε)`.
+//! optimizer of SoRA's published code: `g ← g − η √(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε)`.
 
 use super::schedule::in_range;
 use super::{Optimizer, OptimizerState, Parameter, Rate, Role, Schedule, fit, working_copy};
@@ -18,31 +19,31 @@ use tch::Tensor;
 
 const RULE: &str = "adamw";
 
-/// `[optimizer.adamw]`.
+/// `[optimizer.adamw]`: Adam with decoupled weight decay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamWConfig {
-    /// The learning rate after warm-up.
+    /// Peak learning rate, reached after warm-up. 1e-5 suits full fine-tuning; adapters take 10 to 100 times as much.
     #[serde(alias = "lr")]
     pub learning_rate: f64,
-    /// Decay of the running means of the gradient and of its square, each below 1.
+    /// Decay rates β₁ and β₂ of the running means of the gradient and of its square, each at least 0 and below 1.
     pub betas: (f64, f64),
-    /// Added to the root of the second moment; keeps a parameter with tiny gradients from leaping.
+    /// Constant ε added to the root of the second moment; it bounds the step of a parameter with tiny gradients.
     #[serde(alias = "adam_epsilon", alias = "epsilon")]
     pub eps: f64,
-    /// Share of a weight that is taken off per unit of learning rate; matrices only.
+    /// Decoupled weight decay λ, per unit of learning rate. It applies to matrices only; 0 for none.
     pub weight_decay: f64,
-    /// Updates over which the learning rate rises to its full value.
+    /// Optimizer updates over which the learning rate rises linearly to its peak; 0 for no warm-up.
     pub warmup_steps: u64,
-    /// What the learning rate does after warm-up.
+    /// Schedule of the learning rate after warm-up: `constant`, `linear` or `cosine`.
     #[serde(alias = "lr_scheduler_type")]
     pub schedule: Schedule,
-    /// The share of `learning_rate` that a falling schedule ends at.
+    /// Final learning rate of a falling schedule, as a share of `learning_rate`, from 0 to 1.
     #[serde(alias = "min_lr_ratio")]
     pub schedule_floor: f64,
-    /// Gradients are scaled down to this global norm; 0 for no limit.
+    /// Largest global gradient norm, to which larger gradients are scaled down; 0 for no limit.
     pub max_grad_norm: f64,
-    /// How the gates of sparse adapters are updated.
+    /// Settings for the gates of sparse adapters.
     pub gate: GateConfig,
 }
 
@@ -63,7 +64,7 @@ impl Default for AdamWConfig {
 }
 
 impl AdamWConfig {
-    /// The learning rate over the run.
+    /// Returns the learning rate as a function of the update.
     pub fn rate(&self) -> Rate {
         Rate {
             learning_rate: self.learning_rate,
@@ -74,15 +75,15 @@ impl AdamWConfig {
     }
 }
 
-/// `[optimizer.adamw.gate]`: the update of gates, which knows no weight decay.
+/// `[optimizer.adamw.gate]`: the update of gates, which have no weight decay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GateConfig {
-    /// Multiplies the learning rate.
+    /// Factor on the learning rate of gates.
     pub learning_rate_scale: f64,
-    /// Decay of the running means of the gradient and of its square.
+    /// Decay rates β₁ and β₂ for gates, each at least 0 and below 1.
     pub betas: (f64, f64),
-    /// Added to the root of the second moment before the bias correction.
+    /// Constant ε for gates, added to the root of the second moment before the bias correction; 1e-6 as in SoRA's code.
     pub eps: f64,
 }
 
@@ -92,7 +93,7 @@ impl Default for GateConfig {
     }
 }
 
-/// The optimizer and what it remembers of each parameter.
+/// `AdamW` with its moments of each parameter.
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
@@ -101,21 +102,21 @@ pub struct AdamW {
 
 #[derive(Debug)]
 struct Moments {
-    /// Updates so far.
+    /// Number of updates taken so far.
     steps: u64,
-    /// Running mean of the gradient.
+    /// Running mean of the gradient, shaped like the parameter.
     first: Tensor,
-    /// Running mean of its square.
+    /// Running mean of the squared gradient, shaped like the parameter.
     second: Tensor,
-    /// The parameter in f32, where the parameter itself is narrower.
+    /// Master copy in f32, for a parameter of a narrower kind.
     master: Option<Tensor>,
 }
 
 impl AdamW {
-    /// An optimizer that has seen nothing yet.
+    /// Returns an optimizer without state.
     ///
     /// # Errors
-    /// If a setting is out of its range.
+    /// If a setting is outside its range.
     pub fn new(config: AdamWConfig) -> Result<Self> {
         for (name, (first, second)) in [("betas", config.betas), ("gate.betas", config.gate.betas)] {
             in_range(name, first, 0.0, 1.0 - f64::EPSILON)?;
@@ -173,7 +174,7 @@ impl Moments {
         let _ = self.second.g_mul_scalar_(beta2).g_add_(&(gradient.square() * (1.0 - beta2)));
     }
 
-    /// `1 − βᵗ` for both moments.
+    /// Returns the bias corrections `1 − β₁ᵗ` and `1 − β₂ᵗ`.
     fn corrections(&self, (beta1, beta2): (f64, f64)) -> (f64, f64) {
         let steps = self.steps as f64;
         (1.0 - beta1.powf(steps), 1.0 - beta2.powf(steps))

@@ -1,43 +1,43 @@
 //! The learning rate as a pure function of the update's number.
 //!
-//! It rises linearly over `warmup_steps` updates, then stays, falls linearly or along a half cosine to a floor. The first
-//! update already has a rate above zero: with `w` warm-up updates, update `s` has the share `(s + 1)/(w + 1)` (Hugging
-//! Face's `s/w` wastes the first one).
+//! It rises linearly over `warmup_steps` updates, then stays, or falls linearly or along a half cosine to a floor. The
+//! first update already has a rate above zero: with `w` warm-up updates, update `s` has the share `(s + 1)/(w + 1)`.
+//! Hugging Face's `s/w` wastes the first one.
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
-/// What the learning rate does after warm-up.
+/// Schedule of the learning rate after warm-up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
-    /// It stays.
+    /// Stays at its peak.
     #[default]
     #[serde(alias = "constant_with_warmup")]
     Constant,
-    /// It falls linearly to the floor.
+    /// Falls linearly to the floor.
     Linear,
-    /// It falls along a half cosine to the floor.
+    /// Falls along a half cosine to the floor.
     #[serde(alias = "cosine_with_min_lr")]
     Cosine,
 }
 
-/// The learning rate over a run.
+/// Learning rate as a function of the update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
-    /// The rate after warm-up.
+    /// Peak rate, reached after warm-up.
     pub learning_rate: f64,
-    /// Updates over which it rises.
+    /// Updates over which the rate rises to its peak.
     pub warmup_steps: u64,
-    /// What it does then.
+    /// Schedule after warm-up.
     pub schedule: Schedule,
-    /// The share of `learning_rate` that a falling schedule ends at.
+    /// Final rate of a falling schedule, as a share of the peak.
     pub floor: f64,
 }
 
 impl Rate {
-    /// The learning rate of update `step`, counted from 0, in a run of `total` updates.
+    /// Returns the learning rate of update `step`, counted from 0, in a run of `total` updates.
     pub fn at(&self, step: u64, total: u64) -> f64 {
         self.learning_rate * self.share(step, total)
     }
@@ -56,14 +56,14 @@ impl Rate {
         self.floor + (1.0 - self.floor) * remaining
     }
 
-    /// Refuses a negative or infinite rate and a floor outside 0 to 1.
+    /// Returns an error for a negative or infinite rate, or a floor outside 0 to 1.
     pub(super) fn validate(&self) -> Result<()> {
         in_range("learning_rate", self.learning_rate, 0.0, f64::MAX)?;
         in_range("schedule_floor", self.floor, 0.0, 1.0)
     }
 }
 
-/// Refuses a setting outside its range.
+/// Returns an error for a setting outside its range.
 pub(super) fn in_range(name: &str, value: f64, low: f64, high: f64) -> Result<()> {
     if (low..=high).contains(&value) {
         return Ok(());

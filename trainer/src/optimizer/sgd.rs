@@ -13,26 +13,26 @@ use tch::Tensor;
 
 const RULE: &str = "sgd";
 
-/// `[optimizer.sgd]`.
+/// `[optimizer.sgd]`: stochastic gradient descent with momentum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SgdConfig {
-    /// The learning rate after warm-up.
+    /// Peak learning rate, reached after warm-up.
     #[serde(alias = "lr")]
     pub learning_rate: f64,
-    /// Share of the last step's direction that is kept; 0 for none.
+    /// Momentum μ: share of the previous step's direction that is kept, from 0 to 1; 0 for none.
     pub momentum: f64,
-    /// Pulls weights towards zero; matrices only.
+    /// Weight decay λ, added to the gradient as `λ w`. It applies to matrices only; 0 for none.
     pub weight_decay: f64,
-    /// Updates over which the learning rate rises to its full value.
+    /// Optimizer updates over which the learning rate rises linearly to its peak; 0 for no warm-up.
     pub warmup_steps: u64,
-    /// What the learning rate does after warm-up.
+    /// Schedule of the learning rate after warm-up: `constant`, `linear` or `cosine`.
     #[serde(alias = "lr_scheduler_type")]
     pub schedule: Schedule,
-    /// The share of `learning_rate` that a falling schedule ends at.
+    /// Final learning rate of a falling schedule, as a share of `learning_rate`, from 0 to 1.
     #[serde(alias = "min_lr_ratio")]
     pub schedule_floor: f64,
-    /// Gradients are scaled down to this global norm; 0 for no limit.
+    /// Largest global gradient norm, to which larger gradients are scaled down; 0 for no limit.
     pub max_grad_norm: f64,
 }
 
@@ -51,7 +51,7 @@ impl Default for SgdConfig {
 }
 
 impl SgdConfig {
-    /// The learning rate over the run.
+    /// Returns the learning rate as a function of the update.
     pub fn rate(&self) -> Rate {
         Rate {
             learning_rate: self.learning_rate,
@@ -62,7 +62,7 @@ impl SgdConfig {
     }
 }
 
-/// The optimizer and its momentum buffers.
+/// SGD with the momentum buffer of each parameter.
 #[derive(Debug)]
 pub struct Sgd {
     config: SgdConfig,
@@ -71,10 +71,10 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// An optimizer that has seen nothing yet.
+    /// Returns an optimizer without state.
     ///
     /// # Errors
-    /// If a setting is out of its range.
+    /// If a setting is outside its range.
     pub fn new(config: SgdConfig) -> Result<Self> {
         in_range("momentum", config.momentum, 0.0, 1.0)?;
         in_range("weight_decay", config.weight_decay, 0.0, f64::MAX)?;

@@ -19,7 +19,7 @@ fn values(tensor: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double)).unwrap()
 }
 
-/// Gives a parameter this gradient.
+/// Sets the gradient of a parameter.
 fn set_gradient(parameter: &mut Parameter, gradient: &[f64]) {
     parameter.tensor.zero_grad();
     let gradient = Tensor::from_slice(gradient).to_kind(parameter.tensor.kind());
@@ -297,12 +297,12 @@ fn a_pruned_parameter_moves_as_if_nothing_had_been_pruned() {
             let whole = |values: &[f64]| vec![Parameter::new("layer.a", leaf(values, Kind::Double), role)];
             let (mut optimizer, mut parameters) = (build(), whole(&START));
             run(&mut *optimizer, &mut parameters, 1..=2);
-            let places = Tensor::from_slice(&[1i64, 3]);
-            let kept = values(&parameters[0].tensor.index_select(0, &places));
+            let indices = Tensor::from_slice(&[1i64, 3]);
+            let kept = values(&parameters[0].tensor.index_select(0, &indices));
             let mut small = whole(&kept);
             let mut after = build();
             after.restore(optimizer.state()).unwrap();
-            after.prune(&[Kept { name: "layer.a".into(), shape: vec![4], axis: 0, places: places.copy() }]).unwrap();
+            after.prune(&[Kept { name: "layer.a".into(), shape: vec![4], axis: 0, indices: indices.copy() }]).unwrap();
             for t in 3..=4 {
                 let gradient = fixture_gradient(t);
                 set_gradient(&mut parameters[0], &gradient);
@@ -310,7 +310,7 @@ fn a_pruned_parameter_moves_as_if_nothing_had_been_pruned() {
                 set_gradient(&mut small[0], &[gradient[1], gradient[3]]);
                 after.step(&mut small, 0.01).unwrap();
             }
-            assert_eq!(values(&small[0].tensor), values(&parameters[0].tensor.index_select(0, &places)));
+            assert_eq!(values(&small[0].tensor), values(&parameters[0].tensor.index_select(0, &indices)));
         }
     }
 }
@@ -324,7 +324,7 @@ fn what_is_remembered_in_another_shape_is_forgotten() {
         tensors: vec![("rows.x".into(), tensor(&[4])), ("first.y".into(), tensor(&[2, 4]))],
     };
     for name in ["x", "y"] {
-        state.prune(&Kept { name: name.into(), shape: vec![2, 4], axis: 1, places: Tensor::from_slice(&[0i64]) });
+        state.prune(&Kept { name: name.into(), shape: vec![2, 4], axis: 1, indices: Tensor::from_slice(&[0i64]) });
     }
     assert_eq!(state.scalars.keys().collect::<Vec<_>>(), ["steps.y"]);
     assert_eq!(state.tensors.len(), 1);

@@ -1,37 +1,38 @@
-//! All constraints of a run, in the order in which they act: the penalty of the present stage, the budget, the bound.
+//! All constraints of a run, in the order in which they are applied: the penalty of the current stage, the budget, the
+//! bound.
 //!
-//! Which stage a step belongs to follows from its number alone, so a resumed run needs no state of its own for it.
+//! The stage follows from the step's number alone, so a resumed run needs no state for it.
 
 use super::rank_budget::Budget;
-use super::{Moment, Penalty, Prox, ProxConfig, gate_l1, threshold_stages};
+use super::{Penalty, Prox, ProxConfig, UpdateContext, gate_l1, threshold_stages};
 use crate::optimizer::OptimizerConfig;
 use crate::{Error, Result};
 use model::adapter::LowRank;
 use std::ops::Range;
 use tch::Tensor;
 
-/// What of the rest of the run the constraints depend on.
+/// Quantities of the run that the constraints depend on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Setting {
-    /// The gates' largest learning rate.
+pub struct RunExtent {
+    /// Largest learning rate of the gates.
     pub learning_rate: f64,
-    /// Steps of the whole run.
+    /// Training steps of the whole run.
     pub steps: u64,
     /// Ranks of all layers together at the start.
     pub ranks: i64,
 }
 
-impl Setting {
-    /// That of a run with this update rule.
+impl RunExtent {
+    /// Derives the largest learning rate of the gates from the update rule.
     pub fn new(update_rule: &OptimizerConfig, steps: u64, ranks: i64) -> Self {
         let learning_rate = update_rule.rate().learning_rate * update_rule.gate_learning_rate_scale();
         Self { learning_rate, steps, ranks }
     }
 }
 
-/// The constraints of a run.
+/// The constraints of a run, built and checked.
 pub struct Constraints {
-    /// The penalty of each stage; one stage if the threshold does not rise, none if there is no penalty.
+    /// One penalty per stage: a single one without stages, none without a penalty.
     penalties: Vec<Box<dyn Prox>>,
     stages: Vec<Range<u64>>,
     always: Vec<Box<dyn Prox>>,
@@ -39,12 +40,12 @@ pub struct Constraints {
 }
 
 impl ProxConfig {
-    /// The constraints, checked.
+    /// Builds the constraints.
     ///
     /// # Errors
-    /// If a setting is out of its range, if there is more than one penalty or nothing at all, or if stages have no
-    /// threshold to raise.
-    pub fn build(&self, setting: Setting) -> Result<Constraints> {
+    /// If a setting is outside its range, if there is more than one penalty or no constraint at all, or if stages have
+    /// no threshold to raise.
+    pub fn build(&self, run: RunExtent) -> Result<Constraints> {
         let named = [
             ("soft_threshold", self.soft_threshold.as_ref().map(|penalty| penalty as &dyn Penalty)),
             ("mcp", self.mcp.as_ref().map(|penalty| penalty as &dyn Penalty)),
@@ -56,16 +57,16 @@ impl ProxConfig {
             return Err(Error::input(format!("[prox] has both `{first}` and `{second}`; keep one penalty")));
         }
         let penalty = given.first().map(|(_, penalty)| *penalty);
-        let (thresholds, stages) = self.thresholds(penalty, setting.steps)?;
+        let (thresholds, stages) = self.thresholds(penalty, run.steps)?;
         for threshold in &thresholds {
-            penalty.map_or(Ok(()), |penalty| penalty.validate(*threshold, setting.learning_rate))?;
+            penalty.map_or(Ok(()), |penalty| penalty.validate(*threshold, run.learning_rate))?;
         }
         let penalties: Vec<Box<dyn Prox>> =
             thresholds.iter().filter_map(|threshold| Some(penalty?.at(*threshold))).collect();
         let mut always: Vec<Box<dyn Prox>> = Vec::new();
         if let Some(config) = &self.rank_budget {
             config.validate()?;
-            always.push(Box::new(Budget { config: config.clone(), all: setting.ranks }));
+            always.push(Box::new(Budget { config: config.clone(), all: run.ranks }));
         }
         if let Some(bound) = &self.norm_bound {
             bound.validate()?;
@@ -80,7 +81,7 @@ impl ProxConfig {
         Ok(Constraints { penalties, stages, always, l1_coefficient })
     }
 
-    /// The threshold of each stage and the steps that it lasts.
+    /// Returns the threshold of each stage and its range of steps.
     fn thresholds(&self, penalty: Option<&dyn Penalty>, steps: u64) -> Result<(Vec<f64>, Vec<Range<u64>>)> {
         match (&self.stages, penalty) {
             (None, penalty) => Ok((penalty.map(Penalty::threshold).into_iter().collect(), Vec::new())),
@@ -96,18 +97,20 @@ impl ProxConfig {
 }
 
 impl Constraints {
-    /// Applies every constraint of this moment, in place.
-    pub fn apply(&self, layers: &[&LowRank], moment: Moment) {
-        let penalty = self.penalties.get(self.stage(moment.step)).or(self.penalties.last());
-        penalty.into_iter().chain(&self.always).for_each(|prox| prox.apply(layers, moment));
+    /// Applies every constraint in place, with the penalty of the stage that the step belongs to.
+    pub fn apply(&self, layers: &[&LowRank], context: UpdateContext) {
+        let penalty = self.penalties.get(self.stage(context.step)).or(self.penalties.last());
+        penalty.into_iter().chain(&self.always).for_each(|prox| prox.apply(layers, context));
     }
 
-    /// What is added to the loss of each update: a scalar with gradient, if there is anything.
+    /// Returns the L1 term that is added to the loss of each update, a scalar with gradient; `None` without an L1
+    /// coefficient or without gates.
     pub fn loss(&self, layers: &[&LowRank]) -> Option<Tensor> {
         (self.l1_coefficient > 0.0).then(|| gate_l1(layers, self.l1_coefficient)).flatten()
     }
 
-    /// The steps that share an optimizer and a learning-rate schedule with this one: those of its stage, or all.
+    /// Returns the range of steps that share an optimizer and a learning-rate schedule with `step`: those of its stage,
+    /// or all of the run.
     pub fn stage_steps(&self, step: u64, steps: u64) -> Range<u64> {
         self.stages.get(self.stage(step)).cloned().unwrap_or(1..steps + 1)
     }

@@ -1,8 +1,8 @@
 //! Group k-sparsity: the proximal step of the weighted group sparse envelope (A. Beck and Y. Refael, "Sparse
 //! regularization via bidualization", Journal of Global Optimization, 2022).
 //!
-//! "At most k groups are not zero" cannot be had by gradients. Its convex stand-in is the largest convex function below
-//! `½‖x‖²` on that set, and with a cost `dⱼ` of each group
+//! "At most k groups are not zero" has no useful gradient. Its convex replacement is the largest convex function below
+//! `½‖x‖²` on that set. With a cost `dⱼ` of each group it is
 //!
 //! ```text
 //! S(x) = min { ½ Σⱼ ‖xⱼ‖²/uⱼ : 0 ≤ uⱼ ≤ 1, Σⱼ dⱼ uⱼ ≤ k }
@@ -15,21 +15,21 @@
 //! xⱼ = vⱼ · uⱼ / (uⱼ + λ)
 //! ```
 //!
-//! Minimise over x first: what is left, `½ Σ ‖vⱼ‖² λ/(uⱼ + λ)`, has this u where its derivative equals a multiple of d.
-//! So groups below `λ √dⱼ / s` close, those between are soft-thresholded by that number, and the clearly largest only
-//! lose the share `λ/(1 + λ)`. Where everything fits into k, `u = 1` for all. The left side grows with `s` and is linear
-//! between its kinks, so `s` is found exactly.
+//! Derivation: minimise over x first; the remainder, `½ Σ ‖vⱼ‖² λ/(uⱼ + λ)`, has this u where its derivative equals a
+//! multiple of d. Groups below `λ √dⱼ / s` close, those between are soft-thresholded by that number, and the clearly
+//! largest lose only the share `λ/(1 + λ)`. If all groups fit into k, `u = 1` for all. The left side grows with `s` and
+//! is linear between its kinks, so `s` is found exactly.
 //!
-//! A group is one rank, or the whole gate of a module; a module that closes costs no time at all once it is pruned.
+//! A group is one rank, or the whole gate of a module; a closed module costs no time at all once it is pruned.
 
 use super::threshold::{self, ThresholdScale};
-use super::{Moment, Penalty, Prox};
+use super::{Penalty, Prox, UpdateContext};
 use crate::{Error, Result};
 use model::adapter::LowRank;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// What is kept or closed together.
+/// Unit that is kept or closed as a whole.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Group {
@@ -40,30 +40,31 @@ pub enum Group {
     Module,
 }
 
-/// What a group costs.
+/// Cost of a group against the budget.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cost {
-    /// Each the same.
+    /// One for every group.
     #[default]
     Equal,
-    /// Its numbers in `A` and `B`.
+    /// Number of its parameters in `A` and `B`.
     Parameters,
 }
 
-/// `[prox.group_sparse]`.
+/// `[prox.group_sparse]`: the weighted group sparse envelope.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GroupSparse {
-    /// λ of the envelope: itself, or times the learning rate; 0 leaves gates alone.
+    /// Strength λ of the envelope: used as given if `scale` is `constant`, multiplied by the gates' learning rate if it
+    /// is `learning_rate`; 0 leaves gates unchanged.
     pub threshold: f64,
-    /// What the threshold is multiplied by.
+    /// Factor on the threshold: 1 (`constant`) or the learning rate (`learning_rate`).
     pub scale: ThresholdScale,
-    /// The share of all groups, by cost, that may stay: k.
+    /// Share k of all groups, by cost, that may stay open; above 0, at most 1.
     pub keep: f64,
-    /// What a group is.
+    /// Unit of a group: `rank` or `module`.
     pub group: Group,
-    /// What a group costs.
+    /// Cost of a group: `equal` or `parameters`.
     pub cost: Cost,
 }
 
@@ -79,7 +80,7 @@ impl Default for GroupSparse {
     }
 }
 
-/// A group's norm and cost.
+/// Norm and cost of a group.
 #[derive(Debug, Clone, Copy)]
 struct Member {
     norm: f64,
@@ -87,7 +88,7 @@ struct Member {
 }
 
 impl GroupSparse {
-    /// The groups of a layer.
+    /// Returns the groups of a layer.
     fn members(&self, layer: &LowRank, gate: &Tensor) -> Vec<Member> {
         let each = match self.cost {
             Cost::Equal => 1.0,
@@ -95,7 +96,7 @@ impl GroupSparse {
         };
         match self.group {
             // The sum over groups needs every norm at once. They are few: one number per rank.
-            Group::Rank => numbers(&gate.abs()).map(|norm| Member { norm, cost: each }).collect(),
+            Group::Rank => elements(&gate.abs()).map(|norm| Member { norm, cost: each }).collect(),
             Group::Module => {
                 let cost = if self.cost == Cost::Equal { 1.0 } else { each * gate.numel() as f64 };
                 vec![Member { norm: gate.norm().double_value(&[]), cost }]
@@ -105,8 +106,8 @@ impl GroupSparse {
 }
 
 impl Prox for GroupSparse {
-    fn apply(&self, layers: &[&LowRank], moment: Moment) {
-        let lambda = self.scale.apply(self.threshold, moment.learning_rate);
+    fn apply(&self, layers: &[&LowRank], context: UpdateContext) {
+        let lambda = self.scale.apply(self.threshold, context.learning_rate);
         if lambda == 0.0 {
             return;
         }
@@ -143,12 +144,12 @@ impl Penalty for GroupSparse {
     }
 }
 
-fn numbers(tensor: &Tensor) -> impl Iterator<Item = f64> {
+fn elements(tensor: &Tensor) -> impl Iterator<Item = f64> {
     let host = tensor.to_device(model::device::HOST).to_kind(Kind::Double);
-    (0..host.size()[0]).map(move |place| host.double_value(&[place]))
+    (0..host.size()[0]).map(move |index| host.double_value(&[index]))
 }
 
-/// `uⱼ / (uⱼ + λ)` of each group, exactly zero for those that close.
+/// Returns the factor `uⱼ / (uⱼ + λ)` of each group, exactly zero for closed ones.
 fn factors(members: &[Member], lambda: f64, k: f64) -> Vec<f64> {
     let factor = |u: f64| u / (u + lambda);
     let open = |member: &&Member| member.norm > 0.0;
@@ -157,7 +158,7 @@ fn factors(members: &[Member], lambda: f64, k: f64) -> Vec<f64> {
     }
     let share = |member: &Member, s: f64| (s * member.norm / member.cost.sqrt() - lambda).clamp(0.0, 1.0);
     let used = |s: f64| members.iter().map(|member| member.cost * share(member, s)).sum::<f64>();
-    // Where a group begins to open, and where it is fully open.
+    // The values of s at which a group begins to open and at which it is fully open.
     let mut kinks: Vec<f64> = members
         .iter()
         .filter(open)
@@ -175,7 +176,7 @@ fn factors(members: &[Member], lambda: f64, k: f64) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{close, gates, layer, moment};
+    use super::super::testing::{close, context, gates, layer};
     use super::*;
     use schema::Seed;
 
@@ -208,7 +209,7 @@ mod tests {
         close(&found[1..], &[0.8 / 1.8], 1e-12);
     }
 
-    /// What is left of the objective after minimising over x.
+    /// The objective that remains after minimising over x.
     fn objective(members: &[Member], lambda: f64, shares: &[f64]) -> f64 {
         members.iter().zip(shares).map(|(member, u)| 0.5 * member.norm.powi(2) * lambda / (u + lambda)).sum()
     }
@@ -219,9 +220,9 @@ mod tests {
             let seed = Seed::new(trial);
             let lambda = 0.05 + seed.child("lambda").uniform(0);
             let members: Vec<Member> = (0..5)
-                .map(|place| Member {
-                    norm: 2.0 * seed.child("norm").uniform(place),
-                    cost: 0.5 + seed.child("cost").uniform(place),
+                .map(|index| Member {
+                    norm: 2.0 * seed.child("norm").uniform(index),
+                    cost: 0.5 + seed.child("cost").uniform(index),
                 })
                 .collect();
             let k = 0.3 + 3.0 * seed.child("k").uniform(0);
@@ -231,7 +232,7 @@ mod tests {
             let ours = objective(&members, lambda, &shares);
             for other in 0..200 {
                 let draw = seed.child("other").at(other);
-                let mut random: Vec<f64> = (0..5).map(|place| draw.uniform(place)).collect();
+                let mut random: Vec<f64> = (0..5).map(|index| draw.uniform(index)).collect();
                 // Filled up to the budget where that is possible.
                 let fill = (k / cost(&random)).min(1.0 / random.iter().copied().fold(0.0, f64::max));
                 for u in &mut random {
@@ -246,11 +247,11 @@ mod tests {
     fn ranks_and_modules_close_exactly() {
         let prox = GroupSparse { threshold: 0.5, scale: ThresholdScale::Constant, ..GroupSparse::default() };
         let (first, second) = (layer(&[2.0, -0.01]), layer(&[0.02, -3.0]));
-        prox.apply(&[&first, &second], moment(1.0));
+        prox.apply(&[&first, &second], context(1.0));
         close(&gates(&[&first, &second]), &[2.0 / 1.5, 0.0, 0.0, -2.0], 1e-12);
 
         let (first, second) = (layer(&[2.0, -0.01]), layer(&[0.02, -0.3]));
-        GroupSparse { group: Group::Module, cost: Cost::Parameters, ..prox }.apply(&[&first, &second], moment(1.0));
+        GroupSparse { group: Group::Module, cost: Cost::Parameters, ..prox }.apply(&[&first, &second], context(1.0));
         let moved = gates(&[&first, &second]);
         close(&moved[..2], &[2.0 / 1.5, -0.01 / 1.5], 1e-12);
         assert_eq!(moved[2..], [0.0, 0.0]);

@@ -7,31 +7,32 @@
 //!      = v                                     for |v| > κ
 //! ```
 //!
-//! Near zero it is the soft threshold; its pull weakens with the gate and ends at the knee κ, so that a rank which is in
-//! use is not shrunk all the while, as it is under L1. In the paper's letters κ = γλ; here the knee is a number of its
-//! own, for it must not move with the learning rate that ξ is multiplied by.
+//! Near zero it is the soft threshold. The pull weakens as the gate grows and ends at the knee κ, so an open rank is
+//! not shrunk in every step, as it is under L1. In the paper κ = γλ; here the knee is a setting of its own, so that it
+//! does not move with the learning rate that scales ξ.
 
 use super::threshold::{self, ThresholdScale};
-use super::{Moment, Penalty, Prox, map_gates};
+use super::{Penalty, Prox, UpdateContext, map_gates};
 use crate::Result;
 use model::adapter::LowRank;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[prox.mcp]`.
+/// `[prox.mcp]`: the minimax concave penalty.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mcp {
-    /// λ if scaled by the learning rate, ξ if constant; 0 leaves gates alone.
+    /// Threshold: ξ itself if `scale` is `constant`, λ with `ξ = η λ` if it is `learning_rate`; 0 leaves gates
+    /// unchanged.
     pub threshold: f64,
-    /// What the threshold is multiplied by.
+    /// Factor on the threshold: 1 (`constant`) or the learning rate (`learning_rate`).
     pub scale: ThresholdScale,
-    /// Gates larger than this are not pulled.
+    /// Knee κ: gates of a larger magnitude are not pulled.
     pub knee: f64,
 }
 
 impl Default for Mcp {
-    /// A knee that 95 % of the gates lie within when they start from the normal distribution.
+    /// The knee is at two standard deviations of the initial gates, so 95 % of them start within it.
     fn default() -> Self {
         Self { threshold: 0.1, scale: ThresholdScale::default(), knee: 2.0 }
     }
@@ -45,8 +46,8 @@ impl Mcp {
 }
 
 impl Prox for Mcp {
-    fn apply(&self, layers: &[&LowRank], moment: Moment) {
-        let threshold = self.scale.apply(self.threshold, moment.learning_rate);
+    fn apply(&self, layers: &[&LowRank], context: UpdateContext) {
+        let threshold = self.scale.apply(self.threshold, context.learning_rate);
         map_gates(layers, |gate| self.operator(gate, threshold));
     }
 }
@@ -68,12 +69,12 @@ impl Penalty for Mcp {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{close, gates, layer, minimises, moment};
+    use super::super::testing::{close, context, gates, layer, minimises};
     use super::*;
 
     fn apply(gate: &[f64], threshold: f64, knee: f64) -> Vec<f64> {
         let layer = layer(gate);
-        Mcp { threshold, scale: ThresholdScale::Constant, knee }.apply(&[&layer], moment(1e-3));
+        Mcp { threshold, scale: ThresholdScale::Constant, knee }.apply(&[&layer], context(1e-3));
         gates(&[&layer])
     }
 

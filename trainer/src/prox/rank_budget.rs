@@ -1,28 +1,28 @@
 //! A budget of ranks over all layers: the projection onto "at most N gates are open".
 //!
-//! The N largest `|g|` stay as they are and all others become zero: a hard threshold that is chosen anew after every
-//! update, so that layers compete for ranks and the sum is known before the run. A gate that was closed still has a
-//! gradient and may come back by outgrowing the smallest open one.
+//! The N largest `|g|` stay as they are and all others become zero. This hard threshold is computed anew after every
+//! update, so layers compete for ranks and the total is known before the run. A closed gate still has a gradient and
+//! reopens if it outgrows the smallest open one.
 //!
-//! At the first step gates say nothing yet, so the budget falls along the cubic curve of `AdaLoRA` (Q. Zhang et al.,
-//! ICLR 2023): with `x` the way from `begin` to `end`, `b = N + (all − N)(1 − x)³`.
+//! At the first step gates carry no information yet, so the budget falls along the cubic curve of `AdaLoRA` (Q. Zhang
+//! et al., ICLR 2023): with `x` the progress from `begin` to `end`, `b = N + (all − N)(1 − x)³`.
 
-use super::{Moment, Prox};
+use super::{Prox, UpdateContext};
 use crate::{Error, Result};
 use model::adapter::LowRank;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[prox.rank_budget]`.
+/// `[prox.rank_budget]`: a budget of open ranks over all layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RankBudget {
-    /// The most ranks that stay open, over all layers together.
+    /// Largest number N of ranks that stay open, over all layers together; at least 1.
     pub ranks: i64,
-    /// The share of the run after which the budget begins to fall.
+    /// Share of the run after which the budget begins to fall, from 0 to `end`.
     #[serde(default = "default_begin")]
     pub begin: f64,
-    /// The share of the run after which it is `ranks`.
+    /// Share of the run after which the budget is `ranks`, from `begin` to 1.
     #[serde(default = "default_end")]
     pub end: f64,
 }
@@ -49,16 +49,16 @@ impl RankBudget {
         Ok(())
     }
 
-    /// The budget after a step, of a run that starts with `all` ranks.
-    fn at(&self, moment: Moment, all: i64) -> i64 {
-        let done = moment.step as f64 / moment.steps.max(1) as f64;
+    /// Returns the budget after a step, in a run that starts with `all` ranks.
+    fn at(&self, context: UpdateContext, all: i64) -> i64 {
+        let done = context.step as f64 / context.steps.max(1) as f64;
         let left = if done >= self.end { 0.0 } else { 1.0 - ((done - self.begin) / (self.end - self.begin)).max(0.0) };
         let all = all.max(self.ranks);
         self.ranks + ((all - self.ranks) as f64 * left.powi(3)).round() as i64
     }
 }
 
-/// A budget for a run that starts with this many ranks.
+/// The budget of a run that starts with `all` ranks.
 #[derive(Debug)]
 pub(super) struct Budget {
     pub(super) config: RankBudget,
@@ -66,11 +66,11 @@ pub(super) struct Budget {
 }
 
 impl Prox for Budget {
-    fn apply(&self, layers: &[&LowRank], moment: Moment) {
+    fn apply(&self, layers: &[&LowRank], context: UpdateContext) {
         let _guard = tch::no_grad_guard();
         let gates: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.gate.as_ref()).collect();
         let entries: i64 = gates.iter().map(|gate| gate.numel() as i64).sum();
-        let budget = self.config.at(moment, self.all);
+        let budget = self.config.at(context, self.all);
         if entries <= budget {
             return;
         }
@@ -95,8 +95,8 @@ mod tests {
         Budget { config: RankBudget { ranks, begin: 0.2, end: 0.7 }, all }
     }
 
-    fn at(step: u64) -> Moment {
-        Moment { learning_rate: 1.0, step, steps: 100 }
+    fn at(step: u64) -> UpdateContext {
+        UpdateContext { learning_rate: 1.0, step, steps: 100 }
     }
 
     #[test]

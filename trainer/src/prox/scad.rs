@@ -7,33 +7,34 @@
 //!       = v                                              for |v| > κ
 //! ```
 //!
-//! The soft threshold up to the shoulder σ, then a pull that fades and ends at the knee κ: small gates are judged as under
-//! L1, large ones are left alone. The paper has σ = λ and κ = aλ with a = 3.7; here the knee is a number of its own, as
-//! in [`super::Mcp`], and the shoulder is κ/a.
+//! It is the soft threshold up to the shoulder σ, then a pull that fades and ends at the knee κ: small gates are
+//! treated as under L1, large ones are left unchanged. The paper has σ = λ and κ = aλ with a = 3.7; here the knee is a
+//! setting of its own, as in [`super::Mcp`], and the shoulder is κ/a.
 
 use super::threshold::{self, ThresholdScale};
-use super::{Form, Moment, Penalty, Prox, map_gates};
+use super::{Form, Penalty, Prox, UpdateContext, map_gates};
 use crate::{Error, Result};
 use model::adapter::LowRank;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[prox.scad]`.
+/// `[prox.scad]`: the smoothly clipped absolute deviation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Scad {
-    /// λ if scaled by the learning rate, ξ if constant; 0 leaves gates alone.
+    /// Threshold: ξ itself if `scale` is `constant`, λ with `ξ = η λ` if it is `learning_rate`; 0 leaves gates
+    /// unchanged.
     pub threshold: f64,
-    /// What the threshold is multiplied by.
+    /// Factor on the threshold: 1 (`constant`) or the learning rate (`learning_rate`).
     pub scale: ThresholdScale,
-    /// Gates larger than this are not pulled.
+    /// Knee κ: gates of a larger magnitude are not pulled.
     pub knee: f64,
-    /// The pull begins to fade at `knee / a`; above 1.
+    /// Ratio of knee and shoulder: the pull begins to fade at `knee / a`. Above 1; the paper recommends 3.7.
     pub a: f64,
 }
 
 impl Default for Scad {
-    /// The paper's a, and a knee that 95 % of the gates lie within when they start from the normal distribution.
+    /// The paper's a, and a knee at two standard deviations of the initial gates, so 95 % of them start within it.
     fn default() -> Self {
         Self { threshold: 0.1, scale: ThresholdScale::default(), knee: 2.0, a: 3.7 }
     }
@@ -53,8 +54,8 @@ impl Scad {
 }
 
 impl Prox for Scad {
-    fn apply(&self, layers: &[&LowRank], moment: Moment) {
-        let threshold = self.scale.apply(self.threshold, moment.learning_rate);
+    fn apply(&self, layers: &[&LowRank], context: UpdateContext) {
+        let threshold = self.scale.apply(self.threshold, context.learning_rate);
         map_gates(layers, |gate| self.operator(gate, threshold));
     }
 }
@@ -79,12 +80,12 @@ impl Penalty for Scad {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{close, gates, layer, minimises, moment};
+    use super::super::testing::{close, context, gates, layer, minimises};
     use super::*;
 
     fn apply(gate: &[f64], threshold: f64, knee: f64, a: f64) -> Vec<f64> {
         let layer = layer(gate);
-        Scad { threshold, scale: ThresholdScale::Constant, knee, a }.apply(&[&layer], moment(1e-3));
+        Scad { threshold, scale: ThresholdScale::Constant, knee, a }.apply(&[&layer], context(1e-3));
         gates(&[&layer])
     }
 

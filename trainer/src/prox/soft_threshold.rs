@@ -5,8 +5,8 @@
 //! T(v) = v − sign(v) ξ where |v| > ξ, then 0 where |·| < ξ   published code: zero for |v| < 2ξ
 //! ```
 //!
-//! SoRA exists in two forms, and the config can name both. What is told of the paper is one gradient step on the task
-//! loss and one threshold `ξ = η λ`. The published code differs in four ways, each a setting of its own:
+//! SoRA exists in two forms, and the config supports both. The paper describes one gradient step on the task loss and
+//! one threshold `ξ = η λ`. The published code differs in four ways, each a setting of its own:
 //!
 //! | | paper | published code |
 //! |---|---|---|
@@ -16,25 +16,25 @@
 //! | step of the gates | plain gradient | Adam without decay, ε = 1e-6 before the bias correction: `[optimizer.adamw.gate]`, in both forms here |
 
 use super::threshold::{self, ThresholdScale};
-use super::{Moment, Penalty, Prox, map_gates};
+use super::{Penalty, Prox, UpdateContext, map_gates};
 use crate::Result;
 use model::adapter::LowRank;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// Which of the two operators.
+/// Form of the thresholding operator.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Form {
     /// The proximal operator of the L1 norm.
     #[default]
     Textbook,
-    /// What SoRA's published code computes.
+    /// Operator of SoRA's published code, with twice the dead zone.
     Published,
 }
 
 impl Form {
-    /// The thresholded gate, of the same shape.
+    /// Returns the thresholded gate, of the same shape.
     pub fn apply(self, gate: &Tensor, threshold: f64) -> Tensor {
         match self {
             Self::Textbook => gate.sign() * (gate.abs() - threshold).clamp_min(0.0),
@@ -46,31 +46,33 @@ impl Form {
     }
 }
 
-/// `[prox.soft_threshold]`.
+/// `[prox.soft_threshold]`: the proximal operator of the L1 norm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SoftThreshold {
-    /// λ if scaled by the learning rate, ξ if constant; 0 leaves gates alone.
+    /// Threshold: ξ itself if `scale` is `constant`, λ with `ξ = η λ` if it is `learning_rate`; 0 leaves gates
+    /// unchanged.
     pub threshold: f64,
-    /// What the threshold is multiplied by.
+    /// Factor on the threshold: 1 (`constant`) or the learning rate (`learning_rate`).
     pub scale: ThresholdScale,
-    /// Which operator.
+    /// Form of the operator: `textbook` (the paper) or `published` (SoRA's code).
     pub form: Form,
-    /// Weight of the mean `|g|` in the loss; 0 for none.
+    /// Weight of the mean `|g|` that is added to the loss; 0 for none, 10 in SoRA's published script.
     #[serde(alias = "sparse_lambda")]
     pub l1_coefficient: f64,
 }
 
 impl Default for SoftThreshold {
-    /// The paper's form, at a strength at which gates that nothing needs fall by a tenth of an Adam step each update.
+    /// The paper's form. At this strength a gate without a task gradient falls by a tenth of an Adam step in each
+    /// update.
     fn default() -> Self {
         Self { threshold: 0.1, scale: ThresholdScale::default(), form: Form::default(), l1_coefficient: 0.0 }
     }
 }
 
 impl Prox for SoftThreshold {
-    fn apply(&self, layers: &[&LowRank], moment: Moment) {
-        let threshold = self.scale.apply(self.threshold, moment.learning_rate);
+    fn apply(&self, layers: &[&LowRank], context: UpdateContext) {
+        let threshold = self.scale.apply(self.threshold, context.learning_rate);
         map_gates(layers, |gate| self.form.apply(gate, threshold));
     }
 }
@@ -90,10 +92,9 @@ impl Penalty for SoftThreshold {
     }
 }
 
-/// The L1 term that SoRA's published code adds to the loss: `coefficient · Σ|g| / (number of gate entries)`, a scalar
-/// with gradient. The coefficient is 10 in its main script, and 0 in the paper's form, where the threshold does it all.
-///
-/// `None` if there are no gates.
+/// Returns the L1 term that SoRA's published code adds to the loss: `coefficient · Σ|g| / (number of gate entries)`, a
+/// scalar with gradient; `None` if there are no gates. The coefficient is 10 in its main script, and 0 in the paper's
+/// form, which relies on the threshold alone.
 pub fn gate_l1(layers: &[&LowRank], coefficient: f64) -> Option<Tensor> {
     let gates: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.gate.as_ref()).collect();
     let entries: usize = gates.iter().map(|gate| gate.numel()).sum();
@@ -103,14 +104,14 @@ pub fn gate_l1(layers: &[&LowRank], coefficient: f64) -> Option<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{close, gates, layer, minimises, moment, values};
+    use super::super::testing::{close, context, gates, layer, minimises, values};
     use super::*;
     use tch::Kind;
 
     fn apply(form: Form, gate: &[f64], threshold: f64) -> Vec<f64> {
         let layer = layer(gate);
         let prox = SoftThreshold { threshold, scale: ThresholdScale::Constant, form, l1_coefficient: 0.0 };
-        prox.apply(&[&layer], moment(1e-3));
+        prox.apply(&[&layer], context(1e-3));
         gates(&[&layer])
     }
 
@@ -141,7 +142,7 @@ mod tests {
         layer.gate = layer.gate.map(|gate| gate.detach().to_kind(Kind::Float).set_requires_grad(true));
         let handle = layer.gate.as_ref().unwrap().shallow_clone();
         let prox = SoftThreshold { threshold: 100.0, ..SoftThreshold::default() };
-        prox.apply(&[&layer], moment(1e-3));
+        prox.apply(&[&layer], context(1e-3));
         assert_eq!(values(&handle.ne(0.0)), [0.0, 0.0, 1.0]);
         close(&values(&handle), &[0.0, 0.0, 0.4], 1e-7);
         assert!(handle.requires_grad());

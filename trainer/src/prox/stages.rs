@@ -1,37 +1,37 @@
 //! Stages of a rising threshold: `SoRA`'s sparsifying schedule.
 //!
-//! Training starts with a small threshold; each later stage takes a larger one and starts from the weights that the
-//! stage before it left, with a fresh optimizer and a fresh learning-rate schedule. So one run draws the whole curve of
-//! quality against rank. (The published code keeps the first stage's optimizer and schedule, whose rate has fallen to
-//! zero by then: its later stages only shrink gates.)
+//! Training starts with a small threshold. Each later stage takes a larger one and starts from the weights of the stage
+//! before it, with a fresh optimizer and a fresh learning-rate schedule, so one run yields the whole curve of quality
+//! against rank. (The published code keeps the first stage's optimizer and schedule, whose rate has fallen to zero by
+//! then: its later stages only shrink gates.)
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// `[prox.stages]`.
+/// `[prox.stages]`: a threshold that rises in stages.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stages {
-    /// How many thresholds, the penalty's own included.
+    /// Number of thresholds, the penalty's own included.
     #[serde(alias = "lambda_num")]
     pub count: usize,
-    /// The last threshold; the first is the penalty's own.
+    /// Last threshold; the first is the penalty's own.
     #[serde(alias = "max_lambda")]
     pub last: f64,
-    /// How those between are spaced.
+    /// Spacing of the thresholds between: `linear`, `geometric` or `log_linear`.
     #[serde(default)]
     pub spacing: Spacing,
-    /// Training steps of each stage but the first, which takes the rest of the run; 0 for equal shares.
+    /// Training steps of each stage after the first, which takes the rest of the run; 0 for equal shares.
     #[serde(default)]
     pub steps: u64,
 }
 
 impl Stages {
-    /// The steps of each stage, counted from 1, in a run of `total`.
+    /// Returns the range of steps of each stage, counted from 1, in a run of `total` steps.
     ///
     /// # Errors
-    /// If there is not at least one step for each.
+    /// If there is not at least one step for each stage.
     pub fn ranges(&self, total: u64) -> Result<Vec<Range<u64>>> {
         let count = self.count as u64;
         let later = self.steps.saturating_mul(count.saturating_sub(1));
@@ -50,7 +50,7 @@ impl Stages {
     }
 }
 
-/// How the thresholds of a sparsifying schedule are spaced.
+/// Spacing of the thresholds of a sparsifying schedule.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
@@ -60,12 +60,11 @@ pub enum Spacing {
     /// Equal ratios; the first threshold must be above zero. SoRA's `exp_linear`.
     #[serde(alias = "exp_linear")]
     Geometric,
-    /// Equal differences of `exp(ξ)`, all but linear for thresholds far below 1. SoRA's `log_linear`.
+    /// Equal differences of `exp(ξ)`, nearly linear for thresholds far below 1. SoRA's `log_linear`.
     LogLinear,
 }
 
-/// The thresholds of SoRA's sparsifying schedule: `stages` values from `first` to `last`. Training starts with the
-/// first; each later one starts from the weights that the stage before it left, with a fresh optimizer and schedule.
+/// Returns the thresholds of SoRA's sparsifying schedule: `stages` values from `first` to `last`.
 ///
 /// # Errors
 /// If there is no stage, or equal ratios are asked for from a threshold that is not above zero.

@@ -1,10 +1,10 @@
-//! What the tests of penalties share: layers with given gates, and a search that no formula can fool.
+//! Fixtures of the penalties' tests: layers with given gates, and a search over a grid that serves as the reference.
 
-use super::Moment;
+use super::UpdateContext;
 use model::adapter::LowRank;
 use tch::{Kind, Tensor};
 
-/// A layer of two inputs and three outputs with this gate, in f64.
+/// Returns a layer of two inputs and three outputs with this gate, in f64.
 pub(super) fn layer(gate: &[f64]) -> LowRank {
     let rank = gate.len() as i64;
     let leaf = |tensor: Tensor| tensor.to_kind(Kind::Double).set_requires_grad(true);
@@ -19,15 +19,15 @@ pub(super) fn layer(gate: &[f64]) -> LowRank {
 }
 
 /// The middle of a run of 100 steps.
-pub(super) fn moment(learning_rate: f64) -> Moment {
-    Moment { learning_rate, step: 50, steps: 100 }
+pub(super) fn context(learning_rate: f64) -> UpdateContext {
+    UpdateContext { learning_rate, step: 50, steps: 100 }
 }
 
 pub(super) fn values(tensor: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).reshape([-1])).unwrap()
 }
 
-/// The gates of all layers, one after the other.
+/// Returns the gates of all layers, concatenated.
 pub(super) fn gates(layers: &[&LowRank]) -> Vec<f64> {
     layers.iter().flat_map(|layer| values(layer.gate.as_ref().unwrap())).collect()
 }
@@ -37,12 +37,12 @@ pub(super) fn close(actual: &[f64], expected: &[f64], tolerance: f64) {
     assert!(actual.iter().zip(expected).all(|(a, e)| (a - e).abs() <= tolerance), "{actual:?} {expected:?}");
 }
 
-/// `operator(v)` is as good as the best of a fine grid for `½(x − v)² + penalty(x)`, for many `v`.
+/// Asserts that `operator(v)` is as good as the best point of a fine grid for `½(x − v)² + penalty(x)`, for many `v`.
 pub(super) fn minimises(penalty: impl Fn(f64) -> f64, operator: impl Fn(f64) -> f64) {
-    for place in -60..=60 {
-        let v = f64::from(place) * 0.05 + 0.013;
+    for index in -60..=60 {
+        let v = f64::from(index) * 0.05 + 0.013;
         let objective = |x: f64| 0.5 * (x - v).powi(2) + penalty(x);
-        let best = (-8000..=8000).map(|place| objective(f64::from(place) * 5e-4)).fold(f64::INFINITY, f64::min);
+        let best = (-8000..=8000).map(|index| objective(f64::from(index) * 5e-4)).fold(f64::INFINITY, f64::min);
         let ours = objective(operator(v));
         assert!(ours <= best + 1e-9, "at {v}: {ours} against {best}");
     }

@@ -1,4 +1,4 @@
-//! What a penalty's threshold is: a number for all times, or one that follows the learning rate.
+//! The threshold of a penalty: a constant, or a multiple of the learning rate.
 //!
 //! The proximal step of `η λ |g|`, which belongs to a gradient step of length η, has the threshold `ξ = η λ`. `SoRA`'s
 //! published code uses a constant ξ: with a rate that falls to zero, the end of training is then pure shrinkage.
@@ -6,7 +6,7 @@
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// What the threshold is.
+/// Factor on a penalty's threshold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdScale {
@@ -18,7 +18,7 @@ pub enum ThresholdScale {
 }
 
 impl ThresholdScale {
-    /// ξ at this learning rate.
+    /// Returns ξ at this learning rate.
     pub fn apply(self, threshold: f64, learning_rate: f64) -> f64 {
         match self {
             Self::Constant => threshold,
@@ -27,7 +27,7 @@ impl ThresholdScale {
     }
 }
 
-/// Refuses a threshold below zero or not finite.
+/// Returns an error for a threshold that is negative or not finite.
 pub(super) fn validate(penalty: &str, threshold: f64) -> Result<()> {
     if threshold.is_finite() && threshold >= 0.0 {
         return Ok(());
@@ -35,7 +35,8 @@ pub(super) fn validate(penalty: &str, threshold: f64) -> Result<()> {
     Err(Error::input(format!("`prox.{penalty}.threshold` is {threshold}; it must be a number of at least 0")))
 }
 
-/// Refuses a threshold at which a concave penalty has no single minimum: `width` is that of its bend.
+/// Returns an error if a concave penalty would have no single minimum: if `largest`, the largest threshold, is not
+/// below `width`, the width of its bend.
 pub(super) fn validate_bend(penalty: &str, largest: f64, width: f64) -> Result<()> {
     if width.is_finite() && largest < width {
         return Ok(());
