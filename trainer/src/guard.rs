@@ -1,19 +1,19 @@
-//! Guards: they watch the numbers of a run and raise an alarm when it goes wrong.
+//! Guards: alarms on the metrics and samples of a run.
 //!
-//! A reward that rises is not yet a policy that gets better: a policy can collapse to one answer, drift away from
-//! language, repeat itself, or buy reward by length. Each guard measures one such thing in each step and judges the
-//! last few steps together, so that a single odd step is no alarm. What an alarm does is the user's choice:
+//! A rising reward does not prove a better policy: a policy can collapse to one answer, drift away from language,
+//! repeat itself, or gain reward by length alone. Each guard measures one such failure in each step and checks the last
+//! few steps together, so that a single odd step raises no alarm. The action of an alarm is the user's choice:
 //!
-//! | action | what happens |
+//! | action | effect |
 //! |---|---|
 //! | `warn` | a line on the screen; nothing else changes |
-//! | `roll_back` | weights, optimizer and algorithm return to the newest checkpoint from before the guard's window; the steps go on counting, because the samples that they drew were drawn; the learning rate is multiplied by `roll_back_rate` from then on; a checkpoint is saved at once |
-//! | `stop` | everything is saved and the run ends with an error that says how to go on |
+//! | `roll_back` | weights, optimizer and algorithm return to the newest checkpoint from before the guard's window; the step count continues, because the samples of those steps exist; the learning rate is multiplied by `roll_back_rate` from then on; a checkpoint is saved at once |
+//! | `stop` | everything is saved and the run ends with an error that says how to continue |
 //!
-//! Every alarm is a line in `alarms.jsonl` of the run folder, with the store's numbers of the samples that it is about,
-//! and `guard/<name>` in the metrics is 1 in its step and 0 otherwise. After an alarm a guard forgets what it has
-//! measured, so it speaks at most once per window; after a roll-back all of them do. Without a table in the config
-//! there is no guard. A new guard is one file and its line in the list below.
+//! Every alarm is a line in `alarms.jsonl` of the run folder, with the store's numbers of the samples concerned, and
+//! `guard/<name>` in the metrics is 1 in its step and 0 otherwise. After an alarm a guard drops its measurements, so it
+//! raises at most one alarm per window; after a roll-back all guards do. A config without guard tables has no guards. A
+//! new guard is one file and its line in the list below.
 
 mod duplicate_text;
 mod entropy_floor;
@@ -33,73 +33,75 @@ use schema::{Metrics, Sample, ScoredGroup};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What an alarm does; the later one wins where several are raised at once.
+/// Action of an alarm. The order is that of severity: the most severe wins where several alarms are raised in one step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// It is said, and written down.
+    /// The alarm is shown and recorded.
     #[default]
     Warn,
-    /// The run goes back to what it had learned before the window, and goes on at a lower learning rate.
+    /// The run returns to the newest checkpoint from before the window and continues at a lower learning rate.
     RollBack,
-    /// The run ends, saved.
+    /// Everything is saved and the run ends with an error.
     Stop,
 }
 
-/// Something that is watched.
+/// A check over the last few steps of a run.
 trait Guard {
-    /// What an alarm does.
+    /// Returns the action of an alarm.
     fn action(&self) -> Action;
 
-    /// How many measurements are judged together.
+    /// Returns the number of measurements that are checked together.
     fn window(&self) -> usize;
 
-    /// Refuses settings that make no sense, or that watch what this algorithm does not measure.
+    /// Checks the settings; returns an error for a value outside its range, or if the algorithm never reports the
+    /// metric that is checked.
     fn check(&self, algorithm: &dyn Algorithm) -> Result<()>;
 
-    /// Measures a step by its metrics and the samples that it drew; `None` if there is nothing to measure.
+    /// Measures a step from its metrics and the samples drawn in it; `None` if the step has nothing to measure.
     fn measure(&self, samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>>;
 
-    /// What is wrong, if something is: [`Guard::window`] measurements, oldest first, and the last step's samples.
-    fn judge(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding>;
+    /// Checks the last [`Guard::window`] measurements, oldest first, and the last step's samples; `None` if nothing is
+    /// wrong.
+    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding>;
 }
 
-/// What is wrong, and which samples of the last step show it.
+/// Result of a check that failed: a message, and the samples of the last step that show the failure.
 #[derive(Debug, PartialEq)]
 struct Finding {
     message: String,
-    /// The worst first.
-    samples: Vec<Place>,
+    /// Indices of these samples, the worst first.
+    samples: Vec<SampleIndex>,
 }
 
-/// Where a sample stands among those of a step.
+/// Index of a sample among those of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// Which group.
+pub(crate) struct SampleIndex {
+    /// Index of the group in the step.
     pub group: usize,
-    /// Which sample of it.
+    /// Index of the sample in its group.
     pub sample: usize,
 }
 
-/// An alarm that was raised.
+/// An alarm of one guard in one step.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Alarm {
-    /// Who raised it.
+    /// Name of the guard, as in the config.
     pub guard: &'static str,
-    /// What it does.
+    /// Action to take.
     pub action: Action,
-    /// The first step of the window that was judged.
+    /// First step of the window that was checked.
     pub since: u64,
-    /// What is wrong.
+    /// Description of the failure, with the measured numbers and the limit.
     pub message: String,
-    /// The samples of this step that show it, the worst first.
-    pub samples: Vec<Place>,
+    /// Indices of the samples of this step that show the failure, the worst first.
+    pub samples: Vec<SampleIndex>,
 }
 
-/// What guards remember between steps; part of a checkpoint.
+/// State of the guards between steps; part of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Memory {
-    /// What the learning rate is multiplied by, after all roll-backs so far.
+    /// Factor on the learning rate, after all roll-backs so far.
     pub rate_scale: f64,
     /// The last measurements of each guard, oldest first.
     windows: BTreeMap<String, Vec<Measured>>,
@@ -112,27 +114,27 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Forgets every measurement: they are of a policy that is no more.
+    /// Drops every measurement: after a roll-back they are of a policy that no longer exists.
     pub(crate) fn forget(&mut self) {
         self.windows.clear();
     }
 }
 
-/// One step's measurement.
+/// Measurement of one step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Measured {
     step: u64,
     numbers: Vec<f64>,
 }
 
-/// Declares `Config`, one optional table per guard, and the way from it to the guards.
+/// Declares `Config` with one optional table per guard, and the list of the configured guards.
 macro_rules! guards {
     ($($name:ident: $guard:ty,)*) => {
         /// `[guard]`: one table per guard; a guard without a table is off.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct Config {
-            /// What the learning rate is multiplied by at a roll-back.
+            /// Factor on the learning rate at a roll-back; above 0, at most 1.
             pub roll_back_rate: f64,
             $(
                 #[doc = concat!("`[guard.", stringify!($name), "]`")]
@@ -148,7 +150,7 @@ macro_rules! guards {
         }
 
         impl Config {
-            /// The guards that have a table, by name.
+            /// Returns the configured guards with their names.
             fn guards(&self) -> Vec<(&'static str, &dyn Guard)> {
                 let all: Vec<Option<(&'static str, &dyn Guard)>> =
                     vec![$(self.$name.as_ref().map(|guard| (stringify!($name), guard as &dyn Guard)),)*];
@@ -167,8 +169,9 @@ guards! {
 }
 
 impl Config {
-    /// Refuses guards that this algorithm, called `name`, cannot have, and roll-backs beyond the checkpoints: of those that
-    /// are saved after `every` steps the newest `keep` stay (0: all).
+    /// Checks the settings of every guard; returns an error that names the key for one that cannot work with this
+    /// algorithm, called `name`, or that rolls back further than the checkpoints reach: one is saved every `every` steps,
+    /// and the newest `keep` stay (0: all).
     pub(crate) fn check(&self, algorithm: &dyn Algorithm, name: &str, keep: usize, every: u64) -> Result<()> {
         if !(self.roll_back_rate > 0.0 && self.roll_back_rate <= 1.0) {
             let given = self.roll_back_rate;
@@ -197,7 +200,8 @@ impl Config {
         Ok(())
     }
 
-    /// Measures a step, remembers, and judges. Says in the metrics which guards raised an alarm.
+    /// Measures a step, adds it to the windows, and checks every full window. Sets `guard/<name>` to 1 for each guard
+    /// that raised an alarm and to 0 for each other one that measured the step.
     pub(crate) fn watch(
         &self,
         step: u64,
@@ -215,7 +219,7 @@ impl Config {
             window.push(Measured { step, numbers });
             window.drain(..window.len().saturating_sub(guard.window()));
             let numbers: Vec<&[f64]> = window.iter().map(|measured| &measured.numbers[..]).collect();
-            let finding = (window.len() == guard.window()).then(|| guard.judge(&numbers, samples)).flatten();
+            let finding = (window.len() == guard.window()).then(|| guard.check_window(&numbers, samples)).flatten();
             metrics.set(format!("guard/{name}"), f64::from(u8::from(finding.is_some())));
             if let Some(Finding { message, samples }) = finding {
                 let since = window[0].step;
@@ -227,31 +231,31 @@ impl Config {
     }
 }
 
-/// The mean of one of the measured numbers.
+/// Returns the mean over the window of one of the measured numbers.
 fn mean(window: &[&[f64]], number: usize) -> f64 {
     window.iter().map(|numbers| numbers[number]).sum::<f64>() / window.len() as f64
 }
 
-/// Every sample with its place.
-fn places(samples: &[ScoredGroup]) -> impl Iterator<Item = (Place, &Sample)> {
+/// Iterates over the samples of a step with their indices.
+fn indexed(samples: &[ScoredGroup]) -> impl Iterator<Item = (SampleIndex, &Sample)> {
     samples.iter().enumerate().flat_map(|(group, scored)| {
-        let place = move |(sample, it)| (Place { group, sample }, it);
-        scored.group().samples.iter().enumerate().map(place)
+        let index = move |(sample, it)| (SampleIndex { group, sample }, it);
+        scored.group().samples.iter().enumerate().map(index)
     })
 }
 
-/// The places of samples, those with the largest number first; of equal ones the earlier first.
-fn largest_first(mut numbered: Vec<(Place, f64)>) -> Vec<Place> {
+/// Sorts sample indices by descending number, ties by ascending index.
+fn largest_first(mut numbered: Vec<(SampleIndex, f64)>) -> Vec<SampleIndex> {
     numbered.sort_by(|a, b| b.1.total_cmp(&a.1));
-    numbered.into_iter().map(|(place, _)| place).collect()
+    numbered.into_iter().map(|(index, _)| index).collect()
 }
 
-/// Minus the mean log-probability of a sample's tokens when it was drawn, in nats.
+/// Returns minus the mean behaviour log-probability of a sample's tokens, in nats per token.
 fn surprise(sample: &Sample) -> f64 {
     -sample.logprobs.iter().map(|logprob| f64::from(*logprob)).sum::<f64>() / sample.len().max(1) as f64
 }
 
-/// Refuses a limit that is not a finite number above 0.
+/// Returns an error for a limit that is not a finite number above 0.
 fn positive(key: &str, value: f64) -> Result<()> {
     if value.is_finite() && value > 0.0 {
         return Ok(());
@@ -259,7 +263,7 @@ fn positive(key: &str, value: f64) -> Result<()> {
     Err(Error::input(format!(".{key} must be above 0, but is {value}; drop the table to turn the guard off")))
 }
 
-/// Refuses a share outside 0 to 1.
+/// Returns an error for a share outside 0 to 1.
 fn share(key: &str, value: f64) -> Result<()> {
     if (0.0..=1.0).contains(&value) {
         return Ok(());

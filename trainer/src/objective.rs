@@ -1,15 +1,15 @@
-//! The maths that every policy-gradient method shares: pure functions on tensors, no model and no state.
+//! The maths shared by the policy-gradient methods: pure functions on tensors, without model or state.
 //!
-//! A mini-batch is packed: the tokens of all its sequences lie end to end in flat `[token]` tensors, and [`Rows`] says
-//! which sequence a token belongs to and whether it is trained on. There is no padding, so nothing is computed twice
-//! or thrown away. The path from log-probabilities to one number is always the same:
+//! A mini-batch is packed: the tokens of all its sequences lie end to end in flat `[token]` tensors, and [`Rows`] maps
+//! each token to its sequence and says which tokens are trained on. There is no padding, so no entry is computed in
+//! vain. The path from log-probabilities to the loss is always the same:
 //!
 //! ```text
 //! surrogate (ratio, clip)  ×  rollout weight  +  β · KL  −  c · entropy   per token
 //! Denominator::aggregate                                                  one number
 //! ```
 //!
-//! | method | credit | level | clip | aggregation |
+//! | method | advantages | level | clip | aggregation |
 //! |---|---|---|---|---|
 //! | PPO (Schulman 2017) | GAE, whitened | token | ±0.2 | token mean |
 //! | GRPO (DeepSeekMath 2024) | (R − mean)/std in the group | token | ±0.2 | sequence mean of token means |
@@ -20,7 +20,7 @@
 //! | REINFORCE++ (Hu 2025) | reward to go, whitened | token | ±0.2 | token mean |
 //! | REINFORCE (Williams 1992) | R − baseline | token | none | sequence mean of token sums |
 //! | CISPO (`MiniMax` 2025) | (R − mean)/std | token | stop-gradient weight | token mean |
-//! | Mix-PPG (`GePPO` 2021, ReMix 2025) | as its base | token, behaviour anchor | centre ± ε | as its base |
+//! | Mix-PPG (`GePPO` 2021, ReMix 2025) | as its base | token, ratio to the behaviour policy | centre ± ε | as its base |
 //!
 //! Numerics, everywhere: masked entries are replaced by zero *before* any other operation (0 · NaN is NaN), log-ratios
 //! are clamped to ±20 before `exp`, and the loss is minimised, so penalties are added and bonuses subtracted.
@@ -49,22 +49,22 @@ pub use value::{Gae, reward_to_go, token_rewards, value_losses};
 
 use tch::Tensor;
 
-/// Log-ratios are clamped to plus and minus this before `exp`, as verl and `OpenRLHF` do.
+/// Bound of a log-ratio before `exp`, on either side; as in verl and `OpenRLHF`.
 const LOG_RATIO_LIMIT: f64 = 20.0;
 
-/// `exp` of a log-ratio that is first clamped to ±20, so that neither the value nor the gradient overflows.
+/// Returns `exp` of a log-ratio that is first clamped to ±20, so that neither the value nor the gradient overflows.
 fn bounded_exp(log_ratio: &Tensor) -> Tensor {
     log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 }
 
 #[cfg(test)]
 pub(crate) mod testing {
-    //! What the tests of this family share, here and in the methods.
+    //! Fixtures of this family's tests, here and in the methods.
 
     use super::Rows;
     use tch::{Device, Tensor};
 
-    /// The tolerance of every value and gradient that the tests state, in f64.
+    /// Tolerance of every value and gradient that the tests state, in f64.
     pub(crate) const TOLERANCE: f64 = 1e-6;
 
     pub(crate) fn device() -> Device {
@@ -75,7 +75,7 @@ pub(crate) mod testing {
         Tensor::from_slice(values)
     }
 
-    /// Sequences of these lengths, every token trained on.
+    /// Returns rows of these lengths with every token trained on.
     pub(crate) fn full_rows(lengths: &[usize]) -> Rows {
         Rows::new(lengths, &vec![true; lengths.iter().sum()], device()).unwrap()
     }
@@ -90,26 +90,26 @@ pub(crate) mod testing {
 
     pub(crate) fn check_slice(actual: &[f64], expected: &[f64]) {
         assert_eq!(actual.len(), expected.len(), "{actual:?} against {expected:?}");
-        for (place, (a, e)) in actual.iter().zip(expected).enumerate() {
-            assert!((a - e).abs() <= TOLERANCE, "entry {place} is {a}, expected {e}\n{actual:?}\n{expected:?}");
+        for (index, (a, e)) in actual.iter().zip(expected).enumerate() {
+            assert!((a - e).abs() <= TOLERANCE, "entry {index} is {a}, expected {e}\n{actual:?}\n{expected:?}");
         }
     }
 
-    /// The gradient of the sum of `loss(x)` at `x`.
+    /// Returns the gradient of the sum of `loss(x)` at `x`.
     pub(crate) fn gradient(x: &[f64], loss: impl Fn(&Tensor) -> Tensor) -> Vec<f64> {
         let leaf = f64s(x).set_requires_grad(true);
         loss(&leaf).sum(None).backward();
         values(&leaf.grad())
     }
 
-    /// Central differences of the sum of `loss(x)`, entry by entry.
+    /// Returns central differences of the sum of `loss(x)`, entry by entry.
     pub(crate) fn numeric_gradient(x: &[f64], loss: impl Fn(&Tensor) -> Tensor) -> Vec<f64> {
         let step = 1e-6;
-        let at = |place: usize, offset: f64| {
+        let at = |index: usize, offset: f64| {
             let mut moved = x.to_vec();
-            moved[place] += offset;
+            moved[index] += offset;
             loss(&f64s(&moved)).sum(None).double_value(&[])
         };
-        (0..x.len()).map(|place| (at(place, step) - at(place, -step)) / (2.0 * step)).collect()
+        (0..x.len()).map(|index| (at(index, step) - at(index, -step)) / (2.0 * step)).collect()
     }
 }

@@ -1,26 +1,26 @@
-//! Different prompts get the same completion: the share of samples whose tokens were also drawn for another prompt of
-//! the step.
+//! Alarm when different prompts get the same completion: the share of samples whose tokens were also drawn for another
+//! prompt of the step.
 //!
-//! A policy that answers everything alike has stopped reading. Short answers coincide by themselves (the sums 2+3 and
-//! 1+4 have one), so the limit depends on the task. The share of a step is `completions/duplicate_share`; the samples
-//! named are the duplicates, those of the most frequent text first.
+//! A policy that gives every prompt the same answer ignores the prompt. Short answers coincide by chance (the sums 2+3
+//! and 1+4 have one), so the limit depends on the task. The share of a step is `completions/duplicate_share`; the
+//! reported samples are the duplicates, those of the most frequent text first.
 
-use super::{Action, Finding, Guard, Place, largest_first, mean, places, share};
+use super::{Action, Finding, Guard, SampleIndex, indexed, largest_first, mean, share};
 use crate::Result;
 use crate::algorithm::Algorithm;
 use schema::{Metrics, ScoredGroup, Token};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
-/// `[guard.duplicate_text]`
+/// `[guard.duplicate_text]`: alarm on completions shared by different prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DuplicateText {
-    /// The largest share of duplicates that is no alarm.
+    /// Largest share of duplicates without an alarm, from 0 to 1.
     pub limit: f64,
-    /// Steps that are averaged.
+    /// Training steps that are averaged; at least 1.
     pub window: usize,
-    /// What an alarm does.
+    /// Action of an alarm: `warn`, `roll_back` or `stop`.
     pub action: Action,
 }
 
@@ -30,17 +30,18 @@ impl Default for DuplicateText {
     }
 }
 
-/// The samples whose tokens were also drawn for another prompt, each with how often they were drawn in all.
-fn duplicates(samples: &[ScoredGroup]) -> Vec<(Place, f64)> {
-    let prompt = |place: Place| &samples[place.group].group().prompt_ids;
-    let mut drawn: HashMap<&[Token], Vec<Place>> = HashMap::new();
-    for (place, sample) in places(samples) {
-        drawn.entry(&sample.ids).or_default().push(place);
+/// Returns the samples whose tokens were also drawn for another prompt, each with the number of samples that have these
+/// tokens.
+fn duplicates(samples: &[ScoredGroup]) -> Vec<(SampleIndex, f64)> {
+    let prompt = |index: SampleIndex| &samples[index.group].group().prompt_ids;
+    let mut drawn: HashMap<&[Token], Vec<SampleIndex>> = HashMap::new();
+    for (index, sample) in indexed(samples) {
+        drawn.entry(&sample.ids).or_default().push(index);
     }
-    places(samples)
-        .filter_map(|(place, sample)| {
+    indexed(samples)
+        .filter_map(|(index, sample)| {
             let same = &drawn[&sample.ids[..]];
-            same.iter().any(|other| prompt(*other) != prompt(place)).then_some((place, same.len() as f64))
+            same.iter().any(|other| prompt(*other) != prompt(index)).then_some((index, same.len() as f64))
         })
         .collect()
 }
@@ -59,7 +60,7 @@ impl Guard for DuplicateText {
     }
 
     fn measure(&self, samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
-        let all = places(samples).count();
+        let all = indexed(samples).count();
         let duplicated = duplicates(samples).len() as f64 / all as f64;
         if all > 0 {
             metrics.set("completions/duplicate_share", duplicated);
@@ -67,7 +68,7 @@ impl Guard for DuplicateText {
         (all > 0).then(|| vec![duplicated])
     }
 
-    fn judge(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
         let duplicated = mean(window, 0);
         (duplicated > self.limit).then(|| Finding {
             message: format!(

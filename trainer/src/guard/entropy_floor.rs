@@ -1,23 +1,23 @@
-//! The policy has become too sure: its entropy, averaged over the window, is below a floor.
+//! Alarm when the policy has collapsed: its entropy, averaged over the window, is below a floor.
 //!
-//! Samples of one prompt are then all alike, their rewards too, and nothing is left to learn from. Measured is
-//! `entropy`, in nats per trained token; the samples named are those whose tokens were the most likely.
+//! The samples of a prompt are then all alike, and so are their rewards, so advantages vanish. Measured is `entropy`,
+//! in nats per trained token; the reported samples are those with the most likely tokens.
 
-use super::{Action, Finding, Guard, largest_first, mean, places, positive, surprise};
+use super::{Action, Finding, Guard, indexed, largest_first, mean, positive, surprise};
 use crate::Result;
 use crate::algorithm::Algorithm;
 use schema::{Metrics, ScoredGroup};
 use serde::{Deserialize, Serialize};
 
-/// `[guard.entropy_floor]`
+/// `[guard.entropy_floor]`: alarm on an entropy collapse.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EntropyFloor {
-    /// The lowest mean entropy that is no alarm, in nats per token.
+    /// Lowest mean entropy without an alarm, in nats per token; above 0.
     pub limit: f64,
-    /// Steps that are averaged.
+    /// Training steps that are averaged; at least 1.
     pub window: usize,
-    /// What an alarm does.
+    /// Action of an alarm: `warn`, `roll_back` or `stop`.
     pub action: Action,
 }
 
@@ -44,11 +44,11 @@ impl Guard for EntropyFloor {
         Some(vec![metrics.get("entropy")?])
     }
 
-    fn judge(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
         let entropy = mean(window, 0);
         (entropy < self.limit).then(|| Finding {
             message: format!("the entropy is {entropy:.4} nats per token, below the floor of {}", self.limit),
-            samples: largest_first(places(samples).map(|(place, sample)| (place, -surprise(sample))).collect()),
+            samples: largest_first(indexed(samples).map(|(index, sample)| (index, -surprise(sample))).collect()),
         })
     }
 }

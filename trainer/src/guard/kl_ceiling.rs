@@ -1,26 +1,26 @@
-//! Two policies have come too far apart: a KL divergence, averaged over the window, is above a ceiling.
+//! Alarm when two policies diverge: a KL divergence, averaged over the window, is above a ceiling.
 //!
-//! Which two is the user's choice: the policy and the reference (`kl`), the trainer and the sampler (`mismatch_kl`), or
-//! the policy after a step's updates and before them (`proximal_kl`), all in nats per token. The samples named are those
-//! whose tokens were the least likely when they were drawn: that is where ratios are the furthest from 1.
+//! The two are the user's choice: the policy and the reference (`kl`), the trainer and the sampler (`mismatch_kl`), or
+//! the policy after a step's updates and before them (`proximal_kl`), all in nats per token. The reported samples are
+//! those with the least likely tokens under the policy that drew them: their ratios are the furthest from 1.
 
-use super::{Action, Finding, Guard, largest_first, mean, places, positive, surprise};
+use super::{Action, Finding, Guard, indexed, largest_first, mean, positive, surprise};
 use crate::algorithm::Algorithm;
 use crate::{Error, Result};
 use schema::{Metrics, ScoredGroup};
 use serde::{Deserialize, Serialize};
 
-/// `[guard.kl_ceiling]`
+/// `[guard.kl_ceiling]`: alarm on a KL divergence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KlCeiling {
-    /// Which divergence.
+    /// Divergence to measure: `kl`, `mismatch_kl` or `proximal_kl`.
     pub metric: Divergence,
-    /// The largest mean that is no alarm, in nats per token.
+    /// Largest mean divergence without an alarm, in nats per token; above 0.
     pub limit: f64,
-    /// Steps that are averaged.
+    /// Training steps that are averaged; at least 1.
     pub window: usize,
-    /// What an alarm does.
+    /// Action of an alarm: `warn`, `roll_back` or `stop`.
     pub action: Action,
 }
 
@@ -28,12 +28,12 @@ pub struct KlCeiling {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Divergence {
-    /// Of the policy from the reference.
+    /// Divergence of the policy from the reference.
     Kl,
-    /// Of the trainer from the sampler.
+    /// Divergence of the trainer's log-probabilities from the sampler's.
     #[default]
     MismatchKl,
-    /// Of the policy from the one that the step began with.
+    /// Divergence of the policy from its state at the start of the step.
     ProximalKl,
 }
 
@@ -86,11 +86,11 @@ impl Guard for KlCeiling {
         Some(vec![metrics.get(self.metric.metric())?])
     }
 
-    fn judge(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
         let kl = mean(window, 0);
         (kl > self.limit).then(|| Finding {
             message: format!("{} is {kl:.4} nats per token, above the ceiling of {}", self.metric.metric(), self.limit),
-            samples: largest_first(places(samples).map(|(place, sample)| (place, surprise(sample))).collect()),
+            samples: largest_first(indexed(samples).map(|(index, sample)| (index, surprise(sample))).collect()),
         })
     }
 }

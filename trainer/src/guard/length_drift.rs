@@ -1,29 +1,30 @@
-//! The reward rises while completions get much longer or much shorter: reward may be bought by length.
+//! Alarm when the reward rises while completions get much longer or much shorter: the reward may come from length
+//! alone.
 //!
-//! Two windows lie behind each other, of reward and mean completion length in tokens:
+//! Two consecutive windows of reward and mean completion length, in tokens, are compared:
 //!
 //! ```text
 //! alarm if  reward later > reward earlier  and  |length later / length earlier − 1| > limit
 //! ```
 //!
-//! That can be what was wanted, as when a policy learns to reason; hence read the samples that are named, the longest
-//! first (the shortest, if lengths fall).
+//! This can be wanted, for example when a policy learns to reason, so inspect the reported samples: the longest first,
+//! or the shortest if lengths fall.
 
-use super::{Action, Finding, Guard, largest_first, mean, places, positive};
+use super::{Action, Finding, Guard, indexed, largest_first, mean, positive};
 use crate::Result;
 use crate::algorithm::Algorithm;
 use schema::{Metrics, ScoredGroup};
 use serde::{Deserialize, Serialize};
 
-/// `[guard.length_drift]`
+/// `[guard.length_drift]`: alarm on a reward that rises with the length.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LengthDrift {
-    /// The largest change of the mean length that is no alarm, as a share of the earlier length.
+    /// Largest change of the mean length without an alarm, as a share of the earlier length; above 0.
     pub limit: f64,
-    /// Steps of each of the two windows that are compared.
+    /// Training steps of each of the two windows that are compared.
     pub window: usize,
-    /// What an alarm does.
+    /// Action of an alarm: `warn`, `roll_back` or `stop`.
     pub action: Action,
 }
 
@@ -50,7 +51,7 @@ impl Guard for LengthDrift {
         Some(vec![metrics.get("reward")?, metrics.get("completions/mean_length")?])
     }
 
-    fn judge(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
         let (earlier, later) = window.split_at(self.window);
         let [rewards, lengths] = [0, 1].map(|number| (mean(earlier, number), mean(later, number)));
         let change = lengths.1 / lengths.0 - 1.0;
@@ -65,7 +66,7 @@ impl Guard for LengthDrift {
                 100.0 * self.limit
             ),
             samples: largest_first(
-                places(samples).map(|(place, sample)| (place, longer * sample.len() as f64)).collect(),
+                indexed(samples).map(|(index, sample)| (index, longer * sample.len() as f64)).collect(),
             ),
         })
     }

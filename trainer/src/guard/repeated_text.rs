@@ -1,32 +1,32 @@
-//! Too many completions repeat themselves: the share of samples in which most n-grams occurred before.
+//! Alarm when too many completions repeat themselves: the share of samples in which most n-grams occurred before.
 //!
 //! ```text
 //! repetition = 1 − distinct n-grams / all n-grams          over a sample's token ids
 //! ```
 //!
-//! Loops are the first thing a policy falls into when length is rewarded or language is lost. The share of a step is
-//! `completions/repeated_share`; the samples named are the repetitive ones, the worst first.
+//! Loops are the usual first failure when length is rewarded or language degrades. The share of a step is
+//! `completions/repeated_share`; the reported samples are the repetitive ones, the worst first.
 
-use super::{Action, Finding, Guard, Place, largest_first, mean, places, share};
+use super::{Action, Finding, Guard, SampleIndex, indexed, largest_first, mean, share};
 use crate::algorithm::Algorithm;
 use crate::{Error, Result};
 use schema::{Metrics, Sample, ScoredGroup};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
-/// `[guard.repeated_text]`
+/// `[guard.repeated_text]`: alarm on completions that repeat themselves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RepeatedText {
-    /// The largest share of repetitive samples that is no alarm.
+    /// Largest share of repetitive samples without an alarm, from 0 to 1.
     pub limit: f64,
-    /// The length of the n-grams, in tokens.
+    /// Length of the n-grams, in tokens; at least 1.
     pub ngram: usize,
-    /// A sample is repetitive if more than this share of its n-grams occurred in it before.
+    /// Share of repeated n-grams, from 0 to 1, above which a sample counts as repetitive.
     pub repetition: f64,
-    /// Steps that are averaged.
+    /// Training steps that are averaged; at least 1.
     pub window: usize,
-    /// What an alarm does.
+    /// Action of an alarm: `warn`, `roll_back` or `stop`.
     pub action: Action,
 }
 
@@ -37,7 +37,7 @@ impl Default for RepeatedText {
 }
 
 impl RepeatedText {
-    /// The share of a sample's n-grams that occurred in it before; 0 if it is too short for any.
+    /// Returns the share of a sample's n-grams that occurred in it before; 0 if it is too short for any.
     fn repetition_of(&self, sample: &Sample) -> f64 {
         let all = (sample.len() + 1).saturating_sub(self.ngram);
         if all == 0 {
@@ -46,9 +46,9 @@ impl RepeatedText {
         1.0 - sample.ids.windows(self.ngram).collect::<HashSet<_>>().len() as f64 / all as f64
     }
 
-    fn repetitive(&self, samples: &[ScoredGroup]) -> Vec<(Place, f64)> {
-        places(samples)
-            .map(|(place, sample)| (place, self.repetition_of(sample)))
+    fn repetitive(&self, samples: &[ScoredGroup]) -> Vec<(SampleIndex, f64)> {
+        indexed(samples)
+            .map(|(index, sample)| (index, self.repetition_of(sample)))
             .filter(|(_, repetition)| *repetition > self.repetition)
             .collect()
     }
@@ -72,7 +72,7 @@ impl Guard for RepeatedText {
     }
 
     fn measure(&self, samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
-        let all = places(samples).count();
+        let all = indexed(samples).count();
         let repeated = self.repetitive(samples).len() as f64 / all as f64;
         if all > 0 {
             metrics.set("completions/repeated_share", repeated);
@@ -80,7 +80,7 @@ impl Guard for RepeatedText {
         (all > 0).then(|| vec![repeated])
     }
 
-    fn judge(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
         let repeated = mean(window, 0);
         (repeated > self.limit).then(|| Finding {
             message: format!(

@@ -1,4 +1,4 @@
-//! Each guard on measurements made by hand, and what they remember.
+//! Tests of each guard on measurements made by hand, and of the guards' saved state.
 
 use super::*;
 use crate::algorithm::{self, Grpo, Ppo, build};
@@ -18,7 +18,7 @@ fn metrics(numbers: &[(&str, f64)]) -> Metrics {
     metrics
 }
 
-/// The alarms of steps 1, 2, … with these numbers, as steps and windows.
+/// Returns the alarms of steps 1, 2, … with these metrics, each with its step.
 fn alarms(config: &Config, samples: &[ScoredGroup], steps: &[&[(&str, f64)]]) -> Vec<(u64, Alarm)> {
     let mut memory = Memory::default();
     let mut all = Vec::new();
@@ -34,10 +34,10 @@ fn alarms(config: &Config, samples: &[ScoredGroup], steps: &[&[(&str, f64)]]) ->
     all
 }
 
-/// Token ids, and the log-probability of each.
+/// Token ids, and the log-probability of each of them.
 type Completion<'a> = (&'a [u32], f32);
 
-/// One group per list of completions, each to a prompt of its own.
+/// Returns one group per list of completions, each with a prompt of its own.
 fn texts(groups: &[&[Completion<'_>]]) -> Vec<ScoredGroup> {
     let rewards: Vec<Vec<f32>> = groups.iter().map(|group| vec![0.0; group.len()]).collect();
     let scored = scored(&rewards.iter().map(|rewards| &rewards[..]).collect::<Vec<_>>());
@@ -52,8 +52,8 @@ fn texts(groups: &[&[Completion<'_>]]) -> Vec<ScoredGroup> {
     scored.into_iter().enumerate().map(fill).collect()
 }
 
-fn at(group: usize, sample: usize) -> Place {
-    Place { group, sample }
+fn at(group: usize, sample: usize) -> SampleIndex {
+    SampleIndex { group, sample }
 }
 
 #[test]

@@ -1,16 +1,16 @@
-//! From per-token losses to one number.
+//! Aggregation of per-token losses into one number.
 //!
 //! With `s_i` the sum and `n_i` the number of trained tokens of sequence `i`, each mode is a weighted sum of token
-//! losses over one divisor. The divisor is counted once over the *whole optimizer batch* and handed to every
-//! micro-batch, so that N micro-batches of one sequence add up to one of N. Computed per micro-batch instead, a token
-//! mean turns into a mean of means, which weights tokens of short sequences more (a fault that TRL, open-instruct and
-//! verl all had to fix).
+//! losses over one divisor. The divisor is counted once over the *whole optimizer batch* and used by every micro-batch,
+//! so that N micro-batches of one sequence add up to one of N. Computed per micro-batch instead, a token mean turns
+//! into a mean of means, which weights tokens of short sequences more (a fault that TRL, open-instruct and verl all had
+//! to fix).
 
 use super::Rows;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// How per-token losses become one loss.
+/// Mode of aggregating per-token losses into one loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Aggregation {
@@ -41,8 +41,8 @@ pub struct Denominator {
 }
 
 impl Denominator {
-    /// Counts the divisor. `trained_per_sequence` holds the trained tokens of every sequence of the optimizer batch:
-    /// those of all its micro-batches (and, when distributed, of all processes).
+    /// Counts the divisor. `trained_per_sequence` is the number of trained tokens of every sequence of the optimizer
+    /// batch: of all its micro-batches and, with several processes, of all of them.
     pub fn of(aggregation: Aggregation, trained_per_sequence: &[i64]) -> Self {
         let tokens: i64 = trained_per_sequence.iter().sum();
         let all = trained_per_sequence.len() as f64;
@@ -58,18 +58,18 @@ impl Denominator {
         Self { aggregation, divisor: if tokens == 0 { 0.0 } else { divisor } }
     }
 
-    /// Whether there is no token to train on, so that the optimizer step is to be skipped.
+    /// Returns true if there is no token to train on; the optimizer step is then skipped.
     pub fn is_empty(self) -> bool {
         self.divisor == 0.0
     }
 
-    /// The number that the weighted sum of token losses is divided by.
+    /// Returns the number by which the weighted sum of token losses is divided; 0 if there is no trained token.
     pub fn divisor(self) -> f64 {
         self.divisor
     }
 
-    /// The share of these rows in the loss of the optimizer batch, a scalar. A sequence must lie whole in one
-    /// micro-batch. `losses` is `[token]`; masked entries are ignored, whatever they hold.
+    /// Returns the share of these rows in the loss of the optimizer batch, a scalar. A sequence must lie whole in one
+    /// micro-batch. `losses` is `[token]`; masked entries are ignored, whatever their value.
     pub fn aggregate(self, losses: &Tensor, rows: &Rows) -> Tensor {
         let total = match self.aggregation {
             Aggregation::SequenceMeanTokenMean | Aggregation::AllSequenceMeanTokenMean => {

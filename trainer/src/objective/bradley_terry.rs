@@ -1,18 +1,18 @@
-//! Scores from preferences (R. A. Bradley and M. E. Terry 1952; as a reward model's loss: Ouyang et al. 2022, arXiv
-//! 2203.02155).
+//! The Bradley-Terry model of preferences (R. A. Bradley and M. E. Terry 1952; as a reward model's loss: Ouyang et al.
+//! 2022, arXiv 2203.02155).
 //!
 //! ```text
 //! P(chosen beats rejected) = σ(r_c − r_r)
 //! ℓ = −log σ(r_c − r_r − margin) + λ (r_c + r_r)²
 //! ```
 //!
-//! Only differences are learned from, so the level of the scores is free; the second term (Eisenstein et al. 2023, arXiv
-//! 2312.09244; TRL's `center_rewards_coefficient`) draws it to zero.
+//! The loss depends on differences only, so the level of the rewards is free; the second term (Eisenstein et al. 2023,
+//! arXiv 2312.09244; TRL's `center_rewards_coefficient`) pulls it to zero.
 
 use tch::Tensor;
 
-/// The loss of each pair, `[pair]`, from the scores of both sides and the margin between them, each `[pair]`; `centring`
-/// is λ, 0 for none.
+/// Returns the loss of each pair, `[pair]`. `chosen` and `rejected` are the model's rewards of both sides and `margins`
+/// the required differences, each `[pair]`; `centring` is λ, 0 for none.
 pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margins: &Tensor, centring: f64) -> Tensor {
     let preference = -(chosen - rejected - margins).log_sigmoid();
     if centring == 0.0 {
@@ -60,9 +60,9 @@ mod tests {
     }
 
     #[test]
-    fn the_level_of_the_scores_is_free_unless_they_are_centred() {
+    fn the_level_of_the_rewards_is_free_unless_they_are_centred() {
         let shifted = |by: f64, centring| {
-            let [chosen, rejected] = [CHOSEN, REJECTED].map(|scores| f64s(&scores) + by);
+            let [chosen, rejected] = [CHOSEN, REJECTED].map(|rewards| f64s(&rewards) + by);
             bradley_terry(&chosen, &rejected, &f64s(&[0.0; 2]), centring).sum(None).double_value(&[])
         };
         assert!((shifted(0.0, 0.0) - shifted(7.0, 0.0)).abs() < 1e-12);

@@ -1,20 +1,21 @@
-//! Weights for samples that another policy drew, and how far that policy is away.
+//! Importance weights for samples of another policy, and the divergence from that policy.
 //!
-//! With `ρ = exp(log π_proximal − log π_behaviour)` per token: even with equal weights the sampler and the trainer
-//! disagree a little (other kernels, other batch shapes), and stored samples come from older policies. A weight
-//! multiplies the already clipped loss of a token, before aggregation; penalties are not weighted. Truncation (TIS,
-//! Yao et al. 2025) keeps every token and bounds its weight; masking (`IcePop`, TRL's default) drops what is too far
-//! off. Decoupled PPO is truncation with a high cap around a surrogate that is anchored at the proximal policy.
+//! The ratio per token is `ρ = exp(log π_proximal − log π_behaviour)`. Even with equal weights, sampler and trainer
+//! disagree slightly (other kernels, other batch shapes), and stored samples come from older policies. A weight
+//! multiplies the already clipped loss of a token, before aggregation; penalties are not weighted. Truncation (TIS, Yao
+//! et al. 2025) keeps every token and bounds its weight; masking (`IcePop`, TRL's default) drops tokens or sequences
+//! with a ratio out of bounds. Decoupled PPO is truncation with a high cap around a surrogate whose ratio is taken to
+//! the proximal policy.
 
 use super::{KlEstimator, Rows, bounded_exp};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// How the mismatch between the sampler and the trainer is corrected.
+/// Correction of the mismatch between sampler and trainer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum RolloutCorrection {
-    /// Not at all: every weight is 1.
+    /// No correction: every weight is 1.
     #[default]
     Off,
     /// `min(ρ, cap)` for each token; verl's cap is 2.
@@ -49,10 +50,10 @@ pub enum RolloutCorrection {
 }
 
 impl RolloutCorrection {
-    /// What is wrong with its bounds, in a sentence.
+    /// Checks the bounds.
     ///
     /// # Errors
-    /// If a bound is not a number, the floor is negative, or the cap is not above the floor.
+    /// If a bound is not a number, the floor is negative, or the cap is not above the floor; the error is a sentence.
     pub fn check(self) -> std::result::Result<(), String> {
         let (floor, cap) = match self {
             Self::Off => return Ok(()),
@@ -65,7 +66,8 @@ impl RolloutCorrection {
         Err(format!("cap must be above floor, and floor at least 0, but they are {cap} and {floor}"))
     }
 
-    /// The weight of each token, `[token]`, zero where masked and without gradient.
+    /// Returns the weight of each token, `[token]`, zero where masked and without gradient. Both log-probabilities are
+    /// `[token]`.
     pub fn weights(self, proximal: &Tensor, behaviour: &Tensor, rows: &Rows) -> Tensor {
         let log_ratio = log_ratio(proximal, behaviour, rows);
         let token = bounded_exp(&log_ratio);
@@ -88,7 +90,7 @@ impl RolloutCorrection {
     }
 }
 
-/// 1 where `x` lies between the bounds and 0 elsewhere.
+/// Returns 1 for entries between the bounds and 0 for others.
 fn within(x: &Tensor, floor: f64, cap: f64) -> Tensor {
     x.ge(floor).logical_and(&x.le(cap)).to_kind(x.kind())
 }
@@ -97,21 +99,21 @@ fn log_ratio(proximal: &Tensor, behaviour: &Tensor, rows: &Rows) -> Tensor {
     rows.keep(&proximal.detach()) - rows.keep(&behaviour.detach())
 }
 
-/// `ρ` of each token under the present policy, `[token]`, zero where masked and without gradient.
+/// Returns the ratio of `policy` to `behaviour` for each token, `[token]`, zero where masked and without gradient.
 pub fn ratio_to_behaviour(policy: &Tensor, behaviour: &Tensor, rows: &Rows) -> Tensor {
     rows.keep(&bounded_exp(&log_ratio(policy, behaviour, rows)))
 }
 
-/// The divergence of the trainer's policy from the one that drew the tokens, in nats per token, a scalar: the mean of
-/// k3, the metric `mismatch_kl`. On fresh samples anything above 1e-3 says that sampler and trainer compute different
-/// things.
+/// Returns the divergence of the trainer's policy from the behaviour policy, in nats per token, a scalar: the mean of
+/// k3, the metric `mismatch_kl`. On fresh samples a value above 1e-3 means that sampler and trainer do not compute the
+/// same function.
 pub fn mismatch_kl(trainer: &Tensor, behaviour: &Tensor, rows: &Rows) -> Tensor {
     let (trainer, behaviour) = (rows.keep(&trainer.detach()), rows.keep(&behaviour.detach()));
     rows.mean(&KlEstimator::K3.estimate(&behaviour, &trainer))
 }
 
-/// The effective sample size of the tokens under weights `ρ`, as a share of their number, a scalar in (0, 1]:
-/// `(Σ ρ)² / (n Σ ρ²)` (Kish). 1 when the samples are the trainer's own.
+/// Returns the effective sample size of the tokens under the weights `ρ`, as a share of their number, a scalar in (0,
+/// 1]: `(Σ ρ)² / (n Σ ρ²)` (Kish 1965). 1 if the trainer's policy drew the samples.
 pub fn effective_sample_share(trainer: &Tensor, behaviour: &Tensor, rows: &Rows) -> Tensor {
     let weights = bounded_exp(&log_ratio(trainer, behaviour, rows));
     let tokens = rows.trained_tokens().max(1) as f64;

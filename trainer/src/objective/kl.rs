@@ -1,4 +1,4 @@
-//! Estimators of a Kullback-Leibler divergence from single draws, and a coefficient that follows a target.
+//! Estimators of a Kullback-Leibler divergence from single samples, and a coefficient that follows a target.
 //!
 //! With `d = log π − log π_ref` at tokens drawn from π (J. Schulman, "Approximating KL divergence", 2020):
 //!
@@ -9,16 +9,16 @@
 //! ```
 //!
 //! `k1+` and `k3+` have the value of k1 and k3 and the gradient of k2, by a straight-through term, as in verl. Clamps
-//! are verl's: `d` to ±20 and the result to ±10 for k3; where a clamp binds, the gradient is zero.
+//! are verl's: `d` to ±20 and the result to ±10 for k3; the gradient of a clamped entry is zero.
 
 use super::LOG_RATIO_LIMIT;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// Largest k3 of one token.
+/// Largest k3 of one token, in nats.
 const K3_LIMIT: f64 = 10.0;
 
-/// How the divergence of one token is estimated.
+/// Estimator of the divergence at one token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KlEstimator {
@@ -41,8 +41,8 @@ pub enum KlEstimator {
 }
 
 impl KlEstimator {
-    /// The estimate for each token, `[token]`, from two log-probabilities of the same drawn tokens: those of the
-    /// policy that (nearly) drew them, and those of the reference.
+    /// Returns the estimate for each token, `[token]`, in nats. `logprobs` is from the policy that (nearly) drew the
+    /// tokens and `reference` from the other, both `[token]`.
     pub fn estimate(self, logprobs: &Tensor, reference: &Tensor) -> Tensor {
         let d = logprobs - reference;
         match self {
@@ -64,26 +64,26 @@ fn k3(d: &Tensor) -> Tensor {
     ((-&d).expm1() + d).clamp(-K3_LIMIT, K3_LIMIT)
 }
 
-/// The value of `forward` with the gradient of `backward`.
+/// Returns a tensor with the value of `forward` and the gradient of `backward`.
 fn straight_through(forward: &Tensor, backward: &Tensor) -> Tensor {
     backward - backward.detach() + forward.detach()
 }
 
-/// A KL coefficient that is raised while the divergence exceeds a target and lowered while it falls short
-/// (D. Ziegler et al., 2019, as in verl and OpenRLHF): `coefficient ·= 1 + clip(KL/target − 1, ±0.2) · n/horizon`.
+/// A KL coefficient that rises while the divergence exceeds a target and falls while it is below (D. Ziegler et al.
+/// 2019, as in verl and OpenRLHF): `coefficient ·= 1 + clip(KL/target − 1, ±0.2) · n/horizon`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdaptiveKl {
-    /// The present coefficient; part of a checkpoint.
+    /// Current coefficient; part of a checkpoint.
     pub coefficient: f64,
-    /// The divergence aimed at, in nats per token.
+    /// Target divergence, in nats per token.
     pub target: f64,
-    /// Over how many samples the coefficient changes by up to a fifth.
+    /// Samples over which the coefficient changes by at most a fifth.
     pub horizon: f64,
 }
 
 impl AdaptiveKl {
-    /// Follows the divergence measured over `samples` new samples.
+    /// Adapts the coefficient to `measured`, the divergence in nats per token over `samples` new samples.
     pub fn update(&mut self, measured: f64, samples: usize) {
         let error = (measured / self.target - 1.0).clamp(-0.2, 0.2);
         self.coefficient *= 1.0 + error * samples as f64 / self.horizon;

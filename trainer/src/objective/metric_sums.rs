@@ -1,7 +1,7 @@
-//! Means over all the micro-batches of a step, without waiting for the device in between.
+//! Means of metrics over all micro-batches of a step, without synchronising with the device in between.
 //!
-//! A metric is a sum over tokens and their number. Sums stay tensors until the step is over; only then are they read,
-//! once each. Names are those of TRL.
+//! A metric is a sum over tokens and a count. Sums stay tensors until the step is over, and are then read once each.
+//! Names are those of TRL.
 
 use super::{Rows, TokenLosses};
 use schema::Metrics;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
-/// Running sums of named numbers.
+/// Running sums, minima and maxima of named metrics.
 #[derive(Debug, Default)]
 pub struct MetricSums {
     sums: BTreeMap<String, (Tensor, f64)>,
@@ -17,7 +17,7 @@ pub struct MetricSums {
     highest: BTreeMap<String, Tensor>,
 }
 
-/// What a [`MetricSums`] has counted, to be sent to other processes.
+/// Contents of a [`MetricSums`] as numbers, to be sent to other processes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     sums: BTreeMap<String, (Number, f64)>,
@@ -25,7 +25,7 @@ pub(crate) struct Counts {
     highest: BTreeMap<String, Number>,
 }
 
-/// A number as its bits: JSON has none for what is not finite.
+/// A number as its bits, because JSON has no form for infinities and NaN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Number(u64);
@@ -43,12 +43,12 @@ impl From<Number> for f64 {
 }
 
 impl MetricSums {
-    /// Nothing counted yet.
+    /// Returns empty sums.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds `sum`, a scalar over `count` things, to a named mean.
+    /// Adds `sum`, a scalar over `count` items, to the mean `name`.
     pub fn add(&mut self, name: &str, sum: &Tensor, count: f64) {
         let sum = sum.detach().to_kind(Kind::Double);
         match self.sums.get_mut(name) {
@@ -61,24 +61,24 @@ impl MetricSums {
         }
     }
 
-    /// Adds the trained tokens' values, `[token]` of any kind, to a named mean.
+    /// Adds the values of the trained tokens, `[token]` of any kind, to the mean `name`.
     pub fn add_tokens(&mut self, name: &str, values: &Tensor, rows: &Rows) {
         let values = values.detach().to_kind(Kind::Double);
         self.add(name, &rows.sum(&values), rows.trained_tokens() as f64);
     }
 
-    /// Adds `value`, a scalar, to a named minimum.
+    /// Adds `value`, a scalar, to the minimum `name`.
     pub fn lowest(&mut self, name: &str, value: &Tensor) {
         extreme(&mut self.lowest, name, &value.detach().to_kind(Kind::Double), Tensor::minimum);
     }
 
-    /// Adds `value`, a scalar, to a named maximum.
+    /// Adds `value`, a scalar, to the maximum `name`.
     pub fn highest(&mut self, name: &str, value: &Tensor) {
         extreme(&mut self.highest, name, &value.detach().to_kind(Kind::Double), Tensor::maximum);
     }
 
-    /// Adds how many tokens were clipped: `clip_ratio/{low_mean,low_min,high_mean,high_max,region_mean}`, where the
-    /// extremes are over micro-batches; and the mean ratio as `ratio/mean`.
+    /// Adds the shares of clipped tokens, `clip_ratio/{low_mean,low_min,high_mean,high_max,region_mean}`, with the
+    /// extremes over micro-batches, and the mean ratio as `ratio/mean`.
     pub fn add_clips(&mut self, losses: &TokenLosses, rows: &Rows) {
         if rows.trained_tokens() == 0 {
             return;
@@ -95,7 +95,7 @@ impl MetricSums {
         self.highest("clip_ratio/high_max", &high);
     }
 
-    /// Adds what another sums counted.
+    /// Adds the sums, minima and maxima of another.
     pub fn merge(&mut self, other: Self) {
         for (name, (sum, count)) in other.sums {
             self.add(&name, &sum, count);
@@ -108,7 +108,7 @@ impl MetricSums {
         }
     }
 
-    /// What was counted so far, as numbers.
+    /// Returns the contents as numbers.
     pub(crate) fn counts(&self) -> Counts {
         let read = |table: &BTreeMap<String, Tensor>| {
             table.iter().map(|(name, value)| (name.clone(), value.double_value(&[]).into())).collect()
@@ -124,7 +124,7 @@ impl MetricSums {
         }
     }
 
-    /// The reverse of [`MetricSums::counts`].
+    /// Rebuilds sums from numbers: the inverse of [`MetricSums::counts`].
     pub(crate) fn of(counts: Counts) -> Self {
         let scalar = |number: Number| Tensor::from(f64::from(number));
         let table = |numbers: BTreeMap<String, Number>| {
@@ -137,13 +137,13 @@ impl MetricSums {
         }
     }
 
-    /// Reads one mean; `None` over nothing.
+    /// Returns one mean; `None` if nothing was counted under this name.
     pub fn mean(&self, name: &str) -> Option<f64> {
         let (sum, count) = self.sums.get(name)?;
         (*count > 0.0).then(|| sum.double_value(&[]) / count)
     }
 
-    /// Reads every mean and extreme. Means over nothing are left out.
+    /// Returns every mean and extreme as metrics. Means with a count of 0 are left out.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::new();
         for (name, (sum, count)) in self.sums.iter().filter(|(_, (_, count))| *count > 0.0) {

@@ -1,4 +1,4 @@
-//! The clipped surrogate of policy-gradient methods, one kernel for the whole family.
+//! The clipped surrogate of policy-gradient methods: one function for the whole family.
 //!
 //! ```text
 //! r = exp(log π_θ − log π_anchor)         at token or sequence level
@@ -6,31 +6,31 @@
 //! ℓ = −sg[clip(r)] A log π_θ              stop-gradient weight; CISPO (MiniMax-M1, 2025)
 //! ```
 //!
-//! Where both sides of `min` are equal, libtorch halves the gradient between them, which adds up to the whole.
+//! If both sides of `min` are equal, libtorch gives each half of the gradient, which adds up to the whole.
 
 use super::{KlEstimator, Rows, bounded_exp};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// Whose ratio it is: each token's own or its sequence's.
+/// Level at which the ratio is taken: each token's own or its sequence's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// The ratio of each token (PPO, GRPO).
+    /// Ratio of each token (PPO, GRPO).
     #[default]
     Token,
-    /// The geometric mean of the token ratios of a sequence (GSPO).
+    /// Geometric mean of the token ratios of a sequence (GSPO).
     #[serde(alias = "sequence")]
     SequenceMean,
-    /// The value of [`Level::SequenceMean`] with the gradient at the token itself (GSPO-token): for advantages that
-    /// differ from token to token.
+    /// Value of [`Level::SequenceMean`] with the gradient at the token itself (GSPO-token): for advantages that differ
+    /// from token to token.
     #[serde(alias = "sequence_token")]
     SequenceMeanToken,
-    /// The product of the token ratios of a sequence (TRL's RLOO).
+    /// Product of the token ratios of a sequence (TRL's RLOO).
     SequenceSum,
 }
 
-/// The policy in the ratio's denominator.
+/// Policy in the denominator of the ratio.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Anchor {
@@ -41,7 +41,7 @@ pub enum Anchor {
     Behaviour,
 }
 
-/// What keeps an update small.
+/// Clip that keeps an update small.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Clip {
@@ -49,16 +49,16 @@ pub enum Clip {
     None,
     /// The ratio is clipped to `[1 − low, 1 + high]`.
     Ratio {
-        /// How far the ratio may fall below 1.
+        /// Distance by which the ratio may fall below 1.
         low: f64,
-        /// How far it may rise above 1.
+        /// Distance by which the ratio may rise above 1.
         high: f64,
     },
-    /// The ratio is clipped to `[c − epsilon, c + epsilon]`, where `c` is the ratio of the proximal policy to the
-    /// anchor: a total-variation budget counted from the proximal policy however stale the sample is (`GePPO`,
-    /// Queeney et al. 2021). With the proximal anchor, `c` is 1.
+    /// The ratio is clipped to `[c − epsilon, c + epsilon]`, with `c` the ratio of the proximal policy to the policy in
+    /// the denominator: a total-variation budget counted from the proximal policy however stale the sample is (`GePPO`,
+    /// Queeney et al. 2021). With the proximal policy in the denominator, `c` is 1.
     Centred {
-        /// How far the ratio may leave the centre, additively.
+        /// Largest difference of the ratio from the centre.
         epsilon: f64,
     },
     /// The ratio, clipped to `[floor, cap]`, is a constant weight on `−A log π_θ`: no token loses its gradient.
@@ -77,24 +77,24 @@ impl Default for Clip {
     }
 }
 
-/// The settings of the surrogate. The defaults are PPO's.
+/// Settings of the surrogate. The defaults are PPO's.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Surrogate {
-    /// Token or sequence ratios.
+    /// Level of the ratio.
     pub level: Level,
-    /// The ratio's denominator.
+    /// Policy in the denominator of the ratio.
     pub anchor: Anchor,
-    /// The clip.
+    /// Clip of the ratio.
     pub clip: Clip,
-    /// Caps the loss of a token with negative advantage at `−A` times this, which must exceed 1 (dual-clip PPO, Ye et
-    /// al. 2020; 3 in verl).
+    /// Cap on the loss of a token with negative advantage, as a multiple of `−A`; above 1 (dual-clip PPO, Ye et al.
+    /// 2020; 3 in verl). `None` for no cap.
     pub dual_clip: Option<f64>,
-    /// Caps the ratio in the *unclipped* branch, so that a huge ratio with negative advantage cannot explode
-    /// (INTELLECT-2's two-sided clip, TRL's `delta`; 4 there).
+    /// Cap on the ratio in the *unclipped* branch, which bounds the loss of a huge ratio with negative advantage
+    /// (INTELLECT-2's two-sided clip, TRL's `delta`; 4 there). `None` for no cap.
     pub delta: Option<f64>,
 }
 
-/// The log-probabilities of the drawn tokens under three policies, each `[token]`.
+/// Log-probabilities of the sampled tokens under three policies, each `[token]`.
 #[derive(Debug, Clone, Copy)]
 pub struct LogProbs<'a> {
     /// Under the policy being trained; carries the gradient.
@@ -105,12 +105,12 @@ pub struct LogProbs<'a> {
     pub behaviour: &'a Tensor,
 }
 
-/// What the surrogate gives for each token.
+/// Token losses of the surrogate, with the clip statistics.
 #[derive(Debug)]
 pub struct TokenLosses {
-    /// The loss, `[token]`, zero where masked; carries the gradient.
+    /// Loss, `[token]`, zero where masked; carries the gradient.
     pub losses: Tensor,
-    /// The ratio, `[token]`, without gradient.
+    /// Ratio, `[token]`, without gradient.
     pub ratio: Tensor,
     /// Tokens below the lower bound with a negative advantage, bool `[token]`.
     pub clipped_low: Tensor,
@@ -119,7 +119,7 @@ pub struct TokenLosses {
 }
 
 impl Surrogate {
-    /// The loss of each token. `advantages` is `[token]`, without gradient.
+    /// Computes the loss of each token. `advantages` is `[token]`; no gradient flows through it.
     pub fn token_losses(&self, logprobs: LogProbs, advantages: &Tensor, rows: &Rows) -> TokenLosses {
         let policy = rows.keep(logprobs.policy);
         let proximal = rows.keep(&logprobs.proximal.detach());
@@ -168,7 +168,7 @@ impl Surrogate {
         }
     }
 
-    /// The lower and upper bound of each token's ratio, `[token]`.
+    /// Returns the lower and upper bound of each token's ratio, `[token]`; `None` without a clip.
     fn bounds(&self, centre: &Tensor) -> Option<(Tensor, Tensor)> {
         let one = centre.ones_like();
         match self.clip {
@@ -191,28 +191,28 @@ impl Surrogate {
     }
 }
 
-/// A pull towards a reference policy, added to the loss of each token.
+/// KL penalty towards a reference policy, added to the loss of each token.
 #[derive(Debug, Clone, Copy)]
 pub struct KlPenalty<'a> {
-    /// Its weight, `β`; 0 costs nothing.
+    /// Weight `β` of the penalty; 0 skips its computation.
     pub coefficient: f64,
-    /// How the divergence is estimated.
+    /// Estimator of the divergence.
     pub estimator: KlEstimator,
     /// Log-probabilities under the reference, `[token]`, without gradient.
     pub reference: &'a Tensor,
 }
 
-/// A reward for staying undecided, subtracted from the loss of each token.
+/// Entropy bonus, subtracted from the loss of each token.
 #[derive(Debug, Clone, Copy)]
 pub struct EntropyBonus<'a> {
-    /// Its weight.
+    /// Weight `c` of the bonus.
     pub coefficient: f64,
-    /// The entropy of the distribution that each token was drawn from, `[token]`, in nats; carries the gradient.
+    /// Entropy of the distribution at each token, `[token]`, in nats; carries the gradient.
     pub entropy: &'a Tensor,
 }
 
-/// `losses + Σ β KL − c H` per token, `[token]`. Rollout weights belong into `losses` beforehand: penalties are not
-/// reweighted. Two penalties whose coefficients are λβ and (1−λ)β make ReMix's KL-Convex term.
+/// Returns `losses + Σ β KL − c H` per token, `[token]`. Rollout weights are applied to `losses` beforehand: penalties
+/// are not reweighted. Two penalties with the coefficients λβ and (1−λ)β give ReMix's KL-Convex term.
 pub fn penalised(
     losses: &Tensor,
     policy: &Tensor,

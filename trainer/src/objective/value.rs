@@ -1,4 +1,4 @@
-//! Credit over time: token rewards, rewards to go, generalised advantage estimation, and the critic's loss.
+//! Advantages over time: token rewards, rewards to go, generalised advantage estimation, and the critic's loss.
 //!
 //! ```text
 //! δ_t = r_t + γ V_{t+1} − V_t          V = 0 after the last trained token
@@ -6,8 +6,8 @@
 //! return_t = A_t + V_t                 before any whitening
 //! ```
 //!
-//! Recursions run on the host over one sequence at a time and step over masked tokens (of tools and environments):
-//! what lies behind a hole still reaches what lies before it.
+//! Recursions run on the host over one sequence at a time and skip masked tokens (of tools and environments): a reward
+//! behind a masked span still reaches the tokens before it.
 
 use super::Rows;
 use tch::Tensor;
@@ -15,22 +15,22 @@ use tch::Tensor;
 /// Discount and trace decay of generalised advantage estimation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gae {
-    /// Discount per token, γ; 1 for a reward at the end of a completion.
+    /// Discount γ per token; 1 for a single reward at the end of a completion.
     pub gamma: f64,
-    /// Trace decay, λ: 1 trusts only rewards, 0 only the critic.
+    /// Trace decay λ: 1 uses only rewards, 0 only the critic.
     pub lambda: f64,
 }
 
 impl Gae {
-    /// Advantages and returns of one sequence; both zero at masked tokens. `values[t]` is the critic's estimate
-    /// *before* token t. All slices have one length.
+    /// Returns the advantages and returns of one sequence, both `[token]` and zero at masked tokens. `values[t]` is the
+    /// critic's estimate *before* token t. All slices have one length.
     pub fn estimate(&self, rewards: &[f64], values: &[f64], mask: &[bool]) -> (Vec<f64>, Vec<f64>) {
         self.traced(rewards, values, &vec![1.0; rewards.len()], mask)
     }
 
-    /// The same for tokens that another policy drew (V-trace; Espeholt et al. 2018, in the form of `GePPO`, Queeney et
-    /// al. 2021): `traces` are the truncated ratios `c̄_t = min(π / π_drawing, limit)`, and what follows counts as far
-    /// as this policy would have gone there,
+    /// Returns advantages and returns for tokens of another policy (V-trace; Espeholt et al. 2018, in the form of
+    /// `GePPO`, Queeney et al. 2021). `traces` are the truncated ratios `c̄_t = min(π / π_behaviour, limit)`, which
+    /// discount everything after a token by its likelihood under the current policy:
     ///
     /// ```text
     /// A_t = δ_t + γ λ c̄_{t+1} A_{t+1}        return_t = c̄_t A_t + V_t
@@ -49,14 +49,15 @@ impl Gae {
     }
 }
 
-/// The discounted sum of this and all later rewards at each trained token of one sequence; zero at masked ones.
+/// Returns the discounted sum of this and all later rewards at each trained token of one sequence, `[token]`; zero at
+/// masked tokens.
 pub fn reward_to_go(rewards: &[f64], mask: &[bool], gamma: f64) -> Vec<f64> {
     let nothing = vec![0.0; rewards.len()];
     Gae { gamma, lambda: 1.0 }.estimate(rewards, &nothing, mask).0
 }
 
-/// The reward of each token of one sequence: `−beta · kl`, and the outcome at the last trained token. `None` if no
-/// token is trained on, for then the outcome has no place.
+/// Returns the reward of each token of one sequence, `[token]`: `−beta · kl`, plus the outcome at the last trained
+/// token. `None` if no token is trained on, because no token could then carry the outcome.
 pub fn token_rewards(outcome: f64, kl: &[f64], beta: f64, mask: &[bool]) -> Option<Vec<f64>> {
     let last = mask.iter().rposition(|kept| *kept)?;
     let mut rewards: Vec<f64> = kl.iter().zip(mask).map(|(kl, kept)| if *kept { -beta * kl } else { 0.0 }).collect();
@@ -64,8 +65,8 @@ pub fn token_rewards(outcome: f64, kl: &[f64], beta: f64, mask: &[bool]) -> Opti
     Some(rewards)
 }
 
-/// The critic's loss per token, `[token]`: `½ max((V − ret)², (clip(V, V_old ± clip) − ret)²)`, zero where masked.
-/// `clip` keeps the new value near the old one (0.2 in TRL, 0.5 in verl); infinity for no clip.
+/// Returns the critic's loss per token, `[token]`: `½ max((V − ret)², (clip(V, V_old ± clip) − ret)²)`, zero where
+/// masked. `clip` keeps the new value near the old one (0.2 in TRL, 0.5 in verl); infinity for no clip.
 pub fn value_losses(values: &Tensor, old_values: &Tensor, returns: &Tensor, clip: f64, rows: &Rows) -> Tensor {
     let (values, old_values) = (rows.keep(values), rows.keep(&old_values.detach()));
     let returns = rows.keep(&returns.detach());
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outcome_without_a_token_has_no_place() {
+    fn an_outcome_needs_a_trained_token() {
         assert_eq!(token_rewards(1.0, &[0.5], 0.1, &[false]), None);
         assert_eq!(token_rewards(1.0, &[f64::NAN, 0.0], 0.1, &[false, true]), Some(vec![0.0, 1.0]));
     }

@@ -6,7 +6,7 @@
 
 use super::Training;
 use crate::checkpoint::Snapshot;
-use crate::guard::{Action, Alarm, Place};
+use crate::guard::{Action, Alarm, SampleIndex};
 use crate::observer::Observer;
 use crate::report::tracker::JsonlTracker;
 use crate::{Error, Result};
@@ -48,8 +48,9 @@ impl Training<'_> {
         let mut log = JsonlTracker::resume(&self.folder.alarms(), step - 1)?;
         let mut sentences = Vec::new();
         for Alarm { guard, action, since, message, samples } in alarms {
-            let number =
-                |place: &Place| stored.get(place.group)?.sample_ids.get(place.sample).map(|SampleId(number)| *number);
+            let number = |index: &SampleIndex| {
+                stored.get(index.group)?.sample_ids.get(index.sample).map(|SampleId(number)| *number)
+            };
             let named: Vec<i64> = samples.iter().filter_map(number).take(WRITTEN).collect();
             log.append(&json!({
                 "step": step, "since": since, "guard": guard, "action": action, "message": message, "samples": named,
