@@ -174,7 +174,7 @@ fn gaps(runs: &[(f64, Vec<Iteration>)]) -> Curve {
 fn acceleration_json((alpha, run): &(f64, Vec<Iteration>)) -> Value {
     let iterations = run.iter().map(|iteration| {
         json!({
-            "hat": iteration.hat.probabilities(),
+            "hat": iteration.proximal.probabilities(),
             "extrapolated": iteration.policy.probabilities(),
             "gap": iteration.gap,
         })

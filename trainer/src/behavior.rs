@@ -1,7 +1,7 @@
-//! Which policy draws the samples of a step: the one that is trained, or one beside it.
+//! The behaviour policy of a step: the trained policy, or one beside it that corrects the sampling error.
 //!
-//! A group is drawn in slices. Before each slice but the first, a behaviour policy sees what the slices so far have
-//! drawn and says which policy goes on. Log-probabilities are stored as the drawing policy gave them.
+//! A group is sampled in slices. Before each slice but the first, the behaviour policy receives the samples so far and
+//! returns the policy of the next slice. Log-probabilities are stored as the sampling policy gave them.
 
 mod props;
 mod visits;
@@ -14,29 +14,30 @@ use model::Policy;
 use schema::{Group, Metrics, ScoredGroup, Seed};
 use serde::{Deserialize, Serialize};
 
-/// Which policy draws.
+/// A rule that chooses the sampling policy of each slice of a group.
 pub(crate) trait BehaviorPolicy {
-    /// How many samples of a group each slice draws; they add up to `group_size`.
+    /// Returns the number of samples in each slice of a group; they add up to `group_size`.
     fn slices(&self, group_size: usize) -> Vec<usize>;
 
-    /// The policy that draws the next slice, where `policy` is the one that is trained and `drawn` holds what the slices
-    /// so far gave.
-    fn next(&self, policy: &Policy, drawn: &[Group], seed: &Seed) -> Result<Policy>;
+    /// Returns the policy that samples the next slice. `policy` is the trained policy and `sampled` holds the groups so
+    /// far.
+    fn next(&self, policy: &Policy, sampled: &[Group], seed: &Seed) -> Result<Policy>;
 
-    /// What is worth knowing of the groups of a step, by what was drawn alone: a resumed run says the same.
+    /// Returns diagnostics of the groups of a step. They depend on the samples alone, so that a resumed run reports the
+    /// same.
     fn measure(&self, policy: &Policy, groups: &[ScoredGroup], seed: &Seed) -> Result<Metrics>;
 }
 
-/// `[behavior.<name>]`
+/// Behaviour policy of a run: `[behavior.<name>]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Config {
-    /// `[behavior.props]`
+    /// `[behavior.props]`: robust on-policy sampling.
     Props(Props),
 }
 
 impl Config {
-    /// Refuses settings that make no sense.
+    /// Returns an error for a setting outside its range.
     pub(crate) fn check(&self, group_size: usize) -> Result<()> {
         match self {
             Self::Props(props) => props.check(group_size),
@@ -44,7 +45,7 @@ impl Config {
     }
 }
 
-/// The behaviour policy of a config; the policy that is trained if there is none.
+/// Builds the behaviour policy of a config; the trained policy if there is none.
 pub(crate) fn build(config: Option<&Config>) -> Box<dyn BehaviorPolicy> {
     match config {
         None => Box::new(OnPolicy),
@@ -52,7 +53,7 @@ pub(crate) fn build(config: Option<&Config>) -> Box<dyn BehaviorPolicy> {
     }
 }
 
-/// The policy that is trained draws.
+/// On-policy sampling: the trained policy samples the whole group.
 #[derive(Debug, Clone, Copy)]
 struct OnPolicy;
 
@@ -61,7 +62,7 @@ impl BehaviorPolicy for OnPolicy {
         vec![group_size]
     }
 
-    fn next(&self, policy: &Policy, _drawn: &[Group], _seed: &Seed) -> Result<Policy> {
+    fn next(&self, policy: &Policy, _sampled: &[Group], _seed: &Seed) -> Result<Policy> {
         Ok(policy.share())
     }
 

@@ -1,14 +1,14 @@
-//! Completions from elsewhere become a run of the store.
+//! Import of completions from a file as a run of the store.
 //!
-//! The rows of a JSONL or Parquet file bring prompts and completions, perhaps answers and rewards. What they cannot
-//! bring is the log-probability of each token under the policy that drew it, so a named model computes them instead,
-//! and the rows are marked: their policy's `origin` is `imported`. Importance ratios against them correct from that
-//! model and not from whoever wrote the text; only where the same model drew it are the two the same.
+//! The rows of a JSONL or Parquet file hold prompts and completions, and optionally answers and rewards. They lack the
+//! log-probability of each token under the policy that sampled it, so a given model computes it instead, and the rows
+//! are marked: their policy's `origin` is `imported`. Importance ratios against these rows correct from that model, not
+//! from the unknown author of the text; the two agree only if the same model sampled it.
 //!
-//! A row of one `completion` joins the other rows of its prompt; a row of several `completions` is a group of its own.
-//! Tokens come from the model's tokenizer, and a completion that is not said to be cut off ends in its
-//! end-of-sequence token. Where a row has `completion_ids` that decode to its very text, as in an export of this
-//! store, those are taken.
+//! A row with one `completion` joins the other rows of its prompt; a row with several `completions` is a group of its
+//! own. Tokens come from the model's tokenizer. A completion ends with the end-of-sequence token unless its row says
+//! that it was cut off. If a row has `completion_ids` that decode to exactly its text, as in an export of this store,
+//! they are used.
 
 mod rows;
 
@@ -23,49 +23,53 @@ use std::path::Path;
 use std::time::SystemTime;
 use store::{NewRun, RunId, RunStatus, Store};
 
-/// Groups that make a step.
+/// Groups per imported step.
 const GROUPS_PER_STEP: usize = 64;
 
-/// What to import, and how to read it.
+/// Settings of an import.
 #[derive(Debug, Clone, Serialize)]
 pub struct Import<'a> {
-    /// The file: `.jsonl` or `.parquet`.
+    /// File to read: `.jsonl` or `.parquet`.
     pub file: &'a Path,
-    /// The model that computes the log-probabilities, without an adapter.
+    /// Model that computes the log-probabilities, without an adapter.
     pub model: &'a model::Config,
-    /// What the run will be called.
+    /// Name of the new run.
     pub name: &'a str,
-    /// The column with the prompt.
+    /// Column with the prompt.
     pub prompt_column: &'a str,
-    /// The column with the answer; the usual ones are looked for if there is none.
+    /// Column with the answer; `None` looks for the usual names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer_column: Option<&'a str>,
-    /// What a prompt that is plain text becomes.
+    /// Treatment of a prompt that is plain text.
     pub form: Form,
-    /// The logits are divided by this before the log-probabilities are taken; greater than 0.
+    /// Temperature: the logits are divided by it before log-probabilities are taken; above 0.
     pub temperature: f64,
-    /// Tokens that one forward pass takes at most, unless a single completion has more.
+    /// Largest number of tokens of one forward pass, unless a single completion has more.
     pub micro_batch_tokens: usize,
 }
 
-/// What was imported.
+/// Summary of an import.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
-    /// The run that holds it.
+    /// Number of the new run.
     pub run: RunId,
-    /// How many prompts it asks.
+    /// Number of groups.
     pub groups: u64,
-    /// How many completions there are.
+    /// Number of completions.
     pub samples: u64,
-    /// How many tokens they have.
+    /// Number of tokens of all completions.
     pub tokens: u64,
-    /// The mean log-probability of a token under the model: how likely it finds the text.
+    /// Mean log-probability of a token under the model, in nats.
     pub mean_logprob: f64,
 }
 
-/// Reads the file, has the model score it, and appends it to the store as a run of its own; `progress` hears how many
-/// completions are done. The store is opened by `open` once nothing can be wrong with the file or the model any more,
-/// so that a wrong call makes no store.
+/// Reads the file, computes log-probabilities with the model, and appends the result to the store as a new run.
+/// `progress` receives the number of completions done so far. `open` opens the store; it is called only after the file
+/// and the model have been read without an error, so that a wrong call creates no store.
+///
+/// # Errors
+/// If the temperature is not above 0, the file cannot be read or a row is malformed, the model cannot be loaded, or the
+/// store cannot be written.
 pub fn import(
     open: impl FnOnce() -> Result<Store>,
     import: &Import<'_>,
@@ -75,18 +79,18 @@ pub fn import(
         return Err(Error::input(format!("the temperature must be greater than 0, but is {}", import.temperature)));
     }
     let rows = rows::read(import)?;
-    let scorer = Scorer { policy: Policy::load(import.model, &Seed::new(0))?.base(), import };
-    let groups: Vec<ScoredGroup> = rows.into_iter().map(|row| scorer.group(row)).collect::<Result<_>>()?;
+    let model = LogprobModel { policy: Policy::load(import.model, &Seed::new(0))?.base(), import };
+    let groups: Vec<ScoredGroup> = rows.into_iter().map(|row| model.group(row)).collect::<Result<_>>()?;
     let store = open()?;
     let run = store.begin_import(&NewRun {
         name: import.name.to_owned(),
         config: toml::to_string_pretty(import).map_err(|error| Error::runtime(error.to_string()))?,
         program_version: env!("CARGO_PKG_VERSION").into(),
         out_dir: import.file.to_owned(),
-        model_hash: scorer.policy.identity().to_owned(),
+        model_hash: model.policy.identity().to_owned(),
         started_at: SystemTime::now(),
     })?;
-    let done = scorer.append(&store, run, &groups, progress);
+    let done = model.append(&store, run, &groups, progress);
     let status = if done.is_ok() { RunStatus::Finished } else { RunStatus::Failed };
     let recorded = store.finish_run(run, status);
     let done = done?;
@@ -94,14 +98,14 @@ pub fn import(
     Ok(done)
 }
 
-/// The model that scores.
-struct Scorer<'a> {
+/// The model that computes log-probabilities, with the settings of the import.
+struct LogprobModel<'a> {
     policy: Policy,
     import: &'a Import<'a>,
 }
 
-impl Scorer<'_> {
-    /// A row as a group, its log-probabilities still all zero.
+impl LogprobModel<'_> {
+    /// Converts a row into a group with all log-probabilities zero.
     fn group(&self, row: Row) -> Result<ScoredGroup> {
         let prompt_ids = self.policy.tokenizer().prompt_ids(&row.prompt)?;
         let samples: Vec<Sample> = row.completions.iter().map(|it| self.sample(it)).collect::<Result<_>>()?;
@@ -136,7 +140,7 @@ impl Scorer<'_> {
         Ok(Sample { ids, mask: vec![true; length], logprobs: vec![0.0; length], finish: *finish, text: text.clone() })
     }
 
-    /// The end-of-sequence token that the network can draw.
+    /// Returns the first end-of-sequence token within the network's vocabulary.
     fn ending(&self) -> Option<Token> {
         let vocab = self.policy.network().dimensions().vocab;
         self.policy.tokenizer().eos_ids().iter().copied().find(|id| i64::from(*id) < vocab)
@@ -152,7 +156,7 @@ impl Scorer<'_> {
         let mut done = Imported { run, groups: 0, samples: 0, tokens: 0, mean_logprob: 0.0 };
         let mut sum = 0.0;
         for (step, groups) in (1..).zip(groups.chunks(GROUPS_PER_STEP)) {
-            let scored = self.scored(groups)?;
+            let scored = self.with_model_logprobs(groups)?;
             store.append_step(run, step, &scored, None)?;
             let samples = || scored.iter().flat_map(|group| &group.group().samples);
             done.groups += scored.len() as u64;
@@ -165,8 +169,8 @@ impl Scorer<'_> {
         Ok(done)
     }
 
-    /// The groups with the model's log-probabilities.
-    fn scored(&self, groups: &[ScoredGroup]) -> Result<Vec<ScoredGroup>> {
+    /// Returns the groups with the model's log-probabilities.
+    fn with_model_logprobs(&self, groups: &[ScoredGroup]) -> Result<Vec<ScoredGroup>> {
         let cut = Cut {
             micro_batch_tokens: self.import.micro_batch_tokens,
             vocab: self.policy.network().dimensions().vocab,
@@ -179,7 +183,7 @@ impl Scorer<'_> {
     }
 }
 
-/// `logprobs` holds one column per sample.
+/// Returns the group with these log-probabilities; `logprobs` holds one column per sample.
 fn with_logprobs(scored: &ScoredGroup, logprobs: Vec<Vec<Vec<f32>>>) -> Result<ScoredGroup> {
     let mut group = scored.group().clone();
     for (sample, logprobs) in group.samples.iter_mut().zip(logprobs) {
@@ -188,7 +192,7 @@ fn with_logprobs(scored: &ScoredGroup, logprobs: Vec<Vec<Vec<f32>>>) -> Result<S
     ScoredGroup::new(group, scored.verdicts().to_vec()).map_err(|error| Error::runtime(error.to_string()))
 }
 
-/// A row without a reward has no part at all: a later scoring can give it one.
+/// Converts an optional reward of a row. A row without one has no reward part: a later scoring can add it.
 fn verdict(reward: Option<f32>) -> Verdict {
     let part = |value| Part {
         name: "imported".into(),

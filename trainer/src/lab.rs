@@ -1,8 +1,8 @@
-//! A laboratory: games so small that a policy is a table, where theory can be checked to the last digit.
+//! A laboratory: games small enough that a policy is a table, for checking theory numerically.
 //!
-//! What learns from preferences is proved for exact steps on tables and then run with noisy steps on networks. Here the
-//! exact steps stand by themselves, in f64 and without a network, so that a formula that is wrong shows as a wrong
-//! number and not as a slow run. `cargo run --release --example matrix_game` prints what these files compute.
+//! Methods that learn from preferences are proved for exact steps on tables and then run with noisy steps on networks.
+//! Here the exact steps are taken in f64 and without a network, so that a wrong formula shows as a wrong number. `cargo
+//! run --release --example matrix_game` prints the numbers that these files compute.
 //!
 //! | file | holds |
 //! |---|---|
@@ -19,14 +19,14 @@ mod rule;
 mod tabular;
 
 pub use acceleration::{Iteration, extrapolate, iterations, theorem_4_1};
-pub use descent::{Opponent, anchored_self_play, contrastive_extragradient, inexact_mirror_prox, policy_gradient};
+pub use descent::{Opponent, averaged_self_play, contrastive_extragradient, inexact_mirror_prox, policy_gradient};
 pub use game::Game;
 pub use rule::Rule;
 pub use tabular::Tabular;
 
 #[cfg(test)]
 mod testing {
-    //! What the tests of the laboratory share.
+    //! Assertions of the laboratory's tests.
 
     use super::Tabular;
 
@@ -38,8 +38,8 @@ mod testing {
         }
     }
 
-    /// Asserts that a policy has these probabilities, to all the digits that are given.
-    pub(super) fn is(policy: &Tabular, expected: &[f64]) {
+    /// Asserts that a policy has these probabilities, to nine decimals.
+    pub(super) fn has_probabilities(policy: &Tabular, expected: &[f64]) {
         close(&policy.probabilities(), expected, 1e-9);
     }
 }

@@ -1,31 +1,32 @@
-//! PROPS: a policy beside the trained one draws what has been drawn too rarely (Corrado & Hanna 2023, "On-policy policy
-//! gradient reinforcement learning without on-policy sampling", arXiv 2311.08290).
+//! PROPS: a behaviour policy beside the trained one that samples under-represented tokens more often (Corrado & Hanna
+//! 2023, "On-policy policy gradient reinforcement learning without on-policy sampling", arXiv 2311.08290).
 //!
-//! A policy gradient wants the *frequencies* of the samples to be those of the policy θ; independent draws have them only
-//! in the limit. So the samples are drawn in slices, and before each slice a policy φ is fitted to what is there:
+//! A policy gradient needs the *frequencies* of the samples to match the policy θ; independent samples match it only in
+//! the limit. So the samples are drawn in slices, and before each slice a policy φ is fitted to the samples so far:
 //!
 //! ```text
-//! ρ = φ(a|s) / θ(a|s)        at tokens a drawn at prefixes s that were visited twice or more
+//! ρ = φ(a|s) / θ(a|s)        at tokens a sampled at prefixes s that were visited twice or more
 //! L = mean max(ρ, 1 − ε) + λ mean KL(φ(·|s) ‖ θ(·|s))
 //! ```
 //!
-//! φ starts as θ. There the gradient with respect to the logits is the empirical frequency less θ: what came too often
-//! becomes less likely, what came too rarely more, and a token whose probability has fallen by the factor 1 − ε pushes no
-//! further. The fit ends with the last φ whose mean of k3, `ρ − 1 − log ρ`, is within its limit.
+//! φ starts as θ. There the gradient with respect to the logits is the empirical frequency minus θ: over-represented
+//! tokens become less likely, under-represented ones more, and a token whose probability has fallen by the factor 1 − ε
+//! has no further gradient. The fit ends with the last φ whose mean of k3, `ρ − 1 − log ρ`, is within its limit.
 //!
-//! What φ changes is a low-rank head on the logits, which needs no pass through the network, or a copy of θ's adapter.
-//! Training weighs nothing: a correction by φ would make each sample unbiased by itself and bring the noise of
-//! independent draws back. `ReMix` takes ratios to whoever drew a sample, so with both its clip is centred on φ.
+//! φ differs from θ by a low-rank head on the logits, which needs no pass through the network, or by a copy of θ's
+//! adapter. Training applies no weights for φ: a correction by φ would make each sample unbiased by itself and bring
+//! back the noise of independent samples. `ReMix` takes ratios to the policy that sampled, so with both its clip is
+//! centred on φ.
 //!
-//! **Where it helps.** Where a prefix has about as many visits as it has likely tokens: the first token of large groups
-//! above all, which is the only one looked at by default. Deeper prefixes have few visits each and share the head, so
-//! that correcting them costs the first token more than they gain (docs/results/props.md has numbers); long free text is
-//! unique after a few tokens, and there is nothing to correct. `behavior/prefixes` says how much there was. Nobody has published PROPS for language models: slices of groups and the tree of prefixes are choices of this
-//! implementation. Samples of a group are not independent any more, so a leave-one-out baseline is no longer exactly
-//! unbiased.
+//! **Use it** for prefixes with about as many visits as likely tokens: above all the first token of large groups, which
+//! is the only one considered by default. Deeper prefixes have few visits each and share the head, so correcting them
+//! costs the first token more than they gain (docs/results/props.md has numbers). Long free text is unique after a few
+//! tokens, and there is nothing to correct. `behavior/prefixes` reports the number of shared prefixes. PROPS has not
+//! been published for language models: slices of groups and the tree of prefixes are choices of this implementation.
+//! The samples of a group are no longer independent, so a leave-one-out baseline is no longer exactly unbiased.
 
 use super::BehaviorPolicy;
-use super::visits::{Drawn, Visits};
+use super::visits::{PromptSamples, Visits};
 use crate::optimizer::{self, AdamW, AdamWConfig, Parameter, Role};
 use crate::{Error, Result};
 use model::adapter::Adapter;
@@ -36,35 +37,36 @@ use schema::{Group, Metrics, Sample, ScoredGroup, Seed, Token};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// `[behavior.props]`
+/// `[behavior.props]`: slices of a group, and the fit of the behaviour policy between them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Props {
-    /// Slices that a group is drawn in.
+    /// Number of slices in which a group is sampled; from 2 to the group size.
     pub slices: usize,
-    /// What the drawing policy changes.
+    /// Part that the behaviour policy adapts: `logit_head` or `adapter`.
     pub adapts: Adapts,
-    /// Rank of the head on the logits.
+    /// Rank of the head on the logits; at least 1.
     pub rank: i64,
-    /// A token pushes until its probability has fallen by this share.
+    /// Clip ε: a token has no further gradient once its probability has fallen by this share; at least 0, below 1.
     pub epsilon: f64,
-    /// Weight of KL(φ ‖ θ).
+    /// Weight λ of KL(φ ‖ θ); 0 or more.
     pub kl_coefficient: f64,
-    /// Stop the fit once the mean of k3 exceeds this, in nats per draw.
+    /// Largest mean of k3, in nats per sampled token, at which the fit ends; above 0.
     pub max_kl: f64,
-    /// Updates of one fit.
+    /// Number of updates of one fit.
     pub epochs: usize,
-    /// By how much one update moves a logit, in multiples of what the token's frequency is wrong by.
+    /// Step size of the head: the change of a logit per update, in multiples of the error of the token's frequency;
+    /// above 0.
     pub learning_rate: f64,
-    /// Adam's learning rate, where the adapter is adapted.
+    /// Adam's learning rate if the adapter is adapted; above 0.
     pub adapter_learning_rate: f64,
-    /// The norm of the adapter's gradients is clipped to this; 0 for no limit.
+    /// Largest norm of the adapter's gradients, to which larger ones are scaled down; 0 for no limit.
     pub max_grad_norm: f64,
-    /// Only this many first tokens of each sample are looked at; 0 for all.
+    /// Number of first tokens of each sample that are considered; 0 for all.
     pub positions: usize,
 }
 
-/// What the drawing policy changes.
+/// Part of the policy that the behaviour policy adapts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Adapts {
@@ -93,11 +95,11 @@ impl Default for Props {
     }
 }
 
-/// The objective of one fit at one point.
+/// Value of the objective at one point of a fit.
 struct Objective {
-    /// What is minimised, a scalar with gradient.
+    /// Loss, a scalar with gradient.
     loss: Tensor,
-    /// The mean of k3 over draws.
+    /// Mean of k3 over sampled tokens, in nats.
     k3: f64,
 }
 
@@ -133,8 +135,8 @@ impl Props {
         Ok(())
     }
 
-    /// `mean max(ρ, 1 − ε) + λ mean KL` and the mean of k3, from each draw's log-probability under φ and θ, `[draw]`, and
-    /// the divergence of φ from θ at its prefix, `[draw]`.
+    /// Computes `mean max(ρ, 1 − ε) + λ mean KL` and the mean of k3, from the log-probabilities of the sampled tokens
+    /// under φ and θ and the divergence of φ from θ at their prefixes, each `[token]`.
     fn objective(&self, behaviour: &Tensor, policy: &Tensor, divergence: &Tensor) -> Objective {
         let log_ratio = (behaviour - policy).clamp(-20.0, 20.0);
         let ratio = log_ratio.exp();
@@ -144,19 +146,21 @@ impl Props {
         Objective { loss, k3 }
     }
 
-    /// The objective of logits that differ from the policy's by `shift`, `[prefix, vocab]`.
+    /// Computes the objective of logits that differ from the policy's by `shift`, `[prefix, vocab]`.
     fn shifted(&self, visits: &Visits, shift: &Tensor) -> Objective {
         let kind = visits.logprobs.kind();
         let logprobs = (&visits.logprobs + shift).log_softmax(-1, kind);
         let each = (logprobs.exp() * (&logprobs - &visits.logprobs)).sum_dim_intlist([-1i64].as_slice(), false, kind);
-        let divergence = each.index_select(0, &visits.prefix_of_draw());
-        self.objective(&visits.at_draws(&logprobs), &visits.at_draws(&visits.logprobs), &divergence)
+        let divergence = each.index_select(0, &visits.prefix_of_token());
+        self.objective(&visits.at_tokens(&logprobs), &visits.at_tokens(&visits.logprobs), &divergence)
     }
 
-    /// A head on the logits that draws less of what was drawn too often at these prefixes.
+    /// Fits a head on the logits that makes over-represented tokens less likely at these prefixes. `temperature` is
+    /// that of sampling, and `seed` initialises the head.
     ///
-    /// By plain descent, whose steps are as long as frequencies are wrong. Adam would move a token that nobody draws by
-    /// as much as one that was drawn twice too often, and φ would end up drawing from the tail of the vocabulary.
+    /// The fit is plain gradient descent, whose steps are proportional to the error of the frequencies. Adam would move
+    /// a token that was never sampled by as much as one that was sampled twice too often, and φ would end up sampling
+    /// from the tail of the vocabulary.
     pub fn fit(&self, visits: &Visits, temperature: f64, seed: &Seed) -> LogitHead {
         let (vocab, hidden) = (visits.logprobs.size()[1], visits.hidden.size()[1]);
         let head = LogitHead::zero(vocab, hidden, self.rank, seed, visits.hidden.device());
@@ -164,8 +168,9 @@ impl Props {
             return head;
         }
         let inner = head.inner(&visits.hidden) / temperature;
-        // The mean over draws shares a gradient out among the prefixes, and the product with z = V h / T, by which it
-        // comes back, multiplies it by |z|²: without these two a logit would move by the difference of frequencies.
+        // The mean over sampled tokens splits a gradient among the prefixes, and the product with z = V h / T in the
+        // backward pass multiplies it by |z|²: without these two factors a logit would move by the difference of the
+        // frequencies.
         let squared = inner.square().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float).mean(Kind::Float);
         let mut step = self.learning_rate * visits.prefixes() as f64 / squared.double_value(&[]).max(1e-12);
         let mut up = head.up.detach();
@@ -186,8 +191,8 @@ impl Props {
         LogitHead { up: if too_far { last } else { up }, down: head.down }
     }
 
-    /// A copy of the policy's adapter, fitted likewise.
-    fn fit_adapter(&self, policy: &Policy, drawn: &[Drawn<'_>], temperature: f64) -> Result<Policy> {
+    /// Fits a copy of the policy's adapter in the same way.
+    fn fit_adapter(&self, policy: &Policy, sampled: &[PromptSamples<'_>], temperature: f64) -> Result<Policy> {
         let behaviour = policy.with_adapter(trainable(policy.adapter()));
         let parameters = behaviour
             .adapter()
@@ -196,15 +201,15 @@ impl Props {
             .collect();
         let mut fit = Fit::new(self, parameters)?;
         let vocab = policy.network().dimensions().vocab;
-        let groups = drawn.iter().map(|group| Shared::new(group, self.positions, policy, vocab, temperature));
+        let groups = sampled.iter().map(|group| Shared::new(group, self.positions, policy, vocab, temperature));
         let groups: Vec<Shared> = groups.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-        let draws: f64 = groups.iter().map(|group| group.draws).sum();
+        let count: f64 = groups.iter().map(|group| group.count).sum();
         let k3 = |behaviour: &Policy| {
             let own = |group: &Shared| {
                 let logprobs = behaviour.logprobs(&group.packed, temperature, behaviour.adapter());
-                let at = |x: &Tensor| x.index_select(0, &group.places);
+                let at = |x: &Tensor| x.index_select(0, &group.indices);
                 let log_ratio = at(&logprobs) - at(&group.logprobs);
-                (log_ratio.exp() - 1.0 - log_ratio).sum(Kind::Double).double_value(&[]) / draws
+                (log_ratio.exp() - 1.0 - log_ratio).sum(Kind::Double).double_value(&[]) / count
             };
             groups.iter().map(own).sum::<f64>()
         };
@@ -213,19 +218,19 @@ impl Props {
             for group in &groups {
                 let mut evaluation = behaviour.evaluate(&group.packed, temperature, Want::Logprobs, None);
                 policy.add_divergence(&mut evaluation, &group.packed, policy.adapter());
-                let at = |x: &Tensor| x.index_select(0, &group.places);
+                let at = |x: &Tensor| x.index_select(0, &group.indices);
                 let objective = self.objective(
                     &at(&evaluation.logprobs),
                     &at(&group.logprobs),
                     &at(&evaluation.divergences[0].leaf),
                 );
-                let share = group.draws / draws;
+                let share = group.count / count;
                 moved += objective.k3 * share;
                 evaluation.backward(&(objective.loss * share));
             }
             if moved > self.max_kl {
                 fit.undo();
-            } else if draws > 0.0 {
+            } else if count > 0.0 {
                 fit.update()?;
             }
         }
@@ -236,7 +241,7 @@ impl Props {
     }
 }
 
-/// A copy that can be trained.
+/// Returns a copy whose tensors require gradients.
 fn trainable(adapter: &Adapter) -> Adapter {
     let copy = adapter.copy();
     for (_, tensor) in copy.tensors() {
@@ -245,40 +250,47 @@ fn trainable(adapter: &Adapter) -> Adapter {
     copy
 }
 
-/// The draws of one prompt at prefixes that several samples share.
+/// The sampled tokens of one prompt at prefixes that several samples share.
 struct Shared {
     packed: Packed,
-    /// `[draw]` i64: where they stand among the packed tokens.
-    places: Tensor,
-    /// `[token]` f32: of all packed tokens, under the policy.
+    /// Indices of these tokens among the packed ones, `[token]` i64.
+    indices: Tensor,
+    /// Log-probabilities of all packed tokens under the policy, `[packed]` f32.
     logprobs: Tensor,
-    draws: f64,
+    /// Number of these tokens.
+    count: f64,
 }
 
 impl Shared {
-    /// `None` if no prefix is shared.
-    fn new(drawn: &Drawn<'_>, positions: usize, policy: &Policy, vocab: i64, temperature: f64) -> Result<Option<Self>> {
+    /// Packs the samples of a prompt; `None` if no prefix is shared.
+    fn new(
+        sampled: &PromptSamples<'_>,
+        positions: usize,
+        policy: &Policy,
+        vocab: i64,
+        temperature: f64,
+    ) -> Result<Option<Self>> {
         let limit = if positions == 0 { usize::MAX } else { positions };
-        let completions: Vec<&[Token]> = drawn.completions.iter().map(|ids| &ids[..ids.len().min(limit)]).collect();
-        let places = super::visits::shared_places(&completions);
-        if places.is_empty() {
+        let completions: Vec<&[Token]> = sampled.completions.iter().map(|ids| &ids[..ids.len().min(limit)]).collect();
+        let indices = super::visits::shared_indices(&completions);
+        if indices.is_empty() {
             return Ok(None);
         }
-        let sequences = Sequences { prompt: drawn.prompt, completions };
+        let sequences = Sequences { prompt: sampled.prompt, completions };
         let packed = Packed::new(&[sequences], vocab, policy.device())?;
         let logprobs = policy.logprobs(&packed, temperature, policy.adapter());
-        let draws = places.len() as f64;
-        Ok(Some(Self { packed, places: Tensor::from_slice(&places).to_device(policy.device()), logprobs, draws }))
+        let count = indices.len() as f64;
+        Ok(Some(Self { packed, indices: Tensor::from_slice(&indices).to_device(policy.device()), logprobs, count }))
     }
 }
 
-/// Adam on a drawing policy's adapter.
+/// Adam on the adapter of a behaviour policy.
 struct Fit {
     optimizer: AdamW,
     parameters: Vec<Parameter>,
     learning_rate: f64,
     max_grad_norm: f64,
-    /// The parameters before the last update.
+    /// Parameters before the last update.
     before: Vec<Tensor>,
 }
 
@@ -300,7 +312,7 @@ impl Fit {
         Ok(())
     }
 
-    /// Takes the last update back, and its gradients; the next ones are half as long.
+    /// Reverts the last update, drops the gradients, and halves the learning rate.
     fn undo(&mut self) {
         let _no_grad = tch::no_grad_guard();
         self.learning_rate /= 2.0;
@@ -311,8 +323,8 @@ impl Fit {
     }
 }
 
-fn drawn<'a>(prompt: &'a [Token], samples: &'a [Sample]) -> Drawn<'a> {
-    Drawn { prompt, completions: samples.iter().map(|sample| &sample.ids[..]).collect() }
+fn prompt_samples<'a>(prompt: &'a [Token], samples: &'a [Sample]) -> PromptSamples<'a> {
+    PromptSamples { prompt, completions: samples.iter().map(|sample| &sample.ids[..]).collect() }
 }
 
 impl BehaviorPolicy for Props {
@@ -323,26 +335,27 @@ impl BehaviorPolicy for Props {
 
     fn next(&self, policy: &Policy, groups: &[Group], seed: &Seed) -> Result<Policy> {
         let temperature = groups.first().map_or(1.0, |group| group.settings.logprob_temperature());
-        let drawn: Vec<Drawn<'_>> = groups.iter().map(|group| drawn(&group.prompt_ids, &group.samples)).collect();
+        let sampled: Vec<PromptSamples<'_>> =
+            groups.iter().map(|group| prompt_samples(&group.prompt_ids, &group.samples)).collect();
         match self.adapts {
             Adapts::LogitHead => {
-                let visits = Visits::of(policy, &drawn, temperature, self.positions)?;
+                let visits = Visits::of(policy, &sampled, temperature, self.positions)?;
                 Ok(policy.with_logit_head(self.fit(&visits, temperature, seed)))
             }
-            Adapts::Adapter => self.fit_adapter(policy, &drawn, temperature),
+            Adapts::Adapter => self.fit_adapter(policy, &sampled, temperature),
         }
     }
 
     /// | metric | meaning |
     /// |---|---|
-    /// | `behavior/sampling_error` | KL(empirical ‖ policy) at shared prefixes, in nats per draw |
-    /// | `behavior/sampling_error_iid` | what independent draws from the policy would have had there |
+    /// | `behavior/sampling_error` | KL(empirical ‖ policy) at shared prefixes, in nats per sampled token |
+    /// | `behavior/sampling_error_iid` | the same for independent samples from the policy at these prefixes |
     /// | `behavior/prefixes` | shared prefixes, among the first `positions` tokens; at most 256 |
     fn measure(&self, policy: &Policy, groups: &[ScoredGroup], seed: &Seed) -> Result<Metrics> {
         let temperature = groups.first().map_or(1.0, |group| group.group().settings.logprob_temperature());
-        let drawn: Vec<Drawn<'_>> =
-            groups.iter().map(|group| drawn(&group.group().prompt_ids, &group.group().samples)).collect();
-        let visits = Visits::of(policy, &drawn, temperature, self.positions)?;
+        let sampled: Vec<PromptSamples<'_>> =
+            groups.iter().map(|group| prompt_samples(&group.group().prompt_ids, &group.group().samples)).collect();
+        let visits = Visits::of(policy, &sampled, temperature, self.positions)?;
         let mut metrics = Metrics::new();
         metrics.set("behavior/prefixes", visits.prefixes() as f64);
         if !visits.is_empty() {

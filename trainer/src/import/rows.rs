@@ -1,7 +1,7 @@
-//! Prompts with their completions, from the rows of a file.
+//! Prompts with their completions, read from the rows of a file.
 //!
-//! Prompts, answers and metadata are read as a training set's are; the columns about completions are taken out of the
-//! metadata, so that the same prompt is the same one whoever answered it.
+//! Prompts, answers and metadata are read as for training; the columns about completions are removed from the metadata,
+//! so that a prompt is the same whichever completion it comes with.
 
 use super::Import;
 use crate::{Error, Result};
@@ -11,14 +11,14 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 
-/// A prompt and what was answered.
+/// A prompt with its completions.
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
     pub(super) prompt: Prompt,
     pub(super) completions: Vec<Completion>,
 }
 
-/// One answer as the file has it.
+/// A completion as the file gives it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Completion {
     pub(super) text: String,
@@ -27,7 +27,7 @@ pub(super) struct Completion {
     pub(super) ids: Option<Vec<Token>>,
 }
 
-/// Every row of the file; single completions of one prompt are put together, in the order of their first.
+/// Reads every row of the file; single completions of one prompt are grouped, in the order of their first.
 pub(super) fn read(import: &Import<'_>) -> Result<Vec<Row>> {
     let path = import.file;
     let table = table::Config {
@@ -54,48 +54,49 @@ pub(super) fn read(import: &Import<'_>) -> Result<Vec<Row>> {
         let mut prompt = source.prompt(index)?;
         let completions = completions(&mut prompt.metadata).map_err(at)?;
         match completions {
-            Answers::One(completion) => {
-                let place = *joined.entry(prompt.hash()).or_insert(rows.len());
-                if place == rows.len() {
+            Completions::One(completion) => {
+                let group = *joined.entry(prompt.hash()).or_insert(rows.len());
+                if group == rows.len() {
                     rows.push(Row { prompt, completions: Vec::new() });
                 }
-                rows[place].completions.push(completion);
+                rows[group].completions.push(completion);
             }
-            Answers::Several(completions) => rows.push(Row { prompt, completions }),
+            Completions::Several(completions) => rows.push(Row { prompt, completions }),
         }
     }
     Ok(rows)
 }
 
-/// What one row answers.
-enum Answers {
+/// Completions of one row.
+enum Completions {
     One(Completion),
     Several(Vec<Completion>),
 }
 
-/// Takes the columns about completions out of the metadata, or says what is wrong with them.
-fn completions(columns: &mut Map<String, Value>) -> std::result::Result<Answers, String> {
+/// Removes the columns about completions from the metadata and parses them; the error is a sentence about the first
+/// malformed one.
+fn completions(columns: &mut Map<String, Value>) -> std::result::Result<Completions, String> {
     let mut take = |name: &str| columns.remove(name).filter(|value| !value.is_null());
     let [one, several] = ["completion", "completions"].map(&mut take);
     let [reward, rewards] = ["reward", "rewards"].map(&mut take);
     let [finish, finishes] = ["finish", "finishes"].map(&mut take);
     let ids = take("completion_ids");
     match (one, several) {
-        (Some(one), None) => Ok(Answers::One(Completion {
+        (Some(one), None) => Ok(Completions::One(Completion {
             text: text(&one)?,
-            finish: word(finish.as_ref())?,
+            finish: finish_of(finish.as_ref())?,
             reward: number(reward.as_ref())?,
             ids: ids.and_then(|ids| serde_json::from_value(ids).ok()),
         })),
         (None, Some(Value::Array(several))) if !several.is_empty() => {
-            let rewards = spread("rewards", rewards, several.len())?;
-            let finishes = spread("finishes", finishes, several.len())?;
+            let rewards = per_completion("rewards", rewards, several.len())?;
+            let finishes = per_completion("finishes", finishes, several.len())?;
             let each = several.iter().zip(rewards).zip(finishes);
             let completion = |((one, reward), finish): ((&Value, Option<Value>), Option<Value>)| {
-                let (finish, reward) = (word(finish.as_ref())?, number(reward.as_ref())?);
+                let (finish, reward) = (finish_of(finish.as_ref())?, number(reward.as_ref())?);
                 Ok(Completion { text: text(one)?, finish, reward, ids: None })
             };
-            Ok(Answers::Several(each.map(completion).collect::<std::result::Result<_, String>>()?))
+            Ok(Completions::Several(each.map(completion).collect::<std::result::Result<_, String>>()?))
         }
         (None, Some(_)) => Err("`completions` must be a list of at least one completion".into()),
         (Some(_), Some(_)) => Err("it has both `completion` and `completions`; keep one of them".into()),
@@ -103,8 +104,8 @@ fn completions(columns: &mut Map<String, Value>) -> std::result::Result<Answers,
     }
 }
 
-/// One value for each completion, or none for any.
-fn spread(name: &str, values: Option<Value>, count: usize) -> std::result::Result<Vec<Option<Value>>, String> {
+/// Returns one value per completion; all `None` if the column is missing.
+fn per_completion(name: &str, values: Option<Value>, count: usize) -> std::result::Result<Vec<Option<Value>>, String> {
     match values {
         None => Ok(vec![None; count]),
         Some(Value::Array(values)) if values.len() == count => Ok(values.into_iter().map(Some).collect()),
@@ -112,7 +113,7 @@ fn spread(name: &str, values: Option<Value>, count: usize) -> std::result::Resul
     }
 }
 
-/// Text, or the assistant's turns of a conversation.
+/// Returns the text: a string, or the joined turns of a conversation.
 fn text(value: &Value) -> std::result::Result<String, String> {
     let turn = |turn: &Value| turn.get("content").and_then(Value::as_str).map(str::to_owned);
     match value {
@@ -125,7 +126,7 @@ fn text(value: &Value) -> std::result::Result<String, String> {
     }
 }
 
-/// A finite reward, if there is one.
+/// Returns the reward if there is one; it must be finite.
 fn number(value: Option<&Value>) -> std::result::Result<Option<f32>, String> {
     match value {
         None | Some(Value::Null) => Ok(None),
@@ -136,8 +137,8 @@ fn number(value: Option<&Value>) -> std::result::Result<Option<f32>, String> {
     }
 }
 
-/// Why it ended; the end of the text is taken for the end of the answer.
-fn word(value: Option<&Value>) -> std::result::Result<Finish, String> {
+/// Returns the reason for the end of a completion; without one it is the end-of-sequence token.
+fn finish_of(value: Option<&Value>) -> std::result::Result<Finish, String> {
     match value {
         None | Some(Value::Null) => Ok(Finish::Eos),
         Some(value) => value
@@ -155,8 +156,8 @@ mod tests {
     fn taken(row: Value) -> std::result::Result<(Vec<Completion>, Map<String, Value>), String> {
         let Value::Object(mut columns) = row else { panic!("a row is an object") };
         let completions = match completions(&mut columns)? {
-            Answers::One(one) => vec![one],
-            Answers::Several(several) => several,
+            Completions::One(one) => vec![one],
+            Completions::Several(several) => several,
         };
         Ok((completions, columns))
     }

@@ -1,50 +1,50 @@
 //! Iterative preference optimisation as a proximal-point method, and its acceleration (APO).
 //!
-//! Each iteration of DPO against its own last policy is a proximal step, `p̂_{t+1} ∝ π_t exp(r_t / β)`. As Nesterov does
-//! for gradient steps, Accelerated Preference Optimization (He, Yuan and Gu 2024, arXiv 2410.06293) goes on a little in
-//! the direction of the last move before it takes the next:
+//! Each iteration of DPO against its own last policy is a proximal step, `p̂_{t+1} ∝ π_t exp(r_t / β)`. Accelerated
+//! Preference Optimization (He, Yuan and Gu 2024, arXiv 2410.06293) extrapolates, as Nesterov does for gradient steps:
+//! before the next iteration it moves on in the direction of the last one:
 //!
 //! ```text
 //! π_{t+1} ∝ p̂_{t+1} · (p̂_{t+1} / p̂_t)^α                                             (3.6)
 //! p̂_{t+1} ∝ π_ref · exp( (1/β) Σ_{i≤t} (1 − α^{t+1−i}) / (1 − α) · r_i )            (Theorem 4.1)
 //! ```
 //!
-//! Both iterates of the extrapolation are hat iterates, and the result of a run is the last hat iterate, not the
-//! extrapolated policy that the next iteration would have started from. With α = 0 it is iterative DPO.
+//! The extrapolation combines two proximal iterates p̂. The result of a run is the last proximal iterate, not the
+//! extrapolated policy from which the next iteration would have started. With α = 0 it is iterative DPO.
 
 use super::Tabular;
 
-/// One iteration.
+/// Policies and optimality gap after one iteration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Iteration {
-    /// `p̂_{t+1}`: what the proximal step gives, and what ships.
-    pub hat: Tabular,
-    /// `π_{t+1}`: the extrapolated policy, from which the next iteration starts and draws.
+    /// `p̂_{t+1}`: the result of the proximal step, and of the run if this is the last iteration.
+    pub proximal: Tabular,
+    /// `π_{t+1}`: the extrapolated policy, from which the next iteration starts and samples.
     pub policy: Tabular,
-    /// `max r − E_p̂ r`.
+    /// Optimality gap `max r − E_p̂ r`.
     pub gap: f64,
 }
 
-/// `π ∝ now · (now / before)^α`.
+/// Returns the extrapolated policy `π ∝ now · (now / before)^α`.
 pub fn extrapolate(now: &Tabular, before: &Tabular, alpha: f64) -> Tabular {
     Tabular::product(&[(1.0 + alpha, now), (-alpha, before)], &vec![0.0; now.logprobs().len()])
 }
 
-/// `count` iterations from `reference`, each of which learns the reward `[completion]` exactly.
+/// Runs `count` iterations from `reference`, each of which learns the reward `[completion]` exactly.
 pub fn iterations(reference: &Tabular, reward: &[f64], beta: f64, alpha: f64, count: usize) -> Vec<Iteration> {
     let tilt: Vec<f64> = reward.iter().map(|reward| reward / beta).collect();
     let best = reward.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let (mut before, mut policy) = (reference.clone(), reference.clone());
     let iteration = |_| {
-        let hat = Tabular::product(&[(1.0, &policy)], &tilt);
-        policy = extrapolate(&hat, &before, alpha);
-        before = hat.clone();
-        Iteration { gap: best - hat.mean(reward), hat, policy: policy.clone() }
+        let proximal = Tabular::product(&[(1.0, &policy)], &tilt);
+        policy = extrapolate(&proximal, &before, alpha);
+        before = proximal.clone();
+        Iteration { gap: best - proximal.mean(reward), proximal, policy: policy.clone() }
     };
     (0..count).map(iteration).collect()
 }
 
-/// The hat iterate after `count` iterations by Theorem 4.1, with the same reward in each.
+/// Returns the proximal iterate after `count` iterations by Theorem 4.1, with the same reward in each.
 pub fn theorem_4_1(reference: &Tabular, reward: &[f64], beta: f64, alpha: f64, count: usize) -> Tabular {
     let weight: f64 = (1..=count).map(|age| (1.0 - alpha.powi(age as i32)) / (1.0 - alpha)).sum();
     let tilt: Vec<f64> = reward.iter().map(|reward| weight * reward / beta).collect();
@@ -53,7 +53,7 @@ pub fn theorem_4_1(reference: &Tabular, reward: &[f64], beta: f64, alpha: f64, c
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{close, is};
+    use super::super::testing::{close, has_probabilities};
     use super::*;
 
     const REWARD: [f64; 4] = [1.0, 0.5, 0.0, -1.0];
@@ -72,7 +72,7 @@ mod tests {
         ] {
             let policy = extrapolate(&now, &before, alpha);
             close(&policy.probabilities(), &expected, 1e-10);
-            // log Z′ of the first entry: what was taken from its unnormalised logarithm.
+            // log Z′ from the first entry: the difference from its unnormalised logarithm.
             let raw = (1.0 + alpha) * now.logprobs()[0] - alpha * before.logprobs()[0];
             close(&[raw - policy.logprobs()[0]], &[normaliser], 1e-10);
         }
@@ -82,17 +82,17 @@ mod tests {
     #[test]
     fn iterative_dpo_and_apo_follow_the_recursion() {
         let plain = run(0.0);
-        is(&plain[0].hat, &[0.473_990_846_3, 0.287_489_980_7, 0.174_371_487_6, 0.064_147_685_4]);
-        is(&plain[1].hat, &[0.657_233_022_8, 0.241_782_517_2, 0.088_946_817_3, 0.012_037_642_7]);
-        is(&plain[2].hat, &[0.784_070_214_4, 0.174_949_712_5, 0.039_036_557_4, 0.001_943_515_8]);
+        has_probabilities(&plain[0].proximal, &[0.473_990_846_3, 0.287_489_980_7, 0.174_371_487_6, 0.064_147_685_4]);
+        has_probabilities(&plain[1].proximal, &[0.657_233_022_8, 0.241_782_517_2, 0.088_946_817_3, 0.012_037_642_7]);
+        has_probabilities(&plain[2].proximal, &[0.784_070_214_4, 0.174_949_712_5, 0.039_036_557_4, 0.001_943_515_8]);
         let gaps = |run: &[Iteration]| run.iter().map(|iteration| iteration.gap).collect::<Vec<_>>();
         close(&gaps(&plain), &[0.446_411_85, 0.233_913_36, 0.130_398_45], 1e-8);
 
         let fast = run(0.3);
-        is(&fast[0].policy, &[0.535_088_094_7, 0.279_340_480_0, 0.145_828_517_9, 0.039_742_907_5]);
-        is(&fast[1].hat, &[0.700_796_655_7, 0.221_897_989_0, 0.070_261_062_4, 0.007_044_292_9]);
-        is(&fast[1].policy, &[0.750_171_525_3, 0.195_449_470_1, 0.050_922_347_8, 0.003_456_656_8]);
-        is(&fast[2].hat, &[0.844_865_091_4, 0.133_510_077_2, 0.021_097_972_8, 0.000_526_858_6]);
+        has_probabilities(&fast[0].policy, &[0.535_088_094_7, 0.279_340_480_0, 0.145_828_517_9, 0.039_742_907_5]);
+        has_probabilities(&fast[1].proximal, &[0.700_796_655_7, 0.221_897_989_0, 0.070_261_062_4, 0.007_044_292_9]);
+        has_probabilities(&fast[1].policy, &[0.750_171_525_3, 0.195_449_470_1, 0.050_922_347_8, 0.003_456_656_8]);
+        has_probabilities(&fast[2].proximal, &[0.844_865_091_4, 0.133_510_077_2, 0.021_097_972_8, 0.000_526_858_6]);
         close(&gaps(&fast), &[0.446_411_85, 0.195_298_64, 0.088_906_73], 1e-8);
     }
 
@@ -100,12 +100,12 @@ mod tests {
     fn the_recursion_is_the_theorem() {
         // With α = 0.3 the rewards' weights are 1, 1 + 1.3 = 2.3 and 2.3 + 1.39 = 3.69.
         let expected = Tabular::product(&[(1.0, &Tabular::uniform(4))], &REWARD.map(|reward| 3.69 * reward));
-        is(&theorem_4_1(&Tabular::uniform(4), &REWARD, 1.0, 0.3, 3), &expected.probabilities());
+        has_probabilities(&theorem_4_1(&Tabular::uniform(4), &REWARD, 1.0, 0.3, 3), &expected.probabilities());
         for alpha in [0.0, 0.1, 0.3, 0.9] {
             let found = iterations(&Tabular::uniform(4), &REWARD, 0.7, alpha, 12);
             for (t, iteration) in found.iter().enumerate() {
                 let closed = theorem_4_1(&Tabular::uniform(4), &REWARD, 0.7, alpha, t + 1);
-                close(&iteration.hat.probabilities(), &closed.probabilities(), 1e-13);
+                close(&iteration.proximal.probabilities(), &closed.probabilities(), 1e-13);
             }
         }
     }
@@ -114,9 +114,12 @@ mod tests {
     fn for_a_softmax_over_features_parameters_can_be_extrapolated_instead() {
         let logits = |theta: [f64; 2]| vec![theta[0], theta[1], theta[0] + theta[1]];
         let (before, now) = ([0.2, -0.1], [0.5, 0.1]);
-        let moved = [0, 1].map(|place| now[place] + 0.3 * (now[place] - before[place]));
+        let moved = [0, 1].map(|index| now[index] + 0.3 * (now[index] - before[index]));
         let expected = [0.354_105_145_2, 0.230_348_617_4, 0.415_546_237_4];
-        is(&Tabular::from_logits(logits(moved)), &expected);
-        is(&extrapolate(&Tabular::from_logits(logits(now)), &Tabular::from_logits(logits(before)), 0.3), &expected);
+        has_probabilities(&Tabular::from_logits(logits(moved)), &expected);
+        has_probabilities(
+            &extrapolate(&Tabular::from_logits(logits(now)), &Tabular::from_logits(logits(before)), 0.3),
+            &expected,
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Preferences as a matrix game, regularised towards a reference policy.
 //!
-//! `P(y ≻ y′)` need not come from scores: three completions may beat each other in a circle. What is asked for is then
-//! not the best completion but the policy that no other beats, the von Neumann winner; with a KL penalty it is unique:
+//! `P(y ≻ y′)` need not be transitive: three completions may beat each other in a circle. The solution is then not the
+//! best completion but the policy that no other beats, the von Neumann winner; with a KL penalty it is unique:
 //!
 //! ```text
 //! P(π ≻ π′)   = E_{y∼π, y′∼π′} P(y ≻ y′)
@@ -15,17 +15,18 @@
 use super::{Rule, Tabular};
 use crate::{Error, Result};
 
-/// A symmetric two-player game over completions.
+/// A symmetric two-player game over completions `0..n`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Game {
-    /// Row y, column y′: the probability that y beats y′.
+    /// `[completion, completion]`: in row y and column y′ the probability that y beats y′.
     preference: Vec<Vec<f64>>,
     reference: Tabular,
     beta: f64,
 }
 
 impl Game {
-    /// A game with this preference matrix `[completion, completion]`, reference policy and weight of the KL penalty.
+    /// Returns a game with this preference matrix `[completion, completion]`, reference policy and weight of the KL
+    /// penalty.
     ///
     /// # Errors
     /// If the matrix is not square, a probability lies outside [0, 1], `P(y ≻ y′) + P(y′ ≻ y)` is not 1, the reference
@@ -51,58 +52,64 @@ impl Game {
         Ok(Self { preference, reference, beta })
     }
 
-    /// The game that this laboratory measures by: 0 beats 1, 1 beats 2, 2 beats 0, each by a different margin.
+    /// Returns the laboratory's standard game: 0 beats 1, 1 beats 2, 2 beats 0, each by a different margin.
+    ///
+    /// # Errors
+    /// If beta is not above zero.
     pub fn cycle(beta: f64) -> Result<Self> {
         let preference = vec![vec![0.5, 0.9, 0.2], vec![0.1, 0.5, 0.8], vec![0.8, 0.2, 0.5]];
         Self::new(preference, Tabular::new(&[0.5, 0.3, 0.2]), beta)
     }
 
-    /// Rock, paper, scissors with a uniform reference, which is the equilibrium for every beta.
+    /// Returns rock, paper, scissors with a uniform reference, which is the equilibrium for every beta.
+    ///
+    /// # Errors
+    /// If beta is not above zero.
     pub fn rock_paper_scissors(beta: f64) -> Result<Self> {
         let preference = vec![vec![0.5, 1.0, 0.0], vec![0.0, 0.5, 1.0], vec![1.0, 0.0, 0.5]];
         Self::new(preference, Tabular::uniform(3), beta)
     }
 
-    /// The policy that the penalty pulls towards.
+    /// Returns the reference policy of the KL penalty.
     pub fn reference(&self) -> &Tabular {
         &self.reference
     }
 
-    /// The weight of the penalty.
+    /// Returns the weight of the KL penalty.
     pub fn beta(&self) -> f64 {
         self.beta
     }
 
-    /// `[completion]`: the probability that each completion beats one of the opponent's.
+    /// Returns the probability that each completion beats one of the opponent's, `[completion]`.
     pub fn wins(&self, opponent: &Tabular) -> Vec<f64> {
         self.preference.iter().map(|row| opponent.mean(row)).collect()
     }
 
-    /// `argmin_π P(opponent ≻ π) + β KL(π ‖ ref) + (β/η) KL(π ‖ anchor)`, which has a closed form:
-    /// `log π = [η log ref + log anchor + (η/β) P(y ≻ opponent)] / (1 + η) + const`.
-    pub fn proximal_step(&self, anchor: &Tabular, opponent: &Tabular, eta: f64) -> Tabular {
+    /// Returns `argmin_π P(opponent ≻ π) + β KL(π ‖ ref) + (β/η) KL(π ‖ centre)`, which has a closed form:
+    /// `log π = [η log ref + log centre + (η/β) P(y ≻ opponent)] / (1 + η) + const`.
+    pub fn proximal_step(&self, centre: &Tabular, opponent: &Tabular, eta: f64) -> Tabular {
         let tilt: Vec<f64> = self.wins(opponent).iter().map(|wins| eta / self.beta * wins / (1.0 + eta)).collect();
-        Tabular::product(&[(eta / (1.0 + eta), &self.reference), (1.0 / (1.0 + eta), anchor)], &tilt)
+        Tabular::product(&[(eta / (1.0 + eta), &self.reference), (1.0 / (1.0 + eta), centre)], &tilt)
     }
 
-    /// The policy that does best against this opponent, penalty included.
+    /// Returns the best response to this opponent under the KL penalty.
     pub fn best_response(&self, opponent: &Tabular) -> Tabular {
         let tilt: Vec<f64> = self.wins(opponent).iter().map(|wins| wins / self.beta).collect();
         Tabular::product(&[(1.0, &self.reference)], &tilt)
     }
 
-    /// `P_β(π ≻ other)`.
+    /// Returns `P_β(π ≻ other)`.
     pub fn regularised_win_rate(&self, policy: &Tabular, other: &Tabular) -> f64 {
         policy.mean(&self.wins(other)) - self.beta * policy.kl(&self.reference) + self.beta * other.kl(&self.reference)
     }
 
-    /// How much more than a draw the best response gets out of this policy: `max_μ P_β(μ ≻ π) − ½`, zero at the
-    /// equilibrium alone.
+    /// Returns the exploitability `max_μ P_β(μ ≻ π) − ½`: the advantage of a best response over a tie. It is zero at
+    /// the equilibrium alone.
     pub fn exploitability(&self, policy: &Tabular) -> f64 {
         self.regularised_win_rate(&self.best_response(policy), policy) - 0.5
     }
 
-    /// How far `log π − log ref − P(· ≻ π)/β` is from a constant: zero at the equilibrium alone.
+    /// Returns the range of `log π − log ref − P(· ≻ π)/β` over completions; it is zero at the equilibrium alone.
     pub fn residual(&self, policy: &Tabular) -> f64 {
         let gap: Vec<f64> =
             policy.log_ratio(&self.reference).iter().zip(self.wins(policy)).map(|(h, p)| h - p / self.beta).collect();
@@ -110,9 +117,9 @@ impl Game {
         range.1 - range.0
     }
 
-    /// The regularised von Neumann winner, to rounding.
+    /// Returns the regularised von Neumann winner, to rounding error.
     pub fn equilibrium(&self) -> Tabular {
-        // Nash-MP at its guaranteed step closes the distance by 1/(1 + 2β) or better in each step.
+        // Nash-MP at its guaranteed step shrinks the distance by the factor 1/(1 + 2β) or better in each step.
         let rule = Rule::MirrorProx { eta: 2.0 * self.beta };
         let mut policy = self.reference.clone();
         for _ in 0..1_000_000 {

@@ -15,38 +15,38 @@
 
 use super::{Game, Tabular};
 
-/// How a policy becomes the next one.
+/// Update rule from one policy to the next.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rule {
-    /// Nash-MP: two proximal steps from the same anchor, the second against the result of the first.
+    /// Nash-MP: two proximal steps from the same centre, the second against the result of the first.
     MirrorProx {
-        /// How far a step goes; the guarantee holds up to 2β.
+        /// Step size η; the guarantee holds up to 2β.
         eta: f64,
     },
     /// Nash-MD: a step against the geometric mixture of policy and reference.
     NashMd {
-        /// How far a step goes.
+        /// Step size.
         step: f64,
     },
-    /// Regularised mirror descent against oneself: online IPO.
+    /// Regularised mirror descent against the policy itself: online IPO.
     SelfPlay {
-        /// How far a step goes.
+        /// Step size.
         step: f64,
     },
-    /// EGPO: looks ahead by self-play, then steps from where it was.
+    /// EGPO: a look-ahead step by self-play, then a step from the start against its result.
     Extragradient {
-        /// How far a step goes.
+        /// Step size.
         step: f64,
     },
 }
 
 impl Rule {
-    /// The step of the extragradient method, and of self-play, that Nash-MP's `eta` equals.
+    /// Returns the step size at which the extragradient method and self-play equal Nash-MP at `eta`.
     pub fn extragradient_step(eta: f64, beta: f64) -> f64 {
         eta / (beta * (1.0 + eta))
     }
 
-    /// What tables and pictures call it.
+    /// Returns the name in tables and plots.
     pub fn name(self) -> &'static str {
         match self {
             Self::MirrorProx { .. } => "Nash-MP",
@@ -56,7 +56,7 @@ impl Rule {
         }
     }
 
-    /// How often one update asks the judge how a whole policy fares.
+    /// Returns the number of times one update evaluates the win rates against a whole policy.
     pub fn queries(self) -> u64 {
         match self {
             Self::MirrorProx { .. } | Self::Extragradient { .. } => 2,
@@ -64,7 +64,7 @@ impl Rule {
         }
     }
 
-    /// The next policy.
+    /// Returns the next policy.
     pub fn next(self, game: &Game, policy: &Tabular) -> Tabular {
         match self {
             Self::MirrorProx { eta } => {
@@ -73,8 +73,8 @@ impl Rule {
             }
             Self::NashMd { step } => {
                 let pull = step * game.beta();
-                let still = vec![0.0; policy.logprobs().len()];
-                let mixture = Tabular::product(&[(1.0 - pull, policy), (pull, game.reference())], &still);
+                let no_tilt = vec![0.0; policy.logprobs().len()];
+                let mixture = Tabular::product(&[(1.0 - pull, policy), (pull, game.reference())], &no_tilt);
                 let tilt: Vec<f64> = game.wins(&mixture).iter().map(|wins| step * wins).collect();
                 Tabular::product(&[(1.0, &mixture)], &tilt)
             }
@@ -86,7 +86,7 @@ impl Rule {
         }
     }
 
-    /// The first `count` policies of a run that starts at the reference, the reference included.
+    /// Returns the first `count` policies of a run that starts at the reference, the reference included.
     pub fn run(self, game: &Game, count: usize) -> Vec<Tabular> {
         std::iter::successors(Some(game.reference().clone()), |policy| Some(self.next(game, policy)))
             .take(count)
@@ -94,7 +94,7 @@ impl Rule {
     }
 }
 
-/// One step of regularised mirror descent from `policy` against `opponent`.
+/// Takes one step of regularised mirror descent from `policy` against `opponent`.
 fn against(game: &Game, policy: &Tabular, opponent: &Tabular, step: f64) -> Tabular {
     let pull = step * game.beta();
     let tilt: Vec<f64> = game.wins(opponent).iter().map(|wins| step * wins).collect();
@@ -103,10 +103,10 @@ fn against(game: &Game, policy: &Tabular, opponent: &Tabular, step: f64) -> Tabu
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{close, is};
+    use super::super::testing::{close, has_probabilities};
     use super::*;
 
-    /// The distance to the equilibrium, `KL(π* ‖ π_k)`, for k = 0, 1, …
+    /// Returns the distances to the equilibrium, `KL(π* ‖ π_k)`, for k = 0, 1, …
     fn distances(rule: Rule, beta: f64, count: usize) -> Vec<f64> {
         let game = Game::cycle(beta).unwrap();
         let winner = game.equilibrium();
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn nash_mp_comes_as_close_as_an_independent_program_found() {
-        let places = [0, 1, 2, 3, 5, 10, 20];
+        let steps = [0, 1, 2, 3, 5, 10, 20];
         for (beta, expected) in [
             (
                 0.1,
@@ -156,7 +156,7 @@ mod tests {
         ] {
             let found = distances(Rule::MirrorProx { eta: 2.0 * beta }, beta, 101);
             // Ten digits of numbers of the order of 0.1 are given.
-            close(&places.map(|k| found[k]), &expected, 6e-11);
+            close(&steps.map(|k| found[k]), &expected, 6e-11);
         }
         let slow = distances(Rule::MirrorProx { eta: 0.02 }, 0.01, 101);
         close(&[slow[50], slow[100]], &[2.914_926_500e-5, 5.524_735_511e-9], 1e-13);
@@ -183,11 +183,11 @@ mod tests {
         let game = Game::cycle(0.1).unwrap();
         let run = Rule::MirrorProx { eta: 0.2 }.run(&game, 4);
         let half = |policy: &Tabular| game.proximal_step(policy, policy, 0.2);
-        is(&half(&run[0]), &[0.546_472_339_353, 0.234_938_724_905, 0.218_588_935_741]);
-        is(&run[1], &[0.529_307_769_177, 0.234_719_846_268, 0.235_972_384_555]);
-        is(&half(&run[1]), &[0.542_603_821_677, 0.192_522_811_722, 0.264_873_366_601]);
-        is(&run[2], &[0.527_414_668_729, 0.196_368_028_683, 0.276_217_302_588]);
-        is(&run[3], &[0.508_141_330_853, 0.176_158_815_589, 0.315_699_853_557]);
+        has_probabilities(&half(&run[0]), &[0.546_472_339_353, 0.234_938_724_905, 0.218_588_935_741]);
+        has_probabilities(&run[1], &[0.529_307_769_177, 0.234_719_846_268, 0.235_972_384_555]);
+        has_probabilities(&half(&run[1]), &[0.542_603_821_677, 0.192_522_811_722, 0.264_873_366_601]);
+        has_probabilities(&run[2], &[0.527_414_668_729, 0.196_368_028_683, 0.276_217_302_588]);
+        has_probabilities(&run[3], &[0.508_141_330_853, 0.176_158_815_589, 0.315_699_853_557]);
         for (k, expected) in [(0, 2.997_062e-2), (1, 1.831_771e-2)] {
             close(&[game.exploitability(&run[k])], &[expected], 5e-9);
         }
@@ -234,7 +234,7 @@ mod tests {
         let start = Tabular::new(&[0.6, 0.3, 0.1]);
         let run: Vec<Tabular> =
             std::iter::successors(Some(start), |policy| Some(rule.next(&game, policy))).take(6).collect();
-        is(&run[1], &[0.597_493_665_1, 0.215_676_591_3, 0.186_829_743_5]);
+        has_probabilities(&run[1], &[0.597_493_665_1, 0.215_676_591_3, 0.186_829_743_5]);
         let distances: Vec<f64> = run.iter().map(|policy| Tabular::uniform(3).kl(policy)).collect();
         let expected = [
             2.405_155_517e-1,

@@ -1,27 +1,27 @@
-//! A policy as a table: the log-probability of each of a handful of completions.
+//! A policy as a table of log-probabilities, one per completion.
 //!
-//! Everything is computed on log-probabilities, because the methods multiply powers of policies, and a probability that
-//! has underflowed to zero could never come back.
+//! Everything is computed on log-probabilities, because the methods multiply powers of policies and a probability that
+//! has underflowed to zero could never recover.
 
-/// A distribution over completions `0..n`, none of which is impossible.
+/// A distribution over completions `0..n`, all of positive probability.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tabular {
-    /// `[completion]`, normalised.
+    /// Log-probabilities `[completion]`, normalised.
     logprobs: Vec<f64>,
 }
 
 impl Tabular {
-    /// The distribution in proportion to these weights, each above zero.
+    /// Returns the distribution in proportion to these weights, each above zero.
     pub fn new(weights: &[f64]) -> Self {
         Self::from_logits(weights.iter().map(|weight| weight.ln()).collect())
     }
 
-    /// Every completion alike.
+    /// Returns the uniform distribution.
     pub fn uniform(completions: usize) -> Self {
         Self::from_logits(vec![0.0; completions])
     }
 
-    /// The softmax of these logits.
+    /// Returns the softmax of these logits `[completion]`.
     pub fn from_logits(mut logits: Vec<f64>) -> Self {
         let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let normaliser = largest + logits.iter().map(|logit| (logit - largest).exp()).sum::<f64>().ln();
@@ -31,35 +31,36 @@ impl Tabular {
         Self { logprobs: logits }
     }
 
-    /// `[completion]`: log-probabilities.
+    /// Returns the log-probabilities, `[completion]`.
     pub fn logprobs(&self) -> &[f64] {
         &self.logprobs
     }
 
-    /// `[completion]`: probabilities.
+    /// Returns the probabilities, `[completion]`.
     pub fn probabilities(&self) -> Vec<f64> {
         self.logprobs.iter().map(|logprob| logprob.exp()).collect()
     }
 
-    /// The expectation of a value per completion.
+    /// Returns the expectation of `values`, `[completion]`.
     pub fn mean(&self, values: &[f64]) -> f64 {
         self.logprobs.iter().zip(values).map(|(logprob, value)| logprob.exp() * value).sum()
     }
 
-    /// KL(self ‖ other), in nats.
+    /// Returns KL(self ‖ other), in nats.
     pub fn kl(&self, other: &Self) -> f64 {
         self.mean(&self.log_ratio(other))
     }
 
-    /// `[completion]`: log(self / other).
+    /// Returns `log(self / other)`, `[completion]`.
     pub fn log_ratio(&self, other: &Self) -> Vec<f64> {
         self.logprobs.iter().zip(&other.logprobs).map(|(own, theirs)| own - theirs).collect()
     }
 
-    /// The distribution in proportion to `∏ policyᵢ^powerᵢ · exp(tilt)`; powers may be negative.
+    /// Returns the distribution in proportion to `∏ policyᵢ^powerᵢ · exp(tilt)`; powers may be negative. `factors`
+    /// holds the pairs `(power, policy)` and `tilt` is `[completion]`.
     pub fn product(factors: &[(f64, &Self)], tilt: &[f64]) -> Self {
-        let logit = |(place, tilt): (usize, &f64)| {
-            factors.iter().map(|(power, policy)| power * policy.logprobs[place]).sum::<f64>() + tilt
+        let logit = |(index, tilt): (usize, &f64)| {
+            factors.iter().map(|(power, policy)| power * policy.logprobs[index]).sum::<f64>() + tilt
         };
         Self::from_logits(tilt.iter().enumerate().map(logit).collect())
     }

@@ -1,11 +1,10 @@
-//! Pictures of a run: the raw values faint, their smoothed course on top, as SVG and as PNG.
+//! Plots of a run as SVG and PNG: the raw values faint, a smoothed line on top.
 //!
-//! The smoothed value at a point is that of the straight line which fits the points around it best, up to a twentieth of
-//! all on either side: unlike a running mean it does not lag behind, nor does it bend at the ends. The PNG is drawn at
-//! three times its size and averaged down, because the rasteriser does not smooth thick lines. Its font (`DejaVu` Sans:
-//! Latin, Greek and Cyrillic) is part of the program, so no font needs to be installed. Of several series in one picture
-//! only the smoothed courses are drawn. Numbers without noise that fall by orders of magnitude are drawn on a logarithmic
-//! axis, as they are.
+//! The smoothed value at a point is that of the least-squares line through the points around it, up to a twentieth of
+//! all on either side: unlike a running mean it neither lags nor bends at the ends. The PNG is drawn at three times its
+//! size and averaged down, because the rasteriser does not smooth thick lines. The font (`DejaVu` Sans: Latin, Greek
+//! and Cyrillic) is part of the program, so no font needs to be installed. With several series only the smoothed lines
+//! are drawn. Exact values that fall by orders of magnitude are drawn on a logarithmic axis, without smoothing.
 
 mod runs;
 
@@ -23,13 +22,13 @@ use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 use std::sync::OnceLock;
 
-/// Width and height of the picture in pixels.
+/// Width and height of a plot in pixels.
 const SIZE: (u32, u32) = (900, 500);
 
-/// The PNG is drawn this many times larger, then averaged down.
+/// Factor by which the PNG is drawn larger before it is averaged down.
 const OVERSAMPLING: u32 = 3;
 
-/// Colours that people with colour blindness tell apart (Okabe and Ito, 2008; black, and three of P. Tol's at the end).
+/// Colours that remain distinct with colour blindness (Okabe and Ito 2008; black, and three of P. Tol's at the end).
 const COLOURS: [RGBColor; 10] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -46,32 +45,32 @@ const COLOURS: [RGBColor; 10] = [
 const INK: RGBColor = RGBColor(60, 60, 67);
 const GRID: RGBColor = RGBColor(226, 226, 231);
 
-/// Points of more than this many are drawn as a line only.
+/// Largest number of points that are drawn as dots too; more are drawn as a line only.
 const MOST_DOTS: usize = 400;
 
-/// What is drawn.
+/// A line plot: labels and one or more series of points.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Curve {
-    /// Above the picture.
+    /// Title above the plot.
     pub title: String,
-    /// Along the horizontal axis.
+    /// Label of the horizontal axis.
     pub x_label: String,
-    /// Along the vertical axis.
+    /// Label of the vertical axis.
     pub y_label: String,
-    /// Named series of (x, y), x ascending. Points that are not finite are left out.
+    /// Named series of (x, y) with ascending x. Points that are not finite are left out.
     pub series: Vec<(String, Vec<(f64, f64)>)>,
 }
 
-/// A picture in two formats.
+/// A plot in two formats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drawn {
-    /// A scalable picture, as text.
+    /// SVG document.
     pub svg: String,
-    /// The contents of a PNG file, 900 by 500 pixels.
+    /// Contents of a PNG file, 900 by 500 pixels.
     pub png: Vec<u8>,
 }
 
-/// Draws a curve.
+/// Draws a curve, smoothed.
 ///
 /// # Errors
 /// If no point is finite.
@@ -79,7 +78,7 @@ pub fn draw(curve: &Curve) -> Result<Drawn> {
     draw_as(curve, Kind::Noisy)
 }
 
-/// Draws a curve of exact numbers on a logarithmic vertical axis, without smoothing; points that are not above zero are
+/// Draws a curve of exact values on a logarithmic vertical axis, without smoothing. Points that are not above zero are
 /// left out.
 ///
 /// # Errors
@@ -91,12 +90,12 @@ pub fn draw_logarithmic(curve: &Curve) -> Result<Drawn> {
     draw_as(&Curve { series: curve.series.iter().map(logarithm).collect(), ..curve.clone() }, Kind::Logarithms)
 }
 
-/// What kind of numbers the vertical axis has.
+/// Kind of values on the vertical axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Measurements, to be smoothed.
+    /// Noisy measurements, to be smoothed.
     Noisy,
-    /// Decimal logarithms of exact numbers.
+    /// Decimal logarithms of exact values.
     Logarithms,
 }
 
@@ -110,9 +109,9 @@ fn draw_as(curve: &Curve, kind: Kind) -> Result<Drawn> {
     both(&(&curve, kind))
 }
 
-/// Something that can be painted on either kind of canvas.
+/// A plot that can be painted on either kind of canvas.
 trait Painting {
-    /// Paints onto an area whose lengths are all multiplied by `scale`.
+    /// Paints the plot onto an area with all lengths multiplied by `scale`.
     fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>, scale: u32) -> Result<()>
     where
         B::ErrorType: 'static;
@@ -127,7 +126,7 @@ impl Painting for (&Curve, Kind) {
     }
 }
 
-/// Both formats of a picture.
+/// Paints a plot in both formats.
 fn both(painting: &impl Painting) -> Result<Drawn> {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -142,7 +141,7 @@ fn both(painting: &impl Painting) -> Result<Drawn> {
     Ok(Drawn { svg, png: encode(&shrink(&pixels))? })
 }
 
-/// Draws onto a white area whose lengths are all multiplied by `scale`.
+/// Paints a curve onto a white area with all lengths multiplied by `scale`.
 fn paint<B: DrawingBackend>(curve: &Curve, kind: Kind, area: &DrawingArea<B, Shift>, scale: u32) -> Result<()>
 where
     B::ErrorType: 'static,
@@ -177,14 +176,14 @@ where
     for ((name, points), colour) in curve.series.iter().zip(COLOURS.iter().cycle()) {
         match (kind, curve.series.len()) {
             (Kind::Noisy, 1) => paint_series(&mut chart, name, points, *colour, scale)?,
-            (Kind::Noisy, _) => paint_course(&mut chart, name, smoothed(points, points.len() / 20), *colour, scale)?,
-            (Kind::Logarithms, _) => paint_course(&mut chart, name, points.clone(), *colour, scale)?,
+            (Kind::Noisy, _) => paint_line(&mut chart, name, smoothed(points, points.len() / 20), *colour, scale)?,
+            (Kind::Logarithms, _) => paint_line(&mut chart, name, points.clone(), *colour, scale)?,
         }
     }
     chart
         .configure_series_labels()
-        // A rising curve leaves the lower right corner free, a falling one the upper right, and several that fall at
-        // different rates on a logarithmic axis the lower left.
+        // A rising curve leaves the lower right corner free, a falling one the upper right, and several curves that
+        // fall at different rates on a logarithmic axis the lower left.
         .position(match kind {
             Kind::Logarithms => SeriesLabelPosition::LowerLeft,
             Kind::Noisy if rises => SeriesLabelPosition::LowerRight,
@@ -230,8 +229,8 @@ where
     Ok(())
 }
 
-/// A line alone, for a picture that holds others.
-fn paint_course<'a, B: DrawingBackend + 'a>(
+/// Paints a line without dots, for a plot with several series.
+fn paint_line<'a, B: DrawingBackend + 'a>(
     chart: &mut Chart<'a, B>,
     name: &str,
     points: Vec<(f64, f64)>,
@@ -247,25 +246,25 @@ where
     Ok(())
 }
 
-/// How a line is shown in the legend.
+/// Returns the sample of a line for the legend.
 fn key(style: ShapeStyle, scale: i32) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
     move |(x, y)| PathElement::new(vec![(x, y), (x + 20 * scale, y)], style)
 }
 
-/// At each point the value of the least-squares line through it and up to `reach` points on either side.
+/// Returns at each point the value of the least-squares line through it and up to `reach` points on either side.
 fn smoothed(points: &[(f64, f64)], reach: usize) -> Vec<(f64, f64)> {
-    let fitted = |place: usize| {
-        let around = &points[place.saturating_sub(reach)..points.len().min(place + reach + 1)];
+    let fitted = |index: usize| {
+        let around = &points[index.saturating_sub(reach)..points.len().min(index + reach + 1)];
         let mean = |of: &dyn Fn(&(f64, f64)) -> f64| around.iter().map(of).sum::<f64>() / around.len() as f64;
         let (x, y) = (mean(&|point| point.0), mean(&|point| point.1));
         let spread = mean(&|point| (point.0 - x).powi(2));
         let slope = if spread > 0.0 { mean(&|point| (point.0 - x) * (point.1 - y)) / spread } else { 0.0 };
-        y + slope * (points[place].0 - x)
+        y + slope * (points[index].0 - x)
     };
-    points.iter().enumerate().map(|(place, (x, _))| (*x, fitted(place))).collect()
+    points.iter().enumerate().map(|(index, (x, _))| (*x, fitted(index))).collect()
 }
 
-/// The axes: all points, with a little air above and below.
+/// Returns the ranges of the axes: all points, with a small margin on each side.
 fn ranges(curve: &Curve) -> Result<(std::ops::Range<f64>, std::ops::Range<f64>)> {
     let all = || curve.series.iter().flat_map(|(_, points)| points);
     let range = |numbers: &mut dyn Iterator<Item = f64>| {
@@ -284,7 +283,7 @@ fn ranges(curve: &Curve) -> Result<(std::ops::Range<f64>, std::ops::Range<f64>)>
     Ok((air(x, 0.01), air(y, 0.06)))
 }
 
-/// Whether the first series ends higher than it begins.
+/// Returns true if the first series ends higher than it begins.
 fn rises(curve: &Curve) -> bool {
     let points = curve.series.first().map_or(&[][..], |(_, points)| points);
     let third = points.len().div_ceil(3);
@@ -292,7 +291,7 @@ fn rises(curve: &Curve) -> bool {
     sum(&points[points.len() - third..]) >= sum(&points[..third])
 }
 
-/// A number on an axis, without the digits that say nothing.
+/// Formats a number on an axis without trailing zeros.
 fn number(value: f64) -> String {
     if value != 0.0 && !(1e-4..1e7).contains(&value.abs()) {
         return format!("{value:.1e}");
@@ -302,7 +301,7 @@ fn number(value: f64) -> String {
     if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
-/// The power of ten on a logarithmic axis.
+/// Formats the label of a logarithmic axis, a power of ten.
 fn power(exponent: f64) -> String {
     format!("{:.0e}", 10f64.powf(exponent))
 }
@@ -311,7 +310,7 @@ fn font(points: i32, scale: i32) -> TextStyle<'static> {
     TextStyle::from(("sans-serif", points * scale)).color(&INK)
 }
 
-/// Registers the embedded font, once.
+/// Registers the embedded font once.
 fn load_font() -> Result<()> {
     static LOADED: OnceLock<bool> = OnceLock::new();
     let bytes = include_bytes!("../../assets/DejaVuSans-subset.ttf");
@@ -319,15 +318,15 @@ fn load_font() -> Result<()> {
     if *loaded { Ok(()) } else { Err(Error::runtime("the embedded font cannot be read")) }
 }
 
-/// Averages blocks of pixels (red, green, blue) into one.
+/// Averages blocks of pixels (red, green, blue) into one each.
 fn shrink(pixels: &[u8]) -> Vec<u8> {
     let (width, height, factor) = (SIZE.0 as usize, SIZE.1 as usize, OVERSAMPLING as usize);
     let mut sums = vec![0u16; width * height * 3];
     for (y, row) in pixels.chunks_exact(width * factor * 3).enumerate() {
         let target = &mut sums[y / factor * width * 3..][..width * 3];
         for (block, sum) in row.chunks_exact(factor * 3).zip(target.chunks_exact_mut(3)) {
-            for (place, value) in block.iter().enumerate() {
-                sum[place % 3] += u16::from(*value);
+            for (index, value) in block.iter().enumerate() {
+                sum[index % 3] += u16::from(*value);
             }
         }
     }

@@ -1,7 +1,7 @@
-//! Where the metrics of each step go.
+//! Trackers: destinations of each step's metrics.
 //!
-//! A tracker gets every step once, in order. One that writes files can go on after an interruption: it is told the last
-//! step that counts, and what it wrote after that is taken back, because those steps will come again.
+//! A tracker receives every step once, in order. One that writes files can continue after an interruption: it is told
+//! the last valid step and removes everything it wrote after it, because those steps will be repeated.
 
 mod console;
 mod jsonl;
@@ -16,24 +16,24 @@ use schema::Metrics;
 use std::fmt::Display;
 use std::path::Path;
 
-/// Receives the metrics of each step.
+/// A destination of each step's metrics.
 pub trait Tracker {
-    /// Takes the metrics of one step. Whoever returns has them safe.
+    /// Logs one step's metrics. They are durable when this returns.
     ///
     /// # Errors
     /// If they cannot be written.
     fn log(&mut self, step: u64, metrics: &Metrics) -> Result<()>;
 
-    /// Nothing more will come.
+    /// Flushes the last metrics; called once, after the last step.
     ///
     /// # Errors
-    /// If the last metrics cannot be written.
+    /// If they cannot be written.
     fn finish(&mut self) -> Result<()> {
         Ok(())
     }
 }
 
-/// A file or folder that cannot be opened or made: the user's choice of place.
+/// Returns the error for a file or folder that cannot be opened or created: an input error, as the user chose the path.
 fn unopenable(path: &Path, error: &dyn Display) -> Error {
     Error::input(format!(
         "cannot write the metrics to {}: {error}; choose a folder that can be written to",
@@ -41,7 +41,7 @@ fn unopenable(path: &Path, error: &dyn Display) -> Error {
     ))
 }
 
-/// A file that could be opened, but not written.
+/// Returns the error for a file that could be opened, but not written.
 fn unwritable(path: &Path, error: &dyn Display) -> Error {
     Error::runtime(format!("cannot write the metrics to {}: {error}; is the disk full or read-only?", path.display()))
 }

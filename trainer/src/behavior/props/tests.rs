@@ -1,4 +1,4 @@
-//! Worked examples, and the claim itself: fewer sampling errors than independent draws.
+//! Worked examples, and the claim of the method: smaller sampling errors than independent samples.
 
 use super::*;
 use model::device::HOST;
@@ -11,7 +11,7 @@ fn close(actual: &Tensor, expected: &[f64]) {
     }
 }
 
-/// One state with logits 1, 0.5 and −0.5, in f64, where the three actions were drawn 6, 1 and 1 times.
+/// One state with logits 1, 0.5 and −0.5, in f64, at which the three actions were sampled 6, 1 and 1 times.
 fn one_state() -> (Tensor, Visits) {
     let logits = Tensor::from_slice(&[1.0f64, 0.5, -0.5]).unsqueeze(0);
     let draws = [0, 0, 0, 0, 0, 0, 1, 2].map(|token| (0, token)).to_vec();
@@ -93,7 +93,8 @@ fn states() -> (Tensor, Tensor) {
     (Tensor::eye(3, (Kind::Float, HOST)), Tensor::from_slice(&logits).reshape([3, 5]))
 }
 
-/// The sampling error after eight slices of eight draws from each state, and that of as many independent draws.
+/// Returns the sampling error after eight slices of eight samples from each state, and that of as many independent
+/// samples.
 fn errors(props: &Props, seed: &Seed) -> (f64, f64) {
     let (hidden, logits) = states();
     let logprobs = logits.log_softmax(-1, Kind::Float);
@@ -121,7 +122,7 @@ fn errors(props: &Props, seed: &Seed) -> (f64, f64) {
 fn slices_have_a_smaller_sampling_error_than_independent_draws_on_three_seeds() {
     let props = Props { rank: 3, ..Props::default() };
     for seed in 0..3 {
-        // One run of 64 draws a state is noisy, so each seed takes the mean of ten.
+        // One run of 64 samples per state is noisy, so each seed takes the mean of ten.
         let runs: Vec<(f64, f64)> = (0..10).map(|run| errors(&props, &Seed::new(seed).at(run))).collect();
         let mean = |part: fn(&(f64, f64)) -> f64| runs.iter().map(part).sum::<f64>() / runs.len() as f64;
         let (corrected, independent) = (mean(|run| run.0), mean(|run| run.1));

@@ -1,7 +1,7 @@
-//! Heat maps: one number per layer and module, its colour from white (zero) to blue (the largest), written into its cell
-//! where there is room.
+//! Heat maps: one number per layer and module, its colour from white (zero) to blue (the largest), printed in its cell
+//! if it fits.
 //!
-//! Layers run from left to right and modules from top to bottom, in the order in which a token meets them.
+//! Layers run from left to right and modules from top to bottom, in the order of the forward pass.
 
 use super::{COLOURS, Drawn, INK, Painting, both, font, load_font, number, unpainted};
 use crate::{Error, Result};
@@ -9,21 +9,22 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// A table of numbers to be drawn.
+/// A heat map: a table of numbers with labels.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeatMap {
-    /// Above the picture.
+    /// Title above the map.
     pub title: String,
-    /// What columns are, along the lower edge.
+    /// Label of the columns, below the map.
     pub x_label: String,
-    /// The columns' names, left to right.
+    /// Names of the columns, left to right.
     pub columns: Vec<String>,
-    /// The rows, top to bottom: a name, and one number per column; `None` leaves the cell empty.
+    /// Rows, top to bottom: a name, and one number per column; `None` leaves the cell empty.
     pub rows: Vec<(String, Vec<Option<f64>>)>,
 }
 
 impl HeatMap {
-    /// The map of one number per linear layer, by its hub name such as `model.layers.3.self_attn.q_proj`.
+    /// Returns the map of one number per linear layer; layers are named as on the hub, such as
+    /// `model.layers.3.self_attn.q_proj`.
     pub fn of_layers(title: &str, numbers: &[(&str, i64)]) -> Self {
         let mut columns: Vec<String> = Vec::new();
         let mut rows: Vec<(String, Vec<Option<f64>>)> = Vec::new();
@@ -52,7 +53,7 @@ impl HeatMap {
 /// Draws a heat map.
 ///
 /// # Errors
-/// If it has no cell, or a row of another length than there are columns.
+/// If it has no cell, or a row of another length than the number of columns.
 pub fn draw_heat_map(map: &HeatMap) -> Result<Drawn> {
     load_font()?;
     if map.columns.is_empty() || map.rows.is_empty() {
@@ -64,7 +65,7 @@ pub fn draw_heat_map(map: &HeatMap) -> Result<Drawn> {
     both(map)
 }
 
-/// The space around the cells: left, top, right, bottom.
+/// Space around the cells, in pixels: left, top, right, bottom.
 const MARGIN: (i32, i32, i32, i32) = (110, 60, 100, 60);
 
 impl Painting for HeatMap {
@@ -106,7 +107,7 @@ impl Painting for HeatMap {
                 }
             }
         }
-        // Every column is named where that fits, every second or third where it does not.
+        // Every column is labelled if the names fit, else every second or third.
         let every = 24 / cell_width.max(1) + 1;
         for (column, name) in (0..).zip(&self.columns).step_by(every as usize) {
             text(name, (x(column).midpoint(x(column + 1)), bottom + 14 * scale), 12, &INK, middle)?;
@@ -116,7 +117,7 @@ impl Painting for HeatMap {
     }
 }
 
-/// The colours and what they stand for, in a bar that begins at this x and lies between top and bottom.
+/// Paints the colour scale with its values, as a bar that begins at `x` and extends from top to bottom.
 fn paint_key<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     (x, top, bottom): (i32, i32, i32),
@@ -142,7 +143,7 @@ where
     Ok(())
 }
 
-/// White at 0, the first of the curves' colours at 1.
+/// Returns the colour of a share: white at 0, the first of the curves' colours at 1.
 fn shade(share: f64) -> RGBColor {
     let RGBColor(red, green, blue) = COLOURS[0];
     let mix = |channel: u8| (255.0 + (f64::from(channel) - 255.0) * share).round() as u8;

@@ -1,7 +1,7 @@
-//! Several runs in one picture: a metric against steps, samples, tokens or seconds, runs of one name as their mean.
+//! Several runs in one plot: a metric against steps, samples, tokens or seconds, with runs of one name averaged.
 //!
-//! Runs that share a name are the same thing under other seeds. Their curve is the mean of both coordinates, row by row,
-//! as far as the shortest of them goes.
+//! Runs that share a name are the same experiment under different seeds. Their curve is the mean of both coordinates,
+//! row by row, up to the length of the shortest.
 
 use super::{Curve, draw};
 use crate::files::write_atomically;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What a metric is drawn against.
+/// Horizontal axis of a plot of runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Axis {
     /// Training steps.
@@ -24,7 +24,7 @@ pub enum Axis {
 }
 
 impl Axis {
-    /// The metric that it is read from.
+    /// Returns the metric that holds the axis' values.
     fn metric(self) -> &'static str {
         match self {
             Self::Step => "step",
@@ -46,10 +46,10 @@ impl Axis {
 
 type Points = Vec<(f64, f64)>;
 
-/// The curves of named run folders.
+/// Returns the curves of the metric `y` over named run folders.
 ///
 /// # Errors
-/// If a folder holds no metrics, or none by these names.
+/// If a folder holds no metrics, or lacks one of the two metrics.
 pub fn curve_of_runs(runs: &[(String, PathBuf)], x: Axis, y: &str) -> Result<Curve> {
     let mut named: Vec<(String, Vec<Points>)> = Vec::new();
     for (name, folder) in runs {
@@ -81,7 +81,7 @@ pub fn write(curve: &Curve, path: &Path) -> Result<()> {
     write_atomically(path, &bytes).map_err(|error| Error::input(format!("{error}; choose another with --out")))
 }
 
-/// Where a run's metrics have both names.
+/// Returns the points of a run: the rows of its metrics that have both names.
 fn points(folder: &Path, x: &str, y: &str) -> Result<Points> {
     let path = folder.join("metrics.jsonl");
     let text = fs::read_to_string(&path).map_err(|error| {

@@ -1,12 +1,11 @@
-//! One line per step for a person who watches.
+//! A one-line summary of a step for the terminal.
 //!
-//! Libraries do not print: whoever has a screen asks for the line.
+//! Libraries do not print: the program that owns the terminal asks for the line.
 
 use schema::Metrics;
 
-/// What the line shows of a step with rewards, in this order, where the step has it: the metric, its label, digits after
-/// the point.
-const DRAWN: [(&str, &str, usize); 7] = [
+/// Columns of a step with rewards, in this order, each shown if the step has it: metric, label, digits after the point.
+const REWARD_COLUMNS: [(&str, &str, usize); 7] = [
     ("reward", "reward", 3),
     ("kl", "kl", 4),
     ("entropy", "entropy", 2),
@@ -16,8 +15,8 @@ const DRAWN: [(&str, &str, usize); 7] = [
     ("perf/generated_tokens_per_second", "tokens/s", 0),
 ];
 
-/// What it shows of a step that learned from a data set.
-const GIVEN: [(&str, &str, usize); 7] = [
+/// Columns of a step that learned from a data set.
+const DATASET_COLUMNS: [(&str, &str, usize); 7] = [
     ("loss", "loss", 4),
     ("accuracy", "accuracy", 3),
     ("margin", "margin", 3),
@@ -27,9 +26,9 @@ const GIVEN: [(&str, &str, usize); 7] = [
     ("adapter/active_rank", "rank", 1),
 ];
 
-/// The main metrics of a step in one line.
+/// Returns the main metrics of a step in one line.
 pub fn summary_line(metrics: &Metrics) -> String {
-    let columns = if metrics.get("reward").is_some() { DRAWN } else { GIVEN };
+    let columns = if metrics.get("reward").is_some() { REWARD_COLUMNS } else { DATASET_COLUMNS };
     let columns = columns.iter().filter_map(|(name, label, digits)| {
         let value = metrics.get(name)?;
         Some(format!("{label} {value:.digits$}"))

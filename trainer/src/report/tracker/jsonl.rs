@@ -1,7 +1,7 @@
 //! One JSON object per step in a text file: `{"step":1,"entropy":…,…}`, `step` first, then alphabetically.
 //!
-//! Each line is on the disk before the run goes on. A number that is not finite is written as `null`. What a killed
-//! process left behind — a torn last line, or steps after the last checkpoint — is cut off when the run goes on.
+//! Each line is on disk before the run continues. A number that is not finite is written as `null`. Leftovers of a
+//! killed process — a torn last line, or steps after the last checkpoint — are cut off when the run resumes.
 
 use super::{Tracker, unopenable, unwritable};
 use crate::{Error, Result};
@@ -11,7 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// Appends one line per step to a file.
+/// A tracker that appends one line per step to a file.
 #[derive(Debug)]
 pub struct JsonlTracker {
     file: File,
@@ -19,11 +19,11 @@ pub struct JsonlTracker {
 }
 
 impl JsonlTracker {
-    /// Opens the file, or makes it, and cuts off everything after `last_step`: the step of the checkpoint that the run
-    /// goes on from, 0 for a new run.
+    /// Opens or creates the file and cuts off everything after `last_step`: the step of the checkpoint from which the
+    /// run continues, 0 for a new run.
     ///
     /// # Errors
-    /// If the file cannot be opened, or holds something else than metrics before its last line.
+    /// If the file cannot be opened, or holds anything but metrics before its last line.
     pub fn resume(path: &Path, last_step: u64) -> Result<Self> {
         let mut file = OpenOptions::new()
             .read(true)
@@ -49,7 +49,7 @@ impl JsonlTracker {
 }
 
 impl JsonlTracker {
-    /// Adds a line of another kind; `object` has a `step`.
+    /// Appends a line of another kind; `object` must have a `step`.
     pub(crate) fn append(&mut self, object: &Value) -> Result<()> {
         self.file
             .write_all(format!("{object}\n").as_bytes())
@@ -70,8 +70,8 @@ fn line(step: u64, metrics: &Metrics) -> Value {
     Value::Object(object)
 }
 
-/// How many bytes of the file are lines up to and including `last_step`. An unreadable line is an error that names it,
-/// unless it is the last one, which was torn.
+/// Returns the number of bytes that are lines up to and including `last_step`. An unreadable line is an error with its
+/// number, counted from 1, unless it is the last one, which was torn.
 fn kept_bytes(content: &[u8], last_step: u64) -> std::result::Result<u64, usize> {
     let mut kept = 0;
     let mut lines = content.split_inclusive(|byte| *byte == b'\n').enumerate().peekable();

@@ -1,8 +1,9 @@
-//! Event files that TensorBoard reads.
+//! Event files for TensorBoard.
 //!
 //! A file is a sequence of records (`TFRecord`): the length as a little-endian u64, its checksum, the bytes, their
-//! checksum. The checksum is CRC-32C, rotated and offset so that a checksum of data that contains checksums stays strong.
-//! Each record is an `Event` in protocol-buffer encoding, of which we write by hand what scalars need:
+//! checksum. The checksum is CRC-32C, rotated and offset so that a checksum of data that contains checksums stays
+//! strong. Each record is an `Event` in protocol-buffer encoding, of which the part needed for scalars is written by
+//! hand:
 //!
 //! ```text
 //! Event   { 1: wall_time f64, 2: step i64, 3: file_version string, 5: summary Summary, 7: session_log SessionLog }
@@ -17,7 +18,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Writes one event with all scalars per step.
+/// A tracker that writes one event with all scalars per step.
 #[derive(Debug)]
 pub struct TensorboardTracker {
     file: File,
@@ -25,10 +26,10 @@ pub struct TensorboardTracker {
 }
 
 impl TensorboardTracker {
-    /// A new event file in this folder, which is made if it is not there.
+    /// Creates an event file in this folder, and the folder if it does not exist.
     ///
     /// # Errors
-    /// If the folder or the file cannot be made.
+    /// If the folder or the file cannot be created.
     pub fn create(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|error| unopenable(folder, &error))?;
         let (file, path) = new_file(folder)?;
@@ -37,11 +38,11 @@ impl TensorboardTracker {
         Ok(tracker)
     }
 
-    /// A new event file that takes over from older ones after `last_step`: TensorBoard then hides what they hold of
-    /// later steps. 0 for a new run.
+    /// Creates an event file that supersedes older ones after `last_step`: TensorBoard then hides their later steps. 0
+    /// for a new run.
     ///
     /// # Errors
-    /// If the folder or the file cannot be made.
+    /// If the folder or the file cannot be created.
     pub fn resume(folder: &Path, last_step: u64) -> Result<Self> {
         let mut tracker = Self::create(folder)?;
         if last_step > 0 {
@@ -70,8 +71,8 @@ impl Tracker for TensorboardTracker {
     }
 }
 
-/// Files are read in the order of their names, so the name begins with the time; a number keeps files of one second
-/// apart.
+/// Creates the file. TensorBoard reads files in the order of their names, so the name begins with the time; a number
+/// separates files of the same second.
 fn new_file(folder: &Path) -> Result<(File, PathBuf)> {
     let seconds = wall_time() as u64;
     for number in 0..1000 {
@@ -85,7 +86,7 @@ fn new_file(folder: &Path) -> Result<(File, PathBuf)> {
     Err(Error::runtime(format!("{} has too many event files of this second; try again", folder.display())))
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 fn wall_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
@@ -95,8 +96,8 @@ fn event(step: u64, content: &[u8]) -> Vec<u8> {
     [&time, &varint_field(2, step), content].concat()
 }
 
-/// The key of a field: its number and the wire type of its value (0 varint, 1 eight bytes, 2 a length first, 5 four
-/// bytes). One byte is enough for field numbers below 16.
+/// Returns the key of a field: its number and the wire type of its value (0 varint, 1 eight bytes, 2 a length first, 5
+/// four bytes). One byte is enough for field numbers below 16.
 fn field_key(number: u8, wire_type: u8) -> u8 {
     number << 3 | wire_type
 }
@@ -137,7 +138,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// CRC-32 with Castagnoli's polynomial, reflected.
+/// Returns the CRC-32 with Castagnoli's polynomial, reflected.
 fn crc32c(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(float_field(2, 1.0), [0x15, 0, 0, 0x80, 0x3f]);
     }
 
-    /// The contents of every record, framing and checksums verified.
+    /// Returns the contents of every record, after checking framing and checksums.
     fn records(path: &Path) -> Vec<Vec<u8>> {
         let bytes = fs::read(path).unwrap();
         let mut rest = &bytes[..];
