@@ -1,7 +1,7 @@
-//! The config of a run: one TOML file, every key known, every default the vetted one.
+//! The config of a run: one TOML file with known keys and tested defaults.
 //!
-//! Unknown keys are errors that name the nearest key, because a key that is silently ignored costs a night. TRL's
-//! spellings are accepted where they mean the same. The resolved config, defaults included, is stored with the run.
+//! Unknown keys are errors that name the nearest key, because a silently ignored key costs a whole run. TRL's spellings
+//! are accepted for keys of the same meaning. The resolved config, defaults included, is stored with the run.
 
 mod collector;
 mod parse;
@@ -19,73 +19,75 @@ use crate::{Error, Result, guard, optimizer, prox};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The name of the reward part that holds a sample's win rate; no `[[reward]]` may be called so.
+/// Name of the reward part that holds a sample's win rate; no `[[reward]]` may have it.
 pub(crate) const WIN_RATE: &str = "win_rate";
 
-/// A whole run.
+/// Config of a whole run. `steps` and `[prompts]` are required; every other key has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The root of every random draw of the run.
+    /// Root of every random choice of the run: prompts, initial weights, sampling. Two runs of the same config and seed
+    /// on the same machine are equal bit for bit on the CPU.
     #[serde(default)]
     pub seed: u64,
-    /// Training steps; each collects, scores, stores and updates.
+    /// Training steps. Each step collects samples, grades and stores them, and updates the policy.
     #[serde(alias = "max_steps")]
     pub steps: u64,
-    /// Tokens that one forward and backward pass takes at most: what bounds the memory of training.
+    /// Largest number of tokens in one forward and backward pass; it bounds the memory of training. Results do not
+    /// depend on it beyond rounding.
     #[serde(default = "default_micro_batch_tokens")]
     pub micro_batch_tokens: usize,
-    /// The network and its adapter.
+    /// Network, adapter, device and precision.
     #[serde(default)]
     pub model: model::Config,
-    /// Where prompts come from.
+    /// Source of the prompts, and the share of them that is held out.
     pub prompts: rollout::prompts::Config,
-    /// How samples are drawn.
+    /// Group size, sampling parameters and the engine's limits.
     #[serde(default)]
     pub rollout: rollout::Config,
-    /// What samples are worth: a weighted sum. Algorithms that learn from a data set need none.
+    /// Reward functions; a sample's reward is their weighted sum. Methods that learn from a data set need none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reward: Vec<reward::Config>,
-    /// Who says which of two samples is better; without one, methods that learn from pairs compare rewards.
+    /// Judge that compares two answers. Without one, methods that learn from pairs compare rewards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judge: Option<reward::judge::Config>,
-    /// The learning rule.
+    /// Learning rule; GRPO by default.
     #[serde(default)]
     pub algorithm: algorithm::Config,
-    /// The update rule.
+    /// Update rule; AdamW by default.
     #[serde(default)]
     pub optimizer: optimizer::OptimizerConfig,
-    /// Constraints on the update, applied after each optimizer step; `SoRA`'s gates need one.
+    /// Constraints on the update, applied after each optimizer step. `SoRA`'s gates need one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prox: Option<prox::ProxConfig>,
-    /// When closed ranks are cut away.
+    /// Interval at which closed ranks are removed.
     #[serde(default)]
     pub prune: Prune,
-    /// When progress is saved.
+    /// Interval and number of checkpoints.
     #[serde(default)]
     pub checkpoint: Checkpoint,
-    /// When and how held-out prompts are answered.
+    /// Interval and kind of the evaluation on held-out prompts.
     #[serde(default)]
     pub evaluate: Evaluate,
-    /// What is watched, and what is done about it.
+    /// Guards: alarms on the metrics of a run, and their actions.
     #[serde(default)]
     pub guard: guard::Config,
-    /// Which policy draws, where that is not the one that is trained.
+    /// Behaviour policy that samples in place of the trained policy; none by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behavior: Option<behavior::Config>,
-    /// Another run of the store, whose samples are learned from.
+    /// Another run of the store whose samples are learned from; none by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
-    /// Where samples are drawn, where that is not in the trainer itself.
+    /// Collector that samples outside the trainer; by default the trainer samples itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collector: Option<CollectorConfig>,
-    /// Where samples are kept.
+    /// Store of the samples.
     #[serde(default)]
     pub store: Store,
-    /// Where other machines find adapters and checkpoints.
+    /// URL at which adapters and checkpoints are shared with other machines; none by default.
     #[serde(default)]
     pub share: Share,
-    /// Where metrics go, besides `metrics.jsonl`.
+    /// Trackers besides `metrics.jsonl`.
     #[serde(default)]
     pub tracker: Tracker,
 }
@@ -94,22 +96,22 @@ fn default_micro_batch_tokens() -> usize {
     2048
 }
 
-/// `[prune]`
+/// `[prune]`: removal of closed ranks from a sparse adapter.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Prune {
-    /// Cut ranks whose gate is zero after every this many steps; 0 for never. A rank that was cut cannot come back.
+    /// Interval in steps at which ranks with a zero gate are removed; 0 for never. A removed rank cannot return.
     pub every: u64,
 }
 
-/// `[checkpoint]`
+/// `[checkpoint]`: saving of a run's state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Checkpoint {
-    /// Save after every this many steps; the last step is always saved.
+    /// Interval in steps between checkpoints, at least 1; the last step is always saved.
     #[serde(alias = "save_steps")]
     pub every: u64,
-    /// Keep only the newest checkpoints; 0 keeps all.
+    /// Number of newest checkpoints to keep; 0 keeps all.
     #[serde(alias = "save_total_limit")]
     pub keep: usize,
 }
@@ -120,24 +122,24 @@ impl Default for Checkpoint {
     }
 }
 
-/// `[evaluate]`
+/// `[evaluate]`: measurement on held-out prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Evaluate {
-    /// Answer the held-out prompts after every this many steps, besides before the first and after the last; 0 for
-    /// only those two.
+    /// Interval in steps between evaluations; 0 for only the two that every run has, before the first step and after
+    /// the last.
     #[serde(alias = "eval_steps")]
     pub every: u64,
-    /// Held-out prompts to answer; 0 for all of them.
+    /// Number of held-out prompts to answer; 0 for all of them.
     pub prompts: usize,
-    /// A completion counts as right if its reward is at least this.
+    /// Smallest reward at which a completion counts as correct; 1 fits rewards that are 0 or 1.
     pub threshold: f64,
-    /// Also draw this many samples per prompt at the rollout's temperature, for `pass@k`; 0 for greedy answers only.
+    /// Samples per prompt at the rollout's temperature, for `pass@k`; 0 for greedy answers only.
     pub samples: usize,
-    /// Whom the policy's answers are compared with: `base`, the untouched model; `checkpoints`, every one that this run
-    /// has; or folders of runs and checkpoints. One answer each to every prompt, or as many as `samples`.
+    /// Policies to compare answers with: `base`, the untrained model; `checkpoints`, every checkpoint of this run; or
+    /// folders of runs and checkpoints. Each prompt is answered `samples` times, at least once.
     pub against: Vec<String>,
-    /// The weight of the KL towards the base model in the game that exploitability is measured in; 0: preferences alone.
+    /// Weight β of the KL towards the base model in the exploitability; 0 for preferences alone.
     pub beta: f64,
 }
 
@@ -147,24 +149,24 @@ impl Default for Evaluate {
     }
 }
 
-/// `[replay]`
+/// `[replay]`: learning from another run's samples.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replay {
-    /// The name or number of a run in the same store, of the same base model.
+    /// Name or number of a run in the same store, of the same base model.
     pub run: String,
-    /// Draw nothing, and learn from that run's samples alone. Otherwise its groups come in where an algorithm replays
-    /// and the run's own past is too short.
+    /// Learn from that run's samples alone, without sampling. Otherwise its groups are used by an algorithm with replay
+    /// if the run's own past is too short.
     #[serde(default)]
     pub offline: bool,
 }
 
-/// `[store]`
+/// `[store]`: the database of all samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
-    /// Where samples are kept: `sqlite://FILE`, or `postgres://USER@HOST/DATABASE`. A password in it is used, but written
-    /// and shown nowhere; a resumed run takes it from `PGPASSWORD` or `~/.pgpass`.
+    /// Database URL: `sqlite://FILE`, or `postgres://USER@HOST/DATABASE`. A password in it is used, but never written
+    /// or shown; a resumed run takes it from `PGPASSWORD` or `~/.pgpass`.
     #[serde(serialize_with = "without_password")]
     pub url: String,
 }
@@ -179,23 +181,23 @@ fn without_password<S: serde::Serializer>(url: &str, serializer: S) -> std::resu
     serializer.serialize_str(&store::without_password(url))
 }
 
-/// `[collector.<name>]`
+/// Collector of a run: `[collector.<name>]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CollectorConfig {
-    /// `[collector.remote]`
+    /// `[collector.remote]`: workers on other processes or machines sample.
     Remote(RemoteConfig),
 }
 
 impl CollectorConfig {
-    /// Steps beyond the present one that may be drawn already.
+    /// Returns the number of steps beyond the current one that may be sampled in advance.
     pub(crate) fn lookahead(&self) -> u64 {
         let Self::Remote(remote) = self;
         remote.max_staleness
     }
 }
 
-/// `[tracker]`
+/// `[tracker]`: destinations of metrics besides `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tracker {
@@ -210,7 +212,10 @@ impl Default for Tracker {
 }
 
 impl Config {
-    /// Reads a config file, with `key=value` overrides on top, and checks it.
+    /// Reads a config file, applies `key=value` overrides, and checks the result.
+    ///
+    /// # Errors
+    /// If the file cannot be read or parsed, has an unknown key, or asks for a combination that cannot work.
     pub fn load(path: &Path, overrides: &[Override]) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             Error::input(format!("cannot read the config {}: {error}; configs/ has examples", path.display()))
@@ -218,7 +223,10 @@ impl Config {
         Self::parse(&text, &path.display().to_string(), overrides)
     }
 
-    /// Reads the `[[reward]]` tables of a config file, whatever else it holds.
+    /// Reads the `[[reward]]` tables of a config file and ignores the rest of it.
+    ///
+    /// # Errors
+    /// If the file cannot be read or parsed, or has no `[[reward]]` table.
     pub fn load_rewards(path: &Path) -> Result<Vec<reward::Config>> {
         #[derive(Deserialize)]
         struct Rewards {
@@ -237,7 +245,10 @@ impl Config {
         Ok(reward)
     }
 
-    /// Reads a config from its text; `name` is what errors call it.
+    /// Parses a config, applies overrides, and checks the result; `name` stands for the text in errors.
+    ///
+    /// # Errors
+    /// If the text cannot be parsed, has an unknown key, or asks for a combination that cannot work.
     pub fn parse(text: &str, name: &str, overrides: &[Override]) -> Result<Self> {
         let config: Self = parse::parse(text, name, overrides)?;
         config.check().map_err(|error| match error {
@@ -247,13 +258,16 @@ impl Config {
         Ok(config)
     }
 
-    /// The config with every default spelled out, as TOML.
+    /// Returns the config with every default spelled out, as TOML.
+    ///
+    /// # Errors
+    /// If it cannot be serialised.
     pub fn resolved(&self) -> Result<String> {
         toml::to_string_pretty(self)
             .map_err(|error| Error::runtime(format!("cannot write the resolved config: {error}")))
     }
 
-    /// What can be refused before anything is loaded.
+    /// Checks everything that can be checked before anything is loaded.
     fn check(&self) -> Result<()> {
         if self.steps == 0 {
             return Err(Error::input("steps must be at least 1, but is 0"));
@@ -267,7 +281,7 @@ impl Config {
         self.rollout.check()?;
         let algorithm = algorithm::build(&self.algorithm)?;
         if let Samples::Drawn { group_size } = algorithm.needs().samples {
-            self.check_drawing(group_size)?;
+            self.check_sampling(group_size)?;
         }
         if !(self.evaluate.beta >= 0.0 && self.evaluate.beta.is_finite()) {
             return Err(Error::input(format!("evaluate.beta must be 0 or more, but is {}", self.evaluate.beta)));
@@ -308,7 +322,7 @@ impl Config {
         self.check_gates()
     }
 
-    /// Refuses workers where they could not draw what the run needs.
+    /// Returns an error if workers could not sample what the run needs.
     fn check_remote(&self, remote: &RemoteConfig, algorithm: &dyn Algorithm) -> Result<()> {
         remote.check()?;
         let name = self.algorithm.name();
@@ -330,7 +344,7 @@ impl Config {
         Ok(())
     }
 
-    /// Refuses another run's samples where nothing would be made of them.
+    /// Returns an error if another run's samples would not be used.
     fn check_replay(&self, replay: &Replay, algorithm: &dyn Algorithm) -> Result<()> {
         let (name, replays) = (self.algorithm.name(), |step| algorithm.schedule(step).replay.is_some());
         if !matches!(algorithm.needs().samples, Samples::Drawn { .. }) {
@@ -350,7 +364,7 @@ impl Config {
         }
     }
 
-    /// Refuses a judge that nobody would ask.
+    /// Returns an error if the judge would never be asked.
     fn check_judge(&self, algorithm: &dyn Algorithm) -> Result<()> {
         if self.judge.is_none() {
             return Ok(());
@@ -375,8 +389,8 @@ impl Config {
         Ok(())
     }
 
-    /// What a run needs that draws its samples in groups of at least `group_size`.
-    fn check_drawing(&self, group_size: usize) -> Result<()> {
+    /// Checks the requirements of a run that samples in groups of at least `group_size`.
+    fn check_sampling(&self, group_size: usize) -> Result<()> {
         if self.reward.is_empty() && self.judge.is_none() {
             return Err(Error::input("no [[reward]] is given, and no [judge]; without one nothing can be learned"));
         }
@@ -395,7 +409,7 @@ impl Config {
         Ok(())
     }
 
-    /// Constraints and pruning act on gates.
+    /// Returns an error for constraints or pruning without gates.
     fn check_gates(&self) -> Result<()> {
         if !self.model.adapter.has_gates() {
             let table = if self.prox.is_some() { Some("[prox] closes") } else { None };
@@ -405,7 +419,7 @@ impl Config {
                 )));
             }
         }
-        let setting = prox::RunExtent::new(&self.optimizer, self.steps, 0);
-        self.prox.as_ref().map_or(Ok(()), |prox| prox.build(setting).map(drop))
+        let extent = prox::RunExtent::new(&self.optimizer, self.steps, 0);
+        self.prox.as_ref().map_or(Ok(()), |prox| prox.build(extent).map(drop))
     }
 }

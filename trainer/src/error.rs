@@ -1,45 +1,45 @@
-//! What can go wrong in this crate.
+//! The errors of this crate.
 
 use thiserror::Error;
 
-/// An error of the trainer crate. Each message says what, where and what to try.
+/// An error of the trainer crate. Each message says what failed, where, and what to try.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Something the user gave is at fault: a path, a file, a number.
+    /// The user's input is wrong: a path, a file, a setting.
     #[error("{0}")]
     Input(String),
-    /// Something failed although the input was right.
+    /// A failure that the input did not cause.
     #[error("{0}")]
     Runtime(String),
-    /// The model could not do its part.
+    /// An error of the model crate.
     #[error(transparent)]
     Model(#[from] model::Error),
-    /// Sampling failed.
+    /// An error of sampling.
     #[error(transparent)]
     Rollout(#[from] rollout::Error),
-    /// Scoring failed.
+    /// An error of a reward function or a judge.
     #[error(transparent)]
     Reward(#[from] reward::Error),
-    /// The store of samples failed.
+    /// An error of the store.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// libtorch refused an operation.
+    /// An error of libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
 }
 
 impl Error {
-    /// An error in what the user gave.
+    /// Returns an error in the user's input.
     pub fn input(message: impl Into<String>) -> Self {
         Self::Input(message.into())
     }
 
-    /// A failure that the input did not cause.
+    /// Returns an error that the input did not cause.
     pub fn runtime(message: impl Into<String>) -> Self {
         Self::Runtime(message.into())
     }
 
-    /// Whether the user's input is at fault.
+    /// Returns true if the user's input is at fault.
     pub fn is_input(&self) -> bool {
         match self {
             Self::Input(_) => true,
@@ -52,7 +52,7 @@ impl Error {
     }
 }
 
-/// What the trainer does behind a trait of the sampler's crate goes wrong in that crate's words.
+/// Errors of the trainer behind a trait of the rollout crate become errors of that crate, with the same message.
 impl From<Error> for rollout::Error {
     fn from(error: Error) -> Self {
         let message = error.to_string();
@@ -60,5 +60,5 @@ impl From<Error> for rollout::Error {
     }
 }
 
-/// A result of the trainer crate.
+/// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,4 +1,4 @@
-//! What a run is measured by: greedy answers to held-out prompts, `pass@k` from sampled ones, comparisons with other
+//! Evaluation of a run: greedy answers to held-out prompts, `pass@k` from sampled ones, comparisons with other
 //! policies, and the algorithm's own loss on held-out examples.
 
 pub(crate) mod pool;
@@ -14,23 +14,23 @@ use rollout::EngineConfig;
 use rollout::collector::{Address, Collector, Inline, Job, Progress};
 use schema::{Group, Metrics, Prompt, SamplerSettings, ScoredGroup, Seed};
 
-/// Everything that a run is measured by.
+/// Held-out prompts and examples of a run.
 #[derive(Debug)]
 pub(crate) struct Exam {
-    /// Prompts to answer, where answers can be judged.
+    /// Prompts to answer, if answers can be graded or compared.
     pub(crate) answers: Option<HeldOut>,
-    /// Examples to measure the loss on, where a data set is learned from.
+    /// Examples for the loss, if the algorithm learns from a data set.
     pub(crate) examples: Vec<ScoredGroup>,
 }
 
 impl Exam {
-    /// Held-out prompts.
+    /// Returns the number of held-out prompts.
     pub(crate) fn len(&self) -> usize {
         self.answers.as_ref().map_or(self.examples.len(), |answers| answers.prompts.len())
     }
 
-    /// Answers the prompts and measures the examples. What the algorithm measures has its own names behind `eval_`, and
-    /// `eval_perplexity`, the exponential of the loss, where that is one per token.
+    /// Answers the prompts and computes the loss on the examples. Metrics of the algorithm get the prefix `eval_`;
+    /// `eval_perplexity` is the exponential of a loss per token.
     pub(crate) fn evaluate(
         &self,
         policy: &Policy,
@@ -60,35 +60,38 @@ impl Exam {
     }
 }
 
-/// Who looks at the answers, and whose they are compared with.
+/// Grader, judge and rivals of an evaluation.
 pub(crate) struct Panel<'a> {
     pub(crate) reward: &'a mut WeightedSum,
     pub(crate) judge: Option<&'a mut Bench>,
     pub(crate) rivals: &'a [Rival],
 }
 
-/// Held-out prompts and how they are answered.
+/// Held-out prompts and the settings with which they are answered.
 #[derive(Debug, Clone)]
 pub struct HeldOut {
-    /// What is asked; training saw none of it.
+    /// Prompts that training never sees.
     pub prompts: Vec<Prompt>,
-    /// The rollout's settings; greedy answers differ from them in the temperature alone.
+    /// Sampling parameters of the rollout; greedy answers differ in the temperature alone.
     pub settings: SamplerSettings,
-    /// A completion counts as right if its reward is at least this.
+    /// Smallest reward at which a completion counts as correct.
     pub threshold: f64,
     /// Samples per prompt for `pass@k`; 0 for none.
     pub samples: usize,
-    /// Weight of the KL towards the base model in the game that exploitability is measured in.
+    /// Weight β of the KL towards the base model in the exploitability.
     pub beta: f64,
-    /// Where the randomness of sampled answers comes from.
+    /// Root of the randomness of sampled answers.
     pub seed: Seed,
-    /// The engine's settings.
+    /// Settings of the sampling engine.
     pub engine: EngineConfig,
 }
 
 impl HeldOut {
-    /// Answers every prompt and scores the answers. `eval_accuracy` is `pass@1` of the greedy answer; an answer that
-    /// could not be judged is left out of it and counted in `eval_unjudged`.
+    /// Answers every prompt and grades the answers. `eval_accuracy` is `pass@1` of the greedy answer; an ungraded
+    /// answer is left out of it and counted in `eval_unjudged`.
+    ///
+    /// # Errors
+    /// If sampling fails or a reward function fails as a whole.
     pub fn evaluate(
         &self,
         policy: &Policy,
@@ -115,15 +118,15 @@ impl HeldOut {
         Ok(metrics)
     }
 
-    /// Compares sampled answers with those of each rival, drawn independently: by the judge, or by rewards, of which the
-    /// greater wins and equal ones draw.
+    /// Compares sampled answers with those of each rival, sampled independently: by the judge, or by rewards, of which
+    /// the greater wins and equal ones tie.
     ///
     /// | metric | meaning |
     /// |---|---|
     /// | `eval_win_rate/<rival>` | mean probability that an answer of the policy beats one of that rival's |
-    /// | `eval_exploitability` | by how much the best of them does better than a draw (see [`pool`](crate::evaluate::pool)); 0 if none does |
-    /// | `eval_kl` | KL(policy ‖ base) of a whole answer, in nats; only where `evaluate.beta` asks for it |
-    /// | `eval_unjudged_comparisons` | pairs that could not be compared and are in no mean |
+    /// | `eval_exploitability` | the advantage of the best rival over a tie (see [`pool`](crate::evaluate::pool)); 0 if no rival has one |
+    /// | `eval_kl` | KL(policy ‖ base) of a whole answer, in nats; only if `evaluate.beta` is above 0 |
+    /// | `eval_unjudged_comparisons` | pairs without a comparison, which are left out of every mean |
     fn compare(
         &self,
         policy: &Policy,
@@ -132,14 +135,14 @@ impl HeldOut {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Metrics> {
         let seed = self.seed.child("against");
-        let own = self.draw(policy, seed.child("own"), progress)?;
+        let own = self.sample(policy, seed.child("own"), progress)?;
         let kl = |policy: &Policy, groups: &[Group]| {
             if self.beta == 0.0 { Ok(0.0) } else { learner.kl(groups, policy, &Adapter::none()) }
         };
         let own_kl = kl(policy, &own)?;
         let (mut metrics, mut unjudged, mut best) = (Metrics::new(), 0, 0.0f64);
         for rival in panel.rivals {
-            let others = self.draw(&rival.policy, seed.child("rivals").child(&rival.name), progress)?;
+            let others = self.sample(&rival.policy, seed.child("rivals").child(&rival.name), progress)?;
             let wins = match &mut panel.judge {
                 Some(bench) => bench.counterparts(&own, &others)?.iter().map(Judgement::value).collect(),
                 None => by_rewards(panel.reward, &own, &others)?,
@@ -161,7 +164,7 @@ impl HeldOut {
         Ok(metrics)
     }
 
-    fn draw(&self, policy: &Policy, seed: Seed, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Group>> {
+    fn sample(&self, policy: &Policy, seed: Seed, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Group>> {
         let group_size = self.samples.max(1);
         let (prompts, settings) = (self.prompts.clone(), self.settings.clone());
         let job = Job { prompts, group_size, settings, seed, address: Address::default() };
@@ -189,8 +192,8 @@ impl HeldOut {
     }
 }
 
-/// For the n-th sample of each group and that of the other policy's: 1 if its reward is the greater one, ½ if they are
-/// equal, `None` if either has none.
+/// Compares the n-th sample of each group with the n-th of the other policy's: 1 if its reward is greater, ½ for a tie,
+/// `None` if either is ungraded.
 fn by_rewards(reward: &mut WeightedSum, own: &[Group], others: &[Group]) -> Result<Vec<Option<f32>>> {
     let (own, others) = (reward.score(own.to_vec())?, reward.score(others.to_vec())?);
     let wins = |(own, other): (Option<f32>, Option<f32>)| {
@@ -203,14 +206,15 @@ fn by_rewards(reward: &mut WeightedSum, own: &[Group], others: &[Group]) -> Resu
     Ok(own.iter().zip(&others).flat_map(group).collect())
 }
 
-/// The chance that at least one of `k` draws without replacement from `samples`, of which `right` are right, is right:
-/// `1 − C(n−c, k) / C(n, k)`, the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374).
+/// Returns the probability that at least one of `k` samples is correct, if they are drawn without replacement from
+/// `samples`, `right` of which are correct: `1 − C(n−c, k) / C(n, k)`, the unbiased estimator of Chen et al. 2021
+/// (arXiv 2107.03374).
 pub fn pass_at_k(samples: usize, right: usize, k: usize) -> f64 {
     let wrong = samples - right;
     1.0 - (0..k).map(|i| (wrong as f64 - i as f64).max(0.0) / (samples as f64 - i as f64)).product::<f64>()
 }
 
-/// 1, 2, 4, … up to `limit`.
+/// Iterates over 1, 2, 4, … up to `limit`.
 fn powers_of_two(limit: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(1), |k| Some(2 * k)).take_while(move |k| *k <= limit)
 }
@@ -221,7 +225,7 @@ mod tests {
 
     #[test]
     fn pass_at_k_counts_combinations() {
-        // of 4 samples 1 is right: C(3,2)/C(4,2) = 3/6 of the pairs miss it
+        // 1 of 4 samples is correct: C(3,2)/C(4,2) = 3/6 of the pairs miss it
         assert!((pass_at_k(4, 1, 2) - 0.5).abs() < 1e-12);
         assert!((pass_at_k(4, 1, 1) - 0.25).abs() < 1e-12);
         assert_eq!(pass_at_k(4, 0, 4), 0.0);

@@ -6,7 +6,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// Named tensors as the bytes of a safetensors file. Everything is written as f32.
+/// Returns named tensors as the bytes of a safetensors file, all of them in f32.
 pub(crate) fn to_bytes(tensors: &[(String, Tensor)]) -> std::io::Result<Vec<u8>> {
     let owned: Vec<(&str, Vec<usize>, Vec<u8>)> = tensors
         .iter()
@@ -24,15 +24,15 @@ pub(crate) fn to_bytes(tensors: &[(String, Tensor)]) -> std::io::Result<Vec<u8>>
     views.and_then(|views| safetensors::serialize(views, None)).map_err(std::io::Error::other)
 }
 
-/// Reads every tensor of a safetensors file that [`to_bytes`] wrote.
+/// Reads every tensor of a safetensors file written with [`to_bytes`].
 pub(crate) fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let bytes = std::fs::read(path).map_err(|error| Error::input(format!("{}: {error}", path.display())))?;
     from_bytes(&bytes, &path.display().to_string())
 }
 
-/// The same from the bytes of such a file; `place` is where they came from.
-pub(crate) fn from_bytes(bytes: &[u8], place: &str) -> Result<Vec<(String, Tensor)>> {
-    let problem = |error: &dyn std::fmt::Display| Error::input(format!("{place}: {error}"));
+/// Reads every tensor from the bytes of such a file; `source` is its path or URL, for errors.
+pub(crate) fn from_bytes(bytes: &[u8], source: &str) -> Result<Vec<(String, Tensor)>> {
+    let problem = |error: &dyn std::fmt::Display| Error::input(format!("{source}: {error}"));
     let file = SafeTensors::deserialize(bytes)
         .map_err(|error| problem(&format!("{error}; the file is damaged, use an earlier checkpoint")))?;
     file.iter()

@@ -1,4 +1,4 @@
-//! From TOML text to a config, with errors that say where and what to write instead.
+//! Parsing of TOML into a config, with errors that name the position and a correction.
 
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -6,10 +6,10 @@ use std::str::FromStr;
 use strsim::levenshtein;
 use toml::{Table, Value};
 
-/// How serde begins what it says of one key that is given by two of its names.
+/// Beginning of serde's message about a key that is given by two of its names.
 const DUPLICATE: &str = "duplicate field";
 
-/// One `key=value` from the command line; the key is a dotted path such as `optimizer.adamw.learning_rate`.
+/// One `key=value` override from the command line; the key is a dotted path such as `optimizer.adamw.learning_rate`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Override {
     path: Vec<String>,
@@ -26,7 +26,7 @@ impl FromStr for Override {
         if path.iter().any(String::is_empty) {
             return Err(format!("`{key}` is not a dotted key such as rollout.group_size"));
         }
-        // What is not TOML (a bare word, a path) is a string.
+        // A value that is not TOML (a bare word, a path) is a string.
         let value = format!("value = {}", value.trim())
             .parse::<Table>()
             .ok()
@@ -36,7 +36,7 @@ impl FromStr for Override {
     }
 }
 
-/// Deserializes `text`; `name` is what errors call it.
+/// Parses `text` and applies the overrides; `name` stands for the text in errors.
 pub(super) fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[Override]) -> Result<T> {
     let mut table = text.parse::<Table>().map_err(|error| located(&error, text, name))?;
     if overrides.is_empty() {
@@ -85,7 +85,7 @@ fn set(table: &mut Table, path: &[String], value: &Value) -> std::result::Result
     }
 }
 
-/// Where the table now has one key by two of its names, the one that was there before the key at `path` goes.
+/// Removes the other spelling of a key if the override at `path` has given it a second time.
 fn replace_other_names<T: DeserializeOwned>(table: &mut Table, path: &[String]) {
     let twice = |table: &Table| {
         let problem = table.clone().try_into::<T>().err();
@@ -103,7 +103,7 @@ fn replace_other_names<T: DeserializeOwned>(table: &mut Table, path: &[String]) 
     }
 }
 
-/// The table at a path, as [`set`] finds it.
+/// Returns the table at a path, as [`set`] finds it.
 fn inner<'a>(table: &'a mut Table, path: &[String]) -> Option<&'a mut Table> {
     let [first, rest @ ..] = path else { return Some(table) };
     match table.get_mut(first)? {
@@ -117,7 +117,7 @@ fn inner<'a>(table: &'a mut Table, path: &[String]) -> Option<&'a mut Table> {
     }
 }
 
-/// `file:line: sentence`.
+/// Formats an error as `file:line: sentence`.
 fn located(error: &toml::de::Error, text: &str, name: &str) -> Error {
     let message = reworded(error.message());
     let Some(span) = error.span() else { return Error::input(format!("{name}: {message}")) };
@@ -126,11 +126,11 @@ fn located(error: &toml::de::Error, text: &str, name: &str) -> Error {
     let written = text.lines().nth(line - 1).unwrap_or_default();
     let own_header = written.trim_start().starts_with('[');
     let table = before.lines().rev().find(|line| line.trim_start().starts_with('[')).filter(|_| !own_header);
-    let place = table.map(|table| format!(" in {}", table.trim())).unwrap_or_default();
-    Error::input(format!("{name}:{line}{place}: {message} (`{}`)", written.trim()))
+    let section = table.map(|table| format!(" in {}", table.trim())).unwrap_or_default();
+    Error::input(format!("{name}:{line}{section}: {message} (`{}`)", written.trim()))
 }
 
-/// serde's "unknown field" sentences with the nearest known key in front of the list.
+/// Rewrites serde's "unknown field" messages with the nearest known key before the list.
 fn reworded(message: &str) -> String {
     let message = message.trim();
     if let Some(key) = message.strip_prefix(DUPLICATE) {
@@ -149,7 +149,7 @@ fn reworded(message: &str) -> String {
     }
 }
 
-/// The candidate with the smallest edit distance, if it is near enough to be meant.
+/// Returns the candidate with the smallest edit distance, if it is close enough to be a misspelling.
 fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let near = candidates.iter().map(|candidate| (levenshtein(word, candidate), *candidate)).min()?;
     (near.0 <= word.chars().count().max(3) / 2).then_some(near.1)

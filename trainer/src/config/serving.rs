@@ -1,7 +1,7 @@
-//! The config of a daemon: which model it serves, and how.
+//! The config of a daemon: the model it serves, and the limits of the service.
 //!
 //! It is a file of its own, with three of a run's tables and none that only training needs. The config of a run can be
-//! served too: its model, drawn from as its `[rollout]` table says.
+//! served too: its base model, with the sampling parameters of its `[rollout]` table.
 
 use super::{Config, Override, parse};
 use crate::{Error, Result};
@@ -9,20 +9,24 @@ use model::adapter::AdapterConfig;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// What `proxrl rollout serve` is told.
+/// Config of `proxrl rollout serve`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Serving {
-    /// Where the draws of requests without a seed come from.
+    /// Root of the randomness of requests without a seed.
     pub seed: u64,
-    /// The network. Its adapters are in `[serve.adapters]`.
+    /// Network. Its adapters are in `[serve.adapters]`.
     pub model: model::Config,
-    /// The daemon.
+    /// Address, limits and adapters of the service.
     pub serve: rollout::service::Config,
 }
 
 impl Serving {
-    /// Reads the config of a daemon, or of a run, with `key=value` overrides on top, and checks it.
+    /// Reads the config of a daemon, or of a run, applies `key=value` overrides, and checks the result.
+    ///
+    /// # Errors
+    /// If the file cannot be read or parsed, has an unknown key, configures an adapter under `[model]`, or has a
+    /// setting outside its range.
     pub fn load(path: &Path, overrides: &[Override]) -> Result<Self> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| {
@@ -40,7 +44,7 @@ impl Serving {
         Ok(config)
     }
 
-    /// What serves the base model of a run as the run draws from it.
+    /// Returns the config that serves the base model of a run with the run's sampling parameters.
     pub fn of(config: &Config) -> Self {
         let model =
             model::Config { adapter: AdapterConfig::default(), adapter_from: String::new(), ..config.model.clone() };
@@ -52,7 +56,10 @@ impl Serving {
         Self { seed: config.seed, model, serve }
     }
 
-    /// The config with every default spelled out, as TOML.
+    /// Returns the config with every default spelled out, as TOML.
+    ///
+    /// # Errors
+    /// If it cannot be serialised.
     pub fn resolved(&self) -> Result<String> {
         toml::to_string_pretty(self)
             .map_err(|error| Error::runtime(format!("cannot write the resolved config: {error}")))
@@ -69,7 +76,7 @@ impl Serving {
     }
 }
 
-/// The daemon's own words.
+/// Converts an error of the service's own check.
 fn rollout_error(error: rollout::Error) -> Error {
     if error.is_input() { Error::input(error.to_string()) } else { error.into() }
 }

@@ -1,14 +1,14 @@
-//! Stored policies that a run's policy is compared with: the base model, its own checkpoints, other runs.
+//! Stored policies to compare a run's policy with: the base model, its own checkpoints, other runs.
 //!
-//! How well a policy can be beaten is a maximum over all policies, which nobody can compute for a network. Over a pool of
-//! some it is a lower bound, which says when a method goes in circles: an earlier version then beats the present one.
+//! Exploitability is a maximum over all policies, which cannot be computed for a network. Over a pool of policies it is
+//! a lower bound, which shows a method that cycles: an earlier version then beats the current one.
 //!
 //! ```text
 //! exploitability(π) = max_μ [ P(μ ≻ π) − β KL(μ ‖ base) + β KL(π ‖ base) ] − ½,     μ ∈ pool ∪ {π}
 //! ```
 //!
 //! With the β of a regularised game it is that game's; with 0, the default, that of preferences alone. The maximum of
-//! estimates is a little too large by chance, the more so the fewer answers there are.
+//! estimates is biased upwards, the more so the fewer answers there are.
 
 use crate::checkpoint::bucket::run_folder;
 use crate::checkpoint::restore::same_base;
@@ -22,19 +22,19 @@ use schema::Seed;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The names in `evaluate.against` that are no folders.
+/// Keywords of `evaluate.against`; every other entry is a folder.
 const BASE: &str = "base";
 const CHECKPOINTS: &str = "checkpoints";
 
 /// A policy of the pool.
 pub(crate) struct Rival {
-    /// Its name in metrics.
+    /// Name in metrics.
     pub(crate) name: String,
     pub(crate) policy: Policy,
 }
 
-/// Refuses what can be seen to be wrong before anything is loaded: folders that are neither runs nor checkpoints, or of
-/// another base model.
+/// Checks `evaluate.against` before anything is loaded; returns an error for a folder that is neither a run nor a
+/// checkpoint, or has another base model.
 pub(crate) fn check(config: &Config) -> Result<()> {
     let against = &config.evaluate.against;
     if !against.is_empty() && config.judge.is_none() && config.reward.is_empty() {
@@ -49,8 +49,8 @@ fn is_keyword(name: &str) -> bool {
     [BASE, CHECKPOINTS].contains(&name)
 }
 
-/// The policies that the config names, over the network of `policy`; `folder` is the run's own, if it has one. Those
-/// that are the present policy itself stay out.
+/// Opens the policies that the config names, over the network of `policy`; `folder` is the run's own, if it has one.
+/// Policies equal to the current one are left out.
 pub(crate) fn open(config: &Config, policy: &Policy, folder: Option<&Path>) -> Result<Vec<Rival>> {
     let mut rivals = Vec::new();
     for name in &config.evaluate.against {
@@ -91,7 +91,8 @@ struct Stored {
 }
 
 impl Stored {
-    /// The newest checkpoint of a run folder, or a checkpoint folder itself, of the same base model as that of `own`.
+    /// Finds the newest checkpoint of a run folder, or a checkpoint folder itself, of the same base model as that of
+    /// `own`.
     fn find(path: &Path, own: &Config) -> Result<Self> {
         let path = &run_folder(path)?;
         let file_name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());

@@ -1,6 +1,6 @@
-//! The trained model as files for other programs: a Hugging Face folder, or one GGUF file.
+//! Export of the trained model for other programs: a Hugging Face folder, or one GGUF file.
 //!
-//! What is in them is `model::export`'s; here they get their names, and appear whole or not at all.
+//! The contents come from `model::export`; here they are written to files, each of which appears whole or not at all.
 
 use crate::{Error, Result};
 use model::adapter::Adapter;
@@ -11,13 +11,13 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-/// Writes the policy merged into its base as a Hugging Face folder, which is created.
+/// Writes the policy, merged into its base, as a Hugging Face folder, which is created.
 ///
-/// * `storage`: how weights are stored; the base's own float format by default
-/// * `shard_bytes`: weights are cut into files of at most this many bytes
+/// * `storage`: format of the weights; `None` for the base's own float format
+/// * `shard_bytes`: weights are split into files of at most this many bytes
 ///
 /// # Errors
-/// If the base has no files, or the folder cannot be written.
+/// If the base model has no files (a random network), cannot be read, or the folder cannot be written.
 pub fn export_hub(
     config: &model::Config,
     policy: &Policy,
@@ -34,27 +34,28 @@ pub fn export_hub(
         }
         fs::create_dir_all(folder).map_err(|error| unwritten(folder, &error))?;
         for shard in &shards {
-            whole(&folder.join(&shard.file), |out| Ok(shard.write(merged, out)?))?;
+            write_whole(&folder.join(&shard.file), |out| Ok(shard.write(merged, out)?))?;
         }
         for (name, bytes) in &files {
             let path = folder.join(name);
-            whole(&path, |out| out.write_all(bytes).map_err(|error| unwritten(&path, &error)))?;
+            write_whole(&path, |out| out.write_all(bytes).map_err(|error| unwritten(&path, &error)))?;
         }
         Ok(())
     })
 }
 
-/// Writes the policy merged into its base as one GGUF file.
+/// Writes the policy, merged into its base, as one GGUF file.
 ///
 /// # Errors
-/// If the base has no files, its words cannot be said in GGUF, or the file cannot be written.
+/// If the base model has no files (a random network), its tokenizer cannot be expressed in GGUF, or the file cannot be
+/// written.
 pub fn export_gguf(config: &model::Config, policy: &Policy, storage: Storage, file: &Path) -> Result<()> {
     let checkpoint = base(config)?;
     with_merged(&checkpoint, policy.adapter(), |merged| {
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder).map_err(|error| unwritten(folder, &error))?;
         }
-        whole(file, |out| Ok(write_gguf(merged, storage, out)?))
+        write_whole(file, |out| Ok(write_gguf(merged, storage, out)?))
     })
 }
 
@@ -62,7 +63,7 @@ fn with_merged(checkpoint: &Checkpoint, adapter: &Adapter, write: impl Fn(&Merge
     write(&Merged::new(checkpoint, adapter)?)
 }
 
-/// The files of the base.
+/// Opens the files of the base model.
 fn base(config: &model::Config) -> Result<Checkpoint> {
     if config.path.is_empty() {
         return Err(Error::input(
@@ -72,8 +73,8 @@ fn base(config: &model::Config) -> Result<Checkpoint> {
     Ok(Checkpoint::open(&hub::resolve(&config.path, &hub::models_folder())?)?)
 }
 
-/// Writes a file under another name, syncs it and gives it its name.
-fn whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+/// Writes a file under another name, syncs it and renames it.
+fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = Path::new(&partial);

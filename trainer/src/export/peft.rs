@@ -1,15 +1,15 @@
 //! Adapters in the format of Hugging Face PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! PEFT knows no gates: they are folded into `B` (`B' = B diag(g)`), closed ranks are left out, and what remains is a plain
+//! PEFT has no gates: they are folded into `B` (`B' = B diag(g)`), closed ranks are left out, and the result is a plain
 //! `LoRA` adapter with the same output. Its layers may then differ in rank, for which there are two forms:
 //!
 //! | form | ranks | read by |
 //! |---|---|---|
 //! | compact | each its own, in `rank_pattern` | PEFT |
-//! | padded | all that of the largest, filled up with zeros | servers that ignore `rank_pattern` and `alpha_pattern`, as vLLM does |
+//! | padded | that of the largest, filled with zeros | servers that ignore `rank_pattern` and `alpha_pattern`, such as vLLM |
 //!
-//! PEFT multiplies by `lora_alpha / r` of each layer. Where ranks differ the scale is therefore folded into `B` as well
-//! and `lora_alpha = r` throughout, so that it is 1 whether the patterns are read or not.
+//! PEFT multiplies by `lora_alpha / r` of each layer. If ranks differ, the scale is therefore folded into `B` as well
+//! and `lora_alpha = r` throughout, so that it is 1 with or without the patterns.
 
 use crate::checkpoint::tensors;
 use crate::files::write_synced;
@@ -21,12 +21,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// How layers of different ranks are written.
+/// Form in which layers of different ranks are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeftForm {
-    /// Each with its own rank.
+    /// Each layer with its own rank.
     Compact,
-    /// All with the largest rank.
+    /// All layers with the largest rank, padded with zeros.
     Padded,
 }
 
@@ -58,12 +58,12 @@ pub fn export_peft(policy: &Policy, base: &str, form: PeftForm, folder: &Path) -
     write().map_err(|error| Error::input(format!("cannot write the adapter to {}: {error}", folder.display())))
 }
 
-/// A layer without its gate.
+/// A layer with its gate folded into `B`.
 struct Folded {
     name: String,
-    /// `[rank, inputs]`
+    /// Factor `A`, `[rank, inputs]`.
     a: Tensor,
-    /// `[outputs, rank]`
+    /// Factor `B`, `[outputs, rank]`.
     b: Tensor,
     scale: f64,
 }
@@ -91,17 +91,17 @@ impl Folded {
     }
 }
 
-/// An adapter as it is written.
+/// An adapter in the form in which it is written.
 struct Written {
     layers: Vec<Folded>,
     rank: i64,
     alpha: f64,
-    /// The ranks that are not `rank`, by module.
+    /// Ranks other than `rank`, by module.
     patterns: Map<String, Value>,
 }
 
 impl Written {
-    /// Whether one rank and one scale describe all layers.
+    /// Returns true if one rank and one scale describe all layers.
     fn is_plain(&self) -> bool {
         self.layers.iter().all(|layer| layer.rank() == self.rank && layer.scale == self.layers[0].scale)
     }
@@ -121,7 +121,8 @@ impl Written {
         }
     }
 
-    /// The adapted modules: by their last name parts where that says it all, else by their whole paths.
+    /// Returns the adapted modules: their last name parts if these select exactly the adapted layers, else their full
+    /// names.
     fn targets(&self, policy: &Policy) -> BTreeSet<&str> {
         let short: BTreeSet<&str> = self.layers.iter().filter_map(|layer| layer.name.rsplit('.').next()).collect();
         let meant = policy.network().linears().iter().filter(|linear| short.contains(linear.short_name())).count();
@@ -145,7 +146,7 @@ impl Written {
         })
     }
 
-    /// `A` and `B` of each layer under PEFT's names.
+    /// Returns `A` and `B` of each layer under PEFT's names.
     fn tensors(&self) -> Vec<(String, Tensor)> {
         let name = |layer: &Folded, part: &str| format!("{TASK_PREFIX}{}.{part}.weight", layer.name);
         let pair = |layer: &Folded| {
@@ -204,7 +205,7 @@ mod tests {
             let again = self::policy(AdapterConfig::Peft(PeftAdapter { path: folder.path().to_owned() }));
             let error = (logprobs(&again) - logprobs(&policy)).abs().max().double_value(&[]);
             assert!(error < 1e-5, "{form:?}: {error}");
-            // Scale 1 with and without patterns.
+            // The scale is 1 with and without the patterns.
             assert!(again.adapter().layers().all(|layer| layer.scale == 1.0));
         }
     }

@@ -1,8 +1,8 @@
-//! A new reward over old samples, with no generation.
+//! A new scoring of stored samples, without generation.
 //!
-//! Rewards and the store do not know each other; here they meet. Every stored group goes through the reward as a fresh
-//! one would, and the verdicts become a scoring of their own beside what training saw, so that a corrected or a second
-//! reward can be compared on the very same samples, and trained on.
+//! Rewards and the store do not depend on each other; they meet here. Every stored group is graded like a fresh one,
+//! and the result becomes a scoring of its own beside the one that training used, so that a corrected or a second
+//! reward can be compared on exactly the same samples.
 
 use crate::grading::RewardModel;
 use crate::{Error, Result};
@@ -11,31 +11,35 @@ use schema::ScoredGroup;
 use serde::Serialize;
 use store::{GroupId, RunId, Store, StoredGroup};
 
-/// Groups that are in memory at a time, and in a transaction.
+/// Groups that are held in memory and written in one transaction.
 const GROUPS: usize = 64;
 
-/// Tokens of one pass of a reward model.
+/// Tokens of one forward pass of a reward model.
 const MICRO_BATCH_TOKENS: usize = 2048;
 
-/// What a new judgement came to.
+/// Summary of a new scoring.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rescored {
-    /// Its number.
+    /// Number of the scoring.
     pub scoring: i64,
-    /// Samples that were judged again.
+    /// Number of graded samples.
     pub samples: u64,
-    /// Samples whose reward is not what training saw, those included that are judged by one of the two alone.
+    /// Number of samples with another reward than in training, including samples with a reward in only one of the two.
     pub changed: u64,
-    /// Samples that could not be judged this time.
+    /// Number of ungraded samples in this scoring.
     pub unjudged: u64,
-    /// The mean of the rewards that training saw; `None` if there were none.
+    /// Mean reward in training; `None` if there were no rewards.
     pub reward_before: Option<f64>,
-    /// The mean of the new ones.
+    /// Mean reward of the new scoring; `None` if no sample has one.
     pub reward_after: Option<f64>,
 }
 
-/// Judges every stored sample of a run (of all runs, if none is named) by these rewards; `progress` hears how many
-/// samples are done. If it fails half-way, what is judged so far stays under its number, unfinished.
+/// Grades every stored sample of a run (of all runs for `None`) by these rewards; `progress` receives the number of
+/// samples done so far. If it fails half-way, the grades so far stay under the scoring's number, unfinished.
+///
+/// # Errors
+/// If a reward cannot be built, there are no samples, a reward function fails as a whole, or the store cannot be read
+/// or written.
 pub fn rescore(
     store: &Store,
     rewards: &[Config],
@@ -48,21 +52,21 @@ pub fn rescore(
         return Err(Error::input("there are no samples to judge; `proxrl replay ls` shows what each run has"));
     }
     let scoring = store.begin_scoring(run, &tables(rewards)?)?;
-    let mut tally = Tally::default();
+    let mut totals = Totals::default();
     while let Some(last) = groups.last().map(|group| group.id) {
         let fresh = groups.iter().map(|stored| stored.scored.group().clone()).collect();
         let scored = reward.score(fresh)?;
-        tally.add(&groups, &scored);
+        totals.add(&groups, &scored);
         let rows: Vec<_> = groups.into_iter().map(|stored| stored.sample_ids).zip(scored).collect();
         store.add_scores(scoring, &rows)?;
-        progress(tally.samples);
+        progress(totals.samples);
         groups = store.groups_after(run, last, GROUPS)?;
     }
     store.finish_scoring(scoring)?;
-    Ok(tally.result(scoring))
+    Ok(totals.result(scoring))
 }
 
-/// A reward model, which needs no policy beside it.
+/// Opens a reward model by itself, without a policy beside it.
 fn open_model(model: &ModelConfig) -> reward::Result<Box<dyn Reward>> {
     let opened = RewardModel::alone(&model.path, MICRO_BATCH_TOKENS).map_err(|error| match error {
         error if error.is_input() => reward::Error::input(error.to_string()),
@@ -71,7 +75,7 @@ fn open_model(model: &ModelConfig) -> reward::Result<Box<dyn Reward>> {
     Ok(Box::new(opened))
 }
 
-/// The `[[reward]]` tables as TOML.
+/// Serialises the `[[reward]]` tables as TOML.
 fn tables(rewards: &[Config]) -> Result<String> {
     #[derive(Serialize)]
     struct Tables<'a> {
@@ -82,14 +86,14 @@ fn tables(rewards: &[Config]) -> Result<String> {
 }
 
 #[derive(Debug, Default)]
-struct Tally {
+struct Totals {
     samples: u64,
     changed: u64,
     before: (f64, u64),
     after: (f64, u64),
 }
 
-impl Tally {
+impl Totals {
     fn add(&mut self, groups: &[StoredGroup], scored: &[ScoredGroup]) {
         for (old, new) in groups.iter().zip(scored) {
             for (before, after) in old.scored.rewards().into_iter().zip(new.rewards()) {

@@ -1,21 +1,21 @@
-//! What is said about the samples of a step, by TRL's names.
+//! Metrics of the samples of a step, under TRL's names.
 
 use crate::algorithm::SampleScores;
 use model::adapter::{Adapter, LowRank};
 use schema::{Finish, Metrics, Sample, ScoredGroup};
 use std::collections::BTreeMap;
 
-/// Rewards, lengths and signal of the samples of one step.
+/// Computes rewards, lengths and signal of the samples of one step.
 ///
 /// | metric | meaning |
 /// |---|---|
 /// | `reward`, `reward_std` | mean total reward; mean over groups of its deviation (Bessel) |
-/// | `frac_reward_zero_std` | share of groups whose rewards are all alike: they teach nothing |
+/// | `frac_reward_zero_std` | share of groups with equal rewards, which carry no signal |
 /// | `rewards/<name>/mean`, `rewards/<name>/std` | each part before weighting |
-/// | `completions/{mean,min,max}_length` | tokens drawn |
-/// | `completions/{mean,min,max}_terminated_length` | the same, of completions that were not cut |
-/// | `completions/clipped_ratio` | share of completions cut at the token limit |
-/// | `samples/unjudged` | samples that could not be judged and are not trained on |
+/// | `completions/{mean,min,max}_length` | sampled tokens |
+/// | `completions/{mean,min,max}_terminated_length` | the same for completions that were not truncated |
+/// | `completions/clipped_ratio` | share of completions truncated at the token limit |
+/// | `samples/unjudged` | ungraded samples, which are not trained on |
 pub(crate) fn samples(groups: &[ScoredGroup]) -> Metrics {
     let mut metrics = reward::metrics(groups);
     let per_group: Vec<Vec<f64>> =
@@ -38,7 +38,8 @@ pub(crate) fn samples(groups: &[ScoredGroup]) -> Metrics {
     metrics
 }
 
-/// Tokens of completions: `completions/{mean,min,max}_length`, and of those that were not cut.
+/// Computes the lengths of completions in tokens, `completions/{mean,min,max}_length`, and the same for those that were
+/// not truncated.
 pub(crate) fn lengths(groups: &[ScoredGroup]) -> Metrics {
     let mut metrics = Metrics::new();
     let samples = || groups.iter().flat_map(|group| &group.group().samples);
@@ -55,13 +56,13 @@ pub(crate) fn lengths(groups: &[ScoredGroup]) -> Metrics {
     metrics
 }
 
-/// How far the samples that other policies drew are from the present one, whose hash is `present`; nothing if there are
-/// none.
+/// Measures the divergence of samples of other policies from the current one, whose hash is `present`; empty if there
+/// are none.
 ///
 /// | metric | meaning |
 /// |---|---|
-/// | `replay/mismatch_kl` | mean over their tokens of k3, an estimate of KL(drawing policy ‖ present policy) |
-/// | `replay/effective_sample_share` | `(Σ ρ)² / (n Σ ρ²)` over their n tokens (Kish), ρ the ratio to the drawing policy |
+/// | `replay/mismatch_kl` | mean over their tokens of k3, an estimate of KL(sampling policy ‖ current policy), in nats |
+/// | `replay/effective_sample_share` | `(Σ ρ)² / (n Σ ρ²)` over their n tokens (Kish), ρ the ratio to the sampling policy |
 /// | `replay/effective_samples` | that share of their number |
 pub(crate) fn replayed(groups: &[ScoredGroup], scores: &[Vec<SampleScores>], present: &str) -> Metrics {
     let mut metrics = Metrics::new();
@@ -82,31 +83,32 @@ pub(crate) fn replayed(groups: &[ScoredGroup], scores: &[Vec<SampleScores>], pre
     metrics
 }
 
-/// `log π − log π_drawing` of each trained token of a sample, at the start of the step.
+/// Returns `log π − log π_behaviour` of each trained token of a sample at the start of the step, `[trained token]`.
 pub(crate) fn log_ratios(sample: &Sample, scores: &SampleScores) -> Vec<f64> {
     let pairs = scores.logprobs.iter().zip(&sample.logprobs).zip(&sample.mask);
     pairs.filter(|(_, trained)| **trained).map(|((now, then), _)| f64::from(now - then)).collect()
 }
 
-/// Tokens drawn.
+/// Returns the number of sampled tokens.
 pub(crate) fn generated_tokens(groups: &[ScoredGroup]) -> u64 {
     groups.iter().flat_map(|group| &group.group().samples).map(|sample| sample.len() as u64).sum()
 }
 
-/// Tokens drawn and prompt tokens, each prompt counted once per sample as TRL's `num_tokens` does.
+/// Returns the number of sampled tokens and prompt tokens, with each prompt counted once per sample as in TRL's
+/// `num_tokens`.
 pub(crate) fn seen_tokens(groups: &[ScoredGroup]) -> u64 {
     let prompts: usize = groups.iter().map(|group| group.group().prompt_ids.len() * group.group().samples.len()).sum();
     prompts as u64 + generated_tokens(groups)
 }
 
-/// The live ranks of an adapter.
+/// Computes the open ranks of an adapter.
 ///
 /// | metric | meaning |
 /// |---|---|
 /// | `adapter/active_rank` | mean of open ranks per adapted layer |
-/// | `adapter/rank_min`, `adapter/rank_max`, `adapter/rank_total` | over adapted layers; only where there are gates |
+/// | `adapter/rank_min`, `adapter/rank_max`, `adapter/rank_total` | over adapted layers; only with gates |
 /// | `adapter/rank/<module>` | mean over the layers with this last name part, such as `q_proj` |
-/// | `adapter/rank_computed` | open and closed ranks together: what a forward pass costs |
+/// | `adapter/rank_computed` | open and closed ranks together: the cost of a forward pass |
 pub(crate) fn ranks(adapter: &Adapter) -> Metrics {
     let mut metrics = Metrics::new();
     metrics.set("adapter/active_rank", adapter.active_rank());
@@ -133,7 +135,8 @@ pub(crate) fn ranks(adapter: &Adapter) -> Metrics {
     metrics
 }
 
-/// The largest resident memory of this process so far, in MB (10^6 bytes), as the kernel counts it; 0 where it does not.
+/// Returns the peak resident memory of this process, in MB (10^6 bytes), as counted by the kernel; 0 if the kernel does
+/// not report it.
 pub(crate) fn peak_rss_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -145,7 +148,7 @@ pub(crate) fn mean(numbers: &[f64]) -> f64 {
     numbers.iter().sum::<f64>() / numbers.len().max(1) as f64
 }
 
-/// With Bessel's correction; 0 for a single number.
+/// Returns the standard deviation with Bessel's correction; 0 for a single number.
 fn deviation(numbers: &[f64]) -> f64 {
     let mean = mean(numbers);
     let squares: f64 = numbers.iter().map(|x| (x - mean).powi(2)).sum();
@@ -159,7 +162,7 @@ mod tests {
 
     #[test]
     fn rewards_and_lengths_are_counted() {
-        // two groups: rewards 1, 0 and 1, 1; lengths 1..=4, the last one cut
+        // two groups: rewards 1, 0 and 1, 1; lengths 1..=4, the last one truncated
         let metrics = samples(&scored(&[&[1.0, 0.0], &[1.0, 1.0]]));
         assert_eq!(metrics.get("reward"), Some(0.75));
         assert!((metrics.get("reward_std").unwrap() - 0.5f64.sqrt() / 2.0).abs() < 1e-12);
@@ -174,7 +177,7 @@ mod tests {
 
     #[test]
     fn old_samples_are_weighed_against_the_present_policy() {
-        // the first sample has one token and the second two, all drawn with log-probability -1.0
+        // the first sample has one token and the second two, all sampled with log-probability -1.0
         let groups = scored(&[&[1.0, 0.0]]);
         let scores = |logprobs: &[f32]| SampleScores { logprobs: logprobs.to_vec(), ..SampleScores::default() };
         let doubled = -1.0 + std::f32::consts::LN_2;

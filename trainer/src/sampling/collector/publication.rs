@@ -1,7 +1,7 @@
-//! Adapters for workers: one small file per policy version, in the folder `published` of a run.
+//! Published adapters for workers: one small file per policy version, in the folder `published` of a run.
 //!
-//! A file appears under its name when it is whole. Of the versions before the newest one stays, for whoever is reading
-//! it just now. Where the run is shared at a URL, they lie there too, and workers are told that place.
+//! A file appears under its name only when it is whole. Versions that a worker may still be reading stay. If the run is
+//! shared at a URL, the files lie there too, and workers receive that URL.
 
 use crate::checkpoint::bucket::Shared;
 use crate::checkpoint::tensors;
@@ -14,19 +14,19 @@ use std::rc::Rc;
 use store::Files;
 use tch::Tensor;
 
-/// The published adapters of one run.
+/// Published adapters of one run.
 #[derive(Debug)]
 pub(crate) struct Publications {
     folder: PathBuf,
     shared: Option<Rc<Shared>>,
 }
 
-/// The folder of published adapters in a run folder.
+/// Folder of published adapters in a run folder.
 const PUBLISHED: &str = "published";
 
 impl Publications {
-    /// Those of this run folder, made where they are not there. Workers find them by their full path, or at the URL where
-    /// the run is shared.
+    /// Opens the published adapters of a run folder and creates the folder if it does not exist. Workers find them by
+    /// their full path, or at the URL at which the run is shared.
     pub(crate) fn new(run_folder: &Path, shared: Option<Rc<Shared>>) -> Result<Self> {
         let folder = run_folder.join(PUBLISHED);
         let made = fs::create_dir_all(&folder).and_then(|()| folder.canonicalize());
@@ -35,7 +35,7 @@ impl Publications {
         })
     }
 
-    /// Writes a policy's adapter, and drops those of versions before `oldest`. Returns the path or the URL where it is.
+    /// Writes a policy's adapter and removes versions before `oldest`. Returns the path or URL of the file.
     pub(crate) fn write(&self, policy: &Policy, oldest: u64) -> Result<String> {
         let adapter: Vec<(String, Tensor)> =
             policy.adapter().tensors().map(|(name, tensor)| (name, tensor.shallow_clone())).collect();
@@ -65,14 +65,14 @@ impl Publications {
         entries.filter_map(|path| Some((version(&path)?, path))).collect()
     }
 
-    /// Puts the adapter at a path or a URL into a policy. `false` if nothing is there.
-    pub(crate) fn restore(place: &str, policy: &mut Policy) -> Result<bool> {
-        let found = match place.rsplit_once('/').filter(|_| Files::is_url(place)) {
+    /// Loads the adapter at a path or URL into a policy; returns false if there is none.
+    pub(crate) fn restore(location: &str, policy: &mut Policy) -> Result<bool> {
+        let found = match location.rsplit_once('/').filter(|_| Files::is_url(location)) {
             Some((folder, file)) => Files::open(folder)?.read(file)?,
-            None => fs::read(place).ok(),
+            None => fs::read(location).ok(),
         };
         let Some(bytes) = found else { return Ok(false) };
-        policy.adapter_mut().restore(&tensors::from_bytes(&bytes, place)?)?;
+        policy.adapter_mut().restore(&tensors::from_bytes(&bytes, location)?)?;
         Ok(true)
     }
 }
