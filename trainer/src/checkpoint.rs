@@ -1,8 +1,8 @@
-//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//! Checkpoints: everything that a run needs to continue as if it had never stopped.
 //!
 //! A checkpoint is a folder `step_N` with the adapter and the optimizer's state as safetensors, and the rest as JSON.
-//! It is written under a temporary name, synced and renamed, so a folder named `step_N` is always whole. Randomness
-//! has addresses ([`schema::Seed`]) and samples are in the store, so neither is saved here.
+//! It is written under a temporary name, synced and renamed, so a folder named `step_N` is always complete. Randomness
+//! is derived from seeds and addresses ([`schema::Seed`]) and samples are in the store, so neither is saved here.
 
 pub(crate) mod bucket;
 pub(crate) mod restore;
@@ -18,34 +18,34 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-/// The part of a run's state that is not tensors.
+/// The state of a run that is not tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct State {
-    /// The last finished step; 0 before the first.
+    /// Last finished step; 0 before the first.
     pub step: u64,
-    /// The content hash of the policy, checked after restoring.
+    /// Content hash of the policy, checked after restoring.
     pub policy_hash: String,
-    /// The algorithm's own state.
+    /// State of the algorithm.
     pub algorithm: serde_json::Value,
-    /// The optimizer's numbers that are not tensors.
+    /// State of the optimizer that is not tensors.
     pub optimizer: serde_json::Value,
-    /// Tokens drawn so far.
+    /// Tokens sampled so far.
     pub generated_tokens: u64,
     /// Tokens seen so far, prompts included (TRL's `num_tokens`).
     pub num_tokens: u64,
-    /// Samples drawn so far.
+    /// Samples drawn so far by the run.
     pub samples: u64,
-    /// Seconds of training so far, over every call that it was resumed by.
+    /// Seconds of training so far, summed over every resume.
     pub train_seconds: f64,
-    /// The held-out metrics before the first step.
+    /// Held-out metrics before the first step.
     pub before: Metrics,
-    /// What the guards remember.
+    /// State of the guards.
     #[serde(default)]
     pub guard: Memory,
 }
 
 impl State {
-    /// Before the first step.
+    /// Returns the state before the first step.
     pub(crate) fn start(policy_hash: &str) -> Self {
         Self {
             step: 0,
@@ -62,32 +62,32 @@ impl State {
     }
 }
 
-/// One checkpoint, in memory.
+/// A checkpoint in memory.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
-    /// Everything but tensors.
+    /// State that is not tensors.
     pub state: State,
-    /// Named tensors, by the name of the file that they are in: `adapter`, `optimizer`, `critic`, …
+    /// Named tensors, by the name of their file: `adapter`, `optimizer`, `critic`, …
     parts: BTreeMap<String, Vec<(String, Tensor)>>,
 }
 
-/// The file of a checkpoint that is not tensors.
+/// File of a checkpoint for everything but tensors.
 pub(crate) const STATE: &str = "state.json";
 const EXTENSION: &str = "safetensors";
-/// The folder of a run's checkpoints in its own.
+/// Folder of the checkpoints in a run folder.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
-/// The folder of a step's checkpoint among them.
+/// Returns the name of a step's checkpoint folder.
 pub(crate) fn name_of(step: u64) -> String {
     format!("step_{step}")
 }
 
-/// The reverse of [`name_of`].
+/// Parses the step from the name of a checkpoint folder: the inverse of [`name_of`].
 pub(crate) fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step_")?.parse().ok()
 }
 
-/// The checkpoints of one run.
+/// Checkpoints of one run.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshots {
     folder: PathBuf,
@@ -95,12 +95,12 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    /// The checkpoints of this run folder, of which the newest `keep` stay (0: all).
+    /// Returns the checkpoints of this run folder; the newest `keep` stay (0: all).
     pub(crate) fn new(run_folder: &Path, keep: usize) -> Self {
         Self { folder: run_folder.join(CHECKPOINTS), keep }
     }
 
-    /// Writes a checkpoint and drops the oldest. Returns its folder.
+    /// Writes a checkpoint, removes the oldest beyond the limit, and returns the new folder.
     pub(crate) fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
         let name = name_of(snapshot.state.step);
         let (partial, whole) = (self.folder.join(format!(".{name}.partial")), self.folder.join(&name));
@@ -136,7 +136,7 @@ impl Snapshots {
         fs::File::open(&self.folder)?.sync_all()
     }
 
-    /// Steps that have a checkpoint, oldest first.
+    /// Returns the steps that have a checkpoint, in ascending order.
     pub(crate) fn steps(&self) -> Vec<u64> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let mut steps: Vec<u64> = entries.filter_map(|entry| step_of(entry.file_name().to_str()?)).collect();
@@ -144,12 +144,12 @@ impl Snapshots {
         steps
     }
 
-    /// The folder of a step's checkpoint.
+    /// Returns the folder of a step's checkpoint.
     pub(crate) fn path(&self, step: u64) -> PathBuf {
         self.folder.join(name_of(step))
     }
 
-    /// The newest checkpoint, if there is one.
+    /// Reads the newest checkpoint; `None` if there is none.
     pub(crate) fn newest(&self) -> Result<Option<Snapshot>> {
         self.steps().last().map(|step| Snapshot::read(&self.path(*step))).transpose()
     }
@@ -166,7 +166,7 @@ impl Snapshots {
 }
 
 impl Snapshot {
-    /// A checkpoint without tensors.
+    /// Returns a checkpoint without tensors.
     pub(crate) fn new(state: State) -> Self {
         Self { state, parts: BTreeMap::new() }
     }
@@ -176,24 +176,24 @@ impl Snapshot {
         self.parts.insert(name.to_owned(), tensors);
     }
 
-    /// The tensors of one file.
+    /// Returns the tensors of one file.
     pub(crate) fn part(&self, name: &str) -> Result<&[(String, Tensor)]> {
         self.parts.get(name).map(|part| &part[..]).ok_or_else(|| missing(name))
     }
 
-    /// Takes the tensors of one file out.
+    /// Removes and returns the tensors of one file.
     pub(crate) fn take(&mut self, name: &str) -> Result<Vec<(String, Tensor)>> {
         self.parts.remove(name).ok_or_else(|| missing(name))
     }
 
-    /// The content of each of its files of tensors, by name.
+    /// Returns the bytes of each of its tensor files, by name.
     pub(crate) fn files(&self) -> Result<Vec<(String, Vec<u8>)>> {
         let bytes = |(name, part): (&String, &Vec<(String, Tensor)>)| Ok((name.clone(), tensors::to_bytes(part)?));
         let files: std::io::Result<Vec<_>> = self.parts.iter().map(bytes).collect();
         files.map_err(|error| Error::runtime(format!("cannot pack a checkpoint: {error}")))
     }
 
-    /// The reverse of [`Snapshot::files`].
+    /// Rebuilds a checkpoint from its state and the bytes of its tensor files: the inverse of [`Snapshot::files`].
     pub(crate) fn of_files(state: State, files: &[(String, Vec<u8>)]) -> Result<Self> {
         let mut snapshot = Self::new(state);
         for (name, bytes) in files {

@@ -2,15 +2,15 @@
 //!
 //! ```text
 //! URL/RUN/config.toml                             the resolved config
-//! URL/RUN/run.json                                whose folder this is
+//! URL/RUN/run.json                                the run's number and store
 //! URL/RUN/metrics.jsonl                           as of the newest checkpoint
 //! URL/RUN/checkpoints/step_N/*.safetensors
 //! URL/RUN/checkpoints/step_N/state.json           written last, removed first: with it a checkpoint is whole
 //! URL/RUN/published/version_N.safetensors         for workers
 //! ```
 //!
-//! The run folder on the trainer's machine stays what the run is resumed from there. Wherever a run folder may be named,
-//! so may `URL/RUN`: [`run_folder`] makes a local copy of the newest checkpoint.
+//! On the trainer's machine a run still resumes from its run folder. `URL/RUN` is accepted in place of any run folder:
+//! [`run_folder`] makes a local copy of the newest checkpoint.
 
 use super::{CHECKPOINTS, STATE, name_of, step_of};
 use crate::config::Share;
@@ -20,11 +20,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use store::Files;
 
-/// What of a run folder describes it, without its checkpoints.
+/// Files of a run folder that describe the run, without its checkpoints.
 const ABOUT: [&str; 3] = [CONFIG, METRICS, OWNER];
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
-/// Which run a folder is of: its number and its store.
+/// Identity of the run that a folder belongs to: its number and its store.
 const OWNER: &str = "run.json";
 
 /// The folder of one run at a URL.
@@ -34,7 +34,8 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Where the run in this folder is shared, if it is. The folder there must be new, or this run's own.
+    /// Opens the shared folder of the run in this folder; `None` if it is not shared. The folder at the URL must be
+    /// new, or this run's own.
     pub(crate) fn open(share: &Share, run_folder: &Path) -> Result<Option<Self>> {
         if share.url.is_empty() {
             return Ok(None);
@@ -57,7 +58,7 @@ impl Shared {
         Ok(Some(shared))
     }
 
-    /// Writes a file, and gives its URL.
+    /// Writes a file and returns its URL.
     pub(crate) fn write(&self, name: &str, bytes: Vec<u8>) -> Result<String> {
         self.files.write(name, bytes)?;
         Ok(self.files.url_of(name))
@@ -68,7 +69,7 @@ impl Shared {
         Ok(self.files.remove(name)?)
     }
 
-    /// Writes a checkpoint of the run, and drops those that its folder has no more.
+    /// Writes a checkpoint of the run and removes those that its folder no longer has.
     pub(crate) fn checkpoint(&self, run_folder: &Path, step: u64, kept: &[u64]) -> Result<()> {
         let name = name_of(step);
         let folder = run_folder.join(CHECKPOINTS).join(&name);
@@ -94,8 +95,11 @@ impl Shared {
     }
 }
 
-/// A run's folder: the one that is named or, if a URL is, a copy of what is there, with the newest checkpoint. Copies lie in
-/// the cache, and what is in them already is not fetched again.
+/// Returns a local run folder: the path itself or, for a URL, a cached copy of the run there with its newest
+/// checkpoint. Files that are already cached are not fetched again.
+///
+/// # Errors
+/// If the URL cannot be read or holds no run with a checkpoint, or the cache cannot be written.
 pub fn run_folder(place: &Path) -> Result<PathBuf> {
     let Some(url) = place.to_str().filter(|place| Files::is_url(place)) else { return Ok(place.to_owned()) };
     let url = url.trim_end_matches('/');
@@ -106,7 +110,10 @@ pub fn run_folder(place: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Copies a run from a URL to a new folder, in which it can go on.
+/// Copies a run from a URL to a new folder, in which it can continue.
+///
+/// # Errors
+/// If the folder exists, the URL cannot be read or holds no run with a checkpoint, or the folder cannot be written.
 pub fn fetch_run(place: &Path, folder: &Path) -> Result<()> {
     let url = place.to_string_lossy();
     if folder.exists() {

@@ -10,12 +10,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 
-/// The checkpoint's file of the reference policy, once that is not the untouched network any more.
+/// Checkpoint file of the reference policy, present once that is no longer the untrained network.
 pub(crate) const REFERENCE: &str = "reference";
-/// The checkpoint's file of the policy at the end of the iteration before.
+/// Checkpoint file of the policy at the end of the previous iteration.
 pub(crate) const HAT: &str = "hat";
 
-/// The policy of a run's newest checkpoint, in a folder or shared at a URL.
+/// Loads the policy of a run's newest checkpoint, from a folder or a URL.
+///
+/// # Errors
+/// If there is no run or checkpoint, the base model cannot be loaded, or it is not the one that the checkpoint was
+/// trained on.
 pub fn trained_policy(folder: &Path) -> Result<Policy> {
     let folder = &bucket::run_folder(folder)?;
     let config = resumed_config(folder, &[])?;
@@ -24,8 +28,11 @@ pub fn trained_policy(folder: &Path) -> Result<Policy> {
     Ok(policy)
 }
 
-/// Another policy over the network of `base`: with the adapter of a run's newest checkpoint, here or shared at a URL, or of
-/// a folder of PEFT.
+/// Loads another policy over the network of `base`: with the adapter of a run's newest checkpoint, from a folder or a
+/// URL, or of a PEFT folder.
+///
+/// # Errors
+/// If there is no adapter, or it does not fit the base model.
 pub fn adapted_policy(base: &Policy, folder: &Path) -> Result<Policy> {
     let folder = &bucket::run_folder(folder)?;
     let build = |config: &AdapterConfig, seed: &Seed| config.build(base.network(), seed, base.device());
@@ -39,7 +46,7 @@ pub fn adapted_policy(base: &Policy, folder: &Path) -> Result<Policy> {
     Ok(policy)
 }
 
-/// Brings back the policy of a run's newest checkpoint, which has more than that.
+/// Restores the policy from a run's newest checkpoint, which holds more than the policy.
 pub(crate) fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<Snapshot> {
     let newest = Snapshots::new(folder, 0).newest()?;
     let snapshot = newest.ok_or_else(|| Error::input(format!("{} has no checkpoint yet", folder.display())))?;
@@ -47,8 +54,8 @@ pub(crate) fn restore_newest(folder: &Path, policy: &mut Policy) -> Result<Snaps
     Ok(snapshot)
 }
 
-/// Brings back the policy of a checkpoint of the run in `folder`: the one to use, where that is not the one to go on
-/// training.
+/// Restores the policy of a checkpoint of the run in `folder`: the policy to use, if it differs from the one to
+/// continue training.
 pub(crate) fn restore(snapshot: &Snapshot, policy: &mut Policy, folder: &Path) -> Result<()> {
     policy.adapter_mut().restore(snapshot.part("adapter")?)?;
     policy.set_version(snapshot.state.step);
@@ -60,7 +67,7 @@ pub(crate) fn restore(snapshot: &Snapshot, policy: &mut Policy, folder: &Path) -
     Ok(())
 }
 
-/// Fills a policy's fresh adapter with the newest one of the run that its config names.
+/// Replaces a policy's fresh adapter by the newest one of the run that its config names.
 pub(crate) fn start_from(config: &model::Config, policy: &mut Policy) -> Result<()> {
     let folder = &bucket::run_folder(Path::new(&config.adapter_from))?;
     let saved = resumed_config(folder, &[])?.model.adapter;
@@ -75,7 +82,8 @@ pub(crate) fn start_from(config: &model::Config, policy: &mut Policy) -> Result<
     Ok(())
 }
 
-/// The base model may have changed since the checkpoint was written; its adapter would then mean something else.
+/// Returns an error if the base model has changed since the checkpoint was written: its adapter would then compute
+/// something else.
 pub(crate) fn check_restored(policy: &Policy, state: &State, run_folder: &Path) -> Result<()> {
     if policy.version().hash == state.policy_hash {
         return Ok(());
@@ -87,7 +95,10 @@ pub(crate) fn check_restored(policy: &Policy, state: &State, run_folder: &Path) 
     )))
 }
 
-/// The config that a stopped run was started with, with changes on top.
+/// Reads the config that a stopped run was started with and applies overrides.
+///
+/// # Errors
+/// If the folder has no config, or it or an override is invalid.
 pub fn resumed_config(folder: &Path, overrides: &[Override]) -> Result<Config> {
     let path = folder.join("config.toml");
     if !path.exists() {
@@ -99,13 +110,14 @@ pub fn resumed_config(folder: &Path, overrides: &[Override]) -> Result<Config> {
     Config::load(&path, overrides)
 }
 
-/// Whether two configs name the same weights in the same format, adapters aside.
+/// Returns true if two configs name the same weights in the same format, adapters aside.
 pub(crate) fn same_base(a: &model::Config, b: &model::Config) -> bool {
     (&a.path, &a.random, &a.device, a.dtype) == (&b.path, &b.random, &b.device, b.dtype)
 }
 
-/// The end of the iteration before, `p̂`, in a checkpoint that stands at the beginning of one: the policy there is where
-/// training goes on, which is its own reference and is not what the method is for. `None` anywhere else.
+/// Returns the end of the previous iteration, `p̂`, from a checkpoint at the start of an iteration. The policy saved
+/// there is the start of further training, which is its own reference, and not the result of the method. `None` in
+/// every other checkpoint.
 fn end_of_iteration(snapshot: &Snapshot) -> Option<&[(String, Tensor)]> {
     let (hat, own, reference) =
         (snapshot.part(HAT).ok()?, snapshot.part("adapter").ok()?, snapshot.part(REFERENCE).ok()?);
@@ -113,7 +125,7 @@ fn end_of_iteration(snapshot: &Snapshot) -> Option<&[(String, Tensor)]> {
     alike(own, reference).then_some(hat)
 }
 
-/// Whether each of these tensors is there under the same name.
+/// Returns true if each of these tensors is present under the same name.
 pub(crate) fn alike<'a>(
     mut own: impl Iterator<Item = (String, &'a Tensor)>,
     reference: impl Iterator<Item = (String, &'a Tensor)>,

@@ -1,35 +1,35 @@
-//! `[collector.remote]`
+//! Config of remote workers: `[collector.remote]`.
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// `[collector.remote]`
+/// `[collector.remote]`: workers in other processes or on other machines sample.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RemoteConfig {
-    /// How many versions behind the policy of its step the policy that draws may be. 0 draws each step when it is due;
-    /// more lets workers draw ahead while the trainer learns.
+    /// Largest number of versions by which the sampling policy may lag behind the policy of its step. 0 samples each
+    /// step when it is due; more lets workers sample ahead during training.
     pub max_staleness: u64,
-    /// Prompts in one job: what a worker draws at a time, and loses if it dies.
+    /// Prompts per job: the unit that a worker samples at a time and loses if it dies.
     pub prompts_per_job: usize,
-    /// A worker that was not heard of for so many seconds is taken for dead, and its job is given to another.
+    /// Seconds without a heartbeat after which a worker counts as dead and its job goes to another.
     pub lease_s: f64,
-    /// How long the trainer waits for a worker before it does what `without_workers` says, in seconds.
+    /// Seconds that the trainer waits for a worker before the action of `without_workers`.
     pub patience_s: f64,
-    /// What the trainer does where no worker is alive.
+    /// Action of the trainer if no worker is alive: `draw`, `wait` or `stop`.
     pub without_workers: WithoutWorkers,
 }
 
-/// What the trainer does where no worker is alive.
+/// Action of the trainer if no worker is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WithoutWorkers {
-    /// It draws itself, job after job, until one comes.
+    /// Samples itself, job after job, until a worker appears.
     Draw,
-    /// It waits for one.
+    /// Waits for a worker.
     Wait,
-    /// It ends with an error; the run can be resumed.
+    /// Ends with an error; the run can be resumed.
     Stop,
 }
 
@@ -46,7 +46,7 @@ impl Default for RemoteConfig {
 }
 
 impl RemoteConfig {
-    /// Refuses numbers that make no sense.
+    /// Returns an error for a number outside its range.
     pub(crate) fn check(&self) -> Result<()> {
         if self.prompts_per_job == 0 {
             return Err(Error::input("collector.remote.prompts_per_job must be at least 1, but is 0"));

@@ -183,7 +183,10 @@ fn a_config_without_tables_has_no_guards_and_says_nothing() {
 fn what_cannot_work_is_refused_by_name() {
     let refused = |text: &str, algorithm: algorithm::Config, checkpoint: Checkpoint| {
         let built = build(&algorithm).unwrap();
-        guarded(text).check(&*built, algorithm.name(), checkpoint.keep, checkpoint.every).err().map(|error| error.to_string())
+        guarded(text)
+            .check(&*built, algorithm.name(), checkpoint.keep, checkpoint.every)
+            .err()
+            .map(|error| error.to_string())
     };
     let grpo = || algorithm::Config::Grpo(Grpo::default());
     for (text, said) in [
