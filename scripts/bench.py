@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""Measure proxrl, and what people would use instead, on the same weights, on one machine, in one run.
+"""Measure proxrl and its peers on the same weights, on one machine, in one run.
 
     make bench                                    this program alone, against the machine's limits
     make bench PEERS=1                            and transformers with PEFT, TRL and llama.cpp
-    python3 scripts/bench.py --parts decode grpo  some parts; the others keep the numbers that they have
-    python3 scripts/bench.py --check              has anything become slower than docs/results/performance.json says?
+    python3 scripts/bench.py --parts decode grpo  some parts; the others keep their stored numbers
+    python3 scripts/bench.py --check              fails if a ratio of docs/results/performance.json was lost
     python3 scripts/bench.py --set model.dtype=bf16 --kept docs/results/performance-bf16.json
-                                                  all with weights of bf16
+                                                  all with bf16 weights
 
 Product and peers take turns, part by part and round by round, each in a process of its own. Every number is the median of
-its repetitions with the least and the greatest. What is kept and compared later are ratios only, of numbers of one run:
-product to peer, and product to the machine's limit, as `proxrl bench` computes it.
+its repetitions, with minimum and maximum. Only ratios of numbers of one run are stored and compared later: product to
+peer, and product to the machine's limit as computed by `proxrl bench`.
 
 The peers get a Python environment of their own in ${PROXRL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/proxrl}/peers, some 6 GB,
-at the versions below; llama.cpp is compiled on the way, which takes minutes. `--peers-python` names an environment that
-is there already. The weights are the untouched model, exported by this program itself, and it is checked that the peers'
-tokenizer gives the same tokens. Without --peers, Python 3.8 and the program are enough.
+at the versions below; llama.cpp is compiled for it, which takes minutes. `--peers-python` names an existing environment.
+The weights are the untrained model, exported by this program itself, and the script checks that the peers' tokenizer
+gives the same tokens. Without --peers, Python 3.8 and the program are enough.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PINNED = [
 ]
 PARTS = ["decode", "prefill", "score", "train", "grpo", "dpo", "startup", "growth"]
 USUAL = PARTS[:-1]
-# Who does the same, by part.
+# Peers of each part.
 PEERS = {
     "decode": ["transformers", "llama.cpp"],
     "prefill": ["transformers", "llama.cpp"],
@@ -60,8 +60,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=USUAL, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--peers", action="store_true", help="measure the peers too; sets up their environment once")
-    parser.add_argument("--peers-python", type=Path, help="a Python that has the peers already")
-    parser.add_argument("--only-peers", nargs="+", metavar="PEER", help="of transformers, trl and llama.cpp, only these")
+    parser.add_argument("--peers-python", type=Path, help="an existing Python with the peers")
+    parser.add_argument("--only-peers", nargs="+", metavar="PEER", help="only these of transformers, trl and llama.cpp")
     parser.add_argument("--rounds", type=int, default=1, help="turns that product and peers take")
     parser.add_argument("--repetitions", type=int, default=3, help="of each figure in each turn")
     parser.add_argument("--seconds", type=float, default=60, help="no further repetition of a figure begins after this")
@@ -75,9 +75,9 @@ def arguments():
     parser.add_argument("--model", help="the model; that of configs/bench.toml by default")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the config")
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/proxrl")
-    parser.add_argument("--kept", type=Path, default=ROOT / "docs/results/performance.json", help="where ratios are kept")
-    parser.add_argument("--check", action="store_true", help="compare with what is kept instead of keeping it")
-    parser.add_argument("--tolerance", type=float, default=0.25, help="the share of a ratio that may be lost")
+    parser.add_argument("--kept", type=Path, default=ROOT / "docs/results/performance.json", help="file of the ratios")
+    parser.add_argument("--check", action="store_true", help="compare with the stored ratios instead of storing")
+    parser.add_argument("--tolerance", type=float, default=0.25, help="share of a ratio that may be lost")
     return parser.parse_args()
 
 
@@ -87,7 +87,7 @@ def cache_folder():
 
 
 def peers_python(args):
-    """A Python that has the peers; None if they are not wanted."""
+    """Returns the path of a Python with the peers; None if they are not asked for."""
     if args.peers_python:
         return args.peers_python
     if not args.peers:
@@ -107,7 +107,7 @@ def say(line):
 
 
 def run(command, **more):
-    """What a command prints; its complaints go to the screen."""
+    """Returns the standard output of a command; its standard error is passed through. Exits if the command fails."""
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, **more)
     if done.returncode != 0:
         sys.exit(f"{shlex.join(map(str, command))} failed")
@@ -120,7 +120,7 @@ def changes(args):
 
 
 def weights(args, python, dtype):
-    """The untouched model as the peers read it: (Hugging Face folder, GGUF file), made once for each program and model."""
+    """Returns the untrained model for the peers, (Hugging Face folder, GGUF file); exports once per program and model."""
     about = [str(args.program.stat().st_mtime_ns), args.model or "", *args.set]
     folder = cache_folder() / "bench-weights"
     stamp = folder / ".complete"
@@ -146,7 +146,7 @@ def weights(args, python, dtype):
 
 
 def check_tokens(python, hf, expected):
-    """Digits are one token each, and the chat template is the same: else the peers would do other work."""
+    """Checks that the peers' tokenizer and chat template give the same tokens; otherwise they would do other work."""
     code = (
         "import json, sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1]);"
         " print(json.dumps(t.apply_chat_template([{'role': 'user', 'content': sys.argv[2]}],"
@@ -167,7 +167,7 @@ def product(args, part):
 
 
 def refuse_mixture(args, dtype):
-    """Ends where the kept figures are of weights of another format."""
+    """Exits if the stored figures are of weights of another format."""
     kept = json.loads(args.kept.read_text()).get("parts", {}) if args.kept.exists() else {}
     others = {part.get("dtype", "f32") for part in kept.values()} - {dtype}
     if others:
@@ -175,7 +175,7 @@ def refuse_mixture(args, dtype):
 
 
 def store_growth():
-    """Appends to and draws from a store that grows to a million samples, by the store's own bench."""
+    """Measures appending to and reading from a store that grows to a million samples, by the store's own bench."""
     say("growth: the store")
     words = [os.environ.get("CARGO", "cargo"), "run", "--release", "--locked", "--package", "proxrl-store"]
     return json.loads(run([*words, "--example", "bench", "--", "growth"], cwd=ROOT))["figures"]
@@ -193,7 +193,7 @@ def peer(args, python, name, part, work):
 
 
 def measure(args, python):
-    """Figures by key, with the values of the product and of each peer; and what else the product says, by part."""
+    """Returns figures by key, with the values of the product and of each peer, and the product's other output by part."""
     figures, about = {}, {}
     for turn in range(args.rounds):
         for part in args.parts:
@@ -234,12 +234,12 @@ def summary(values):
 
 
 def ratio(better, own, other):
-    """How many times better `own` is than `other`."""
+    """Returns the factor by which `own` is better than `other`."""
     return own / other if better == "higher" else other / own
 
 
 def condensed(figures):
-    """Figures with medians and ratios, as they are kept."""
+    """Returns the figures with medians and ratios, in the form in which they are stored."""
     kept = []
     for figure in figures.values():
         better = figure.get("better", "lower")
@@ -259,7 +259,7 @@ def condensed(figures):
 
 
 def ratios(entries):
-    """Every ratio that is guarded, by a name that says what it is."""
+    """Returns every guarded ratio by a descriptive name."""
     found = {}
     for entry in entries:
         if entry["share_of_limit"]:
@@ -271,7 +271,7 @@ def ratios(entries):
 
 
 def check(kept, now, tolerance):
-    """Prints ratios that were lost; how many."""
+    """Prints the ratios that were lost and returns their number."""
     before, after = ratios(kept["figures"]), ratios(now)
     lost = 0
     for name in sorted(before.keys() & after.keys()):
@@ -294,7 +294,7 @@ def versions(python):
 
 
 def keep(args, about, entries, python):
-    """Puts the figures into the file, beside those of parts that were not measured now, and writes the page."""
+    """Stores the figures beside those of parts that were not measured, and writes the page."""
     kept = json.loads(args.kept.read_text()) if args.kept.exists() else {"figures": []}
     measured = {entry["key"] for entry in entries}
     kept["figures"] = [entry for entry in kept["figures"] if entry["key"] not in measured] + entries

@@ -14,14 +14,14 @@ CHARTS = [
     ("memory", r".*/peak_memory$", "Peak memory, MB (less is better)"),
 ]
 
-# Said where TRL's batch was cut.
+# Note on figures for which TRL's batch was split.
 TRL_MICRO = """
 `--trl-micro N` cuts TRL's batch into passes of N rows, as people do whose memory the whole batch does not fit in.
 """
 
 
 def number(value):
-    """Three digits that count."""
+    """Formats a number with three significant digits."""
     if value is None:
         return ""
     size = abs(value)
@@ -39,7 +39,7 @@ def spread(one):
 
 
 def between(values):
-    """The least and the greatest, once if they look alike."""
+    """Formats minimum and maximum, as one number if they look alike."""
     ends = [number(value) for value in (min(values), max(values))] if values else ["?"]
     return "–".join(dict.fromkeys(ends))
 
@@ -71,7 +71,7 @@ def markdown_table(entries):
 
 
 def bar_chart(title, groups):
-    """Horizontal bars: `groups` is a list of (label, [(series, value)])."""
+    """Draws horizontal bars: `groups` is a list of (label, [(series, value)])."""
     bar, gap, width = 16, 14, 640
     # Letters of this size are about eight wide; a label must not begin outside of the picture.
     left = 30 + 8 * max((len(label) for label, _ in groups), default=0)
@@ -105,7 +105,7 @@ def bar_chart(title, groups):
 
 
 def line_chart(title, x_label, y_label, series):
-    """Lines on two logarithmic axes: `series` is a list of (name, [(x, y)])."""
+    """Draws lines on two logarithmic axes: `series` is a list of (name, [(x, y)])."""
     from math import ceil, floor, log10
 
     left, top, width, height = 80, 40, 640, 300
@@ -152,7 +152,7 @@ def line_chart(title, x_label, y_label, series):
 
 
 def growth(entries):
-    """(file, title, x label, y label, series) of what grows, where it was measured."""
+    """Returns (file, title, x label, y label, series) of every measured growth curve."""
     at = lambda prefix, value: [
         (int(entry["key"].rsplit("/", 1)[1]), value(entry))
         for entry in entries
@@ -174,7 +174,7 @@ def growth(entries):
 
 
 def write(kept, page):
-    """Writes the page and its pictures; the page's path."""
+    """Writes the page and its plots; returns the page's path."""
     sections = []
     for name, pattern, title in CHARTS:
         groups = []

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""What other programs need for the work that `proxrl bench` measures. scripts/bench.py starts this, in an environment
-that has them.
+"""Measures other programs on the work of `proxrl bench`. scripts/bench.py starts this in an environment that has them.
 
     python bench_peers.py PEER PART WORK
 
 PEER is `transformers` (with a LoRA adapter by PEFT), `trl` or `llama.cpp`, PART a part of `proxrl bench`, and WORK a JSON
-object that says where the weights are and how large the work is. Prints one JSON object with the figures under the names
-that `proxrl bench` gives them.
+object with the paths of the weights and the size of the work. Prints one JSON object with the figures under the names of
+`proxrl bench`.
 """
 
 import json
@@ -28,12 +27,12 @@ PAIRS, PAIR_TOKENS = 32, 64
 
 
 def ragged_lengths():
-    """The lengths of the ragged batch of `proxrl bench`: quantiles of an exponential distribution."""
+    """Returns the lengths of the ragged batch of `proxrl bench`: quantiles of an exponential distribution."""
     return [int(max(RAGGED_MEAN * -math.log(1 - (row + 0.5) / RAGGED_ROWS), 4)) for row in range(RAGGED_ROWS)]
 
 
 def repeat(work, seconds_of):
-    """The result of each repetition, until there are enough or the patience is over."""
+    """Yields the result of each repetition, up to their number or the time limit."""
     began, done = time.perf_counter(), []
     while not done or len(done) < seconds_of["repetitions"] and time.perf_counter() - began < seconds_of["seconds"]:
         done.append(work())
@@ -55,18 +54,18 @@ def peak_memory_mb():
 
 
 def age_s():
-    """Seconds since this process began."""
+    """Returns the seconds since this process started."""
     ticks = float(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
     return float(open("/proc/uptime").read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def pieces(ids, count, length):
-    """Pieces of the prose as `proxrl bench` cuts them: each begins 7 tokens after the one before."""
+    """Returns pieces of the prose as in `proxrl bench`: each begins 7 tokens after the one before."""
     return [[ids[(7 * number + place) % len(ids)] for place in range(length)] for number in range(count)]
 
 
 def number_format(torch, work):
-    """That of the frozen weights; adapters are f32."""
+    """Returns the dtype of the frozen weights; adapters are f32."""
     return {"f32": torch.float32, "bf16": torch.bfloat16}[work["dtype"]]
 
 
@@ -179,7 +178,7 @@ def train(work):
 
 
 def step_times():
-    """A callback that notes how old the process is when the first step begins, and how long each step takes."""
+    """Returns a callback that records the process' age at the first step and the duration of each step."""
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):
@@ -322,7 +321,7 @@ class Llama:
         self.sampler = c.llama_sampler_init_dist(0)
 
     def pass_over(self, entries):
-        """One pass over (token, place, sequence, whether its logits are wanted)."""
+        """Runs one pass over tuples (token, position, sequence, whether its logits are needed)."""
         for row, (token, place, sequence, wanted) in enumerate(entries):
             self.batch.token[row], self.batch.pos[row] = token, place
             self.batch.n_seq_id[row], self.batch.seq_id[row][0] = 1, sequence

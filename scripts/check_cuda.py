@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Does a GPU do what the CPU does, and does every training config run on it?
+"""Check that a GPU computes what the CPU computes, and that every training config runs on it.
 
     python3 scripts/check_cuda.py
 
@@ -13,8 +13,8 @@ On a machine with an NVIDIA GPU and a program that was built after `PROXRL_CUDA=
 - the quickstart runs to its end in both formats, alone;
 - `proxrl bench` measures speed in both formats.
 
-What was found is kept in OUT, a JSON file per part; an earlier check's runs there are replaced. `--only PART …` runs
-some of it. What failed is named at the end, with exit code 1. Needs Python 3.8 and nothing else.
+Results are stored in OUT, a JSON file per part; an earlier check's runs there are replaced. `--only PART …` runs some
+parts. Failures are listed at the end, with exit code 1. Needs Python 3.8 and nothing else.
 """
 
 import argparse
@@ -39,21 +39,21 @@ QUESTIONS = [
     "Write one sentence about rain.",
     "Count from one to ten in words.",
 ]
-# They need an endpoint, a worker elsewhere or the samples of another run, serve, or only say what `bench` measures.
+# Configs that need an endpoint, a worker elsewhere or the samples of another run, that serve, or that `bench` measures.
 NOT_ALONE = {"judge_endpoint", "remote", "remix_offline", "serve", "bench"}
-# They learn from samples of other policies by design, which `mismatch_kl` then shows.
+# Configs that learn from samples of other policies by design, which shows in `mismatch_kl`.
 OFF_POLICY = {"props", "remix_grpo", "remix_ppo"}
-# Nats. In f32 sums differ in their order, over thirty layers; in bf16 sampler and trainer may also round otherwise.
+# In nats. In f32 the order of sums differs, over thirty layers; in bf16 sampler and trainer may also round differently.
 LOGPROB_LIMIT = 2e-3
 MISMATCH_LIMIT = {"f32": 1e-5, "bf16": 1e-2}
 
 
 class Failed(Exception):
-    """A check that did not hold, as a sentence."""
+    """A failed check, as a sentence."""
 
 
 def run(program, *arguments, wait=600):
-    """Standard output of the program, which must end well."""
+    """Returns the program's standard output; a failure of the program is a failed check."""
     done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=wait)
     if done.returncode != 0:
         said = done.stderr.strip()[-1500:]
@@ -62,7 +62,7 @@ def run(program, *arguments, wait=600):
 
 
 def gpu():
-    """Name, driver, and MB in use of the first GPU."""
+    """Returns name, driver, and used MB of the first GPU."""
     if not shutil.which("nvidia-smi"):
         return "none", "none", 0.0
     asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.used", "--format=csv,noheader,nounits", "--id=0"]
@@ -99,7 +99,7 @@ def greedy(options):
 
 
 def changed(options, folder, dtype, **changes):
-    """`--set` for a run on the device in this format, with a store of its own beside its folder, both made anew."""
+    """Returns the `--set` options of a run on the device in this format; its folder and its own store are created anew."""
     shutil.rmtree(folder, ignore_errors=True)
     for left in folder.parent.glob(f"{folder.name}.db*"):
         left.unlink()
@@ -114,7 +114,7 @@ def metrics(folder):
 
 
 def one_config(options, name, dtype):
-    """A few steps of a config; what there is to say of it."""
+    """Runs a few steps of a config and returns its row of results."""
     folder = options.out / "configs" / f"{name}-{dtype}"
     started = time.monotonic()
     # Few held-out prompts: many of these run side by side.
@@ -213,14 +213,14 @@ def keep(options, part, found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", default=str(ROOT / "target/release/proxrl"))
-    parser.add_argument("--model", default="SmolLM2-135M-Instruct.Q4_1.gguf", help="what model.path names")
-    parser.add_argument("--device", default="cuda", help="cpu tries this file out where there is no GPU")
+    parser.add_argument("--model", default="SmolLM2-135M-Instruct.Q4_1.gguf", help="value of model.path")
+    parser.add_argument("--device", default="cuda", help="cpu tries this script without a GPU")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--configs", nargs="+", help="these alone, by the names of their files")
     parser.add_argument("--steps", type=int, default=3, help="of every config")
     parser.add_argument("--seconds", type=int, default=10, help="of the bench: no figure is repeated after so many")
     parser.add_argument("--jobs", type=int, default=6, help="configs that run side by side")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs/cuda", help="where the runs go, and what was measured")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/cuda", help="folder of runs and results")
     options = parser.parse_args()
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Do exports mean the same to the programs that they are for as to proxrl?
+"""Check that exports compute the same in the programs that they are for as in proxrl.
 
-Draws an answer with a run's newest checkpoint, exports the run in every format, loads each export where it is meant to
-be loaded, and compares the log-probability of every drawn token, and the ids of a text:
+Samples an answer with a run's newest checkpoint, exports the run in every format, loads each export in its target
+program, and compares the log-probability of every sampled token, and the ids of a text:
 
 | export | loaded by |
 |---|---|
@@ -12,12 +12,12 @@ be loaded, and compares the log-probability of every drawn token, and the ids of
 
     python3 scripts/check_interchange.py RUN_FOLDER BASE_MODEL [PROXRL]
 
-RUN_FOLDER is a run, BASE_MODEL the .gguf file or Hugging Face folder that it was trained on. What is not installed
-(torch, transformers, peft, gguf; llama-cpp-python) is skipped and named, and does not fail. An export that means
-something else ends the program with 1.
+RUN_FOLDER is a run, BASE_MODEL the .gguf file or Hugging Face folder that it was trained on. Packages that are not
+installed (torch, transformers, peft, gguf; llama-cpp-python) are skipped with a note and do not fail the check. An
+export that computes something else ends the program with 1.
 
-An adapter can only be compared on a base that both read alike. transformers' own reader of GGUF files leaves out Llama
-3's rotary factors and Qwen3's head size: such a base is noticed and skipped; give its Hugging Face folder.
+An adapter can only be compared on a base that both programs read alike. transformers' own reader of GGUF files leaves
+out Llama 3's rotary factors and Qwen3's head size: such a base is detected and skipped; give its Hugging Face folder.
 """
 
 import json
@@ -27,14 +27,14 @@ import sys
 import tempfile
 
 QUESTION = "What is 12+7? Answer with a number."
-# Nats. Everything f32: arithmetic in another order, over some 30 layers.
+# In nats. Everything in f32: arithmetic in another order, over some 30 layers.
 EXACT = 2e-3
 # llama.cpp multiplies in f16, or rounds both sides of a product to 8 bits.
 ROUNDED = {"f16": 5e-2, "q8_0": 0.5}
 
 
 class Missing(Exception):
-    """What a check needs and does not have."""
+    """A requirement of a check that is not installed."""
 
 
 def proxrl(program, *arguments):
@@ -69,7 +69,7 @@ def scored_by_torch(model, drawn):
 
 
 def load_base(base, own):
-    """The base in transformers, if it is there what it is in proxrl, which drew `own` from it."""
+    """Loads the base in transformers; raises unless it computes there what it computes in proxrl, which sampled `own`."""
     try:
         model = load(base)
     except (OSError, RuntimeError, ValueError) as error:

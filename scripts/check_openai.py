@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Does the daemon answer the official `openai` package as its servers would?
+"""Check that the daemon answers the official `openai` package as OpenAI's servers would.
 
-Starts `proxrl rollout serve` on a tiny random network at a free port, and asks it everything that docs/serving.md
-promises through the package's own client, whose types refuse what they do not know.
+Starts `proxrl rollout serve` on a tiny random network at a free port, and requests everything that docs/serving.md
+promises through the package's own client, whose types reject unknown fields.
 
     python3 scripts/check_openai.py [PROXRL]
 
-PROXRL is the program, target/debug/proxrl by default. Without the package (pip install openai) nothing is checked, and
-a line says so.
+PROXRL is the program, target/debug/proxrl by default. Without the package (pip install openai) the script prints a line
+and checks nothing.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ engine = { max_running = 8 }
 
 @contextlib.contextmanager
 def daemon(program):
-    """The URL and the token of a daemon that ends with the block."""
+    """Yields the URL and the token of a daemon that stops with the block."""
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, "serve.toml"), "w") as file:
             file.write(CONFIG)
@@ -119,7 +119,7 @@ def check_errors(client, openai, url):
 
 
 def check_queue(client, openai):
-    """Eight streams fill the daemon; a ninth is told to wait, and gets its turn when one of them is closed."""
+    """Fills the daemon with eight streams; a ninth is refused, and admitted once one of them is closed."""
     def stream():
         return client.completions.create(model="tiny", prompt="a", max_tokens=4000, temperature=0, stream=True)
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """LoRA, SoRA at twice the rank, and SoRA that is pruned on the way: accuracy, time and memory side by side.
 
-Trains each on several seeds, one after the other on the same machine, and prints a Markdown table of what each run's
-summary.json says. A run that is there already is not trained again, so an interrupted comparison goes on where it was.
+Trains each on several seeds, one after the other on the same machine, and prints a Markdown table from each run's
+summary.json. A finished run is not trained again, so an interrupted comparison continues where it stopped.
 
     python3 scripts/compare_adapters.py OUT_FOLDER [--seeds 0 1 2] [--proxrl target/release/proxrl] [--set KEY=VALUE ...]
 
-`--set` goes to every run, such as `--set steps=20`.
+`--set` applies to every run, such as `--set steps=20`.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in arguments.seeds:
-        # Kinds side by side within a seed, so that what else the machine does falls on all of them.
+        # All kinds of one seed in sequence, so that other load on the machine affects all of them.
         for number, (kind, config) in enumerate(KINDS.items()):
             folder = out / f"kind-{number}-seed-{seed}"
             train(arguments.proxrl, config, seed, arguments.changes, folder)

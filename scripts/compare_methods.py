@@ -4,16 +4,16 @@
     python3 scripts/compare_methods.py configs/grpo.toml configs/rloo.toml --seeds 0 1 2 --page docs/results/methods.md
 
 Every config is trained on every seed into OUT/NAME-SEED, one after another, because they would share the cores; `--jobs
-N` trains N side by side, for machines with cores or a GPU to spare. Each keeps its samples in OUT/NAME-SEED.db. What is
-finished is not run again, and what was interrupted goes on, so the same command can be given until it is done. `--set
-KEY=VALUE` changes all configs, `--set NAME:KEY=VALUE` one of them: a method that draws more samples per step, such as
-DAPO, should have fewer steps.
+N` trains N at a time, for machines with cores or a GPU to spare. Each stores its samples in OUT/NAME-SEED.db. Finished
+runs are not repeated and interrupted ones continue, so the same command can be given until it is done. `--set
+KEY=VALUE` changes all configs, `--set NAME:KEY=VALUE` one of them: a method with more samples per step, such as DAPO,
+should have fewer steps.
 
 The tables read each run's metrics.jsonl at equal numbers of samples and at equal seconds of training: the mean of a
-metric over the last eighth of the way to that point, then its mean and standard deviation over seeds. `--reach
-METRIC=VALUE,...` adds what each method spends until a metric, such as the held-out accuracy of `evaluate.every`, is
-first at that value, or its mean over the newest `--window` samples is; `--means METRIC,...` adds means over all steps.
-The curves are `proxrl plot`. Needs Python 3.8 and the program, nothing else.
+metric over the last eighth of the budget up to that point, then its mean and standard deviation over seeds. `--reach
+METRIC=VALUE,...` adds the samples, tokens and seconds that each method spends until a metric, such as the held-out
+accuracy of `evaluate.every`, first reaches that value, or until its mean over the newest `--window` samples does;
+`--means METRIC,...` adds means over all steps. `proxrl plot` draws the curves. Needs Python 3.8 and the program.
 """
 
 import argparse
@@ -31,22 +31,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Parts of the common budget at which the tables read a metric.
 PARTS = (0.25, 0.5, 0.75, 1.0)
-# The share of the whole budget that a reading is averaged over.
+# Share of the whole budget that a reading is averaged over.
 WINDOW = 0.125
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", metavar="[NAME=]CONFIG", help="configs, each named after its file or as said")
+    parser.add_argument("configs", nargs="+", metavar="[NAME=]CONFIG", help="configs, each named after its file or as given")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], metavar="[NAME:]KEY=VALUE", help="change a key")
-    parser.add_argument("--samples", type=int, help="the sample budget; by default what every run has drawn")
+    parser.add_argument("--samples", type=int, help="sample budget; by default the samples that every run has")
     parser.add_argument("--metric", default="reward", help="a name in metrics.jsonl")
-    parser.add_argument("--reach", default="", metavar="METRIC=VALUE,...", help="values to be reached, greater is better")
-    parser.add_argument("--window", type=int, default=0, help="samples that a metric is averaged over until it is reached")
+    parser.add_argument("--reach", default="", metavar="METRIC=VALUE,...", help="values to reach; greater is better")
+    parser.add_argument("--window", type=int, default=0, help="samples that a metric to reach is averaged over")
     parser.add_argument("--means", default="", metavar="METRIC,...", help="metrics to average over all steps")
     parser.add_argument("--about", default="", help="a paragraph about the task, for the page")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where the runs go")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the runs")
     parser.add_argument("--page", type=Path, default=Path("docs/results/methods.md"), help="the page to write")
     parser.add_argument("--title", default="Methods compared")
     parser.add_argument("--jobs", type=int, default=1, help="runs that train side by side")
@@ -55,7 +55,7 @@ def arguments():
 
 
 def overrides(settings, name):
-    """The settings for one config: those without a name, and its own."""
+    """Returns the settings for one config: those without a name, and its own."""
     chosen = []
     for setting in settings:
         owner, separator, rest = setting.partition(":")
@@ -69,13 +69,13 @@ def overrides(settings, name):
 
 
 def named(text):
-    """The name and the file of a config: `NAME=FILE`, or a file that names itself."""
+    """Returns name and file of a config: of `NAME=FILE`, or of a file, whose name is the config's."""
     name, separator, file = text.partition("=")
     return (name, Path(file)) if separator else (Path(text).stem, Path(text))
 
 
 def train(program, config, seed, folder, settings):
-    """Trains one config, unless it has been trained already; goes on where it stopped."""
+    """Trains one config unless that is done already; continues an interrupted run."""
     if (folder / "summary.json").exists():
         return
     if (folder / "config.toml").exists():
@@ -90,7 +90,7 @@ def train(program, config, seed, folder, settings):
 
 
 def steps(folder):
-    """The metrics of every step; the held-out accuracy after the last one is in summary.json alone."""
+    """Returns the metrics of every step; the held-out accuracy after the last one is in summary.json alone."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     after = json.loads((folder / "summary.json").read_text()).get("accuracy_after")
     if lines and after is not None:
@@ -99,7 +99,7 @@ def steps(folder):
 
 
 def rows(folder, metric):
-    """(samples, seconds, metric) of every step that has the metric."""
+    """Returns (samples, seconds, metric) of every step that has the metric."""
     lines = steps(folder)
     found = [(row["num_samples"], row["time/train_s"], row[metric]) for row in lines if row.get(metric) is not None]
     if not found:
@@ -108,9 +108,9 @@ def rows(folder, metric):
 
 
 def reading(points, place, budget):
-    """The mean over the last eighth of the budget before a place; None beyond the end of the run.
+    """Returns the mean over the last eighth of the budget before `place`; None beyond the end of the run.
 
-    `points` are (x, y), x ascending. A step counts where it ends; if none ends in the window, the last one before does.
+    `points` are (x, y), x ascending. A step counts at its end; if none ends in the window, the last one before it counts.
     """
     before = [(x, y) for x, y in points if x <= place + 1e-9]
     if not before or points[-1][0] < place - 1e-9:
@@ -120,7 +120,7 @@ def reading(points, place, budget):
 
 
 def spread(values, digits=3, scale=1.0):
-    """`mean ± standard deviation` of what is known."""
+    """Formats `mean ± standard deviation` of the known values."""
     known = [value * scale for value in values if value is not None]
     if not known:
         return "–"
@@ -134,7 +134,7 @@ def table(heads, lines):
 
 
 def course(runs, metric, axis, budget, unit):
-    """A metric at parts of the budget, one line per method; `axis` is 0 for samples, 1 for seconds."""
+    """Returns a table of a metric at parts of the budget, one line per method; `axis` is 0 for samples, 1 for seconds."""
     places = [part * budget for part in PARTS]
     lines = []
     for name, folders in runs.items():
@@ -146,7 +146,7 @@ def course(runs, metric, axis, budget, unit):
 
 
 def newest(measured, window):
-    """The last metric, or its mean over the newest `window` samples or more; None while there are fewer.
+    """Returns the last metric, or its mean over the newest `window` samples or more; None while there are fewer.
 
     `measured` are (samples drawn until then, metric).
     """
@@ -163,7 +163,7 @@ def newest(measured, window):
 
 
 def first_at(folder, metric, value, window):
-    """(samples, tokens, seconds) that a run had spent when a metric was first at a value; None if it never was."""
+    """Returns the (samples, tokens, seconds) of a run when a metric first reached a value; None if it never did."""
     measured = []
     for row in steps(folder):
         if row.get(metric) is None:
@@ -176,7 +176,7 @@ def first_at(folder, metric, value, window):
 
 
 def reached(runs, metric, value, window):
-    """What each method spends until a metric is at a value, over the seeds in which it is, beside the first method."""
+    """Returns a table of the cost of each method until a metric reaches a value, over the seeds in which it does."""
     spent = lambda folders: [found for found in (first_at(folder, metric, value, window) for folder in folders) if found]
     mean = lambda found: statistics.mean(samples for samples, _, _ in found)
     first = next(iter(runs))
@@ -191,7 +191,7 @@ def reached(runs, metric, value, window):
 
 
 def reach_part(args, runs):
-    """The page's part about values to be reached; nothing without any."""
+    """Returns the page's section on values to be reached; empty without any."""
     if not args.reach:
         return ""
     metric, separator, values = args.reach.partition("=")
@@ -208,7 +208,7 @@ that happened, and the other columns are over those.
 
 
 def means_part(args, runs):
-    """The page's part about means over all steps; nothing without any."""
+    """Returns the page's section on means over all steps; empty without any."""
     if not args.means:
         return ""
     metrics = [metric.strip() for metric in args.means.split(",")]
@@ -226,7 +226,7 @@ def means_part(args, runs):
 
 
 def outcome(runs, summaries):
-    """What each method came to at the end of its runs."""
+    """Returns a table of each method's results at the end of its runs."""
     lines = []
     for name in runs:
         of = lambda key: [summary.get(key) for summary in summaries[name]]
@@ -262,7 +262,7 @@ def commit():
 
 
 def spoken(words, instead):
-    """The command line as anybody would give it: some options and their values left out, or others in their place."""
+    """Returns the command line for the page: some options and their values left out, or others in their place."""
     kept, words = [], iter(words)
     for word in words:
         option, given, _ = word.partition("=")
@@ -287,7 +287,7 @@ def page(args, runs, summaries):
         subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
         pictures.append(f"![{args.metric} by {axis}, mean over seeds]({picture.name})")
     seeds = ", ".join(map(str, args.seeds))
-    # The paragraph about the task stands on the page already.
+    # The paragraph about the task is on the page already.
     command = "python3 " + spoken(sys.argv, {"--about": [], "--program": []})
     over = [name for name in runs if max(summary.get("samples") or 0 for summary in summaries[name]) > samples]
     about = f"{args.about}\n\n" if args.about else ""

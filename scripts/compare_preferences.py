@@ -6,15 +6,15 @@
 
 Two tasks, each with one judge for all methods:
 
-- `sums`: sums and differences; a rule judges, by whether the answer is right. Measured: the win rate of sampled answers
-  to held-out questions against the base model, and the held-out accuracy.
+- `sums`: sums and differences; a rule compares answers by correctness. Measured: the win rate of sampled answers to
+  held-out questions against the base model, and the held-out accuracy.
 - `styles`: questions with three answers that beat each other in a circle; this file, as `--judge`, is the judge. The
-  equilibrium of the game is known, so measured is how far each method's distribution over answers is from it, and the
+  equilibrium of the game is known. Measured: the distance of each method's distribution over answers from it, and the
   win rate against the base model.
 
-Every method sees STEPS x PAIRS pairs of its own samples; offline DPO sees as many of the base model's. What is finished
-is not run again, and what was interrupted goes on, so the same command can be given until it is done. `--set
-KEY=VALUE` changes every training run, `--set METHOD:KEY=VALUE` those of one method. Needs Python 3.8 and the program.
+Every method gets STEPS x PAIRS pairs of its own samples; offline DPO gets as many of the base model's. Finished runs
+are not repeated and interrupted ones continue, so the same command can be given until it is done. `--set KEY=VALUE`
+changes every training run, `--set METHOD:KEY=VALUE` those of one method. Needs Python 3.8 and the program.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pathlib import Path
 
 from compare_methods import ROOT, commit, machine, overrides, spoken, spread, table
 
-# The circle: P(row beats column), and what beats everything that is none of the three.
+# The circle: P(row beats column), and the win rate of the three over every other answer.
 STYLES = ("red", "green", "blue")
 OTHER = "other"
 CIRCLE = {
@@ -38,7 +38,7 @@ CIRCLE = {
     "blue": {"red": 0.8, "green": 0.2, "blue": 0.5},
 }
 BEATS_OTHER = 0.95
-# The weight of the KL towards the base model in the game, where a method has one.
+# Weight of the KL towards the base model in the game, for methods with such a weight.
 BETA = 0.1
 
 METHODS = {
@@ -47,7 +47,7 @@ METHODS = {
     "apo": '[algorithm.apo]\nalpha = 0.3\nbeta = {beta}\nsteps_per_iteration = {iteration}\nties = "skip"',
     "online_dpo": '[algorithm.online_dpo]\nbeta = {beta}\nties = "skip"',
     "nash_md": "[algorithm.nash_md]\nbeta = {beta}",
-    # An average two steps behind: in a run of so few steps, the default one of ten would still be where it began.
+    # An average that lags by two steps: in so short a run the default lag of ten would keep it near its start.
     "nash_mp": "[algorithm.nash_mp]\nbeta = {beta}\neta = {eta}\nkappa = 0.5",
     "nash_prox": '[algorithm.nash_mp]\nbeta = {beta}\neta = {eta}\nkappa = 1.0\nanchor_every = {iteration}\nform = "contrastive"',
 }
@@ -57,13 +57,13 @@ random = { family = "llama", hidden_size = 64, layers = 2, heads = 4, kv_heads =
 
 
 def style(text):
-    """The first of the three that an answer names."""
+    """Returns the first of the three styles that an answer names."""
     found = re.search("|".join(STYLES), text.lower())
     return found.group(0) if found else OTHER
 
 
 def tiny_style(text):
-    """The same for a network that writes noise: the class of its first letter or digit."""
+    """Returns the style of a noisy answer of the tiny network: the class of its first letter or digit."""
     found = re.search(r"[A-Za-z0-9]", text)
     if not found:
         return OTHER
@@ -71,7 +71,7 @@ def tiny_style(text):
 
 
 def beats(own, other):
-    """The probability that one style beats another."""
+    """Returns the probability that one style beats another."""
     if own == other:
         return 0.5
     if OTHER in (own, other):
@@ -80,14 +80,14 @@ def beats(own, other):
 
 
 def judge(classify):
-    """The judge of the circle: a pair per line in, a probability per line out."""
+    """Runs the judge of the circle: reads a pair per line and prints a probability per line."""
     for line in sys.stdin:
         pair = json.loads(line)
         print(beats(classify(pair["first"]), classify(pair["second"])))
 
 
 def equilibrium(reference, beta, rounds=5000):
-    """The policy that no other is preferred to, with a KL penalty towards `reference`, by exact Nash-MP."""
+    """Returns the policy that no other is preferred to, with a KL penalty towards `reference`, by exact Nash-MP."""
     names = [name for name in reference if reference[name] > 0.0]
     eta = min(2.0 * beta, 1.0)
     policy = dict(reference)
@@ -109,32 +109,32 @@ def equilibrium(reference, beta, rounds=5000):
 
 
 def apart(one, other):
-    """The total variation distance of two distributions."""
+    """Returns the total variation distance of two distributions."""
     return 0.5 * sum(abs(one[name] - other[name]) for name in one)
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--judge", choices=["styles", "tiny"], help="be the judge of the circle, on standard input")
-    parser.add_argument("--model", default="SmolLM2-135M-Instruct.Q4_1.gguf", help="what model.path names")
-    parser.add_argument("--tiny", action="store_true", help="a tiny random network instead, to try this file out")
+    parser.add_argument("--judge", choices=["styles", "tiny"], help="act as the judge of the circle, on standard input")
+    parser.add_argument("--model", default="SmolLM2-135M-Instruct.Q4_1.gguf", help="value of model.path")
+    parser.add_argument("--tiny", action="store_true", help="use a tiny random network, to try this script")
     parser.add_argument("--tasks", nargs="+", choices=["sums", "styles"], default=["sums", "styles"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40, help="training steps of every method")
-    parser.add_argument("--pairs", type=int, default=16, help="pairs that are generated in a step")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs generated per step")
     parser.add_argument("--iterations", type=int, default=4, help="iterations of iterative DPO and APO, points of Nash Prox")
-    parser.add_argument("--answers", type=int, default=8, help="to each held-out question; four times as many in styles")
+    parser.add_argument("--answers", type=int, default=8, help="answers per held-out question; four times as many in styles")
     parser.add_argument("--set", action="append", default=[], metavar="[METHOD:]KEY=VALUE", help="change a key")
-    parser.add_argument("--out", type=Path, default=Path("runs/preferences"), help="where the runs go")
+    parser.add_argument("--out", type=Path, default=Path("runs/preferences"), help="folder of the runs")
     parser.add_argument("--page", type=Path, default=Path("docs/results/preferences.md"), help="the page to write")
-    parser.add_argument("--about", default="", help="a paragraph about what was found, for the page")
+    parser.add_argument("--about", default="", help="a paragraph about the results, for the page")
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/proxrl")
     return parser.parse_args()
 
 
 def questions(task):
-    """(training rows, held-out rows), each a prompt with a right and a wrong answer."""
+    """Returns (training rows, held-out rows), each a prompt with a right and a wrong answer."""
     row = lambda prompt, right, wrong: {"prompt": prompt, "answer": right, "chosen": right, "rejected": wrong}
     if task == "sums":
         sums = [(f"{a}+{b}", a + b) for a, b in itertools.product(range(21), repeat=2)]
@@ -175,7 +175,7 @@ class Task:
         if self.name == "styles":
             kind = "tiny" if self.args.tiny else "styles"
             argument = json.dumps([str(Path(__file__).resolve()), "--judge", kind])
-            # It says the same in either order.
+            # The judge gives the same comparison in either order.
             return f'[judge]\nswap = false\ncommand = {{ program = "python3", args = {argument} }}'
         rule = 'rule.regex = { pattern = "[0-9]" }' if self.args.tiny else 'rule.math_answer = { extract = "last_number" }'
         return f"[judge]\ntemperature = 0.0\n{rule}\n\n[[reward]]\n{rule}"
@@ -218,7 +218,7 @@ url = "sqlite://{self.folder / 'samples.db'}"
         return text
 
     def run(self, name, text, settings=()):
-        """Trains a config, unless it has been trained already; goes on where it stopped."""
+        """Trains a config unless that is done already; continues an interrupted run."""
         folder = self.folder / name
         if (folder / "summary.json").exists():
             return folder
@@ -235,14 +235,14 @@ url = "sqlite://{self.folder / 'samples.db'}"
         return json.loads(self.call("replay", "query", "--store", url, "--format", "json", "--", sql))
 
     def drawn_pairs(self):
-        """A file with the pairs that the base model draws: what offline DPO learns from."""
+        """Returns a file with pairs sampled from the base model, the data set of offline DPO."""
         path = self.folder / "pairs.jsonl"
         if path.exists():
             return path
         args = self.args
         text = self.config(METHODS["online_dpo"].format(beta=BETA), 2, self.folder / "train.jsonl", args.steps, args.pairs, 0.0)
         self.run("draw", text)
-        # Of two that draw, neither is better, and the pair is of no use.
+        # A tie has no better answer, so the pair is left out.
         rows = self.query(
             "SELECT p.json AS prompt, a.text AS chosen, b.text AS rejected, r.value AS wins FROM rewards r"
             " JOIN samples a ON a.id = r.sample_id JOIN groups g ON g.id = a.group_id JOIN prompts p ON p.id = g.prompt_id"
@@ -259,19 +259,19 @@ url = "sqlite://{self.folder / 'samples.db'}"
         return path
 
     def train(self, method):
-        """The run folder of a method."""
+        """Returns the run folder of a method."""
         args = self.args
         values = {"beta": BETA, "eta": 2.0 * BETA, "iteration": max(1, args.steps // args.iterations)}
         algorithm = METHODS[method].format(**values)
         source = self.drawn_pairs() if method == "dpo" else self.folder / "train.jsonl"
-        # Nash-MD's opponent draws the other answer of each pair.
+        # Nash-MD's opponent samples the other answer of each pair.
         group_size = 1 if method == "nash_md" else 2
         rate = 5e-3 if args.tiny else 1e-4
         text = self.config(algorithm, group_size, source, args.steps, args.pairs, rate)
         return self.run(method, text, overrides(args.set, method))
 
     def evaluate(self, run):
-        """Win rate against the base model, and whatever else the held-out answers say."""
+        """Returns the win rate against the base model and the other metrics of the held-out answers."""
         path = run / "eval.json"
         if not path.exists():
             answers = f"evaluate.samples={self.answers}"
@@ -279,10 +279,10 @@ url = "sqlite://{self.folder / 'samples.db'}"
         return json.loads(path.read_text())
 
     def styles(self, run):
-        """The distribution over styles of a run's answers to held-out questions; of the base model without a run."""
+        """Returns the distribution over styles of a run's held-out answers; of the base model's without a run."""
         name = f"{run.name if run else 'base'}_styles"
         text = self.config(METHODS["online_dpo"].format(beta=BETA), self.answers, self.folder / "held_out.jsonl", 1, self.held_out, 0.0)
-        # Only the draws matter here, and a rule is a cheaper judge than a program.
+        # Only the samples matter here, and a rule is cheaper than a program.
         text = text.replace(self.judge(), '[judge]\nrule.regex = { pattern = "[0-9]" }')
         self.run(name, text, [f"model.adapter_from={run}"] if run else [])
         rows = self.query(
@@ -318,7 +318,7 @@ def styles(args):
     bases = [task.styles(None) for task in tasks]
     # One reference for all seeds: the base model is the same.
     reference = {name: sum(base[name] for base in bases) / len(bases) for name in bases[0]}
-    # A style that was never drawn is not impossible.
+    # A style that was never sampled is not impossible.
     floor = {name: max(share, 1e-3) for name, share in reference.items()}
     reference = {name: share / sum(floor.values()) for name, share in floor.items()}
     target = equilibrium(reference, BETA)

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs the program and the libraries it needs: install.sh PROGRAM PREFIX
 #
-# The program looks for libtorch in ../lib/proxrl beside itself first (model/build.rs), so PREFIX may be moved as a whole.
-# With the CUDA libtorch only the program is installed: its libraries (several GB) stay in the cache, where it also looks.
+# The program first looks for libtorch in ../lib/proxrl beside itself (model/build.rs), so PREFIX may be moved as a whole.
+# With the CUDA libtorch only the program is installed: its libraries (several GB) stay in the cache, which it searches too.
 set -eu
 
 program=$1

