@@ -10,11 +10,11 @@ mod text;
 
 pub use pairs::{Paired, Pairing};
 
+use crate::ask::query::{bad_sql, question};
+use crate::engine::sql::{self, Access, Connection};
 use crate::error::Doing;
-use crate::query::{bad_sql, question};
-use crate::read::{SampleId, StoredGroup, groups};
-use crate::run::by_id;
-use crate::sql::{self, Access, Connection};
+use crate::rows::read::{SampleId, StoredGroup, groups};
+use crate::rows::run::by_id;
 use crate::{Error, Result, RunId, Scoring, Store};
 use schema::{Part, PromptInput, SamplerSettings, Token};
 use serde::Serialize;

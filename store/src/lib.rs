@@ -24,7 +24,7 @@
 //! # Engines
 //!
 //! The URL chooses: `sqlite://` names a file, for one machine; `postgres://` a database, for many. Statements are
-//! written once and run on both (`sql.rs`); migrations are written for each.
+//! written once and run on both (`engine/sql.rs`); migrations are written for each.
 //!
 //! # Durability
 //!
@@ -39,46 +39,28 @@
 //! The store may be shared between threads; calls take turns. Calls block, and must not come from inside an
 //! asynchronous runtime.
 
-mod append;
-mod audit;
-mod blob;
-mod diff;
+mod ask;
+mod engine;
 mod error;
 mod export;
-mod files;
-mod jobs;
-mod migrate;
+mod keep;
 mod open;
-mod postgres;
-mod prune;
-mod query;
-mod ranking;
-mod read;
+mod queue;
 pub mod replay;
-mod report;
-mod run;
-mod scoring;
-mod sql;
-mod sqlite;
+mod rows;
 mod table;
-mod time;
-mod trend;
-mod verify;
 
 #[cfg(test)]
 mod tests;
 
+pub use ask::{End, Ranking};
 pub use error::{Error, Result};
 pub use export::{Paired, Pairing, Selection};
-pub use files::Files;
-pub use jobs::{JobProgress, Lease, NewJob, Publication};
-pub use migrate::Migrated;
+pub use keep::{MARGIN, Migrated, Prune, Pruned, Verification};
 pub use open::{Store, without_password};
-pub use prune::{MARGIN, Prune, Pruned};
-pub use ranking::{End, Ranking};
-pub use read::{GroupId, SampleId, StoredGroup};
+pub use queue::{JobProgress, Lease, NewJob, Publication};
 pub use replay::{Recent, ReplaySampler, ReplayedGroup};
-pub use run::{NewRun, Run, RunId, RunKind, RunStatus};
-pub use scoring::Scoring;
+pub use rows::read::{GroupId, SampleId, StoredGroup};
+pub use rows::run::{NewRun, Run, RunId, RunKind, RunStatus};
+pub use rows::scoring::Scoring;
 pub use table::{Table, Value};
-pub use verify::Verification;

@@ -3,12 +3,11 @@
 //! The trainer is synchronous and sqlx is not, so a [`Store`] owns a small runtime and blocks on it. One connection is
 //! enough: `SQLite` has one writer anyway, and readers in other processes have their own.
 
+use crate::engine::sql::{self, Access, Connection, Engine};
+use crate::engine::time::now;
+use crate::engine::{DatabaseUrl, Migrations, Mode, News, postgres, sqlite};
 use crate::error::Doing;
-use crate::jobs::News;
-use crate::sql::{self, Access, Connection, Engine};
-use crate::time::now;
-use crate::{Error, Result, Scoring, postgres, sqlite};
-use std::path::PathBuf;
+use crate::{Error, Result, Scoring};
 use std::sync::{Mutex, PoisonError};
 use tokio::runtime::Runtime;
 
@@ -17,9 +16,6 @@ const CREATE_SCHEMA_VERSION: &str = "CREATE TABLE IF NOT EXISTS schema_version (
 const ADD_SCHEMA_VERSION: &str =
     "INSERT INTO schema_version (version, program_version, applied_at) VALUES ($1, $2, $3)";
 const SCHEMA_VERSION: &str = "SELECT COALESCE(MAX(version), 0) FROM schema_version";
-
-/// Schema versions and what makes them, one after the other. A published one never changes: add another.
-pub(crate) type Migrations = &'static [(i64, &'static str)];
 
 /// An open store: every sample ever paid for, and everything needed to ask about it.
 #[derive(Debug)]
@@ -31,53 +27,9 @@ pub struct Store {
     connection: Mutex<Option<Connection>>,
     /// Wake whoever waits for news of jobs, once somebody has waited.
     pub(crate) bells: Mutex<Vec<(News, postgres::Bell)>>,
-    address: Address,
+    address: DatabaseUrl,
     /// Which judgement this handle's questions mean.
     pub(crate) scoring: Scoring,
-}
-
-/// Where a store is.
-#[derive(Debug, Clone)]
-pub(crate) enum Address {
-    /// In a file.
-    File(PathBuf),
-    /// On a server.
-    Server(Box<postgres::Server>),
-}
-
-impl Address {
-    fn parse(url: &str) -> Result<Self> {
-        if postgres::is_url(url) {
-            return Ok(Self::Server(Box::new(postgres::Server::parse(url)?)));
-        }
-        sqlite::path_of(url).map(Self::File)
-    }
-
-    fn engine(&self) -> Engine {
-        match self {
-            Self::File(_) => Engine::Sqlite,
-            Self::Server(_) => Engine::Postgres,
-        }
-    }
-
-    /// What people call it; never with a password.
-    fn place(&self) -> String {
-        match self {
-            Self::File(path) => path.display().to_string(),
-            Self::Server(server) => server.place().to_owned(),
-        }
-    }
-}
-
-/// What is done with a store that is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// It is made where there is none.
-    Create,
-    /// It is written to, but not made.
-    Write,
-    /// It is read.
-    Read,
 }
 
 impl Store {
@@ -100,16 +52,16 @@ impl Store {
     }
 
     fn open_as(url: &str, mode: Mode) -> Result<Self> {
-        let address = Address::parse(url)?;
-        if let Address::File(path) = &address {
+        let address = DatabaseUrl::parse(url)?;
+        if let DatabaseUrl::File(path) = &address {
             sqlite::check(path, mode)?;
         }
         let (place, engine) = (address.place(), address.engine());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
         // The schema is looked at before anything that would change a file, its journal mode included.
         let connection = match &address {
-            Address::File(path) => runtime.block_on(sqlite::connect(path, mode))?,
-            Address::Server(server) => runtime.block_on(server.connect(mode))?,
+            DatabaseUrl::File(path) => runtime.block_on(sqlite::connect(path, mode))?,
+            DatabaseUrl::Server(server) => runtime.block_on(server.connect(mode))?,
         };
         tracing::debug!(%place, "opened the store");
         let connection = Mutex::new(Some(connection));
@@ -166,7 +118,7 @@ impl Store {
         self.engine
     }
 
-    pub(crate) fn address(&self) -> &Address {
+    pub(crate) fn address(&self) -> &DatabaseUrl {
         &self.address
     }
 

@@ -7,9 +7,9 @@
 //! comes from.
 
 use super::{Partial, Selection};
+use crate::ask::query::{bad_sql, question};
+use crate::engine::sql::{self, Access};
 use crate::error::Doing;
-use crate::query::{bad_sql, question};
-use crate::sql::{self, Access};
 use crate::{Error, Result, Store};
 use schema::{Message, Prompt, PromptInput};
 use serde::Serialize;

@@ -3,8 +3,8 @@
 //! A group's address is (run, step, place). The table `steps` says how many groups each step has, so the n-th group of
 //! a source is found by arithmetic and one look-up in an index, and nothing is ever sorted or scanned for a draw.
 
+use crate::engine::sql::{self, Connection};
 use crate::error::Doing;
-use crate::sql::{self, Connection};
 use crate::{Error, Result, RunId, Scoring, Store};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -46,7 +46,7 @@ impl<'a> Source<'a> {
     /// their age from the end of their own run.
     pub fn runs(store: &'a Store, runs: &[RunId]) -> Result<Self> {
         let past = async |connection: &mut Connection, run: RunId| {
-            crate::run::by_id(connection, run).await?;
+            crate::rows::run::by_id(connection, run).await?;
             let end: i64 = sql::query_scalar(END).bind(run.0).fetch_one(connection).await.doing(DOING)?;
             Ok(Past { run, steps: 0..end as u64 })
         };

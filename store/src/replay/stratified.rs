@@ -13,11 +13,12 @@
 use super::source::{Past, Shelf, ids};
 use super::uniform::{Shuffle, aged};
 use super::{Fill, ReplaySampler, ReplayedGroup, ReplayedSample, Source};
-use crate::append::FIND_PROMPT;
+use crate::engine::sql::{self, Access, Connection};
 use crate::error::Doing;
-use crate::read::fetch_in;
-use crate::sql::{self, Access, Connection};
-use crate::{Error, Result, StoredGroup, blob, read};
+use crate::rows::append::FIND_PROMPT;
+use crate::rows::read::fetch_in;
+use crate::rows::{blob, read};
+use crate::{Error, Result, StoredGroup};
 use schema::{Group, ScoredGroup, Seed};
 use std::collections::HashMap;
 

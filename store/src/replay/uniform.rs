@@ -5,9 +5,10 @@
 
 use super::source::{Shelf, ids};
 use super::{ReplaySampler, ReplayedGroup, Source};
+use crate::engine::sql::Access;
 use crate::error::Doing;
-use crate::sql::Access;
-use crate::{Result, StoredGroup, read};
+use crate::rows::read;
+use crate::{Result, StoredGroup};
 use schema::Seed;
 use std::collections::HashMap;
 

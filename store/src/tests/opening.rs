@@ -134,7 +134,7 @@ fn samples_from_before_the_hashes_are_said_to_be_unverifiable() {
     let prompt_row = format!(
         "INSERT INTO prompts VALUES (1, '{}', '{}', 'q', NULL, '{}', 1, x'01000000')",
         prompt.hash(),
-        crate::blob::sha256(&[1, 0, 0, 0]),
+        crate::rows::blob::sha256(&[1, 0, 0, 0]),
         serde_json::to_string(&prompt).unwrap()
     );
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

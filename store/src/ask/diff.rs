@@ -1,10 +1,10 @@
 //! Two runs side by side: what was set differently, and what came of it.
 
+use crate::ask::trend::{self, StepSums};
+use crate::engine::sql::{Access, Connection};
 use crate::error::Doing;
-use crate::run::{Run, by_id, metrics_of};
-use crate::sql::{Access, Connection};
+use crate::rows::run::{Run, by_id, metrics_of};
 use crate::table::{Table, Value};
-use crate::trend::{self, StepSums};
 use crate::{Result, RunId, Store};
 use schema::Metrics;
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,8 +3,8 @@
 //! Everything is copied in one transaction, row for row with its number, then read back and compared by count and hash
 //! before it is committed. A copy is whole and equal, or it is not there.
 
+use crate::engine::sql::{self, Access, Bind, Engine};
 use crate::error::Doing;
-use crate::sql::{self, Access, Bind, Engine};
 use crate::{Error, Result, Store, Table};
 use schema::hex;
 use sha2::{Digest, Sha256};

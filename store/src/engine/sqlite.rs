@@ -1,8 +1,8 @@
 //! A store in one `SQLite` file: which files may be one, and how it is opened.
 
+use crate::engine::sql::Connection;
+use crate::engine::{Migrations, Mode};
 use crate::error::{PATIENCE_S, message, sqlite_code};
-use crate::open::{Migrations, Mode};
-use crate::sql::Connection;
 use crate::{Error, Result};
 use sqlx::ConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) const MIGRATIONS: Migrations = &[
-    (1, include_str!("../migrations/sqlite/0001_spine.sql")),
-    (2, include_str!("../migrations/sqlite/0002_keeping.sql")),
-    (3, include_str!("../migrations/sqlite/0003_jobs.sql")),
+    (1, include_str!("../../migrations/sqlite/0001_spine.sql")),
+    (2, include_str!("../../migrations/sqlite/0002_keeping.sql")),
+    (3, include_str!("../../migrations/sqlite/0003_jobs.sql")),
 ];
 
 /// How many tables there are, and how many of them are the schema's version.

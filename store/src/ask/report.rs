@@ -1,11 +1,13 @@
 //! The answers that people ask for most: which runs there are, how each policy did, and all about one sample or run.
 
+use crate::engine::sql::{self, Access, Connection, FromRow, Row};
+use crate::engine::time;
 use crate::error::Doing;
-use crate::read::SampleId;
-use crate::run::{Run, by_id};
-use crate::sql::{self, Access, Connection, FromRow, Row};
+use crate::rows::read;
+use crate::rows::read::SampleId;
+use crate::rows::run::{Run, by_id};
 use crate::table::{Table, Value};
-use crate::{Error, Result, RunId, Store, read, time};
+use crate::{Error, Result, RunId, Store};
 use schema::{PartStatus, PromptInput, Verdict};
 use serde::Serialize;
 

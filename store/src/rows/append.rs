@@ -1,11 +1,12 @@
 //! Appending a step's samples: all of them or none, and never twice.
 
+use crate::engine::sql::{self, Access, Connection};
+use crate::engine::time::now;
 use crate::error::Doing;
-use crate::run::RunKind;
-use crate::scoring::FIRST_SCORING;
-use crate::sql::{self, Access, Connection};
-use crate::time::now;
-use crate::{Error, Result, RunId, Store, blob, run};
+use crate::rows::run::RunKind;
+use crate::rows::scoring::FIRST_SCORING;
+use crate::rows::{blob, run};
+use crate::{Error, Result, RunId, Store};
 use schema::{Group, Part, PartStatus, Sample, ScoredGroup, Verdict};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

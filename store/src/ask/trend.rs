@@ -1,7 +1,7 @@
 //! A run step by step: the sums that comparing and auditing start from.
 
+use crate::engine::sql::{self, Connection, FromRow, Row};
 use crate::error::Doing;
-use crate::sql::{self, Connection, FromRow, Row};
 use crate::{Result, RunId};
 
 const DOING: &str = "summing up a run's steps";

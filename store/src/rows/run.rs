@@ -1,8 +1,8 @@
 //! Runs, and what a run leaves behind step by step: metrics and checkpoints.
 
+use crate::engine::sql::{self, Connection, Row};
+use crate::engine::time::{micros, moment, now};
 use crate::error::Doing;
-use crate::sql::{self, Connection, Row};
-use crate::time::{micros, moment, now};
 use crate::{Error, Result, Store};
 use schema::Metrics;
 use serde_json::{Map, Value};

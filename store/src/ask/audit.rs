@@ -8,9 +8,9 @@
 
 mod question;
 
+use crate::engine::sql::{self, Access, Connection};
 use crate::error::Doing;
-use crate::read::{self, SampleId, StoredGroup};
-use crate::sql::{self, Access, Connection};
+use crate::rows::read::{self, SampleId, StoredGroup};
 use crate::table::{Table, Value};
 use crate::{Error, Result, RunId, Store};
 use question::{Finding, QUESTIONS};
@@ -34,7 +34,7 @@ impl Store {
     pub fn audit(&self, run: RunId) -> Result<Table> {
         let (early, late) = self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
-            crate::run::by_id(&mut snapshot, run).await?;
+            crate::rows::run::by_id(&mut snapshot, run).await?;
             let steps: Vec<i64> =
                 sql::query_scalar(STEPS).bind(run.0).fetch_all(&mut snapshot).await.doing(DOING)?;
             let quarter = steps.len() / 4;

@@ -10,13 +10,14 @@
 //!
 //! Whoever waits is woken: by NOTIFY on `PostgreSQL`, by looking again on `SQLite`.
 
-use crate::append::{add_groups, add_policies, add_samples};
+use crate::engine::postgres::Bell;
+use crate::engine::sql::{self, Access, Connection, Engine};
+use crate::engine::time::now;
+use crate::engine::{DatabaseUrl, News};
 use crate::error::Doing;
-use crate::open::Address;
-use crate::postgres::Bell;
-use crate::sql::{self, Access, Connection, Engine};
-use crate::time::now;
-use crate::{Error, Result, RunId, Scoring, Store, blob, read, run};
+use crate::rows::append::{add_groups, add_policies, add_samples};
+use crate::rows::{blob, read, run};
+use crate::{Error, Result, RunId, Scoring, Store};
 use schema::{Group, PolicyVersion};
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -115,22 +116,6 @@ pub struct Publication {
     pub policy: PolicyVersion,
     /// Where its adapter is.
     pub adapter: String,
-}
-
-/// What somebody waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum News {
-    Jobs,
-    Results,
-}
-
-impl News {
-    fn channel(self) -> &'static str {
-        match self {
-            Self::Jobs => "proxrl_jobs",
-            Self::Results => "proxrl_results",
-        }
-    }
 }
 
 impl Store {
@@ -384,7 +369,7 @@ impl Store {
 
     fn wait(&self, news: News, at_most: Duration) -> Result<()> {
         const DOING: &str = "waiting for news of jobs";
-        let Address::Server(server) = self.address() else {
+        let DatabaseUrl::Server(server) = self.address() else {
             std::thread::sleep(at_most.min(POLL));
             return Ok(());
         };

@@ -9,10 +9,10 @@
 //! checkpoint on: the steps behind the checkpoint are read back instead of drawn again, and those before it may be in
 //! the window of its replay. A replay without a limit on age draws otherwise after a pruning than before.
 
+use crate::engine::sql::{self, Access, Connection, FromRow, Row};
+use crate::engine::time::now;
 use crate::error::Doing;
-use crate::sql::{self, Access, Connection, FromRow, Row};
 use crate::table::Table;
-use crate::time::now;
 use crate::{Error, Result, RunId, Store};
 
 const DOING: &str = "pruning";
@@ -153,7 +153,7 @@ async fn choose(connection: &mut Connection, rule: &Prune) -> Result<(Pruned, Ve
     }
     let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
     if let Some(run) = rule.run {
-        crate::run::by_id(&mut snapshot, run).await?;
+        crate::rows::run::by_id(&mut snapshot, run).await?;
     }
     let all: Vec<Step> = sql::query_as(STEPS).fetch_all(&mut snapshot).await.doing(DOING)?;
     let before = bytes(&mut snapshot).await?;

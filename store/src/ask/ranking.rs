@@ -1,7 +1,7 @@
 //! The best and the worst samples: what the reward likes and what it does not.
 
+use crate::engine::sql::{self, Access, Connection};
 use crate::error::Doing;
-use crate::sql::{self, Access, Connection};
 use crate::table::{Table, Value};
 use crate::{Error, Result, RunId, Store};
 

@@ -1,8 +1,8 @@
 //! A store in a `PostgreSQL` database: one place for the samples of many machines.
 
+use crate::engine::sql::Connection;
+use crate::engine::{Migrations, Mode};
 use crate::error::{PATIENCE_S, message};
-use crate::open::{Migrations, Mode};
-use crate::sql::Connection;
 use crate::{Error, Result};
 use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
@@ -10,8 +10,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub(crate) const MIGRATIONS: Migrations = &[
-    (2, include_str!("../migrations/postgres/0002_spine.sql")),
-    (3, include_str!("../migrations/postgres/0003_jobs.sql")),
+    (2, include_str!("../../migrations/postgres/0002_spine.sql")),
+    (3, include_str!("../../migrations/postgres/0003_jobs.sql")),
 ];
 
 /// How many tables there are, and how many of them are the schema's version.

@@ -5,8 +5,8 @@
 //! `PostgreSQL` in a transaction that reads only, which catches the likes of `WITH … DELETE`. And
 //! [`Store::open_read_only`] opens the store itself for reading alone.
 
+use crate::engine::sql::{self, Access, Connection, Engine, Row};
 use crate::error::{message, sqlite_code, sqlstate};
-use crate::sql::{self, Access, Connection, Engine, Row};
 use crate::table::{Table, Value};
 use crate::{Error, Result, Store};
 use sqlx::{Row as _, TypeInfo, ValueRef};

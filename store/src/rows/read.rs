@@ -1,8 +1,9 @@
 //! Reading groups back, bit for bit.
 
+use crate::engine::sql::{self, Access, Cell, Connection, Row};
 use crate::error::Doing;
-use crate::sql::{self, Access, Cell, Connection, Row};
-use crate::{Error, Result, RunId, Scoring, Store, blob};
+use crate::rows::blob;
+use crate::{Error, Result, RunId, Scoring, Store};
 use schema::{Finish, Group, Part, PartStatus, PolicyVersion, Sample, ScoredGroup, Verdict};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;

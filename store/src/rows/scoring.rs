@@ -8,12 +8,12 @@
 //! The views speak of scoring 0. A store opened [`Store::judged_by`] another scoring has temporary views of the same
 //! names, which every question of that handle sees and nobody else does.
 
-use crate::append::{add_parts, part_rows};
+use crate::engine::sql::{self, Access, Connection, Engine};
+use crate::engine::time::{now, words};
 use crate::error::Doing;
-use crate::read::{GroupId, SampleId, StoredGroup};
-use crate::sql::{self, Access, Connection, Engine};
+use crate::rows::append::{add_parts, part_rows};
+use crate::rows::read::{GroupId, SampleId, StoredGroup};
 use crate::table::{Table, Value};
-use crate::time::{now, words};
 use crate::{Error, Result, RunId, Store};
 use schema::ScoredGroup;
 use std::fmt;
@@ -181,7 +181,7 @@ impl Store {
                 .fetch_all(&mut snapshot)
                 .await
                 .doing(DOING)?;
-            crate::read::groups(&mut snapshot, &ids, self.scoring).await
+            crate::rows::read::groups(&mut snapshot, &ids, self.scoring).await
         })
     }
 

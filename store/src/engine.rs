@@ -1,0 +1,76 @@
+//! The database engines below the store: connections, statements and timestamps that read alike on each.
+
+pub(crate) mod postgres;
+pub(crate) mod sql;
+pub(crate) mod sqlite;
+pub(crate) mod time;
+
+use crate::Result;
+use sql::Engine;
+use std::path::PathBuf;
+
+/// Schema versions and the SQL that makes each, in order. A published one never changes: add another.
+pub(crate) type Migrations = &'static [(i64, &'static str)];
+
+/// The location of a store.
+#[derive(Debug, Clone)]
+pub(crate) enum DatabaseUrl {
+    /// In a file.
+    File(PathBuf),
+    /// On a server.
+    Server(Box<postgres::Server>),
+}
+
+impl DatabaseUrl {
+    pub(crate) fn parse(url: &str) -> Result<Self> {
+        if postgres::is_url(url) {
+            return Ok(Self::Server(Box::new(postgres::Server::parse(url)?)));
+        }
+        sqlite::path_of(url).map(Self::File)
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        match self {
+            Self::File(_) => Engine::Sqlite,
+            Self::Server(_) => Engine::Postgres,
+        }
+    }
+
+    /// The name that people know it by; never with a password.
+    pub(crate) fn place(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Server(server) => server.place().to_owned(),
+        }
+    }
+}
+
+/// The purpose that a store is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It is made where there is none.
+    Create,
+    /// It is written to, but not made.
+    Write,
+    /// It is read.
+    Read,
+}
+
+/// An event that another connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum News {
+    /// A job can be taken.
+    Jobs,
+    /// A job is done.
+    Results,
+}
+
+impl News {
+    /// The name of its NOTIFY channel.
+    pub(crate) fn channel(self) -> &'static str {
+        match self {
+            Self::Jobs => "proxrl_jobs",
+            Self::Results => "proxrl_results",
+        }
+    }
+}
