@@ -6,9 +6,8 @@ use crate::stop::{self, STOP};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use store::Files;
 use trainer::config::{Config, Override};
-use trainer::{Outcome, Summary, Target};
+use trainer::{Bucket, Outcome, Summary, Target};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -89,7 +88,7 @@ fn train(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// The folder of the run to go on with; what is at a URL is copied to a new one first.
 fn resumed_folder(place: &Path, out: Option<&Path>) -> anyhow::Result<PathBuf> {
-    let url = place.to_str().filter(|place| Files::is_url(place));
+    let url = place.to_str().filter(|place| Bucket::is_url(place));
     match (url, out) {
         (None, None) => Ok(place.to_owned()),
         (None, Some(_)) => {

@@ -220,18 +220,6 @@ pub enum Error {
         /// What the operating system said.
         reason: String,
     },
-    /// Files at a URL cannot be reached.
-    #[error(
-        "cannot {doing} {url}: {reason}; is the network there, and do AWS_…, GOOGLE_… or AZURE_… in the environment log in?"
-    )]
-    Files {
-        /// What was tried.
-        doing: &'static str,
-        /// The file or folder.
-        url: String,
-        /// What the provider said.
-        reason: String,
-    },
     /// The thread of the engine could not be started.
     #[error("cannot start the store: {0}")]
     Start(#[source] std::io::Error),
@@ -251,7 +239,6 @@ impl Error {
                 | Self::Locked { .. }
                 | Self::Miscopied { .. }
                 | Self::Engine { .. }
-                | Self::Files { .. }
                 | Self::Start(_)
         )
     }

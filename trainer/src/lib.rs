@@ -11,6 +11,7 @@ macro_rules! phase_span {
 pub mod algorithm;
 pub mod batch;
 pub mod behavior;
+mod bucket;
 mod checkpoint;
 pub mod config;
 mod distributed;
@@ -34,6 +35,7 @@ pub mod sampling;
 #[cfg(test)]
 mod testing;
 
+pub use bucket::Bucket;
 pub use checkpoint::bucket::{fetch_run, run_folder};
 pub use checkpoint::restore::{adapted_policy, resumed_config, trained_policy};
 pub use error::{Error, Result};

@@ -13,12 +13,12 @@
 //! [`run_folder`] makes a local copy of the newest checkpoint.
 
 use super::{CHECKPOINTS, STATE, name_of, step_of};
+use crate::bucket::Bucket;
 use crate::config::Share;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
-use store::Files;
 
 /// Files of a run folder that describe the run, without its checkpoints.
 const ABOUT: [&str; 3] = [CONFIG, METRICS, OWNER];
@@ -30,7 +30,7 @@ const OWNER: &str = "run.json";
 /// The folder of one run at a URL.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    files: Files,
+    files: Bucket,
 }
 
 impl Shared {
@@ -43,7 +43,7 @@ impl Shared {
         let whole = run_folder.canonicalize().unwrap_or_else(|_| run_folder.to_owned());
         let name = whole.file_name().map_or("run".into(), |name| name.to_string_lossy());
         let url = format!("{}/{name}", share.url.trim_end_matches('/'));
-        let shared = Self { files: Files::open(&url)? };
+        let shared = Self { files: Bucket::open(&url)? };
         let own = read(&run_folder.join(OWNER))?;
         match shared.files.read(OWNER)? {
             Some(there) if there != own => {
@@ -101,7 +101,7 @@ impl Shared {
 /// # Errors
 /// If the URL cannot be read or holds no run with a checkpoint, or the cache cannot be written.
 pub fn run_folder(place: &Path) -> Result<PathBuf> {
-    let Some(url) = place.to_str().filter(|place| Files::is_url(place)) else { return Ok(place.to_owned()) };
+    let Some(url) = place.to_str().filter(|place| Bucket::is_url(place)) else { return Ok(place.to_owned()) };
     let url = url.trim_end_matches('/');
     let spelled: String =
         url.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '_' }).collect();
@@ -131,7 +131,7 @@ pub fn fetch_run(place: &Path, folder: &Path) -> Result<()> {
 }
 
 fn fetch(url: &str, folder: &Path) -> Result<()> {
-    let files = Files::open(url)?;
+    let files = Bucket::open(url)?;
     let missing = |what: &str| {
         Error::input(format!("there is no {what} at {url}; is it the folder of a run that had `share.url`?"))
     };

@@ -1,8 +1,8 @@
 //! Config of a shared run: `[share]`.
 
+use crate::bucket::Bucket;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use store::Files;
 
 /// `[share]`: a URL at which other machines find a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ impl Share {
     /// Returns an error for a URL that cannot be opened.
     pub(crate) fn check(&self) -> Result<()> {
         if !self.url.is_empty() {
-            Files::open(&self.url).map_err(|error| Error::input(format!("share.url: {error}")))?;
+            Bucket::open(&self.url).map_err(|error| Error::input(format!("share.url: {error}")))?;
         }
         Ok(())
     }

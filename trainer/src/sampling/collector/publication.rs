@@ -3,6 +3,7 @@
 //! A file appears under its name only when it is whole. Versions that a worker may still be reading stay. If the run is
 //! shared at a URL, the files lie there too, and workers receive that URL.
 
+use crate::bucket::Bucket;
 use crate::checkpoint::bucket::Shared;
 use crate::checkpoint::tensors;
 use crate::files::write_atomically;
@@ -11,7 +12,6 @@ use model::Policy;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use store::Files;
 use tch::Tensor;
 
 /// Published adapters of one run.
@@ -67,8 +67,8 @@ impl Publications {
 
     /// Loads the adapter at a path or URL into a policy; returns false if there is none.
     pub(crate) fn restore(location: &str, policy: &mut Policy) -> Result<bool> {
-        let found = match location.rsplit_once('/').filter(|_| Files::is_url(location)) {
-            Some((folder, file)) => Files::open(folder)?.read(file)?,
+        let found = match location.rsplit_once('/').filter(|_| Bucket::is_url(location)) {
+            Some((folder, file)) => Bucket::open(folder)?.read(file)?,
             None => fs::read(location).ok(),
         };
         let Some(bytes) = found else { return Ok(false) };
