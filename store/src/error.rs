@@ -1,6 +1,6 @@
 //! What can go wrong with a store, and whose doing it is.
 
-use crate::RunId;
+use crate::id::RunId;
 use sqlx::postgres::PgDatabaseError;
 use sqlx::sqlite::SqliteError;
 use std::path::PathBuf;

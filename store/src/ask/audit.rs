@@ -10,9 +10,9 @@ mod question;
 
 use crate::engine::sql::{self, Access, Connection};
 use crate::error::Doing;
-use crate::rows::read::{self, SampleId, StoredGroup};
+use crate::rows::read::{self, StoredGroup};
 use crate::table::{Table, Value};
-use crate::{Error, Result, RunId, Store};
+use crate::{Error, Result, RunId, SampleId, Store};
 use question::{Finding, QUESTIONS};
 use schema::Sample;
 

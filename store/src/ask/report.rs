@@ -4,10 +4,9 @@ use crate::engine::sql::{self, Access, Connection, FromRow, Row};
 use crate::engine::time;
 use crate::error::Doing;
 use crate::rows::read;
-use crate::rows::read::SampleId;
 use crate::rows::run::{Run, by_id};
 use crate::table::{Table, Value};
-use crate::{Error, Result, RunId, Store};
+use crate::{Error, Result, RunId, SampleId, Store};
 use schema::{PartStatus, PromptInput, Verdict};
 use serde::Serialize;
 

@@ -5,6 +5,7 @@
 
 use crate::engine::sql::{self, Connection};
 use crate::error::Doing;
+use crate::rows::scoring::check;
 use crate::{Error, Result, RunId, Scoring, Store};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -67,7 +68,7 @@ impl<'a> Source<'a> {
 
     /// The same rows under another judgement. Fails if there is no such scoring.
     pub fn scored(self, scoring: Scoring) -> Result<Self> {
-        self.store.with(async |connection| scoring.check(connection).await)?;
+        self.store.with(async |connection| check(connection, scoring).await)?;
         Ok(Self { scoring, ..self })
     }
 

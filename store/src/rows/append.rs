@@ -3,8 +3,8 @@
 use crate::engine::sql::{self, Access, Connection};
 use crate::engine::time::now;
 use crate::error::Doing;
+use crate::id::FIRST_SCORING;
 use crate::rows::run::RunKind;
-use crate::rows::scoring::FIRST_SCORING;
 use crate::rows::{blob, run};
 use crate::{Error, Result, RunId, Store};
 use schema::{Group, Part, PartStatus, Sample, ScoredGroup, Verdict};

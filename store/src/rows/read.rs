@@ -3,11 +3,10 @@
 use crate::engine::sql::{self, Access, Cell, Connection, Row};
 use crate::error::Doing;
 use crate::rows::blob;
-use crate::{Error, Result, RunId, Scoring, Store};
+use crate::{Error, GroupId, Result, RunId, SampleId, Scoring, Store};
 use schema::{Finish, Group, Part, PartStatus, PolicyVersion, Sample, ScoredGroup, Verdict};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
-use std::fmt;
 
 const DOING: &str = "reading samples";
 
@@ -25,31 +24,6 @@ const REWARDS_ORDER: &str = " ORDER BY r.sample_id, r.place";
 
 /// Groups a statement.
 pub(crate) const GROUPS_AT_ONCE: usize = 64;
-
-/// The number of a group in its store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupId(pub i64);
-
-impl GroupId {
-    /// Less than the number of any group: where a walk through all of them starts.
-    pub const FIRST: Self = Self(0);
-}
-
-/// The number of a sample in its store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SampleId(pub i64);
-
-impl fmt::Display for GroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Display for SampleId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// A group with where it came from.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,10 +3,9 @@
 use crate::engine::sql::{self, Connection, Row};
 use crate::engine::time::{micros, moment, now};
 use crate::error::Doing;
-use crate::{Error, Result, Store};
+use crate::{Error, Result, RunId, Store};
 use schema::Metrics;
 use serde_json::{Map, Value};
-use std::fmt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -26,16 +25,6 @@ const CHECKPOINT: &str = "INSERT INTO checkpoints (run_id, step, path, hash, cre
     SET path = excluded.path, hash = excluded.hash, created_at = excluded.created_at";
 
 const READING: &str = "reading a run";
-
-/// The number of a run in its store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RunId(pub i64);
-
-impl fmt::Display for RunId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// How a run stands. A run whose process was killed still says `Running`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

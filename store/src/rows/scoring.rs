@@ -11,13 +11,12 @@
 use crate::engine::sql::{self, Access, Connection, Engine};
 use crate::engine::time::{now, words};
 use crate::error::Doing;
+use crate::id::FIRST_SCORING;
 use crate::rows::append::{add_parts, part_rows};
-use crate::rows::read::{GroupId, SampleId, StoredGroup};
+use crate::rows::read::StoredGroup;
 use crate::table::{Table, Value};
-use crate::{Error, Result, RunId, Store};
+use crate::{Error, GroupId, Result, RunId, SampleId, Scoring, Store};
 use schema::ScoredGroup;
-use std::fmt;
-use std::str::FromStr;
 
 const BEGIN_SCORING: &str = "INSERT INTO scorings (run_id, config, created_at) VALUES ($1, $2, $3) RETURNING id";
 const FINISH_SCORING: &str = "UPDATE scorings SET finished_at = $2 WHERE id = $1";
@@ -28,83 +27,13 @@ const SCORINGS: &str = "SELECT c.id, runs.name, c.created_at, c.finished_at,
 const NEXT_GROUPS: &str = "SELECT id FROM groups WHERE id > $1 AND run_id = COALESCE($2, run_id) ORDER BY id LIMIT $3";
 const VIEWS: &str = "SELECT name, sql FROM sqlite_schema WHERE type = 'view' ORDER BY rowid";
 
-/// The judgement that training saw.
-pub(crate) const FIRST_SCORING: i64 = 0;
-
-/// How views and statements say which judgement they mean; what another judgement replaces.
-const OF_TRAINING: &str = "r.scoring = 0";
-
-/// Which judgement of a sample counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Scoring {
-    /// The one that training saw.
-    #[default]
-    Training,
-    /// Of each sample the newest that is finished, which may be the one that training saw.
-    Latest,
-    /// The one with this number. A sample that it did not judge has no reward.
-    Number(i64),
-}
-
-impl Scoring {
-    /// The condition on rows of `rewards`, called `r`.
-    pub(crate) fn condition(self) -> String {
-        match self {
-            Self::Training => OF_TRAINING.into(),
-            Self::Latest => "r.scoring = (SELECT MAX(x.scoring) FROM rewards x WHERE x.sample_id = r.sample_id AND
-                (x.scoring = 0 OR x.scoring IN (SELECT c.id FROM scorings c WHERE c.finished_at IS NOT NULL)))"
-                .into(),
-            Self::Number(number) => format!("r.scoring = {number}"),
-        }
-    }
-
-    /// A statement or view that speaks of training's judgement, made to speak of this one.
-    pub(crate) fn applied_to(self, sql: &str) -> String {
-        sql.replace(OF_TRAINING, &self.condition())
-    }
-
-    /// Refuses a number that no scoring has.
-    pub(crate) async fn check(self, connection: &mut Connection) -> Result<()> {
-        let Self::Number(number) = self else { return Ok(()) };
-        let known: i64 =
-            sql::query_scalar(KNOWN).bind(number).fetch_one(connection).await.doing("looking for a scoring")?;
-        if known == 0 && number != FIRST_SCORING { Err(Error::NoSuchScoring(number)) } else { Ok(()) }
-    }
-}
-
-impl fmt::Display for Scoring {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Training => f.write_str("training"),
-            Self::Latest => f.write_str("latest"),
-            Self::Number(number) => number.fmt(f),
-        }
-    }
-}
-
-impl FromStr for Scoring {
-    type Err = String;
-
-    /// `training` (or 0), `latest`, or a number.
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "training" | "0" => Ok(Self::Training),
-            "latest" => Ok(Self::Latest),
-            number => match number.parse() {
-                Ok(number) if number > FIRST_SCORING => Ok(Self::Number(number)),
-                _ => Err(format!("`{text}` is no scoring; write training, latest or a scoring's number")),
-            },
-        }
-    }
-}
-
 impl Store {
     /// The same store, every question of which now means this judgement: views, reports, exports and SQL alike.
     /// Training and resuming do not ask here; they always see scoring 0.
     pub fn judged_by(mut self, scoring: Scoring) -> Result<Self> {
         const DOING: &str = "choosing a scoring";
         self.with(async |connection| {
-            scoring.check(connection).await?;
+            check(connection, scoring).await?;
             match connection.engine() {
                 Engine::Sqlite => {
                     let views: Vec<(String, String)> = sql::query_as(VIEWS).fetch_all(connection).await.doing(DOING)?;
@@ -204,6 +133,14 @@ impl Store {
             Ok(table)
         })
     }
+}
+
+/// Refuses a number that no scoring has.
+pub(crate) async fn check(connection: &mut Connection, scoring: Scoring) -> Result<()> {
+    let Scoring::Number(number) = scoring else { return Ok(()) };
+    let known: i64 =
+        sql::query_scalar(KNOWN).bind(number).fetch_one(connection).await.doing("looking for a scoring")?;
+    if known == 0 && number != FIRST_SCORING { Err(Error::NoSuchScoring(number)) } else { Ok(()) }
 }
 
 /// The views that a migration makes, each as it stands there. The server itself would tell of them in other words.

@@ -1,7 +1,7 @@
 //! The questions themselves: each a pure function of the two ends of a run, with its threshold beside it.
 
 use super::{Quarter, Seen};
-use crate::rows::read::SampleId;
+use crate::SampleId;
 use schema::{Finish, Token};
 use std::collections::{BTreeMap, HashSet};
 
