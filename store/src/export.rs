@@ -11,7 +11,7 @@ mod text;
 pub use pairs::{Paired, Pairing};
 
 use crate::ask::query::{bad_sql, question};
-use crate::engine::sql::{self, Access, Connection};
+use crate::engine::{Access, Connection, sql};
 use crate::error::Doing;
 use crate::rows::read::{StoredGroup, groups};
 use crate::rows::run::by_id;

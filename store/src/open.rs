@@ -3,9 +3,8 @@
 //! The trainer is synchronous and sqlx is not, so a [`Store`] owns a small runtime and blocks on it. One connection is
 //! enough: `SQLite` has one writer anyway, and readers in other processes have their own.
 
-use crate::engine::sql::{self, Access, Connection, Engine};
 use crate::engine::time::now;
-use crate::engine::{DatabaseUrl, Migrations, Mode, News, postgres, sqlite};
+use crate::engine::{Access, Connection, DatabaseUrl, Engine, Migrations, Mode, News, postgres, sql, sqlite};
 use crate::error::Doing;
 use crate::{Error, Result, Scoring};
 use std::sync::{Mutex, PoisonError};

@@ -8,7 +8,7 @@
 
 mod question;
 
-use crate::engine::sql::{self, Access, Connection};
+use crate::engine::{Access, Connection, sql};
 use crate::error::Doing;
 use crate::rows::read::{self, StoredGroup};
 use crate::table::{Table, Value};

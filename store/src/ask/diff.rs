@@ -1,7 +1,7 @@
 //! Two runs side by side: what was set differently, and what came of it.
 
 use crate::ask::trend::{self, StepSums};
-use crate::engine::sql::{Access, Connection};
+use crate::engine::{Access, Connection};
 use crate::error::Doing;
 use crate::rows::run::{Run, by_id, metrics_of};
 use crate::table::{Table, Value};

@@ -5,7 +5,7 @@
 //! `PostgreSQL` in a transaction that reads only, which catches the likes of `WITH … DELETE`. And
 //! [`Store::open_read_only`] opens the store itself for reading alone.
 
-use crate::engine::sql::{self, Access, Connection, Engine, Row};
+use crate::engine::{Access, Connection, Engine, Row, sql, with_zeros};
 use crate::error::{message, sqlite_code, sqlstate};
 use crate::table::{Table, Value};
 use crate::{Error, Result, Store};
@@ -155,7 +155,7 @@ fn postgres_value(row: &sqlx::postgres::PgRow, column: usize) -> Result<Value, s
         "BYTEA" => text.strip_prefix("\\x").and_then(bytes).map(Value::Blob),
         _ => None,
     };
-    Ok(value.unwrap_or_else(|| Value::Text(sql::with_zeros(text.to_owned()))))
+    Ok(value.unwrap_or_else(|| Value::Text(with_zeros(text.to_owned()))))
 }
 
 /// Bytes from their hexadecimal digits.

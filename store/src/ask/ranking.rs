@@ -1,6 +1,6 @@
 //! The best and the worst samples: what the reward likes and what it does not.
 
-use crate::engine::sql::{self, Access, Connection};
+use crate::engine::{Access, Connection, sql};
 use crate::error::Doing;
 use crate::table::{Table, Value};
 use crate::{Error, Result, RunId, Store};

@@ -1,7 +1,6 @@
 //! The answers that people ask for most: which runs there are, how each policy did, and all about one sample or run.
 
-use crate::engine::sql::{self, Access, Connection, FromRow, Row};
-use crate::engine::time;
+use crate::engine::{Access, Connection, FromRow, Row, sql, time};
 use crate::error::Doing;
 use crate::rows::read;
 use crate::rows::run::{Run, by_id};

@@ -1,6 +1,6 @@
 //! A run step by step: the sums that comparing and auditing start from.
 
-use crate::engine::sql::{self, Connection, FromRow, Row};
+use crate::engine::{Connection, FromRow, Row, sql};
 use crate::error::Doing;
 use crate::{Result, RunId};
 

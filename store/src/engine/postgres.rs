@@ -1,7 +1,6 @@
 //! A store in a `PostgreSQL` database: one place for the samples of many machines.
 
-use crate::engine::sql::Connection;
-use crate::engine::{Migrations, Mode};
+use crate::engine::{Connection, Migrations, Mode};
 use crate::error::{PATIENCE_S, message};
 use crate::{Error, Result};
 use sqlx::ConnectOptions;

@@ -4,245 +4,20 @@
 //! RETURNING, ON CONFLICT, and the types BIGINT, DOUBLE PRECISION, TEXT and bytes. This file carries such a statement to
 //! whichever engine the store is on, by that engine's own driver: values are bound by that driver as one of four kinds, and
 //! columns are read as the driver has them, so `SQLite` is as fast as if it were alone. What the engines do
-//! not share is in [`Engine`].
+//! not share is in `dialect.rs`.
 //!
 //! Two kinds of value would not survive: `SQLite` keeps NaN as NULL, so NaN becomes NULL on both; and `PostgreSQL` has
-//! no zero characters in texts, which a byte-level tokenizer may well draw, so a text goes there with each of them
-//! spelled as two others.
+//! no zero characters in texts, so a text goes there with each of them spelled as two others (`zeros.rs`).
 
-use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Arguments, AssertSqlSafe, PgConnection, Postgres, Row as _, SqlSafeStr, SqlStr, Sqlite, SqliteConnection};
+use super::Outcome;
+use super::connection::{Connection, Link};
+use super::row::{Cell, FromRow, Row};
+use super::zeros::without_zeros;
+use sqlx::postgres::PgArguments;
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{Arguments, AssertSqlSafe, SqlSafeStr, SqlStr};
 use std::borrow::Cow;
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
-
-type Outcome<T> = Result<T, sqlx::Error>;
-
-/// What a store is kept in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Engine {
-    /// One file, one machine.
-    Sqlite,
-    /// A server, many machines.
-    Postgres,
-}
-
-impl Engine {
-    /// Begins a transaction. A writer on `SQLite` takes the write lock at once, so that it never fails half-way because
-    /// another came first; a reader sees one state of the store, whatever is appended meanwhile.
-    pub(crate) fn begin(self, access: Access) -> &'static str {
-        match (self, access) {
-            // By what the connection may do.
-            (Self::Sqlite, Access::Read | Access::Scratch) | (Self::Postgres, Access::Write) => "BEGIN",
-            (Self::Sqlite, Access::Write) => "BEGIN IMMEDIATE",
-            (Self::Postgres, Access::Read) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            // A handle that only reads has views of its own all the same.
-            (Self::Postgres, Access::Scratch) => "BEGIN READ WRITE",
-        }
-    }
-
-    /// Behind a SELECT of rows `j` inside an UPDATE: takes the row, or leaves it to whoever is taking it.
-    pub(crate) fn skip_locked(self) -> &'static str {
-        match self {
-            // There is one writer at a time.
-            Self::Sqlite => "",
-            Self::Postgres => "FOR UPDATE OF j SKIP LOCKED",
-        }
-    }
-
-    /// This moment by the store's own clock, in microseconds since 1970: clocks of several machines differ.
-    pub(crate) fn now(self) -> &'static str {
-        match self {
-            Self::Sqlite => "CAST(unixepoch('subsec') * 1000000 AS BIGINT)",
-            Self::Postgres => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)",
-        }
-    }
-
-    /// The size of the store in bytes.
-    pub(crate) fn size(self) -> &'static str {
-        match self {
-            Self::Sqlite => {
-                "SELECT (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)"
-            }
-            Self::Postgres => {
-                "SELECT CAST(COALESCE(SUM(pg_total_relation_size(c.oid)), 0) AS BIGINT) FROM pg_class c
-                WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace"
-            }
-        }
-    }
-
-    /// Gives the room of removed rows back to the file system. A file shrinks when the write-ahead log is folded in.
-    pub(crate) fn shrink(self) -> &'static str {
-        match self {
-            Self::Sqlite => "VACUUM; PRAGMA wal_checkpoint(TRUNCATE);",
-            Self::Postgres => "VACUUM (FULL, ANALYZE) prompts, policies, groups, samples, rewards",
-        }
-    }
-
-    /// Names every broken page, where the engine can tell.
-    pub(crate) fn integrity(self) -> Option<&'static str> {
-        match self {
-            Self::Sqlite => Some("SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'"),
-            // The server checks pages as it reads them, where its administrator switched checksums on.
-            Self::Postgres => None,
-        }
-    }
-}
-
-/// What a transaction may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    Read,
-    Write,
-    /// Makes what only this connection sees.
-    Scratch,
-}
-
-/// One connection to either engine.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    link: Link,
-    transaction: State,
-}
-
-#[derive(Debug)]
-enum Link {
-    Sqlite(SqliteConnection),
-    Postgres(Box<PgConnection>),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    None,
-    Open,
-    /// It was dropped, and is rolled back before anything else happens.
-    Abandoned,
-}
-
-impl From<SqliteConnection> for Connection {
-    fn from(link: SqliteConnection) -> Self {
-        Self { link: Link::Sqlite(link), transaction: State::None }
-    }
-}
-
-impl From<PgConnection> for Connection {
-    fn from(link: PgConnection) -> Self {
-        Self { link: Link::Postgres(Box::new(link)), transaction: State::None }
-    }
-}
-
-impl Connection {
-    pub(crate) fn engine(&self) -> Engine {
-        match self.link {
-            Link::Sqlite(_) => Engine::Sqlite,
-            Link::Postgres(_) => Engine::Postgres,
-        }
-    }
-
-    /// Begins a transaction, which is rolled back unless it is committed.
-    pub(crate) async fn begin(&mut self, access: Access) -> Outcome<Transaction<'_>> {
-        let begin = self.engine().begin(access);
-        self.script(begin).await?;
-        self.transaction = State::Open;
-        Ok(Transaction(self))
-    }
-
-    /// Runs statements that take no values and whose answers do not matter.
-    pub(crate) async fn script(&mut self, sql: impl Into<Cow<'static, str>>) -> Outcome<()> {
-        self.settle().await?;
-        self.send(text(sql.into())).await
-    }
-
-    /// Rolls an abandoned transaction back.
-    pub(crate) async fn settle(&mut self) -> Outcome<()> {
-        if self.transaction != State::Abandoned {
-            return Ok(());
-        }
-        self.transaction = State::None;
-        self.send("ROLLBACK".into_sql_str()).await
-    }
-
-    async fn send(&mut self, sql: SqlStr) -> Outcome<()> {
-        let sql = sqlx::raw_sql(sql);
-        match &mut self.link {
-            Link::Sqlite(link) => sql.execute(link).await.map(drop),
-            Link::Postgres(link) => sql.execute(&mut **link).await.map(drop),
-        }
-    }
-
-    pub(crate) async fn close(self) -> Outcome<()> {
-        use sqlx::Connection as _;
-        match self.link {
-            Link::Sqlite(link) => link.close().await,
-            Link::Postgres(link) => link.close().await,
-        }
-    }
-
-    /// The columns and rows of a statement that a person wrote, as the drivers have them.
-    pub(crate) async fn ask(&mut self, sql: &str) -> Outcome<(Vec<String>, Vec<Row>)> {
-        use sqlx::{Column as _, Executor as _, Statement as _};
-        self.settle().await?;
-        let asked = || AssertSqlSafe(sql.to_owned()).into_sql_str();
-        // Prepared first, because an answer without rows has columns all the same, and only one statement can be
-        // prepared.
-        match &mut self.link {
-            Link::Sqlite(link) => {
-                let names = link.prepare(asked()).await?.columns().iter().map(|it| it.name().to_owned()).collect();
-                let rows = sqlx::query(asked()).fetch_all(link).await?;
-                Ok((names, rows.into_iter().map(Row::Sqlite).collect()))
-            }
-            Link::Postgres(link) => {
-                let names = link.prepare(asked()).await?.columns().iter().map(|it| it.name().to_owned()).collect();
-                // By the simple protocol every value comes as text, whatever its type.
-                let rows = sqlx::raw_sql(asked()).fetch_all(&mut **link).await?;
-                Ok((names, rows.into_iter().map(Row::Postgres).collect()))
-            }
-        }
-    }
-}
-
-/// A statement as the drivers take it; constants are not copied.
-fn text(sql: Cow<'static, str>) -> SqlStr {
-    match sql {
-        Cow::Borrowed(sql) => sql.into_sql_str(),
-        Cow::Owned(sql) => AssertSqlSafe(sql).into_sql_str(),
-    }
-}
-
-/// A transaction, which is a connection until it is committed.
-#[derive(Debug)]
-pub(crate) struct Transaction<'a>(&'a mut Connection);
-
-impl Transaction<'_> {
-    pub(crate) async fn commit(self) -> Outcome<()> {
-        self.0.script("COMMIT").await?;
-        self.0.transaction = State::None;
-        Ok(())
-    }
-}
-
-impl Deref for Transaction<'_> {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        self.0
-    }
-}
-
-impl DerefMut for Transaction<'_> {
-    fn deref_mut(&mut self) -> &mut Connection {
-        self.0
-    }
-}
-
-impl Drop for Transaction<'_> {
-    fn drop(&mut self) {
-        if self.0.transaction == State::Open {
-            self.0.transaction = State::Abandoned;
-        }
-    }
-}
 
 /// A statement with its values, each of whose rows becomes a `T`, in the way that `S` says.
 pub(crate) struct Query<T, S> {
@@ -401,25 +176,6 @@ fn postgres(values: Vec<Bind>) -> Outcome<PgArguments> {
     Ok(arguments)
 }
 
-/// Stands before the `0` of a zero character, or the `1` of itself. It is no character of any script.
-const MARK: char = '\u{10fffe}';
-
-/// A text in which no character is zero.
-fn without_zeros(text: String) -> String {
-    if !text.contains(['\0', MARK]) {
-        return text;
-    }
-    text.replace(MARK, &format!("{MARK}1")).replace('\0', &format!("{MARK}0"))
-}
-
-/// The reverse of [`without_zeros`].
-pub(crate) fn with_zeros(text: String) -> String {
-    if !text.contains(MARK) {
-        return text;
-    }
-    text.replace(&format!("{MARK}0"), "\0").replace(&format!("{MARK}1"), &MARK.to_string())
-}
-
 /// `From` for values as they are, by reference, and as an `Option` of either.
 macro_rules! bind {
     ($($variant:ident: $own:ty = $($from:ty),+;)+) => {$($(
@@ -474,103 +230,10 @@ impl From<Option<Vec<u8>>> for Bind {
     }
 }
 
-/// A row of either engine.
-pub(crate) enum Row {
-    Sqlite(SqliteRow),
-    Postgres(PgRow),
-}
-
-impl Row {
-    /// The value of a column, by its name or place.
-    pub(crate) fn try_get<T: Cell>(
-        &self,
-        column: impl sqlx::ColumnIndex<SqliteRow> + sqlx::ColumnIndex<PgRow>,
-    ) -> Outcome<T> {
-        match self {
-            Self::Sqlite(row) => row.try_get(column),
-            Self::Postgres(row) => row.try_get(column).map(T::restored),
-        }
-    }
-}
-
-/// What a column may hold.
-pub(crate) trait Cell: OfSqlite + OfPostgres {
-    /// The value as it was before it went into `PostgreSQL`.
-    #[must_use]
-    fn restored(self) -> Self {
-        self
-    }
-}
-
-/// What `SQLite`'s driver can read.
-pub(crate) trait OfSqlite: for<'r> sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite> {}
-impl<T: for<'r> sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>> OfSqlite for T {}
-
-/// What `PostgreSQL`'s driver can read.
-pub(crate) trait OfPostgres: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> {}
-impl<T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>> OfPostgres for T {}
-
-impl Cell for i64 {}
-impl Cell for f64 {}
-impl Cell for bool {}
-impl Cell for Vec<u8> {}
-
-impl Cell for String {
-    fn restored(self) -> Self {
-        with_zeros(self)
-    }
-}
-
-impl<T: Cell> Cell for Option<T>
-where
-    Self: OfSqlite + OfPostgres,
-{
-    fn restored(self) -> Self {
-        self.map(T::restored)
-    }
-}
-
-/// A record that a row becomes.
-pub(crate) trait FromRow: Sized {
-    fn from_row(row: Row) -> Outcome<Self>;
-}
-
-impl FromRow for Row {
-    fn from_row(row: Row) -> Outcome<Self> {
-        Ok(row)
-    }
-}
-
-macro_rules! tuples {
-    ($($($name:ident $place:tt),+;)+) => {$(
-        impl<$($name: Cell),+> FromRow for ($($name,)+) {
-            fn from_row(row: Row) -> Outcome<Self> {
-                Ok(($(row.try_get::<$name>($place)?,)+))
-            }
-        }
-    )+};
-}
-
-tuples! {
-    A 0, B 1;
-    A 0, B 1, C 2;
-    A 0, B 1, C 2, D 3;
-    A 0, B 1, C 2, D 3, E 4;
-    A 0, B 1, C 2, D 3, E 4, F 5;
-    A 0, B 1, C 2, D 3, E 4, F 5, G 6;
-    A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zero_characters_survive() {
-        for text in ["", "plain", "a\0b", "\0\0", "\u{10fffe}0", "\u{10fffe}", "\0\u{10fffe}1\u{10fffe}0\0"] {
-            let there = without_zeros(text.to_owned());
-            assert!(!there.contains('\0'));
-            assert_eq!(with_zeros(there), text);
-        }
+/// A statement as the drivers take it; constants are not copied.
+pub(super) fn text(sql: Cow<'static, str>) -> SqlStr {
+    match sql {
+        Cow::Borrowed(sql) => sql.into_sql_str(),
+        Cow::Owned(sql) => AssertSqlSafe(sql).into_sql_str(),
     }
 }

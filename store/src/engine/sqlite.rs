@@ -1,7 +1,6 @@
 //! A store in one `SQLite` file: which files may be one, and how it is opened.
 
-use crate::engine::sql::Connection;
-use crate::engine::{Migrations, Mode};
+use crate::engine::{Connection, Migrations, Mode};
 use crate::error::{PATIENCE_S, message, sqlite_code};
 use crate::{Error, Result};
 use sqlx::ConnectOptions;

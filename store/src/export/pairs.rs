@@ -8,7 +8,7 @@
 
 use super::{Partial, Selection};
 use crate::ask::query::{bad_sql, question};
-use crate::engine::sql::{self, Access};
+use crate::engine::{Access, sql};
 use crate::error::Doing;
 use crate::{Error, Result, Store};
 use schema::{Message, Prompt, PromptInput};

@@ -3,7 +3,7 @@
 //! Everything is copied in one transaction, row for row with its number, then read back and compared by count and hash
 //! before it is committed. A copy is whole and equal, or it is not there.
 
-use crate::engine::sql::{self, Access, Bind, Engine};
+use crate::engine::{Access, Bind, Engine, Row, sql};
 use crate::error::Doing;
 use crate::{Error, Result, Store, Table};
 use schema::hex;
@@ -221,7 +221,7 @@ fn walk(store: &Store, table: &Copied, take: &mut dyn FnMut(Vec<Vec<Bind>>) -> R
     }
 }
 
-fn read(row: &sql::Row, place: usize, kind: Kind) -> Result<Bind> {
+fn read(row: &Row, place: usize, kind: Kind) -> Result<Bind> {
     let value = match kind {
         Kind::Integer => row.try_get(place).map(Bind::Integer),
         Kind::Real => row.try_get(place).map(Bind::Real),

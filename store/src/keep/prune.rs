@@ -9,8 +9,8 @@
 //! checkpoint on: the steps behind the checkpoint are read back instead of drawn again, and those before it may be in
 //! the window of its replay. A replay without a limit on age draws otherwise after a pruning than before.
 
-use crate::engine::sql::{self, Access, Connection, FromRow, Row};
 use crate::engine::time::now;
+use crate::engine::{Access, Connection, FromRow, Row, sql};
 use crate::error::Doing;
 use crate::table::Table;
 use crate::{Error, Result, RunId, Store};

@@ -3,7 +3,7 @@
 //! The engine's own check sees broken pages, not a flipped bit inside a blob: that is what the content hashes are for.
 //! Every check looks at everything and names the first rows that it finds wrong.
 
-use crate::engine::sql::{self, Access, Connection};
+use crate::engine::{Access, Connection, sql};
 use crate::error::{Doing, message, sqlite_code, sqlstate};
 use crate::rows::blob;
 use crate::table::Table;

@@ -3,7 +3,7 @@
 //! A group's address is (run, step, place). The table `steps` says how many groups each step has, so the n-th group of
 //! a source is found by arithmetic and one look-up in an index, and nothing is ever sorted or scanned for a draw.
 
-use crate::engine::sql::{self, Connection};
+use crate::engine::{Connection, sql};
 use crate::error::Doing;
 use crate::rows::scoring::check;
 use crate::{Error, Result, RunId, Scoring, Store};

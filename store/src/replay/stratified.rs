@@ -13,7 +13,7 @@
 use super::source::{Past, Shelf, ids};
 use super::uniform::{Shuffle, aged};
 use super::{Fill, ReplaySampler, ReplayedGroup, ReplayedSample, Source};
-use crate::engine::sql::{self, Access, Connection};
+use crate::engine::{Access, Connection, sql};
 use crate::error::Doing;
 use crate::rows::append::FIND_PROMPT;
 use crate::rows::read::fetch_in;

@@ -5,7 +5,7 @@
 
 use super::source::{Shelf, ids};
 use super::{ReplaySampler, ReplayedGroup, Source};
-use crate::engine::sql::Access;
+use crate::engine::Access;
 use crate::error::Doing;
 use crate::rows::read;
 use crate::{Result, StoredGroup};

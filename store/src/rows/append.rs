@@ -1,7 +1,7 @@
 //! Appending a step's samples: all of them or none, and never twice.
 
-use crate::engine::sql::{self, Access, Connection};
 use crate::engine::time::now;
+use crate::engine::{Access, Connection, sql};
 use crate::error::Doing;
 use crate::id::FIRST_SCORING;
 use crate::rows::run::RunKind;

@@ -1,6 +1,6 @@
 //! Reading groups back, bit for bit.
 
-use crate::engine::sql::{self, Access, Cell, Connection, Row};
+use crate::engine::{Access, Cell, Connection, Row, sql};
 use crate::error::Doing;
 use crate::rows::blob;
 use crate::{Error, GroupId, Result, RunId, SampleId, Scoring, Store};

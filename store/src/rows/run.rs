@@ -1,7 +1,7 @@
 //! Runs, and what a run leaves behind step by step: metrics and checkpoints.
 
-use crate::engine::sql::{self, Connection, Row};
 use crate::engine::time::{micros, moment, now};
+use crate::engine::{Connection, Row, sql};
 use crate::error::Doing;
 use crate::{Error, Result, RunId, Store};
 use schema::Metrics;

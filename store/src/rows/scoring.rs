@@ -8,8 +8,8 @@
 //! The views speak of scoring 0. A store opened [`Store::judged_by`] another scoring has temporary views of the same
 //! names, which every question of that handle sees and nobody else does.
 
-use crate::engine::sql::{self, Access, Connection, Engine};
 use crate::engine::time::{now, words};
+use crate::engine::{Access, Connection, Engine, sql};
 use crate::error::Doing;
 use crate::id::FIRST_SCORING;
 use crate::rows::append::{add_parts, part_rows};

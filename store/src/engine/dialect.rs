@@ -1,0 +1,74 @@
+//! The SQL that the two engines do not share.
+
+use super::connection::Access;
+
+/// What a store is kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Engine {
+    /// One file, one machine.
+    Sqlite,
+    /// A server, many machines.
+    Postgres,
+}
+
+impl Engine {
+    /// Begins a transaction. A writer on `SQLite` takes the write lock at once, so that it never fails half-way because
+    /// another came first; a reader sees one state of the store, whatever is appended meanwhile.
+    pub(crate) fn begin(self, access: Access) -> &'static str {
+        match (self, access) {
+            // By what the connection may do.
+            (Self::Sqlite, Access::Read | Access::Scratch) | (Self::Postgres, Access::Write) => "BEGIN",
+            (Self::Sqlite, Access::Write) => "BEGIN IMMEDIATE",
+            (Self::Postgres, Access::Read) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            // A handle that only reads has views of its own all the same.
+            (Self::Postgres, Access::Scratch) => "BEGIN READ WRITE",
+        }
+    }
+
+    /// Behind a SELECT of rows `j` inside an UPDATE: takes the row, or leaves it to whoever is taking it.
+    pub(crate) fn skip_locked(self) -> &'static str {
+        match self {
+            // There is one writer at a time.
+            Self::Sqlite => "",
+            Self::Postgres => "FOR UPDATE OF j SKIP LOCKED",
+        }
+    }
+
+    /// This moment by the store's own clock, in microseconds since 1970: clocks of several machines differ.
+    pub(crate) fn now(self) -> &'static str {
+        match self {
+            Self::Sqlite => "CAST(unixepoch('subsec') * 1000000 AS BIGINT)",
+            Self::Postgres => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)",
+        }
+    }
+
+    /// The size of the store in bytes.
+    pub(crate) fn size(self) -> &'static str {
+        match self {
+            Self::Sqlite => {
+                "SELECT (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)"
+            }
+            Self::Postgres => {
+                "SELECT CAST(COALESCE(SUM(pg_total_relation_size(c.oid)), 0) AS BIGINT) FROM pg_class c
+                WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace"
+            }
+        }
+    }
+
+    /// Gives the room of removed rows back to the file system. A file shrinks when the write-ahead log is folded in.
+    pub(crate) fn shrink(self) -> &'static str {
+        match self {
+            Self::Sqlite => "VACUUM; PRAGMA wal_checkpoint(TRUNCATE);",
+            Self::Postgres => "VACUUM (FULL, ANALYZE) prompts, policies, groups, samples, rewards",
+        }
+    }
+
+    /// Names every broken page, where the engine can tell.
+    pub(crate) fn integrity(self) -> Option<&'static str> {
+        match self {
+            Self::Sqlite => Some("SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'"),
+            // The server checks pages as it reads them, where its administrator switched checksums on.
+            Self::Postgres => None,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Waiting for news of jobs: by NOTIFY on `PostgreSQL`, by looking again on `SQLite`.
+
+use crate::engine::postgres::Bell;
+use crate::engine::{Connection, DatabaseUrl, Engine, News};
+use crate::error::Doing;
+use crate::{Result, Store};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+/// How long whoever waits on `SQLite` sleeps before looking again.
+const POLL: Duration = Duration::from_millis(20);
+
+impl Store {
+    /// Waits until there may be a job, but no longer than that. It may come back early, so look and wait again.
+    pub fn wait_for_jobs(&self, at_most: Duration) -> Result<()> {
+        self.wait(News::Jobs, at_most)
+    }
+
+    /// Waits until a job may be done, but no longer than that. It may come back early, so look and wait again.
+    pub fn wait_for_results(&self, at_most: Duration) -> Result<()> {
+        self.wait(News::Results, at_most)
+    }
+
+    fn wait(&self, news: News, at_most: Duration) -> Result<()> {
+        const DOING: &str = "waiting for news of jobs";
+        let DatabaseUrl::Server(server) = self.address() else {
+            std::thread::sleep(at_most.min(POLL));
+            return Ok(());
+        };
+        let mut bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
+        self.block_on(async {
+            match bells.iter_mut().find(|(heard, _)| *heard == news) {
+                Some((_, bell)) => bell.wait(at_most).await,
+                // What happened before it hung there was heard by nobody: the caller looks once more.
+                None => Bell::new(server, news.channel()).await.map(|bell| bells.push((news, bell))),
+            }
+        })
+        .doing(DOING)
+    }
+}
+
+/// Wakes whoever waits for this, when the transaction is committed.
+pub(super) async fn ring(connection: &mut Connection, news: News) -> Result<()> {
+    if connection.engine() == Engine::Postgres {
+        connection.script(format!("NOTIFY {}", news.channel())).await.doing("waking who waits")?;
+    }
+    Ok(())
+}
