@@ -33,7 +33,7 @@ pub(crate) struct State {
     pub generated_tokens: u64,
     /// Tokens seen so far, prompts included (TRL's `num_tokens`).
     pub num_tokens: u64,
-    /// Samples drawn so far by the run.
+    /// Samples of the run so far.
     pub samples: u64,
     /// Seconds of training so far, summed over every resume.
     pub train_seconds: f64,

@@ -58,7 +58,7 @@ trait Guard {
     /// metric that is checked.
     fn check(&self, algorithm: &dyn Algorithm) -> Result<()>;
 
-    /// Measures a step from its metrics and the samples drawn in it; `None` if the step has nothing to measure.
+    /// Measures a step from its metrics and its samples; `None` if the step has nothing to measure.
     fn measure(&self, samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>>;
 
     /// Checks the last [`Guard::window`] measurements, oldest first, and the last step's samples; `None` if nothing is
@@ -170,8 +170,8 @@ guards! {
 
 impl Config {
     /// Checks the settings of every guard; returns an error that names the key for one that cannot work with this
-    /// algorithm, called `name`, or that rolls back further than the checkpoints reach: one is saved every `every` steps,
-    /// and the newest `keep` stay (0: all).
+    /// algorithm, called `name`, or that rolls back further than the checkpoints reach: one is saved every `every`
+    /// steps, and the newest `keep` stay (0: all).
     pub(crate) fn check(&self, algorithm: &dyn Algorithm, name: &str, keep: usize, every: u64) -> Result<()> {
         if !(self.roll_back_rate > 0.0 && self.roll_back_rate <= 1.0) {
             let given = self.roll_back_rate;

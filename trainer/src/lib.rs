@@ -1,7 +1,7 @@
-//! Algorithms, optimizers and the training loop.
+//! Algorithms, optimizers, and the training loop that connects sampling, rewards and the store.
 
 /// Marks the time until its value is dropped as a phase of the loop, for `--profile`: a `tracing` span that costs one
-/// comparison when nobody listens.
+/// comparison without a listener.
 macro_rules! phase_span {
     ($name:literal $(, $field:ident = $value:expr)?) => {
         tracing::info_span!(target: "phase", $name $(, $field = $value)?).entered()

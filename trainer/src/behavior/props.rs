@@ -2,7 +2,7 @@
 //! 2023, "On-policy policy gradient reinforcement learning without on-policy sampling", arXiv 2311.08290).
 //!
 //! A policy gradient needs the *frequencies* of the samples to match the policy θ; independent samples match it only in
-//! the limit. So the samples are drawn in slices, and before each slice a policy φ is fitted to the samples so far:
+//! the limit. So groups are sampled in slices, and before each slice a policy φ is fitted to the samples so far:
 //!
 //! ```text
 //! ρ = φ(a|s) / θ(a|s)        at tokens a sampled at prefixes s that were visited twice or more

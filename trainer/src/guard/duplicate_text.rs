@@ -1,5 +1,5 @@
-//! Alarm when different prompts get the same completion: the share of samples whose tokens were also drawn for another
-//! prompt of the step.
+//! Alarm when different prompts get the same completion: the share of samples whose tokens were also sampled for
+//! another prompt of the step.
 //!
 //! A policy that gives every prompt the same answer ignores the prompt. Short answers coincide by chance (the sums 2+3
 //! and 1+4 have one), so the limit depends on the task. The share of a step is `completions/duplicate_share`; the
@@ -30,8 +30,8 @@ impl Default for DuplicateText {
     }
 }
 
-/// Returns the samples whose tokens were also drawn for another prompt, each with the number of samples that have these
-/// tokens.
+/// Returns the samples whose tokens were also sampled for another prompt, each with the number of samples that have
+/// these tokens.
 fn duplicates(samples: &[ScoredGroup]) -> Vec<(SampleIndex, f64)> {
     let prompt = |index: SampleIndex| &samples[index.group].group().prompt_ids;
     let mut drawn: HashMap<&[Token], Vec<SampleIndex>> = HashMap::new();

@@ -2,7 +2,7 @@
 //!
 //! The two are the user's choice: the policy and the reference (`kl`), the trainer and the sampler (`mismatch_kl`), or
 //! the policy after a step's updates and before them (`proximal_kl`), all in nats per token. The reported samples are
-//! those with the least likely tokens under the policy that drew them: their ratios are the furthest from 1.
+//! those with the least likely tokens under the policy that sampled them: their ratios are the furthest from 1.
 
 use super::{Action, Finding, Guard, indexed, largest_first, mean, positive, surprise};
 use crate::algorithm::Algorithm;

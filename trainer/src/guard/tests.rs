@@ -114,7 +114,7 @@ fn repetitive_samples_are_counted_and_named() {
 
 #[test]
 fn completions_shared_by_different_prompts_are_counted_and_named() {
-    // [5] is drawn for both prompts, three times in all; [6, 6] twice, but for one prompt.
+    // [5] is sampled for both prompts, three times in all; [6, 6] twice, but for one prompt.
     let samples = texts(&[
         &[(&[5], -1.0), (&[6, 6], -1.0), (&[6, 6], -1.0), (&[8], -1.0)],
         &[(&[5], -1.0), (&[5], -1.0), (&[8], -1.0), (&[7], -1.0)],

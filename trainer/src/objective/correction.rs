@@ -113,7 +113,7 @@ pub fn mismatch_kl(trainer: &Tensor, behaviour: &Tensor, rows: &Rows) -> Tensor 
 }
 
 /// Returns the effective sample size of the tokens under the weights `ρ`, as a share of their number, a scalar in (0,
-/// 1]: `(Σ ρ)² / (n Σ ρ²)` (Kish 1965). 1 if the trainer's policy drew the samples.
+/// 1]: `(Σ ρ)² / (n Σ ρ²)` (Kish 1965). 1 if the trainer's policy sampled the tokens.
 pub fn effective_sample_share(trainer: &Tensor, behaviour: &Tensor, rows: &Rows) -> Tensor {
     let weights = bounded_exp(&log_ratio(trainer, behaviour, rows));
     let tokens = rows.trained_tokens().max(1) as f64;

@@ -1,6 +1,6 @@
 //! Estimators of a Kullback-Leibler divergence from single samples, and a coefficient that follows a target.
 //!
-//! With `d = log π − log π_ref` at tokens drawn from π (J. Schulman, "Approximating KL divergence", 2020):
+//! With `d = log π − log π_ref` at tokens sampled from π (J. Schulman, "Approximating KL divergence", 2020):
 //!
 //! ```text
 //! k1 = d               unbiased, high variance, may be negative
@@ -41,7 +41,7 @@ pub enum KlEstimator {
 }
 
 impl KlEstimator {
-    /// Returns the estimate for each token, `[token]`, in nats. `logprobs` is from the policy that (nearly) drew the
+    /// Returns the estimate for each token, `[token]`, in nats. `logprobs` is from the policy that (nearly) sampled the
     /// tokens and `reference` from the other, both `[token]`.
     pub fn estimate(self, logprobs: &Tensor, reference: &Tensor) -> Tensor {
         let d = logprobs - reference;

@@ -34,10 +34,10 @@ pub enum Level {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Anchor {
-    /// The policy at the start of the step.
+    /// Proximal policy: the policy at the start of the step.
     #[default]
     Proximal,
-    /// The policy that drew the sample (Mix-PPG; also "bypass" mode, with [`Clip::Ratio`]).
+    /// Behaviour policy, which sampled the tokens (Mix-PPG; also "bypass" mode, with [`Clip::Ratio`]).
     Behaviour,
 }
 
@@ -101,7 +101,7 @@ pub struct LogProbs<'a> {
     pub policy: &'a Tensor,
     /// Under the policy at the start of the step. With a single update per step it is `policy.detach()`.
     pub proximal: &'a Tensor,
-    /// Under the policy that drew the tokens, as stored with them.
+    /// Under the behaviour policy, as stored with the tokens.
     pub behaviour: &'a Tensor,
 }
 

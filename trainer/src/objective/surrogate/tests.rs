@@ -9,7 +9,7 @@ fn logs(probabilities: &[f64]) -> Vec<f64> {
     probabilities.iter().map(|probability| probability.ln()).collect()
 }
 
-/// Token losses and their gradient if the proximal policy drew the tokens.
+/// Token losses and their gradient if the proximal policy sampled the tokens.
 fn on_policy(settings: Surrogate, policy: &[f64], proximal: &[f64], advantages: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let (proximal, advantages) = (f64s(proximal), f64s(advantages));
     let rows = full_rows(&[policy.len()]);

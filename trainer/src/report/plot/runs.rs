@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub enum Axis {
     /// Training steps.
     Step,
-    /// Samples drawn so far.
+    /// Samples so far.
     Samples,
     /// Tokens seen so far, prompts included.
     Tokens,
