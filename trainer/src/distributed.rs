@@ -1,24 +1,23 @@
-//! Several processes that train one policy: data-parallel training over libtorch's c10d.
+//! Data-parallel training: several processes train one policy over libtorch's c10d.
 //!
-//! Every process runs the same command; `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` in its environment say which
-//! one it is, as torchrun, Slurm and Kubernetes' operators set them. Rank 0 *leads*: it alone has the run folder, the store,
-//! the rewards and the held-out prompts. The others *follow* : they do what it says, one [`Call`] after the
-//! other.
+//! Every process runs the same command; `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` in its environment
+//! identify it, as set by torchrun, Slurm and Kubernetes' operators. Rank 0 *leads*: it alone has the run folder, the
+//! store, the rewards and the held-out prompts. The other ranks execute its [`Call`]s, one after the other.
 //!
-//! | call | what each rank does |
+//! | call | action of each rank |
 //! |---|---|
-//! | restore | takes over a checkpoint, so that all begin alike |
-//! | draw | draws its share of a job's prompts; rank 0 gets all groups |
-//! | learn | computes its share of each update's micro-batches; gradients and tallies are summed; all take the same step |
+//! | restore | loads a checkpoint, so that all start equal |
+//! | draw | samples its share of a job's prompts; rank 0 gets all groups |
+//! | learn | computes its share of each update's micro-batches; gradients and metric sums are added; all take the same step |
 //! | end | leaves |
 //!
-//! The denominator of the loss is that of the whole batch, as with micro-batches in one process, so the sum of the ranks'
-//! gradients is that of one process; only rounding differs, with the order of the sum. After each step ranks compare the
-//! hashes of their policies, and stop where they are not one. What is scored before an update (critics, references) every
-//! rank computes for itself.
+//! The denominator of the loss is that of the whole batch, as with micro-batches in one process, so the sum of the
+//! ranks' gradients is that of one process up to the rounding of another order of summation. After each step ranks
+//! compare the hashes of their policies, and stop if they differ. Every rank computes log-probabilities and values
+//! before an update (reference, critic) for itself.
 //!
-//! Gradients travel as f32 through the host's memory by Gloo, whatever the device: an adapter is small. It has neither
-//! encryption nor passwords, so it belongs into a private network; `GLOO_SOCKET_IFNAME` names the interface.
+//! Gradients travel as f32 through the host's memory by Gloo, on every device: an adapter is small. Gloo has neither
+//! encryption nor authentication, so it needs a private network; `GLOO_SOCKET_IFNAME` names the interface.
 
 #[cfg(feature = "distributed")]
 mod c10d;
@@ -35,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use tch::{Kind, Tensor};
 
-/// What holds the processes together, where the program was built without it: nothing.
+/// Connection of the processes; empty in a program built without the feature.
 #[cfg(not(feature = "distributed"))]
 #[derive(Debug)]
 enum Wire {}
@@ -51,7 +50,7 @@ impl Wire {
     }
 }
 
-/// The processes that train together, as one of them sees them.
+/// The processes that train together, from the view of one of them.
 #[derive(Debug)]
 pub(crate) struct Team {
     rank: usize,
@@ -59,20 +58,20 @@ pub(crate) struct Team {
     wire: Wire,
 }
 
-/// What rank 0 says.
+/// A call of rank 0 to the other ranks.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Call<'a> {
-    /// A checkpoint follows: its state, and the names of its tensors' files, whose bytes come next.
+    /// A checkpoint follows: its state, and the names of its tensor files, whose bytes come next.
     Restore { state: Box<State>, parts: Vec<String> },
-    /// Which part of a job each rank draws; those at the end may have none.
+    /// Sampling: the part of the job of each rank; the last ranks may have none.
     Draw { step: u64, orders: Vec<String> },
-    /// What to learn from in a step.
+    /// Training: the groups of a step.
     Learn { step: u64, groups: Cow<'a, [ScoredGroup]> },
     /// The run has ended.
     End,
 }
 
-/// One number of the environment.
+/// Reads a number from the environment.
 fn number(name: &str) -> Result<Option<usize>> {
     let Some(text) = std::env::var(name).ok().filter(|text| !text.is_empty()) else { return Ok(None) };
     text.parse()
@@ -81,7 +80,7 @@ fn number(name: &str) -> Result<Option<usize>> {
 }
 
 impl Team {
-    /// The team that the environment tells of; nothing where this process is alone. Waits for the others.
+    /// Joins the team that the environment describes and waits for the other ranks; `None` for a single process.
     pub(crate) fn join() -> Result<Option<Self>> {
         let Some(size) = number("WORLD_SIZE")?.filter(|size| *size > 1) else { return Ok(None) };
         let rank = number("RANK")?.filter(|rank| *rank < size).ok_or_else(|| {
@@ -117,7 +116,7 @@ impl Team {
         self.size
     }
 
-    /// Whether something that is numbered is this rank's.
+    /// Returns true if the item with this number is this rank's share.
     pub(crate) fn owns(&self, number: usize) -> bool {
         number % self.size == self.rank
     }
@@ -128,7 +127,7 @@ impl Team {
         self.wire.broadcast(&Tensor::from_slice(bytes), self.rank)
     }
 
-    /// Gets what a rank sends by [`Team::send_bytes`].
+    /// Receives the bytes that a rank sends with [`Team::send_bytes`].
     pub(crate) fn get_bytes(&self, from: usize) -> Result<Vec<u8>> {
         let empty = |count: i64, kind: Kind| Tensor::zeros([count], (kind, model::device::HOST));
         let length = empty(1, Kind::Int64);
@@ -146,7 +145,7 @@ impl Team {
         serde_json::from_slice(&self.get_bytes(from)?).map_err(garbled)
     }
 
-    /// What every rank has, in the order of ranks, for all of them.
+    /// Exchanges one value per rank; returns all of them in the order of ranks.
     pub(crate) fn gather<T: Serialize + DeserializeOwned>(&self, own: T) -> Result<Vec<T>> {
         let mut all = Vec::with_capacity(self.size);
         for rank in 0..self.size {
@@ -160,7 +159,7 @@ impl Team {
         Ok(all)
     }
 
-    /// Makes the followers begin, or go on, where a checkpoint is.
+    /// Makes the other ranks start from a checkpoint.
     pub(crate) fn restore(&self, snapshot: &Snapshot) -> Result<()> {
         let files = snapshot.files()?;
         let parts = files.iter().map(|(name, _)| name.clone()).collect();
@@ -168,17 +167,17 @@ impl Team {
         files.iter().try_for_each(|(_, bytes)| self.send_bytes(bytes))
     }
 
-    /// Makes the followers learn beside this rank.
+    /// Makes the other ranks train on the same groups.
     pub(crate) fn learn(&self, step: u64, groups: &[ScoredGroup]) -> Result<()> {
         self.send(&Call::Learn { step, groups: groups.into() })
     }
 
-    /// Lets the followers leave.
+    /// Ends the other ranks.
     pub(crate) fn end(&self) -> Result<()> {
         self.send(&Call::End)
     }
 
-    /// Sums the ranks' gradients, losses and tallies: afterwards every rank has what one process would have had.
+    /// Adds up the ranks' gradients, losses and metric sums: afterwards every rank has the result of a single process.
     pub(crate) fn add_up(&self, parameters: &[Parameter], loss: f64, tally: &MetricSums) -> Result<(f64, MetricSums)> {
         let host = |gradient: Tensor| gradient.to_device(model::device::HOST).to_kind(Kind::Float).reshape([-1]);
         let flat: Vec<Tensor> = parameters.iter().map(|parameter| host(parameter.gradient())).collect();
@@ -201,11 +200,11 @@ impl Team {
         Ok(total)
     }
 
-    /// Refuses to go on where ranks hold different policies.
+    /// Returns an error if ranks hold different policies after a step.
     pub(crate) fn agree(&self, step: u64, hash: &str) -> Result<()> {
         let hashes = self.gather(hash.to_owned())?;
         let Some(rank) = hashes.iter().position(|other| *other != hashes[0]) else { return Ok(()) };
-        // Nobody leaves before all have heard why.
+        // All ranks receive the hashes before any of them leaves.
         let _ = self.gather(());
         Err(Error::runtime(format!(
             "after step {step} rank {rank} holds the policy {} and rank 0 holds {}: they no longer train the same one. Do all run the same program, config and kind of machine? The newest checkpoint stands",

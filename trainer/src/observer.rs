@@ -1,27 +1,27 @@
-//! What a run tells whoever watches it.
+//! Progress of a run, reported to an observer.
 
 use rollout::collector::Progress;
 use schema::Metrics;
 
-/// What a run is doing.
+/// Phase of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Reading weights, data and settings.
     Loading,
     /// Answering held-out prompts.
     Evaluating,
-    /// Drawing samples.
+    /// Sampling completions.
     Sampling,
-    /// Judging samples.
+    /// Grading samples.
     Scoring,
-    /// Learning from them.
+    /// Updating the policy.
     Updating,
-    /// Writing a checkpoint and pictures.
+    /// Writing a checkpoint and plots.
     Saving,
 }
 
 impl Phase {
-    /// A word for a person who waits.
+    /// Returns a word for the screen.
     pub fn describe(self) -> &'static str {
         match self {
             Self::Loading => "loading",
@@ -34,23 +34,23 @@ impl Phase {
     }
 }
 
-/// Watches a run. The trainer never prints; the front door shows what it hears here.
+/// A receiver of a run's progress. The trainer never prints; the program shows what it receives here.
 pub trait Observer {
-    /// Something worth a line.
+    /// Receives a message of one line.
     fn note(&mut self, _line: &str) {}
-    /// Steps begin: from this one to the last.
+    /// Receives the first and the last step before the first one begins.
     fn begin(&mut self, _first_step: u64, _steps: u64) {}
-    /// The run does something else now.
+    /// Receives the new phase of the run.
     fn phase(&mut self, _phase: Phase) {}
-    /// How far the present phase has come.
+    /// Receives the progress within the phase.
     fn progress(&mut self, _phase: Phase, _progress: Progress) {}
-    /// A step is done.
+    /// Receives the metrics of a finished step.
     fn step(&mut self, _step: u64, _steps: u64, _metrics: &Metrics) {}
-    /// Nothing more will come.
+    /// Ends the observation; no other call follows.
     fn end(&mut self) {}
 }
 
-/// Watches nothing.
+/// An observer that ignores everything.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

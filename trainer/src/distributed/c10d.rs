@@ -27,11 +27,11 @@ unsafe extern "C" {
     fn proxrl_team_leave(team: *mut c_void);
 }
 
-/// How long those who are there wait for the rest of the team.
+/// Longest wait for the rest of the team at the start.
 const MEETING: Duration = Duration::from_mins(10);
 
-/// How long a rank waits for the others later: followers do while rank 0 judges, answers held-out prompts and saves. One that
-/// has died is noticed at once.
+/// Longest wait for the other ranks later: they wait while rank 0 grades, evaluates and saves. A rank that has died is
+/// noticed at once.
 const PATIENCE: Duration = Duration::from_hours(2);
 
 /// A process group of Gloo.
@@ -40,16 +40,16 @@ pub(super) struct Wire {
     team: NonNull<c_void>,
 }
 
-/// What C++ said, if anything.
+/// Converts the message of a C++ call into a result; null is success.
 fn check(said: *mut c_char) -> Result<()> {
     if said.is_null() {
         return Ok(());
     }
     // SAFETY: a string that C++ allocated for us.
     let reason = unsafe { CStr::from_ptr(said) }.to_string_lossy().into_owned();
-    // SAFETY: as above; nobody else has its address.
+    // SAFETY: as above; no other pointer to it exists.
     unsafe { libc::free(said.cast()) };
-    // Behind the first line is a stack of C++.
+    // The lines after the first are a C++ stack trace.
     let reason = reason.lines().next().unwrap_or_default();
     Err(Error::runtime(format!(
         "the other ranks cannot be reached: {reason}. Has one of them ended? Its own words say why; the newest checkpoint stands"
@@ -105,7 +105,7 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        // SAFETY: made by `join`, and nobody has it any more.
+        // SAFETY: made by `join`, and no other pointer to it is left.
         unsafe { proxrl_team_leave(self.team.as_ptr()) }
     }
 }

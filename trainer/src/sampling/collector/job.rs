@@ -1,4 +1,4 @@
-//! What a job asks for, in the words that travel through the store.
+//! The request of a job in the form in which it is stored.
 
 use crate::{Error, Result};
 use rollout::collector::{Address, Job};
@@ -6,20 +6,20 @@ use schema::{Prompt, SamplerSettings, Seed};
 use serde::{Deserialize, Serialize};
 use store::{Lease, NewJob};
 
-/// A piece of a step's sampling.
+/// A part of a step's sampling.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Order {
     prompts: Vec<Prompt>,
     group_size: usize,
     settings: SamplerSettings,
-    /// The key of the whole step's job, in hexadecimal.
+    /// Seed of the whole step's job, in hexadecimal.
     seed: String,
-    /// The number of the first prompt under that key.
+    /// Number of the first prompt under that seed.
     first: u64,
 }
 
-/// The jobs that a step's sampling is cut into, each of so many prompts.
+/// Splits a step's sampling into jobs of at most `prompts_per_job` prompts.
 pub(crate) fn cut(job: &Job, prompts_per_job: usize, min_version: u64) -> Vec<NewJob> {
     let piece = |(number, prompts): (usize, &[Prompt])| {
         let offset = number * prompts_per_job;
@@ -40,14 +40,14 @@ pub(crate) fn cut(job: &Job, prompts_per_job: usize, min_version: u64) -> Vec<Ne
     job.prompts.chunks(prompts_per_job).enumerate().map(piece).collect()
 }
 
-/// The sampling that a lease asks for.
+/// Parses the request of a lease.
 pub(super) fn read(lease: &Lease) -> Result<Job> {
     parse(&lease.request, lease.step, lease.place).map_err(|what| {
         Error::input(format!("job {} cannot be read: {what}; is this worker older than the trainer?", lease.job))
     })
 }
 
-/// The sampling that a request of [`cut`] asks for.
+/// Parses a request that [`cut`] wrote.
 pub(crate) fn parse(request: &str, step: u64, place: usize) -> std::result::Result<Job, String> {
     let order: Order = serde_json::from_str(request).map_err(|error| error.to_string())?;
     let seed = Seed::from_hex(&order.seed).ok_or("its seed is no key")?;

@@ -1,14 +1,17 @@
-//! Work under a lease: while it goes on, a thread beside it extends the lease.
+//! Work under a lease, which a second thread extends meanwhile.
 
 use crate::Result;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 use store::{Lease, Store};
 
-/// Does `work`, and extends the lease three times in its length. `beat` is told each time, too, that somebody is alive.
+/// Runs `work` and extends the lease three times per lease length. `beat` is called each time as well, as a heartbeat.
 ///
-/// That a lease is lost is found out at the end, when the store refuses what was drawn: breaking off in the middle would
-/// save little, and a store that did not answer for a while is no reason to.
+/// A lost lease is noticed at the end, when the store refuses the samples: stopping in the middle would save little,
+/// and a store that did not answer for a while is no reason to stop.
+///
+/// # Errors
+/// If `work` fails.
 pub(super) fn under<T>(
     store: &Store,
     lease: &Lease,

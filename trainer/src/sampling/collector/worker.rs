@@ -1,4 +1,4 @@
-//! The other end: a process that leases jobs, draws them, and appends what it drew.
+//! A worker: a process that leases jobs, samples them, and appends the samples to the store.
 
 use super::publication::Publications;
 use super::{job, lease};
@@ -11,39 +11,43 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use store::{Lease, RunId, Store};
 
-/// How long an idle worker waits for news before it says that it is alive, at most.
+/// Longest wait of an idle worker for new jobs before its next heartbeat.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often a policy is looked for that the trainer replaces just now.
+/// Number of attempts to read a policy that the trainer is just replacing.
 const TRIES: usize = 20;
-/// How long a worker waits between two of those looks.
+/// Pause between two of these attempts.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Whom a worker works for.
+/// Assignment of a worker.
 #[derive(Debug, Clone)]
 pub struct Work {
-    /// The store that the jobs are in.
+    /// URL of the store that holds the jobs.
     pub store: String,
-    /// What the worker is called; no two have one name.
+    /// Name of the worker; unique among workers.
     pub name: String,
-    /// Only for this run, by name or number; otherwise for every running one with the same base model.
+    /// Run to work for, by name or number; `None` for every running one with the same base model.
     pub run: Option<String>,
 }
 
-/// What a worker has done.
+/// Work done by a worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Worked {
-    /// Jobs that it did.
+    /// Jobs done.
     pub jobs: u64,
-    /// Samples that it drew in them.
+    /// Samples of these jobs.
     pub samples: u64,
-    /// Tokens of those.
+    /// Tokens of these samples.
     pub tokens: u64,
-    /// Jobs that were somebody else's when it had drawn them; nothing of that was stored.
+    /// Jobs that another worker had taken over before they were done; none of their samples were stored.
     pub refused: u64,
 }
 
-/// Draws for the runs of a store until `stop` is raised; `watch` hears of each job that is done. A job in hand is finished
-/// first. `config` is that of the run: the model and its adapter must be the same, and the engine is this worker's own.
+/// Samples for the runs of a store until `stop` is set, and finishes a job in hand first. `watch` is called after each
+/// job. `config` is that of the run: model and adapter must be the same, and the engine settings are this worker's own.
+///
+/// # Errors
+/// If the model or the store cannot be opened, the named run does not exist or trains another base model, a run's
+/// policy cannot be read, or sampling fails.
 pub fn work(config: &Config, work: &Work, stop: &AtomicBool, watch: &mut dyn FnMut(&Worked)) -> Result<Worked> {
     let remote = match &config.collector {
         Some(CollectorConfig::Remote(remote)) => remote.clone(),
@@ -87,7 +91,7 @@ struct Worker<'a> {
     identity: String,
     drawer: Drawer<'a>,
     worked: Worked,
-    /// When it last said that it is alive.
+    /// Time of the last heartbeat.
     said: Instant,
 }
 
@@ -96,14 +100,14 @@ impl Worker<'_> {
         let beat = LOOK.min(self.lease / 3);
         while !stop.load(Ordering::SeqCst) {
             let Some(lease) = self.store.claim(self.name, &self.identity, run, self.lease)? else {
-                // News comes more often than it has to say that it is alive, which costs a commit.
+                // New jobs are announced more often than a heartbeat is due, which costs a commit.
                 self.store.wait_for_jobs(beat.saturating_sub(self.said.elapsed()))?;
                 if self.said.elapsed() >= beat {
                     self.seen();
                 }
                 continue;
             };
-            // The thread beside it may say that this worker is alive; all else is this thread's.
+            // The lease thread may send heartbeats; everything else stays in this thread.
             let (store, name, identity, jobs) = (self.store, self.name, &self.identity, self.worked.jobs);
             let drawer = &mut self.drawer;
             let alive = || see(store, name, identity, jobs);
@@ -111,7 +115,7 @@ impl Worker<'_> {
             let groups = match drawn {
                 Ok(groups) => groups,
                 Err(error) => {
-                    // Somebody else may be able to.
+                    // Another worker may succeed.
                     let _ = self.store.release(&lease);
                     return Err(error);
                 }
@@ -137,19 +141,19 @@ impl Worker<'_> {
     }
 }
 
-/// Says that a worker is alive. A store that does not answer is found out by whoever needs it.
+/// Sends a heartbeat. Store errors are ignored here; the next call that needs the store reports them.
 fn see(store: &Store, name: &str, identity: &str, jobs: u64) {
     if let Err(error) = store.see_worker(name, identity, jobs) {
         tracing::warn!("cannot say that this worker is alive: {error}");
     }
 }
 
-/// What draws a job.
+/// The sampler of a worker, with the policy that it last loaded.
 struct Drawer<'a> {
     store: &'a Store,
     policy: Policy,
     collector: Inline,
-    /// Whose policy the collector has.
+    /// Run and version of the policy that the collector has.
     drawing: Option<(RunId, PolicyVersion)>,
 }
 
@@ -159,7 +163,7 @@ impl Drawer<'_> {
         Ok(self.collector.collect(job::read(lease)?, &mut |_: Progress| {})?)
     }
 
-    /// Makes the newest policy that the job's run has published for its step the one that draws.
+    /// Loads the newest policy that the job's run has published for its step.
     fn fetch(&mut self, lease: &Lease) -> Result<()> {
         let mut problem = format!("run {} has published no policy", lease.run);
         for attempt in 0..TRIES {
@@ -178,18 +182,18 @@ impl Drawer<'_> {
                 return Ok(());
             }
             self.drawing = None;
-            let place = &found.adapter;
-            // The trainer drops what it has replaced, so a file may be gone that was there a moment ago.
-            if !Publications::restore(place, &mut self.policy)? {
+            let adapter = &found.adapter;
+            // The trainer removes replaced versions, so the file may be gone a moment later.
+            if !Publications::restore(adapter, &mut self.policy)? {
                 problem = format!(
-                    "there is no {place}; this worker must see the run's folder under the path that the trainer has for it, or the run must share it by share.url"
+                    "there is no {adapter}; this worker must see the run's folder under the path that the trainer has for it, or the run must share it by share.url"
                 );
                 continue;
             }
             self.policy.set_version(found.policy.version);
             if *self.policy.version() != found.policy {
                 problem = format!(
-                    "{place} is not version {} of run {}'s policy: its hash is {} and should be {}; is this the run's own config?",
+                    "{adapter} is not version {} of run {}'s policy: its hash is {} and should be {}; is this the run's own config?",
                     found.policy.version,
                     lease.run,
                     self.policy.version().hash,
