@@ -54,7 +54,7 @@ pub struct Config {
     /// Learning rule; GRPO by default.
     #[serde(default)]
     pub algorithm: algorithm::Config,
-    /// Update rule; AdamW by default.
+    /// Update rule; `AdamW` by default.
     #[serde(default)]
     pub optimizer: optimizer::OptimizerConfig,
     /// Constraints on the update, applied after each optimizer step. `SoRA`'s gates need one.
