@@ -5,6 +5,7 @@
 
 mod architecture;
 mod bench;
+mod circles;
 #[path = "../../../store/src/tests/cluster.rs"]
 mod cluster;
 mod configs;
