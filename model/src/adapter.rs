@@ -6,8 +6,8 @@
 //! whatever the network's format, because gates must keep exact zeros and small steps must not be rounded away.
 //!
 //! A network takes the adapter as an argument, so several (reference, previous, proximal, behaviour) can share one base
-//! ([`crate::Policy::with_adapter`]), and the empty adapter is the reference policy. Layers may have different ranks:
-//! pruning cuts away what closed gates lead to.
+//! (`Policy::with_adapter`), and the empty adapter is the reference policy. Layers may have different ranks: pruning
+//! removes the ranks of closed gates.
 
 mod extrapolate;
 mod lora;
@@ -20,14 +20,14 @@ pub use peft::{PeftAdapter, TASK_PREFIX};
 pub use prune::Cut;
 pub use sora::{GateInit, Sora};
 
-use crate::architecture::{CausalLm, LinearShape};
+use crate::dimensions::LinearShape;
 use crate::{Error, Result};
 use schema::Seed;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-/// Which adapter, as the config writes it: `[model.adapter.lora]`, `[model.adapter.sora]` or `[model.adapter.peft]`.
+/// The adapter of the config: `[model.adapter.lora]`, `[model.adapter.sora]` or `[model.adapter.peft]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdapterConfig {
@@ -35,7 +35,7 @@ pub enum AdapterConfig {
     Lora(Lora),
     /// Sparse low-rank adaptation (Ding et al. 2023).
     Sora(Sora),
-    /// A trained `LoRA` adapter of Hugging Face PEFT, to go on from.
+    /// A trained `LoRA` adapter of Hugging Face PEFT, to continue from.
     Peft(PeftAdapter),
 }
 
@@ -46,7 +46,7 @@ impl Default for AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// The rank that every adapted layer starts with; a saved adapter may have several.
+    /// The rank that every adapted layer starts with; `None` for a saved adapter, which may have several.
     pub fn rank(&self) -> Option<i64> {
         match self {
             Self::Lora(lora) => Some(lora.rank),
@@ -55,14 +55,17 @@ impl AdapterConfig {
         }
     }
 
-    /// Whether its layers have gates.
+    /// True if its layers have gates.
     pub fn has_gates(&self) -> bool {
         matches!(self, Self::Sora(_))
     }
 
-    /// An adapter for the layers of `network` that the config names, fresh or read from a folder.
-    pub fn build(&self, network: &dyn CausalLm, seed: &Seed, device: Device) -> Result<Adapter> {
-        let linears = network.linears();
+    /// Builds an adapter for the layers of `linears` that the config names, fresh or read from a folder.
+    ///
+    /// # Errors
+    /// If the rank is not from 1 to 4096, a target module names no layer, or a saved adapter cannot be read or does not
+    /// fit.
+    pub fn build(&self, linears: &[LinearShape], seed: &Seed, device: Device) -> Result<Adapter> {
         let shape = match self {
             Self::Lora(lora) => Shape { rank: lora.rank, alpha: lora.alpha, gates: None },
             Self::Sora(sora) => Shape { rank: sora.rank, alpha: sora.alpha, gates: Some(sora.gate_init) },
@@ -97,7 +100,7 @@ impl AdapterConfig {
     }
 }
 
-/// What a fresh adapter is made of.
+/// The settings of a fresh adapter.
 struct Shape {
     rank: i64,
     alpha: f64,
@@ -121,7 +124,7 @@ impl Shape {
     }
 }
 
-/// Adds each gradient to that of its leaf.
+/// Adds each gradient to that of its leaf, given as pairs of leaf and gradient of one shape, such as `[rank, inputs]`.
 pub(crate) fn add_gradients(gradients: Vec<(Tensor, Tensor)>) {
     for (leaf, gradient) in gradients {
         let mut sum = leaf.grad();
@@ -134,20 +137,9 @@ pub(crate) fn add_gradients(gradients: Vec<(Tensor, Tensor)>) {
     }
 }
 
-/// A leaf with these numbers, f32 on `device`.
+/// A trainable copy of `tensor`, `[rank]`, `[rank, inputs]` or `[outputs, rank]`, in f32 on `device`.
 fn trainable(tensor: &Tensor, device: Device) -> Tensor {
     tensor.detach().to_device(device).to_kind(Kind::Float).copy().set_requires_grad(true)
-}
-
-impl LinearShape {
-    /// The last part of the name, such as `q_proj`.
-    pub fn short_name(&self) -> &str {
-        self.name.rsplit('.').next().unwrap_or(&self.name)
-    }
-
-    fn is_target(&self, target: &str) -> bool {
-        target == "all-linear" || self.short_name() == target || self.name == target
-    }
 }
 
 /// The trainable part of one linear layer.
@@ -155,27 +147,27 @@ impl LinearShape {
 pub struct LowRank {
     /// The layer's hub name without `.weight`.
     pub name: String,
-    /// `[rank, inputs]` f32
+    /// `A`, `[rank, inputs]` f32.
     pub a: Tensor,
-    /// `[outputs, rank]` f32
+    /// `B`, `[outputs, rank]` f32.
     pub b: Tensor,
-    /// `[rank]` f32; absent in `LoRA`.
+    /// `g`, `[rank]` f32; absent in `LoRA`.
     pub gate: Option<Tensor>,
-    /// `alpha / rank` of the start; does not change when ranks are pruned.
+    /// `s = alpha / rank` with the initial rank; pruning does not change it.
     pub scale: f64,
-    /// The rank at the start, which pruning does not change.
+    /// The initial rank; pruning does not change it.
     pub full_rank: i64,
 }
 
 impl LowRank {
-    /// The whole update `s · B diag(g) A` of the weight, `[outputs, inputs]` f32, without gradient.
+    /// The update `s · B diag(g) A` of the weight, `[outputs, inputs]` f32, without gradient.
     pub fn delta_weight(&self) -> Tensor {
         let _no_grad = tch::no_grad_guard();
         let (a, b) = self.folded();
         b.matmul(&a) * self.scale
     }
 
-    /// `A` and `B diag(g)`, copies without gradient and without the ranks whose gate is zero.
+    /// Copies of `A`, `[active rank, inputs]`, and `B diag(g)`, `[outputs, active rank]`, without gradient.
     pub fn folded(&self) -> (Tensor, Tensor) {
         let _no_grad = tch::no_grad_guard();
         let Some(gate) = &self.gate else { return (self.a.detach().copy(), self.b.detach().copy()) };
@@ -183,12 +175,12 @@ impl LowRank {
         (self.a.index_select(0, &open), self.b.index_select(1, &open) * gate.index_select(0, &open))
     }
 
-    /// How many ranks it computes: open and closed ones.
+    /// The number of ranks, with open or closed gates.
     pub fn rank(&self) -> i64 {
         self.a.size()[0]
     }
 
-    /// How many ranks have a non-zero gate.
+    /// The number of ranks with a non-zero gate.
     pub fn active_rank(&self) -> i64 {
         match &self.gate {
             Some(gate) => gate.ne(0.0).sum(Kind::Int64).int64_value(&[]),
@@ -196,11 +188,12 @@ impl LowRank {
         }
     }
 
-    /// Its tensors with their short names, `lora_A`, `lora_B` and `gate`.
+    /// Its tensors by their short names: `lora_A`, `[rank, inputs]`, `lora_B`, `[outputs, rank]`, and `gate`, `[rank]`.
     pub fn tensors(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
         [("lora_A", &self.a), ("lora_B", &self.b)].into_iter().chain(self.gate.as_ref().map(|gate| ("gate", gate)))
     }
 
+    /// A second handle on the same tensors.
     fn share(&self) -> Self {
         Self {
             name: self.name.clone(),
@@ -220,12 +213,12 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// The adapter that changes nothing: the base model.
+    /// The empty adapter, which leaves the base model unchanged.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// With these updates, by the ids of their layers.
+    /// An adapter with these updates, by the ids of their layers.
     #[cfg(test)]
     pub(crate) fn of_layers(layers: Vec<Option<LowRank>>) -> Self {
         Self { layers }
@@ -236,17 +229,18 @@ impl Adapter {
         self.layers.get(id)?.as_ref()
     }
 
-    /// The adapted layers.
+    /// The updates of the adapted layers.
     pub fn layers(&self) -> impl Iterator<Item = &LowRank> {
         self.layers.iter().flatten()
     }
 
-    /// Every trainable tensor with its full name, such as `model.layers.0.self_attn.q_proj.lora_A`, in a fixed order.
+    /// Every trainable tensor by its full name, such as `model.layers.0.self_attn.q_proj.lora_A`, in a fixed order;
+    /// shapes as in [`LowRank`].
     pub fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
         self.layers().flat_map(|layer| layer.tensors().map(|(part, tensor)| (format!("{}.{part}", layer.name), tensor)))
     }
 
-    /// How many numbers are trained.
+    /// The number of trained parameters.
     pub fn parameters(&self) -> i64 {
         self.tensors().map(|(_, tensor)| tensor.numel() as i64).sum()
     }
@@ -257,23 +251,18 @@ impl Adapter {
         self.layers().map(LowRank::active_rank).sum::<i64>() as f64 / layers as f64
     }
 
-    /// The ranks that it computes, summed over layers.
+    /// The sum of the ranks of all layers.
     pub fn ranks(&self) -> i64 {
         self.layers().map(LowRank::rank).sum()
     }
 
-    /// The rank of its largest layer.
-    pub fn largest_rank(&self) -> i64 {
-        self.layers().map(LowRank::rank).max().unwrap_or(0)
-    }
-
-    /// A second handle on the same tensors: what one changes the other sees.
+    /// A second handle on the same tensors: changes through one show in the other.
     #[must_use]
     pub fn share(&self) -> Self {
         Self { layers: self.layers.iter().map(|layer| layer.as_ref().map(LowRank::share)).collect() }
     }
 
-    /// A copy with tensors of its own, which the original's training does not change.
+    /// A copy with tensors of its own, independent of the original's training.
     #[must_use]
     pub fn copy(&self) -> Self {
         let own = |x: &Tensor| x.detach().copy();
@@ -288,7 +277,7 @@ impl Adapter {
         Self { layers: self.layers.iter().map(|layer| layer.as_ref().map(copy)).collect() }
     }
 
-    /// SHA-256 of names, shapes and numbers, in hexadecimal: equal adapters have equal hashes.
+    /// SHA-256 of names, shapes and values, in hexadecimal: equal adapters have equal hashes.
     pub fn hash(&self) -> String {
         let mut digest = Sha256::new();
         for (name, tensor) in self.tensors() {
@@ -304,8 +293,11 @@ impl Adapter {
         schema::hex(&digest.finalize())
     }
 
-    /// Takes over the tensors of the same names. Where ranks were pruned before or after they were saved, the layer's tensors
-    /// are replaced by those of the saved rank; all others are overwritten in place, and other handles on them see it.
+    /// Restores the tensors of the same names. Where the saved rank differs because of pruning, the layer gets new
+    /// tensors of that rank; all others are overwritten in place, which other handles see.
+    ///
+    /// # Errors
+    /// If a tensor is missing, or has a shape that pruning does not explain.
     pub fn restore(&mut self, saved: &[(String, Tensor)]) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         for layer in self.layers.iter_mut().flatten() {
@@ -346,7 +338,7 @@ impl Adapter {
         Ok(())
     }
 
-    /// Adds `amount` to every number of every `B`: used to check that the adapter is in use.
+    /// Adds `amount` to every element of every `B`, to check that the adapter is in use.
     pub fn perturb(&self, amount: f64) {
         let _no_grad = tch::no_grad_guard();
         for layer in self.layers() {

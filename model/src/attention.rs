@@ -1,4 +1,4 @@
-//! Which token may see which: the seam between networks, which work on packed tokens, and sequences.
+//! Attention rules: the seam between networks, which work on packed tokens, and sequences.
 
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -8,14 +8,14 @@ use tch::{Device, Kind, Tensor};
 pub trait Attention {
     /// Mixes values by the softmax of `q · k / √head_dim`.
     ///
-    /// * `layer`: which decoder layer asks (caches keep keys and values per layer)
+    /// * `layer`: the index of the decoder layer (caches keep keys and values per layer)
     /// * `q`: `[token, heads, head_dim]`, `k`, `v`: `[token, kv_heads, head_dim]`, all with rotary positions applied
     ///
     /// Returns `[token, heads, head_dim]`.
     fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor;
 
-    /// The groups that the packed tokens are, if each token sees those of its own group before it and nothing else: then
-    /// there is a shorter way than [`Self::attend`] on some devices.
+    /// The groups of the packed tokens, if each token sees the earlier tokens of its own group and nothing else. Our
+    /// CPU kernels then replace [`Self::attend`].
     fn groups(&self) -> Option<&[PackedGroup]> {
         None
     }
@@ -24,19 +24,19 @@ pub trait Attention {
 /// The tokens of a prompt and of each completion, in packed order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackedGroup {
-    /// The prompt's, each of which sees those before it.
+    /// The prompt's tokens; each sees those before it.
     pub prompt: Range<usize>,
-    /// Each completion's, which see the prompt and those before them in the same completion.
+    /// Each completion's tokens; they see the prompt and those before them in the same completion.
     pub completions: Vec<Range<usize>>,
 }
 
 impl PackedGroup {
-    /// Pairs of a token and one that it sees, about.
+    /// The approximate number of pairs of a token and one that it sees.
     pub(crate) fn pairs(&self) -> usize {
         self.runs().map(|(own, prompt)| own.len() * prompt.len() + own.len() * own.len() / 2).sum()
     }
 
-    /// Each run of tokens that see their own past, and how much of the prompt they all see.
+    /// Each run of tokens that see their own past, with the part of the prompt that all of them see.
     pub(crate) fn runs(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
         let nothing = self.prompt.start..self.prompt.start;
         std::iter::once((self.prompt.clone(), nothing))
@@ -45,17 +45,17 @@ impl PackedGroup {
     }
 }
 
-/// `[token, head, head_dim]` of one sequence as `[1, head, token, head_dim]`.
+/// Views `[token, head, head_dim]` of one sequence as `[1, head, token, head_dim]`.
 fn batched(x: &Tensor) -> Tensor {
     x.transpose(0, 1).unsqueeze(0)
 }
 
-/// The reverse of [`batched`].
+/// Views `[1, head, token, head_dim]` as `[token, head, head_dim]`, the reverse of [`batched`].
 fn unbatched(x: &Tensor) -> Tensor {
     x.squeeze_dim(0).transpose(0, 1)
 }
 
-/// Fused attention where the keys have fewer heads than the queries.
+/// Fused attention over `[batch, head, token, head_dim]`; the keys may have fewer heads than the queries.
 fn sdpa(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: Causal) -> Tensor {
     let grouped = q.size()[1] != k.size()[1];
     Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, causal == Causal::Yes, None, grouped)
@@ -67,18 +67,18 @@ enum Causal {
     No,
 }
 
-/// Causal attention inside one sequence of packed tokens.
+/// Causal attention inside one sequence of packed tokens, `[token, head, head_dim]`.
 pub(crate) fn causal(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
     unbatched(&sdpa(&batched(q), &batched(k), &batched(v), None, Causal::Yes))
 }
 
-/// One query token per row against the row's cached keys.
+/// Attention of one query token per row to the row's cached keys; returns `[row, heads, head_dim]`.
 ///
 /// * `q`: `[row, heads, head_dim]`
 /// * `k`, `v`: `[row, token, kv_heads, head_dim]`
-/// * `mask`: `[row, 1, 1, token]`, 0 where the row has a token and -inf where it has none
+/// * `mask`: `[row, 1, 1, token]`, 0 for tokens of the row and -inf for padding
 ///
-/// The query heads that share a key head stand as rows of one small matrix, so no key is repeated.
+/// The query heads that share a key head are rows of one small matrix, so no key is repeated.
 pub(crate) fn decode(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
     let (rows, heads, head_dim) = q.size3().expect("queries are [row, heads, head_dim]");
     let kv_heads = k.size()[2];
@@ -88,17 +88,19 @@ pub(crate) fn decode(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tenso
 
 /// Attention over groups: a prompt, and completions that each see the whole prompt and their own past.
 ///
-/// The linear layers never see padding. Only here, completions of one group stand side by side, padded to the longest;
-/// padded keys lie in every real query's future, so the causal mask hides them.
+/// Our CPU kernels use [`Attention::groups`] and need no padding. libtorch's fused attention, in [`Attention::attend`],
+/// takes the completions of one group as a batch, padded to the longest; padded keys lie in every real query's future,
+/// so the causal mask hides them.
 #[derive(Debug)]
 pub struct GroupAttention {
     groups: Vec<PackedGroup>,
-    /// The same for [`Attention::attend`], when it is first asked for.
+    /// The groups in the form of [`Attention::attend`], made on its first call.
     spans: OnceCell<Vec<Span>>,
     device: Device,
     kind: Kind,
 }
 
+/// A group: the index of its first token and the length of its prompt, in tokens.
 #[derive(Debug)]
 struct Span {
     start: i64,
@@ -106,21 +108,24 @@ struct Span {
     completions: Option<Completions>,
 }
 
+/// The completions of a group as a padded batch.
 #[derive(Debug)]
 struct Completions {
     tokens: i64,
     count: i64,
     longest: i64,
-    /// `[count · longest]` the packed token at each padded place; padding repeats token 0.
+    /// `[count · longest]` i64: the packed token at each padded index; padding repeats token 0.
     gather: Tensor,
-    /// `[tokens]` the padded place of each packed token.
+    /// `[tokens]` i64: the padded index of each packed token.
     scatter: Tensor,
-    /// `[longest, prompt + longest]` 0 or -inf.
+    /// `[longest, prompt + longest]`: 0 or -inf.
     mask: Tensor,
 }
 
 impl GroupAttention {
-    /// One entry per group: the tokens of its prompt and of each completion, in packed order, prompt first.
+    /// Attention over groups given by the number of tokens of their prompt and of each completion, in packed order.
+    ///
+    /// * `kind`: the format of activations
     pub fn new(groups: &[(usize, Vec<usize>)], device: Device, kind: Kind) -> Self {
         let mut end = 0;
         let mut take = |count: usize| {
@@ -157,9 +162,9 @@ impl Completions {
         let mut gather = vec![0i64; lengths.len() * longest];
         let mut scatter = Vec::new();
         for (row, &length) in lengths.iter().enumerate() {
-            for place in 0..length {
-                gather[row * longest + place] = scatter.len() as i64;
-                scatter.push((row * longest + place) as i64);
+            for index in row * longest..row * longest + length {
+                gather[index] = scatter.len() as i64;
+                scatter.push(index as i64);
             }
         }
         let longest = longest as i64;
@@ -175,6 +180,7 @@ impl Completions {
         })
     }
 
+    /// Mixes values of the completions of `span`; packed `[token, head, head_dim]` as in [`Attention::attend`].
     fn attend(&self, span: &Span, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
         let packed = |x: &Tensor| x.narrow(0, span.start + span.prompt, self.tokens);
         // [token, head, dim] -> [count, head, longest, dim]

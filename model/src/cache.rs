@@ -1,11 +1,11 @@
-//! Keys and values of running sequences, in slots that are written in place.
+//! The KV cache: keys and values of running sequences, in slots that are written in place.
 //!
 //! Layout per layer: `[slot, token, kv_heads · head_dim]`, so that one `index_copy_` writes the new token of every
-//! running row, and a view of the first rows and tokens is what attention reads: no copy, no growth. Rows are kept
-//! dense by moving the last running row into a freed slot.
+//! running row, and attention reads a view of the first rows and tokens: no copy, no growth. Rows are kept dense by
+//! moving the last running row into a freed slot.
 
-use crate::architecture::Dimensions;
 use crate::attention::{self, Attention};
+use crate::dimensions::Dimensions;
 use tch::{Device, Kind, Tensor};
 
 /// Keys and values of up to `slots` sequences of up to `capacity` tokens.
@@ -19,13 +19,14 @@ pub struct KvCache {
     device: Device,
 }
 
+/// Keys and values of one layer.
 #[derive(Debug)]
 struct KeyValue {
     keys: Tensor,
     values: Tensor,
 }
 
-/// The keys and values of a prompt, kept while samples that continue it wait for a slot.
+/// The keys and values of a prompt, kept for samples that wait for a slot.
 #[derive(Debug)]
 pub struct Prefix {
     layers: Vec<KeyValue>,
@@ -33,14 +34,16 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// The tokens of the prompt.
+    /// The number of tokens of the prompt.
     pub fn tokens(&self) -> usize {
         self.tokens as usize
     }
 }
 
 impl KvCache {
-    /// Room for `slots` sequences of `capacity` tokens, prompt included.
+    /// An empty cache for `slots` sequences of `capacity` tokens, prompt included.
+    ///
+    /// * `kind`: the format of activations
     pub fn new(dimensions: &Dimensions, slots: usize, capacity: usize, device: Device, kind: Kind) -> Self {
         let width = dimensions.kv_heads * dimensions.head_dim;
         let (slots, capacity) = (slots as i64, capacity as i64);
@@ -49,7 +52,7 @@ impl KvCache {
         Self { layers, slots, capacity, kv_heads: dimensions.kv_heads, kind, device }
     }
 
-    /// Bytes that a cache of this shape takes.
+    /// The size in bytes of a cache of this shape.
     pub fn bytes(dimensions: &Dimensions, slots: usize, capacity: usize, kind: Kind) -> u64 {
         let width = (dimensions.kv_heads * dimensions.head_dim) as u64;
         2 * dimensions.layers as u64 * width * slots as u64 * capacity as u64 * kind.elt_size_in_bytes() as u64
@@ -61,12 +64,12 @@ impl KvCache {
         (keys, values)
     }
 
-    /// How many sequences fit.
+    /// The number of slots, one per sequence.
     pub fn slots(&self) -> usize {
         self.slots as usize
     }
 
-    /// How many tokens each may have.
+    /// The number of tokens per slot.
     pub fn capacity(&self) -> usize {
         self.capacity as usize
     }
@@ -94,14 +97,14 @@ impl KvCache {
     pub fn decode<'a>(&'a mut self, lengths: &[usize]) -> Decode<'a> {
         let rows = lengths.len() as i64;
         let longest = lengths.iter().max().map_or(0, |longest| *longest as i64) + 1;
-        let places: Vec<i64> = lengths.iter().zip(0..).map(|(len, slot)| slot * self.capacity + *len as i64).collect();
+        let indices: Vec<i64> = lengths.iter().zip(0..).map(|(len, slot)| slot * self.capacity + *len as i64).collect();
         let last: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
         let last = Tensor::from_slice(&last).to_device(self.device).reshape([rows, 1, 1, 1]);
         let token = Tensor::arange(longest, (Kind::Int64, self.device)).reshape([1, 1, 1, longest]);
         let mask = Tensor::zeros([rows, 1, 1, longest], (self.kind, self.device))
             .masked_fill(&token.gt_tensor(&last), f64::NEG_INFINITY);
-        let places = Tensor::from_slice(&places).to_device(self.device);
-        Decode { cache: self, rows, longest, places, mask }
+        let indices = Tensor::from_slice(&indices).to_device(self.device);
+        Decode { cache: self, rows, longest, indices, mask }
     }
 }
 
@@ -111,7 +114,7 @@ pub struct Decode<'a> {
     cache: &'a mut KvCache,
     rows: i64,
     longest: i64,
-    places: Tensor,
+    indices: Tensor,
     mask: Tensor,
 }
 
@@ -121,7 +124,7 @@ impl Attention for Decode<'_> {
         let KeyValue { keys, values } = &self.cache.layers[layer];
         let store = |cache: &Tensor, new: &Tensor| {
             let flat = [self.cache.slots * self.cache.capacity, self.cache.kv_heads * head_dim];
-            let _ = cache.view(flat).index_copy_(0, &self.places, &new.reshape([self.rows, flat[1]]));
+            let _ = cache.view(flat).index_copy_(0, &self.indices, &new.reshape([self.rows, flat[1]]));
             cache.narrow(0, 0, self.rows).narrow(1, 0, self.longest).view([
                 self.rows,
                 self.longest,
@@ -133,7 +136,7 @@ impl Attention for Decode<'_> {
     }
 }
 
-/// Attention for whole prompts, packed one after the other, that keeps each prompt's keys and values.
+/// Causal attention for whole prompts, packed one after the other, that keeps each prompt's keys and values.
 #[derive(Debug)]
 pub struct Prefill {
     lengths: Vec<i64>,
@@ -141,7 +144,7 @@ pub struct Prefill {
 }
 
 impl Prefill {
-    /// For prompts of these many tokens, in packed order.
+    /// Attention for prompts of these lengths in tokens, in packed order.
     pub fn new(lengths: &[usize]) -> Self {
         Self {
             lengths: lengths.iter().map(|length| *length as i64).collect(),
@@ -149,7 +152,7 @@ impl Prefill {
         }
     }
 
-    /// After the forward pass: one prefix per prompt.
+    /// The keys and values of each prompt after the forward pass, in packed order.
     pub fn into_prefixes(self) -> Vec<Prefix> {
         self.lengths.into_iter().zip(self.kept).map(|(tokens, layers)| Prefix { layers, tokens }).collect()
     }

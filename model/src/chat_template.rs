@@ -1,7 +1,7 @@
-//! Chat templates: the Jinja programs that turn a conversation into the text a model was trained on.
+//! Chat templates: Jinja programs that turn a conversation into the text a model was trained on.
 //!
-//! Templates are written for Python's Jinja as `transformers` sets it up, so this environment copies that set-up: blocks
-//! eat the line break after them and the blanks before them, Python's string methods exist, and so do
+//! Templates are written for Python's Jinja as `transformers` sets it up, so this environment copies that set-up:
+//! blocks strip the line break after them and the blanks before them, Python's string methods exist, and so do
 //! `raise_exception`, `strftime_now`, a `tojson` that writes what Python's `json.dumps` writes, and the
 //! `{% generation %}` block (which only marks text and changes none of it).
 
@@ -26,17 +26,20 @@ pub struct ChatTemplate {
     special_tokens: BTreeMap<String, String>,
 }
 
-/// How a rendered conversation ends.
+/// The end of a rendered conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// With the opening of the assistant's next turn, for the model to continue.
+    /// The opening of the assistant's next turn, for the model to continue.
     AssistantOpening,
-    /// With the last message.
+    /// The last message.
     LastMessage,
 }
 
 impl ChatTemplate {
     /// Compiles a template. `special_tokens` are the variables that it may use, such as `bos_token`.
+    ///
+    /// # Errors
+    /// If the template is not valid Jinja.
     pub fn new(source: &str, special_tokens: BTreeMap<String, String>) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -49,7 +52,10 @@ impl ChatTemplate {
         Ok(Self { environment, special_tokens })
     }
 
-    /// The text of a conversation.
+    /// Renders a conversation as text.
+    ///
+    /// # Errors
+    /// If the template fails on these messages, or refuses them by `raise_exception`.
     pub fn render(&self, messages: &[Message], ending: Ending) -> Result<String> {
         let variables = context! {
             messages => Serde(messages),
@@ -225,7 +231,7 @@ mod tests {
     }
 
     proptest! {
-        /// What was said before stays as it was when a turn is added: the prompt of a next turn begins with the last.
+        /// A further turn leaves the text before it unchanged: the prompt of the next turn begins with the last one.
         #[test]
         fn chatml_only_appends(turns in prop::collection::vec(("system|user|assistant", ".{0,20}"), 1..5)) {
             let messages: Vec<Message> = turns.iter().map(|(role, content)| message(role, content)).collect();

@@ -1,4 +1,4 @@
-//! `[model]`: which network, where, in which format, with which adapter.
+//! `[model]`: the network, its device and format, and its adapter.
 
 use crate::adapter::AdapterConfig;
 use crate::architecture::RandomModel;
@@ -20,14 +20,15 @@ pub struct Config {
     /// Format of the frozen weights and of activations: `f32` or `bf16`.
     #[serde(alias = "torch_dtype")]
     pub dtype: Dtype,
-    /// Whether an update keeps the input of each layer alone and computes the rest again on the way back.
+    /// Gradient checkpointing: an update keeps only the input of each layer and recomputes the rest in the backward
+    /// pass.
     pub gradient_checkpointing: bool,
     /// Threads of libtorch on the CPU; 0 lets libtorch choose.
     pub threads: usize,
-    /// A run folder whose newest adapter training begins with, and which a KL penalty then pulls towards; a fresh
-    /// adapter if empty. The loop reads it, since a network knows nothing of runs.
+    /// A run folder whose newest adapter is the start of training and the reference of a KL penalty; a fresh adapter if
+    /// empty. The training loop reads this key, not the network.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub adapter_from: String,
-    /// What is trained.
+    /// The trained adapter.
     pub adapter: AdapterConfig,
 }

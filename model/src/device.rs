@@ -1,8 +1,8 @@
-//! Where tensors live and in which number format: the only file that names a device.
+//! Devices and number formats of tensors; the only file that names a device.
 //!
-//! Two traps of libtorch are dealt with here. The linker drops `libtorch_cuda` because no symbol of ours needs it, so
-//! it is loaded by name; and the first question about CUDA decides for the life of the process, so it must be loaded
-//! *before* that question. One program then serves a libtorch with CUDA and one without.
+//! Two traps of libtorch are handled here. The linker drops `libtorch_cuda` because no symbol of ours needs it, so it
+//! is loaded by name; and libtorch caches its first answer about CUDA for the life of the process, so the library must
+//! be loaded *before* that. One program then serves a libtorch with CUDA and one without.
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,10 @@ impl DeviceName {
         Self(name.into())
     }
 
-    /// The device, if it can be used on this machine.
+    /// The device with this name.
+    ///
+    /// # Errors
+    /// If the name is not known, or this machine has no such usable device.
     pub fn resolve(&self) -> Result<Device> {
         let name = self.0.trim();
         let index = match name {
@@ -43,22 +46,22 @@ impl DeviceName {
     }
 }
 
-/// Whether CUDA can be used.
+/// The availability of CUDA.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cuda {
-    /// It can, on this many devices.
+    /// CUDA works.
     Usable {
-        /// How many GPUs libtorch sees.
+        /// The number of GPUs that libtorch sees.
         devices: usize,
     },
-    /// It cannot.
+    /// CUDA cannot be used.
     Missing {
         /// The reason, as a clause that follows "but".
         why: String,
     },
 }
 
-/// Loads `libtorch_cuda` if it is there, then asks libtorch for CUDA devices. The answer is kept.
+/// Loads `libtorch_cuda` if it exists, then asks libtorch for CUDA devices. The answer is cached.
 pub fn cuda() -> &'static Cuda {
     static CUDA: OnceLock<Cuda> = OnceLock::new();
     CUDA.get_or_init(|| {
@@ -72,7 +75,7 @@ pub fn cuda() -> &'static Cuda {
     })
 }
 
-/// Loads `libtorch_cuda`, or says why that cannot be done.
+/// Loads `libtorch_cuda`; the error is the reason as a clause.
 fn load_cuda_library() -> std::result::Result<(), String> {
     // SAFETY: the name is a NUL-terminated constant; loading runs libtorch's own registration code, which is what
     // linking against it would have done. What `dlerror` gives after a failure is a string that stands until this
@@ -99,7 +102,7 @@ pub enum Dtype {
     /// 32-bit floats: exact.
     #[default]
     F32,
-    /// bfloat16: half the memory. On a CPU what weights are multiplied with is rounded to bf16 as well, and everything
+    /// bfloat16: half the memory. On a CPU the inputs of weight products are rounded to bf16 as well, and everything
     /// else stays f32; log-probabilities are computed in f32 everywhere.
     Bf16,
 }
@@ -112,32 +115,27 @@ impl Dtype {
             Self::Bf16 => Kind::BFloat16,
         }
     }
-
-    /// The format of activations on a device.
-    pub fn activations(self, device: Device) -> Kind {
-        if device == HOST { Kind::Float } else { self.kind() }
-    }
 }
 
-/// The CPU, for tensors that are born there: files, token ids, random numbers.
+/// The CPU, for tensors made there: from files, token ids, random numbers.
 pub const HOST: Device = Device::Cpu;
 
-/// Makes the C library keep freed memory instead of giving it back to the system at once. A step allocates and frees
-/// the same large tensors again and again; each would be fetched page by page, zeroed, and returned, which costs more
-/// than some of the arithmetic in them.
+/// Makes the C library keep freed memory instead of returning it to the system at once. A step allocates and frees the
+/// same large tensors again and again; fetching and zeroing their pages each time would cost more than some of the
+/// arithmetic in them.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: these settings may be changed at any time.
     #[expect(unsafe_code, reason = "the allocator's settings are the C library's")]
     unsafe {
-        // 32 MiB is the largest size that it lets us keep; a GiB at the top of the heap is given back.
+        // 32 MiB is the largest threshold that it allows; more than a GiB at the top of the heap is returned.
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
         libc::mallopt(libc::M_TOP_PAD, 64 << 20);
     }
 }
 
-/// How many threads libtorch uses for one operation. `None` keeps libtorch's own choice (one per physical core).
+/// Sets the number of threads of one libtorch operation. `None` keeps libtorch's choice (one per physical core).
 /// Results on the CPU are bit-equal between runs only for the same number.
 pub fn set_threads(threads: Option<usize>) {
     if let Some(threads) = threads {
@@ -145,7 +143,7 @@ pub fn set_threads(threads: Option<usize>) {
     }
 }
 
-/// Waits until a device has done what it was asked: a GPU works on while its caller goes on, which clocks must know.
+/// Waits until a device has finished its queued work. A GPU runs behind its caller, so clocks need this.
 pub fn wait(device: Device) {
     if let Device::Cuda(index) = device {
         tch::Cuda::synchronize(index as i64);

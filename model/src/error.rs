@@ -1,4 +1,4 @@
-//! What can go wrong in this crate.
+//! Errors of this crate.
 
 use std::path::Path;
 use thiserror::Error;
@@ -6,10 +6,10 @@ use thiserror::Error;
 /// An error of the model crate. Each message says what, where and what to try.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Something the user gave is at fault: a path, a file, a number.
+    /// The user's input is at fault: a path, a file, a number.
     #[error("{0}")]
     Input(String),
-    /// Something failed although the input was right.
+    /// A failure despite correct input.
     #[error("{0}")]
     Runtime(String),
     /// libtorch refused an operation.
@@ -18,7 +18,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error in what the user gave.
+    /// An error in the user's input.
     pub fn input(message: impl Into<String>) -> Self {
         Self::Input(message.into())
     }
@@ -33,7 +33,7 @@ impl Error {
         Self::Input(format!("{}: {problem}", path.display()))
     }
 
-    /// Whether the user's input is at fault.
+    /// True if the user's input is at fault.
     pub fn is_input(&self) -> bool {
         matches!(self, Self::Input(_))
     }

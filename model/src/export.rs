@@ -1,19 +1,19 @@
-//! The trained model as one: the base's weights with the adapter's updates added, for programs that know no adapters.
+//! Merged export: the base's weights with the adapter's updates added, for programs without adapter support.
 //!
-//! `W' = W + s · B diag(g) A`, computed in f32 and stored in the format that is asked for. Tensors are made, written and
+//! `W' = W + s · B diag(g) A`, computed in f32 and stored in the requested format. Tensors are made, written and
 //! dropped one at a time, so a merge needs the memory of its largest tensor and not that of the model.
 //!
 //! Two layouts are written: a Hugging Face folder ([`hub_shards`], [`hub_files`]) and one GGUF file ([`write_gguf`]),
 //! whatever the base came in.
 
 mod folder;
-mod storage;
+mod gguf;
 #[cfg(test)]
 mod tests;
 
-pub use crate::weights::write_gguf;
+pub use crate::weights::Storage;
 pub use folder::{Shard, hub_files, hub_index, hub_shards};
-pub use storage::Storage;
+pub use gguf::write_gguf;
 
 use crate::adapter::{Adapter, LowRank};
 use crate::weights::Checkpoint;
@@ -51,7 +51,7 @@ impl<'a> Merged<'a> {
         Ok(Self { checkpoint, updates })
     }
 
-    /// The base.
+    /// The base checkpoint.
     pub fn checkpoint(&self) -> &Checkpoint {
         self.checkpoint
     }
@@ -61,7 +61,10 @@ impl<'a> Merged<'a> {
         self.checkpoint.names()
     }
 
-    /// The tensor of this hub name in the hub's layout, f32 on the CPU.
+    /// The merged tensor of this hub name in the hub's layout and shape, f32 on the CPU.
+    ///
+    /// # Errors
+    /// If the base has no such tensor, or its format is not supported.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let base = self.checkpoint.tensor(name)?.to_kind(Kind::Float);

@@ -1,6 +1,6 @@
-//! Where models are found: a path, the cache, or the Hugging Face hub.
+//! Model lookup: a path, the cache, or the Hugging Face hub.
 //!
-//! A name is looked up where it costs least first: as a path, in our own models folder, in the hub's cache on this
+//! A name is looked up in the cheapest order: as a path, in our own models folder, in the hub's cache on this
 //! machine (shared with Python's `huggingface_hub`), and only then on the network. `HF_HUB_CACHE`, `HF_HOME`,
 //! `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean there.
 
@@ -12,19 +12,22 @@ use crate::{Error, Result};
 use snapshot::Snapshot;
 use std::path::{Path, PathBuf};
 
-/// Where proxrl keeps what it fetched: `PROXRL_CACHE`, else `proxrl` in the user's cache folder.
+/// The folder of downloads: `PROXRL_CACHE`, else `proxrl` in the user's cache folder.
 pub fn cache_folder() -> PathBuf {
     variable("PROXRL_CACHE").map_or_else(|| user_cache().join("proxrl"), PathBuf::from)
 }
 
-/// Where models lie in the cache.
+/// The models folder inside the cache.
 pub fn models_folder() -> PathBuf {
     cache_folder().join("models")
 }
 
 /// Finds a model: an existing path (`~` is the home folder), a name in the models folder, or a hub id.
 ///
-/// A hub id is `owner/name`, or `owner/name/file.gguf` for one file, either followed by `@revision` if need be.
+/// A hub id is `owner/name`, or `owner/name/file.gguf` for one file, either optionally followed by `@revision`.
+///
+/// # Errors
+/// If `path` is none of these, or the hub is offline, refuses, or sends an incomplete model.
 pub fn resolve(path: &str, models_folder: &Path) -> Result<PathBuf> {
     resolve_with(path, models_folder, &Hub::from_env())
 }
@@ -35,7 +38,7 @@ fn resolve_with(path: &str, models_folder: &Path, hub: &Hub) -> Result<PathBuf> 
         None => PathBuf::from(path),
     };
     let cached = models_folder.join(path);
-    if let Some(found) = [given, cached].into_iter().find(|place| place.exists()) {
+    if let Some(found) = [given, cached].into_iter().find(|path| path.exists()) {
         return Ok(found);
     }
     let nowhere = format!("model `{path}` is neither a path here nor a name in {}", models_folder.display());
@@ -72,7 +75,7 @@ impl Id {
         let plain = |word: &str| {
             !word.is_empty()
                 && !word.starts_with('.')
-                && word.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
+                && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
         };
         let words: Vec<&str> = path.split('/').collect();
         if !plain(revision) || !words.iter().copied().all(plain) {
@@ -96,9 +99,12 @@ fn is_gguf(file: &str) -> bool {
     Path::new(file).extension().is_some_and(|extension| extension == "gguf")
 }
 
-/// The hub, as the environment describes it.
+/// The hub's settings, from the environment.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "without downloads, nobody is asked and no token shown"))]
+#[cfg_attr(
+    not(feature = "hub"),
+    expect(dead_code, reason = "without downloads, no request is made and no token shown")
+)]
 struct Hub {
     cache: PathBuf,
     endpoint: String,
@@ -121,7 +127,7 @@ impl Hub {
         }
     }
 
-    /// Downloads a model, or says in a clause why not.
+    /// Downloads a model; the error is the reason as a clause.
     fn fetch(&self, id: &Id, snapshot: &Snapshot) -> std::result::Result<PathBuf, String> {
         if self.offline {
             return Err("HF_HUB_OFFLINE forbids to ask the hub".into());

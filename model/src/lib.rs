@@ -1,15 +1,20 @@
-//! Networks, adapters, weights and words: what the sampler and the trainer share.
+//! Networks, adapters, weights and tokenizers, shared by the sampler and the trainer.
 
 pub mod adapter;
 pub mod architecture;
 pub mod attention;
+pub mod backend;
 pub mod cache;
 pub mod chat_template;
 mod config;
 mod critic;
 pub mod device;
+pub mod dimensions;
 mod error;
 pub mod export;
+pub mod family;
+mod files;
+mod gguf;
 pub mod hub;
 mod kernel;
 mod logit_head;
@@ -17,6 +22,7 @@ pub mod logprob;
 pub mod packed;
 mod policy;
 pub mod tokenizer;
+mod trace;
 pub mod weights;
 
 pub use config::Config;

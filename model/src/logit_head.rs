@@ -1,25 +1,25 @@
-//! A low-rank change of the logits, for a sampler that is to differ a little from the policy.
+//! A low-rank correction of the logits, for a sampler that differs a little from the policy.
 //!
 //! ```text
 //! logits = W h + U (V h)          U: [vocab, rank], starts at zero; V: [rank, hidden], random and fixed
 //! ```
 //!
-//! It costs two thin products per token and no pass through the network: what trains it needs the hidden states alone.
+//! It costs two thin products per token and no pass through the network: training it needs the hidden states alone.
 
 use schema::Seed;
 use tch::{Device, Kind, Tensor};
 
-/// `U` and `V`.
+/// The factors `U` and `V` of a correction of the logits.
 #[derive(Debug)]
 pub struct LogitHead {
-    /// `U`, `[vocab, rank]` f32: what is trained.
+    /// `U`, `[vocab, rank]` f32, trained.
     pub up: Tensor,
-    /// `V`, `[rank, hidden]` f32: fixed.
+    /// `V`, `[rank, hidden]` f32, fixed.
     pub down: Tensor,
 }
 
 impl LogitHead {
-    /// A head that changes nothing yet. `V` is drawn from the normal distribution with variance `1 / hidden`, so that
+    /// A head whose correction is zero. `V` is sampled from the normal distribution with variance `1 / hidden`, so that
     /// its products with normed hidden states are about 1.
     pub fn zero(vocab: i64, hidden: i64, rank: i64, seed: &Seed, device: Device) -> Self {
         let numbers = Tensor::from_slice(&seed.normals((rank * hidden) as usize)).reshape([rank, hidden]);

@@ -7,12 +7,12 @@
 //! ∂ log p_y / ∂z = onehot(y) − p          ∂H / ∂z = −p ∘ (log p + H)          ∂z / ∂h = W / T
 //! ```
 //!
-//! A loss knows what it asks of a log-probability only when all of them are there, but it multiplies no more than a
-//! number to each token's `∂ log p_y / ∂h`. That *slope* is therefore computed while the logits are at hand, and only it
-//! is kept, `[token, hidden]`. What else has a gradient, entropy and divergences, computes the logits a second time.
+//! The gradient of a loss with respect to `h` is a per-token weight, known only once all log-probabilities are, times
+//! `∂ log p_y / ∂h`. The latter, `dlogp`, is therefore computed while the logits are at hand, and only it is kept,
+//! `[token, hidden]`. The gradients of entropy and divergences recompute the logits.
 //!
-//! The divergence from another distribution, `KL(p ‖ q) = Σ p (log p − log q)`, goes the same way where a loss wants it
-//! exactly: `q`'s logits come from hidden states of its own, and
+//! The divergence from another distribution, `KL(p ‖ q) = Σ p (log p − log q)`, is computed exactly in the same way:
+//! `q`'s logits come from hidden states of its own, and
 //!
 //! ```text
 //! ∂ KL / ∂z = p ∘ (log p − log q − KL)
@@ -20,189 +20,220 @@
 //!
 //! So the memory is bounded by the chunk, whatever the batch. All of it is f32 even for bf16 networks.
 
+use crate::backend::Backend;
 use crate::device::HOST;
-use crate::kernel::{sheet, vocab};
+use crate::kernel::{logits as kernel_logits, ops};
 use tch::{Kind, Tensor};
 
-/// The logits of a few tokens, `[token, hidden]` to `[token, vocab]`, whole.
-pub(crate) fn logits(hidden: &Tensor, head: &Tensor) -> Tensor {
-    if by_hand(hidden, head) { sheet::linear(&hidden.contiguous(), head) } else { hidden.linear(head, None::<Tensor>) }
-}
-
-/// The gradient of hidden states, `[token, hidden]`, given that of their logits, `[token, vocab]` f32.
-fn back(by_logits: &Tensor, head: &Tensor) -> Tensor {
-    if by_hand(by_logits, head) {
-        sheet::linear_back(&[(by_logits, head)])
-    } else {
-        by_logits.to_kind(head.kind()).matmul(head)
-    }
-}
-
-/// Whether our kernels are the ones to use: for f32 on the CPU, and weights of f32 or bf16.
-fn by_hand(x: &Tensor, head: &Tensor) -> bool {
-    x.device() == HOST && x.kind() == Kind::Float && matches!(head.kind(), Kind::Float | Kind::BFloat16)
-}
-
-fn numbers(targets: &Tensor) -> Vec<i64> {
-    Vec::<i64>::try_from(targets).expect("targets are a vector of i64")
-}
-
-/// Numbers in one chunk of logits: 64 MiB of f32, which keep a GPU busy, or 16 MiB, which a CPU's last cache holds.
-const CHUNK_NUMBERS: i64 = 1 << 24;
-const CHUNK_NUMBERS_HOST: i64 = 1 << 22;
-
-/// Scores of tokens under a softmax.
+/// The output head of a network.
 #[derive(Debug)]
-pub struct Scores {
+pub struct OutputHead {
+    /// `[vocab, hidden]`: logits are `hidden · weightᵀ`.
+    pub weight: Tensor,
+    backend: Backend,
+}
+
+/// Elements of one chunk of logits: 64 MiB of f32, which keep a GPU busy, or 16 MiB, which fit a CPU's last-level
+/// cache.
+const CHUNK_ELEMENTS: i64 = 1 << 24;
+const CHUNK_ELEMENTS_HOST: i64 = 1 << 22;
+
+/// Log-probabilities of tokens under a softmax, with optional by-products.
+#[derive(Debug)]
+pub struct Logprobs {
     /// `[token]` f32: natural log of the probability of each target.
     pub logprobs: Tensor,
-    /// `[token]` f32: entropy of each distribution, in nats; only where asked for.
+    /// `[token]` f32: entropy of each distribution, in nats; only on request.
     pub entropy: Option<Tensor>,
-    /// `[token]` bool: whether the target is the most likely token; only where asked for.
-    pub foremost: Option<Tensor>,
-    /// `[token, hidden]`: the gradient of each log-probability with respect to its hidden state; only where asked for.
-    pub slopes: Option<Tensor>,
+    /// `[token]` bool: whether the target is the most likely token; only on request.
+    pub argmax_hit: Option<Tensor>,
+    /// `[token, hidden]`: the gradient of each log-probability with respect to its hidden state; only on request.
+    pub dlogp: Option<Tensor>,
 }
 
-/// What to compute besides log-probabilities.
+/// The quantities to compute besides log-probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
     /// Log-probabilities alone.
     Logprobs,
     /// The entropy of each distribution too.
     Entropy,
-    /// That, and whether each target is the most likely token.
+    /// Entropy, and whether each target is the most likely token.
     Fit,
 }
 
-/// Whether to compute [`Scores::slopes`], for two products with the head instead of one.
+/// The choice whether to compute [`Logprobs::dlogp`], for two products with the head instead of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Slopes {
-    /// They are not needed.
+pub enum Dlogp {
+    /// Not computed.
     Skip,
-    /// A gradient will be asked for.
+    /// Computed and kept for a backward pass.
     Keep,
 }
 
-/// Scores `targets`, `[token]`, from the hidden states that predict them, `[token, hidden]`. No gradient flows.
-///
-/// * `head`: `[vocab, hidden]`
-/// * `temperature`: the logits are divided by it; positive
-pub fn score(hidden: &Tensor, head: &Tensor, targets: &Tensor, temperature: f64, want: Want, slopes: Slopes) -> Scores {
-    let _no_grad = tch::no_grad_guard();
-    let mut logprobs = Vec::new();
-    let mut entropies = Vec::new();
-    let mut foremost = Vec::new();
-    let kept = (slopes == Slopes::Keep).then(|| hidden.empty_like());
-    for (start, len) in chunks(targets, head) {
-        let targets = targets.narrow(0, start, len);
-        let keep = |by_logits: &Tensor| {
-            if let Some(kept) = &kept {
-                kept.narrow(0, start, len).copy_(&back(by_logits, head));
-            }
-        };
-        if by_hand(hidden, head) {
-            let logits = logits(&hidden.narrow(0, start, len), head);
-            let targets = numbers(&targets);
-            let scores = vocab::scores(&logits, &targets, temperature as f32);
-            logprobs.push(scores.logprobs);
-            if want != Want::Logprobs {
-                entropies.push(scores.entropy);
-            }
-            if want == Want::Fit {
-                foremost.push(scores.foremost);
-            }
-            if kept.is_some() {
-                vocab::slopes(&logits, &targets, temperature as f32);
-                keep(&logits);
-            }
-            continue;
-        }
-        let distribution = Distribution::new(&hidden.narrow(0, start, len), head, temperature);
-        logprobs.push(distribution.logprobs(&targets));
-        if want != Want::Logprobs {
-            entropies.push(distribution.entropy());
-        }
-        if want == Want::Fit {
-            foremost.push(distribution.logits.argmax(-1, false).eq_tensor(&targets));
-        }
-        if kept.is_some() {
-            let one = Tensor::ones([len, 1], (Kind::Float, hidden.device()));
-            let by_logits = distribution.probabilities().neg().scatter_add(1, &targets.unsqueeze(1), &one);
-            keep(&(by_logits / temperature));
-        }
+impl OutputHead {
+    /// A head with this weight, `[vocab, hidden]`, that computes with `backend`.
+    pub fn new(weight: Tensor, backend: Backend) -> Self {
+        Self { weight, backend }
     }
-    let joined = |parts: Vec<Tensor>| {
-        if parts.is_empty() { Tensor::zeros([0], (Kind::Float, hidden.device())) } else { Tensor::cat(&parts, 0) }
-    };
-    Scores {
-        logprobs: joined(logprobs),
-        entropy: (want != Want::Logprobs).then(|| joined(entropies)),
-        foremost: (want == Want::Fit).then(|| joined(foremost)),
-        slopes: kept,
-    }
-}
 
-/// The gradient of a loss with respect to the hidden states, `[token, hidden]`, given its gradient with respect to the
-/// entropies of [`score`], `[token]`.
-pub fn entropy_gradient(hidden: &Tensor, head: &Tensor, temperature: f64, weight: &Tensor) -> Tensor {
-    let _no_grad = tch::no_grad_guard();
-    let gradient = hidden.empty_like();
-    for (start, len) in chunks(hidden, head) {
-        let (part, weight) = (hidden.narrow(0, start, len), weight.narrow(0, start, len));
-        let by_logits = if by_hand(hidden, head) {
-            let logits = logits(&part, head);
-            let weight = Vec::<f32>::try_from(weight).expect("gradients are a vector of f32");
-            vocab::entropy_gradient(&logits, temperature as f32, &weight);
-            logits
-        } else {
-            let distribution = Distribution::new(&part, head, temperature);
-            let log_p = &distribution.logits - &distribution.logsumexp;
+    /// A second handle on the same weight.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), backend: self.backend }
+    }
+
+    /// The logits of a few tokens at once, `[token, hidden]` to `[token, vocab]`.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        match self.backend {
+            Backend::Kernels => ops::linear(&hidden.contiguous(), &self.weight),
+            Backend::Libtorch => hidden.linear(&self.weight, None::<Tensor>),
+        }
+    }
+
+    /// The gradient with respect to hidden states, `[token, hidden]`, given that with respect to their logits, `[token,
+    /// vocab]` f32.
+    fn backward(&self, grad_logits: &Tensor) -> Tensor {
+        match self.backend {
+            Backend::Kernels => ops::linear_backward(&[(grad_logits, &self.weight)]),
+            Backend::Libtorch => grad_logits.to_kind(self.weight.kind()).matmul(&self.weight),
+        }
+    }
+
+    /// Log-probabilities of `targets`, `[token]`, given the hidden states that predict them, `[token, hidden]`. No
+    /// gradient flows.
+    ///
+    /// * `temperature`: the divisor of the logits; positive
+    pub fn logprobs(&self, hidden: &Tensor, targets: &Tensor, temperature: f64, want: Want, dlogp: Dlogp) -> Logprobs {
+        let _no_grad = tch::no_grad_guard();
+        let mut logprobs = Vec::new();
+        let mut entropies = Vec::new();
+        let mut hits = Vec::new();
+        let kept = (dlogp == Dlogp::Keep).then(|| hidden.empty_like());
+        for (start, len) in self.chunks(targets) {
+            let (hidden, targets) = (hidden.narrow(0, start, len), targets.narrow(0, start, len));
+            let keep = |grad_logits: &Tensor| {
+                if let Some(kept) = &kept {
+                    kept.narrow(0, start, len).copy_(&self.backward(grad_logits));
+                }
+            };
+            match self.backend {
+                Backend::Kernels => {
+                    let logits = self.logits(&hidden);
+                    let targets = Vec::<i64>::try_from(&targets).expect("targets are a vector of i64");
+                    let rows = kernel_logits::logprobs(&logits, &targets, temperature as f32);
+                    logprobs.push(rows.logprobs);
+                    if want != Want::Logprobs {
+                        entropies.push(rows.entropy);
+                    }
+                    if want == Want::Fit {
+                        hits.push(rows.argmax_hit);
+                    }
+                    if kept.is_some() {
+                        kernel_logits::dlogp(&logits, &targets, temperature as f32);
+                        keep(&logits);
+                    }
+                }
+                Backend::Libtorch => {
+                    let distribution = Distribution::new(self, &hidden, temperature);
+                    logprobs.push(distribution.logprobs(&targets));
+                    if want != Want::Logprobs {
+                        entropies.push(distribution.entropy());
+                    }
+                    if want == Want::Fit {
+                        hits.push(distribution.logits.argmax(-1, false).eq_tensor(&targets));
+                    }
+                    if kept.is_some() {
+                        let one = Tensor::ones([len, 1], (Kind::Float, hidden.device()));
+                        let grad_logits =
+                            distribution.probabilities().neg().scatter_add(1, &targets.unsqueeze(1), &one);
+                        keep(&(grad_logits / temperature));
+                    }
+                }
+            }
+        }
+        let joined = |parts: Vec<Tensor>| {
+            if parts.is_empty() { Tensor::zeros([0], (Kind::Float, hidden.device())) } else { Tensor::cat(&parts, 0) }
+        };
+        Logprobs {
+            logprobs: joined(logprobs),
+            entropy: (want != Want::Logprobs).then(|| joined(entropies)),
+            argmax_hit: (want == Want::Fit).then(|| joined(hits)),
+            dlogp: kept,
+        }
+    }
+
+    /// The gradient of a loss with respect to `hidden`, `[token, hidden]`, given its gradient with respect to the
+    /// entropies of [`Self::logprobs`], `[token]`.
+    pub fn entropy_backward(&self, hidden: &Tensor, temperature: f64, grad_entropy: &Tensor) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let gradient = hidden.empty_like();
+        for (start, len) in self.chunks(hidden) {
+            let (part, weight) = (hidden.narrow(0, start, len), grad_entropy.narrow(0, start, len));
+            let grad_logits = match self.backend {
+                Backend::Kernels => {
+                    let logits = self.logits(&part);
+                    let weight = Vec::<f32>::try_from(weight).expect("gradients are a vector of f32");
+                    kernel_logits::entropy_backward(&logits, temperature as f32, &weight);
+                    logits
+                }
+                Backend::Libtorch => {
+                    let distribution = Distribution::new(self, &part, temperature);
+                    let log_p = &distribution.logits - &distribution.logsumexp;
+                    let p = log_p.exp();
+                    let mean = expectation(&p, &log_p);
+                    p * (mean - log_p) * weight.unsqueeze(1) / temperature
+                }
+            };
+            gradient.narrow(0, start, len).copy_(&self.backward(&grad_logits));
+        }
+        gradient
+    }
+
+    /// `KL(p ‖ q)` in nats of each pair of distributions, `[token]` f32, over the whole vocabulary. No gradient flows.
+    ///
+    /// * `hidden`, `other`: the hidden states of `p` and `q`, `[token, hidden]`
+    /// * `temperature`: the divisor of both logits; positive
+    pub fn divergence(&self, hidden: &Tensor, other: &Tensor, temperature: f64) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let divergence = Tensor::zeros([hidden.size()[0]], (Kind::Float, hidden.device()));
+        for (start, len) in self.chunks(hidden) {
+            let distribution = |hidden: &Tensor| Distribution::new(self, &hidden.narrow(0, start, len), temperature);
+            let (log_p, difference) = differences(&distribution(hidden), &distribution(other));
+            divergence.narrow(0, start, len).copy_(&expectation(&log_p.exp(), &difference).squeeze_dim(1));
+        }
+        divergence
+    }
+
+    /// The gradient of a loss with respect to `hidden`, `[token, hidden]`, given its gradient with respect to
+    /// [`Self::divergence`], `[token]`.
+    pub fn divergence_backward(
+        &self,
+        hidden: &Tensor,
+        other: &Tensor,
+        temperature: f64,
+        grad_divergence: &Tensor,
+    ) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let gradient = Tensor::zeros_like(hidden);
+        for (start, len) in self.chunks(hidden) {
+            let distribution = |hidden: &Tensor| Distribution::new(self, &hidden.narrow(0, start, len), temperature);
+            let (log_p, difference) = differences(&distribution(hidden), &distribution(other));
             let p = log_p.exp();
-            let mean = expectation(&p, &log_p);
-            p * (mean - log_p) * weight.unsqueeze(1) / temperature
-        };
-        gradient.narrow(0, start, len).copy_(&back(&by_logits, head));
+            let mean = expectation(&p, &difference);
+            let weight = grad_divergence.narrow(0, start, len).unsqueeze(1);
+            let grad_logits = p * (difference - mean) * weight / temperature;
+            gradient.narrow(0, start, len).copy_(&self.backward(&grad_logits));
+        }
+        gradient
     }
-    gradient
-}
 
-/// `KL(p ‖ q)` in nats of each pair of distributions, `[token]` f32, over the whole vocabulary. No gradient flows.
-///
-/// * `hidden`, `other`: the hidden states `[token, hidden]` that give `p` and `q`
-/// * `head`: `[vocab, hidden]`
-/// * `temperature`: both logits are divided by it; positive
-pub fn divergence(hidden: &Tensor, other: &Tensor, head: &Tensor, temperature: f64) -> Tensor {
-    let _no_grad = tch::no_grad_guard();
-    let divergence = Tensor::zeros([hidden.size()[0]], (Kind::Float, hidden.device()));
-    for (start, len) in chunks(hidden, head) {
-        let distribution = |hidden: &Tensor| Distribution::new(&hidden.narrow(0, start, len), head, temperature);
-        let (log_p, difference) = differences(&distribution(hidden), &distribution(other));
-        divergence.narrow(0, start, len).copy_(&expectation(&log_p.exp(), &difference).squeeze_dim(1));
+    /// Start and length of each chunk of the rows of `x`, `[token, …]`.
+    fn chunks(&self, x: &Tensor) -> impl Iterator<Item = (i64, i64)> + use<> {
+        let elements = if x.device() == HOST { CHUNK_ELEMENTS_HOST } else { CHUNK_ELEMENTS };
+        // Multiples of eight, as our kernels take rows.
+        parts(x.size()[0], (elements / self.weight.size()[0].max(1) / 8 * 8).max(1))
     }
-    divergence
-}
-
-/// The gradient of a loss with respect to `hidden`, `[token, hidden]`, given its gradient with respect to
-/// [`divergence`], `[token]`.
-pub fn divergence_gradient(
-    hidden: &Tensor,
-    other: &Tensor,
-    head: &Tensor,
-    temperature: f64,
-    weight: &Tensor,
-) -> Tensor {
-    let _no_grad = tch::no_grad_guard();
-    let gradient = Tensor::zeros_like(hidden);
-    for (start, len) in chunks(hidden, head) {
-        let distribution = |hidden: &Tensor| Distribution::new(&hidden.narrow(0, start, len), head, temperature);
-        let (log_p, difference) = differences(&distribution(hidden), &distribution(other));
-        let p = log_p.exp();
-        let mean = expectation(&p, &difference);
-        let by_logits = p * (difference - mean) * weight.narrow(0, start, len).unsqueeze(1) / temperature;
-        gradient.narrow(0, start, len).copy_(&back(&by_logits, head));
-    }
-    gradient
 }
 
 /// `log p` and `log p − log q`, both `[token, vocab]`.
@@ -213,21 +244,23 @@ fn differences(p: &Distribution, q: &Distribution) -> (Tensor, Tensor) {
     (log_p, difference)
 }
 
-/// `Σ p x` over the vocabulary, `[token, 1]`.
+/// `Σ p x` over the vocabulary: `[token, vocab]` to `[token, 1]`.
 fn expectation(p: &Tensor, x: &Tensor) -> Tensor {
     (p * x).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float)
 }
 
+/// The distributions of a chunk of tokens.
 struct Distribution {
-    /// `[token, vocab]` f32, divided by the temperature
+    /// `[token, vocab]` f32, divided by the temperature.
     logits: Tensor,
     /// `[token, 1]` f32
     logsumexp: Tensor,
 }
 
 impl Distribution {
-    fn new(hidden: &Tensor, head: &Tensor, temperature: f64) -> Self {
-        let mut logits = logits(hidden, head).to_kind(Kind::Float);
+    /// The distributions given by the states `hidden`, `[token, hidden]`.
+    fn new(head: &OutputHead, hidden: &Tensor, temperature: f64) -> Self {
+        let mut logits = head.logits(hidden).to_kind(Kind::Float);
         if temperature != 1.0 {
             logits /= temperature;
         }
@@ -235,27 +268,24 @@ impl Distribution {
         Self { logits, logsumexp }
     }
 
+    /// Log-probabilities of `targets`, `[token]`.
     fn logprobs(&self, targets: &Tensor) -> Tensor {
         (self.logits.gather(-1, &targets.unsqueeze(1), false) - &self.logsumexp).squeeze_dim(1)
     }
 
+    /// All probabilities, `[token, vocab]`.
     fn probabilities(&self) -> Tensor {
         (&self.logits - &self.logsumexp).exp()
     }
 
+    /// Entropies in nats, `[token]`.
     fn entropy(&self) -> Tensor {
         let log_p = &self.logits - &self.logsumexp;
         -(log_p.exp() * log_p).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)
     }
 }
 
-/// Start and length of each chunk of rows.
-fn chunks(rows: &Tensor, head: &Tensor) -> impl Iterator<Item = (i64, i64)> + use<> {
-    let numbers = if rows.device() == HOST { CHUNK_NUMBERS_HOST } else { CHUNK_NUMBERS };
-    // In eights, as our kernels take rows.
-    parts(rows.size()[0], (numbers / head.size()[0].max(1) / 8 * 8).max(1))
-}
-
+/// Start and length of the parts of `rows` rows, `size` each except for the last.
 fn parts(rows: i64, size: i64) -> impl Iterator<Item = (i64, i64)> {
     (0..rows).step_by(size as usize).map(move |start| (start, size.min(rows - start)))
 }
@@ -270,21 +300,20 @@ mod tests {
         (numbers(12, 1).reshape([3, 4]), numbers(20, 2).reshape([5, 4]), Tensor::from_slice(&[4i64, 0, 2]))
     }
 
-    /// The formats that go through our kernels, and through libtorch's operations as a GPU's do.
-    const BOTH_WAYS: [Kind; 2] = [Kind::Float, Kind::Double];
+    const BACKENDS: [Backend; 2] = [Backend::Kernels, Backend::Libtorch];
 
     #[test]
-    fn scores_equal_log_softmax() {
+    fn logprobs_equal_log_softmax() {
         let (hidden, head, targets) = example();
         let log_p = (hidden.matmul(&head.tr()) / 0.7).log_softmax(-1, Kind::Float);
         let logprobs = log_p.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
         let entropy = -(log_p.exp() * log_p).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
-        for kind in BOTH_WAYS {
-            let (hidden, head) = (hidden.to_kind(kind), head.to_kind(kind));
-            let scores = score(&hidden, &head, &targets, 0.7, Want::Entropy, Slopes::Skip);
-            assert!(scores.logprobs.allclose(&logprobs, 1e-6, 1e-6, false));
-            assert!(scores.entropy.unwrap().allclose(&entropy, 1e-6, 1e-6, false));
-            assert!(scores.foremost.is_none() && scores.slopes.is_none());
+        for backend in BACKENDS {
+            let head = OutputHead::new(head.shallow_clone(), backend);
+            let found = head.logprobs(&hidden, &targets, 0.7, Want::Entropy, Dlogp::Skip);
+            assert!(found.logprobs.allclose(&logprobs, 1e-6, 1e-6, false));
+            assert!(found.entropy.unwrap().allclose(&entropy, 1e-6, 1e-6, false));
+            assert!(found.argmax_hit.is_none() && found.dlogp.is_none());
         }
     }
 
@@ -293,10 +322,11 @@ mod tests {
         let (hidden, head, _) = example();
         let best = hidden.matmul(&head.tr()).argmax(-1, false);
         let other = (&best + Tensor::from_slice(&[0i64, 1, 0])).remainder(5);
-        for kind in BOTH_WAYS {
-            let scores = score(&hidden.to_kind(kind), &head.to_kind(kind), &other, 1.0, Want::Fit, Slopes::Skip);
-            assert_eq!(Vec::<bool>::try_from(scores.foremost.unwrap()).unwrap(), [true, false, true]);
-            assert!(scores.entropy.is_some());
+        for backend in BACKENDS {
+            let head = OutputHead::new(head.shallow_clone(), backend);
+            let found = head.logprobs(&hidden, &other, 1.0, Want::Fit, Dlogp::Skip);
+            assert_eq!(Vec::<bool>::try_from(found.argmax_hit.unwrap()).unwrap(), [true, false, true]);
+            assert!(found.entropy.is_some());
         }
     }
 
@@ -311,11 +341,11 @@ mod tests {
         let entropy_weights = Tensor::from_slice(&[0.1f32, 0.2, -0.3]);
         let loss = (logprobs * &weights).sum(Kind::Float) + (entropy * &entropy_weights).sum(Kind::Float);
         let expected = &Tensor::run_backward(&[&loss], &[&hidden], false, false)[0];
-        for kind in BOTH_WAYS {
-            let (hidden, head) = (hidden.detach().to_kind(kind), head.to_kind(kind));
-            let scores = score(&hidden, &head, &targets, 0.7, Want::Logprobs, Slopes::Keep);
-            let by_entropy = entropy_gradient(&hidden, &head, 0.7, &entropy_weights);
-            let gradient = (scores.slopes.unwrap() * weights.unsqueeze(1) + by_entropy).to_kind(Kind::Float);
+        for backend in BACKENDS {
+            let (hidden, head) = (hidden.detach(), OutputHead::new(head.shallow_clone(), backend));
+            let found = head.logprobs(&hidden, &targets, 0.7, Want::Logprobs, Dlogp::Keep);
+            let grad_entropy = head.entropy_backward(&hidden, 0.7, &entropy_weights);
+            let gradient = found.dlogp.unwrap() * weights.unsqueeze(1) + grad_entropy;
             assert!(gradient.allclose(expected, 1e-5, 1e-6, false), "{gradient:?} {expected:?}");
         }
     }
@@ -325,17 +355,19 @@ mod tests {
     fn a_convex_mix_of_divergences_by_hand() {
         let row = |logits: &[f32]| Tensor::from_slice(logits).unsqueeze(0);
         let (policy, base, previous) = (row(&[1.0, 0.0, -1.0]), row(&[0.0; 3]), row(&[0.8, 0.1, -0.5]));
-        let head = Tensor::eye(3, (Kind::Float, HOST));
-        let kl = |other: &Tensor| divergence(&policy, other, &head, 1.0).double_value(&[0]);
+        let head = OutputHead::new(Tensor::eye(3, (Kind::Float, HOST)), Backend::Kernels);
+        let kl = |other: &Tensor| head.divergence(&policy, other, 1.0).double_value(&[0]);
         for (lambda, expected) in [(1.0, 0.266_216_71), (0.7, 0.194_282_1), (0.5, 0.146_325_7)] {
             let mixed = lambda * kl(&base) + (1.0 - lambda) * kl(&previous);
             assert!((mixed - expected).abs() < 1e-6, "{lambda}: {mixed}");
         }
-        let slope = |other: &Tensor, weight: f32| {
-            divergence_gradient(&policy, other, &head, 1.0, &Tensor::from_slice(&[weight]))
-        };
-        let slope = slope(&base, 0.7) + slope(&previous, 0.3);
-        assert!(slope.allclose(&row(&[0.225_040_85, -0.110_547_59, -0.114_493_26]), 1e-6, 1e-6, false), "{slope:?}");
+        let gradient =
+            |other: &Tensor, weight: f32| head.divergence_backward(&policy, other, 1.0, &Tensor::from_slice(&[weight]));
+        let gradient = gradient(&base, 0.7) + gradient(&previous, 0.3);
+        assert!(
+            gradient.allclose(&row(&[0.225_040_85, -0.110_547_59, -0.114_493_26]), 1e-6, 1e-6, false),
+            "{gradient:?}"
+        );
     }
 
     #[test]
@@ -346,10 +378,11 @@ mod tests {
         let log_softmax = |x: &Tensor| (x.matmul(&head.tr()) / 0.7).log_softmax(-1, Kind::Float);
         let (log_p, log_q) = (log_softmax(&leaf), log_softmax(&other));
         let each = (log_p.exp() * (log_p - log_q)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
-        assert!(divergence(&hidden, &other, &head, 0.7).allclose(&each, 1e-6, 1e-6, false));
+        let output = OutputHead::new(head.shallow_clone(), Backend::Kernels);
+        assert!(output.divergence(&hidden, &other, 0.7).allclose(&each, 1e-6, 1e-6, false));
         let weights = Tensor::from_slice(&[0.5f32, -1.0, 2.0]);
         let expected = &Tensor::run_backward(&[(each * &weights).sum(Kind::Float)], &[&leaf], false, false)[0];
-        let gradient = divergence_gradient(&hidden, &other, &head, 0.7, &weights);
+        let gradient = output.divergence_backward(&hidden, &other, 0.7, &weights);
         assert!(gradient.allclose(expected, 1e-5, 1e-6, false), "{gradient:?} {expected:?}");
     }
 
@@ -358,15 +391,10 @@ mod tests {
         assert_eq!(parts(10, 4).collect::<Vec<_>>(), [(0, 4), (4, 4), (8, 2)]);
         assert_eq!(parts(0, 100).count(), 0);
         let hidden = Tensor::zeros([0, 4], (Kind::Float, HOST));
-        let scores = score(
-            &hidden,
-            &Tensor::zeros([5, 4], (Kind::Float, HOST)),
-            &Tensor::zeros([0], (Kind::Int64, HOST)),
-            1.0,
-            Want::Logprobs,
-            Slopes::Keep,
-        );
-        assert_eq!(scores.logprobs.size(), [0]);
-        assert_eq!(scores.slopes.unwrap().size(), [0, 4]);
+        let head = OutputHead::new(Tensor::zeros([5, 4], (Kind::Float, HOST)), Backend::Kernels);
+        let targets = Tensor::zeros([0], (Kind::Int64, HOST));
+        let found = head.logprobs(&hidden, &targets, 1.0, Want::Logprobs, Dlogp::Keep);
+        assert_eq!(found.logprobs.size(), [0]);
+        assert_eq!(found.dlogp.unwrap().size(), [0, 4]);
     }
 }

@@ -1,15 +1,15 @@
 //! Sequences laid end to end: no padding, one copy of each prompt.
 //!
 //! A group is packed as its prompt followed by its completions, so the prompt's hidden states are computed once for all
-//! of them. The last token of a completion predicts nothing and is left out of the input. Completion token `t` is
-//! scored by the hidden state *before* it: the last prompt token for the first one.
+//! of them. The last token of a completion predicts nothing and is left out of the input. The log-probability of a
+//! completion token comes from the hidden state *before* it, which is the last prompt token's for the first one.
 
 use crate::attention::GroupAttention;
 use crate::{Error, Result};
 use schema::Token;
 use tch::{Device, Kind, Tensor};
 
-/// A prompt and the completions to score after it.
+/// A prompt and the completions to evaluate after it.
 #[derive(Debug, Clone)]
 pub struct Sequences<'a> {
     /// At least one token.
@@ -19,7 +19,7 @@ pub struct Sequences<'a> {
 }
 
 impl Sequences<'_> {
-    /// The tokens that a forward pass over this group computes.
+    /// The number of tokens in a forward pass over this group.
     pub fn input_tokens(&self) -> usize {
         self.prompt.len() + self.completions.iter().map(|completion| completion.len().saturating_sub(1)).sum::<usize>()
     }
@@ -30,13 +30,13 @@ impl Sequences<'_> {
 pub struct Packed {
     /// `[input]` i64: token ids.
     pub(crate) ids: Tensor,
-    /// `[input]` i64: the place of each token in its sequence.
+    /// `[input]` i64: the position of each token in its sequence.
     pub(crate) positions: Tensor,
-    /// `[scored]` i64: which input token's hidden state predicts each completion token.
+    /// `[scored]` i64: the index of the input token whose hidden state predicts each completion token.
     pub(crate) predictors: Tensor,
     /// `[scored]` i64: the completion tokens.
     pub(crate) targets: Tensor,
-    /// The completion of each scored token, counted through all groups.
+    /// The index of each scored token's completion, counted through all groups.
     sequence_of_token: Vec<i64>,
     sequences: usize,
     layout: Vec<(usize, Vec<usize>)>,
@@ -45,12 +45,18 @@ pub struct Packed {
 
 impl Packed {
     /// Packs groups for a network with `vocab` tokens.
+    ///
+    /// # Errors
+    /// If a prompt is empty, or a token id is not below `vocab`.
     pub fn new(groups: &[Sequences<'_>], vocab: i64, device: Device) -> Result<Self> {
         Self::pack(groups, vocab, device, 0)
     }
 
-    /// The same with one more place behind each completion: that of the hidden state *after* its last token, which a
-    /// score of the whole is read from. The token that such a place scores means nothing.
+    /// [`Packed::new`] with one more entry after each completion: the hidden state *after* its last token, which a
+    /// sequence head reads. The target of such an entry is meaningless.
+    ///
+    /// # Errors
+    /// If a prompt is empty, or a token id is not below `vocab`.
     pub fn with_ends(groups: &[Sequences<'_>], vocab: i64, device: Device) -> Result<Self> {
         Self::pack(groups, vocab, device, 1)
     }
@@ -75,13 +81,13 @@ impl Packed {
                 let inputs = scored.saturating_sub(1);
                 let start = ids.len() as i64;
                 predictors.extend(
-                    (0..scored as i64).map(|place| if place == 0 { last_of_prompt } else { start + place - 1 }),
+                    (0..scored as i64).map(|index| if index == 0 { last_of_prompt } else { start + index - 1 }),
                 );
                 targets.extend(completion.iter().map(|id| i64::from(*id)));
                 targets.extend(std::iter::repeat_n(0, ends));
                 sequence_of_token.extend(std::iter::repeat_n(sequences as i64, scored));
                 ids.extend(completion[..inputs].iter().map(|id| i64::from(*id)));
-                positions.extend((0..inputs).map(|place| (prompt + place) as i64));
+                positions.extend((0..inputs).map(|index| (prompt + index) as i64));
                 lengths.push(inputs);
                 sequences += 1;
             }
@@ -105,21 +111,22 @@ impl Packed {
         })
     }
 
-    /// How many completion tokens are scored.
+    /// The number of completion tokens, sequence ends included.
     pub fn scored_tokens(&self) -> usize {
         self.sequence_of_token.len()
     }
 
-    /// How many completions there are, empty ones included.
+    /// The number of completions, empty ones included.
     pub fn sequences(&self) -> usize {
         self.sequences
     }
 
-    /// The completion of each scored token, counted through all groups.
+    /// The index of each scored token's completion, counted through all groups.
     pub fn sequence_of_token(&self) -> &[i64] {
         &self.sequence_of_token
     }
 
+    /// The attention rule of these groups, for activations of `kind`.
     pub(crate) fn attention(&self, kind: Kind) -> GroupAttention {
         GroupAttention::new(&self.layout, self.device, kind)
     }
@@ -145,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_scored_by_the_state_after_the_last_token() {
+    fn an_end_reads_the_state_after_the_last_token() {
         let group = Sequences { prompt: &[1, 2, 3], completions: vec![&[4, 5], &[]] };
         let packed = Packed::with_ends(&[group], 10, HOST).unwrap();
         let numbers = |x: &Tensor| Vec::<i64>::try_from(x).unwrap();

@@ -1,4 +1,4 @@
-//! Checkpoints: where a network's weights, sizes and words come from.
+//! Checkpoints: a network's weights, config and tokenizer on disk.
 //!
 //! A checkpoint is a Hugging Face folder (`config.json` beside `model.safetensors` or its shards) or one GGUF file.
 //! Both look alike from here on: the hub's `config.json`, and tensors under the hub's names in the hub's layout. Files
@@ -8,20 +8,18 @@ mod gguf;
 #[cfg(test)]
 mod parity;
 mod safetensors;
+mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use gguf::write_gguf;
-pub(crate) use gguf::{Metadata, Pairs};
 pub(crate) use safetensors::{INDEX, SINGLE, shards};
+pub use storage::Storage;
 
-use crate::export::Storage;
+use crate::gguf::Pairs;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
-use memmap2::Mmap;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
@@ -32,19 +30,19 @@ pub struct Checkpoint {
     source: Box<dyn Source>,
 }
 
-/// What a checkpoint format offers. Names are the hub's.
+/// The content of a checkpoint, whatever its format. Names are the hub's.
 trait Source {
     /// Every tensor's name, sorted.
     fn names(&self) -> Vec<&str>;
     /// A tensor as it is stored.
     fn stored(&self, name: &str) -> Option<Stored<'_>>;
-    /// A tensor in the hub's layout, on the CPU.
+    /// A tensor in the hub's layout and shape, such as `[outputs, inputs]`, on the CPU.
     fn tensor(&self, name: &str) -> Result<Tensor>;
-    /// The words that belong to the weights.
+    /// The tokenizer that belongs to the weights.
     fn tokenizer(&self) -> Result<Tokenizer>;
-    /// The files of a hub folder that stand beside config and weights, by name.
+    /// The other files of a hub folder, besides config and weights, by name.
     fn hub_files(&self) -> Result<Vec<(String, Vec<u8>)>>;
-    /// The metadata of a GGUF file with this content, without what depends on how numbers are stored.
+    /// The metadata of a GGUF file with this content, without keys that depend on the storage format.
     fn gguf_metadata(&self) -> Result<Pairs>;
 }
 
@@ -56,7 +54,10 @@ struct Stored<'a> {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face folder or a GGUF file and reads its headers; weights stay on disk until asked for.
+    /// Opens a Hugging Face folder or a GGUF file and reads its headers; weights stay on disk until requested.
+    ///
+    /// # Errors
+    /// If there is no model at `path`, or its config, index or headers are missing, damaged or not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let (config, source): (Value, Box<dyn Source>) = match layout(path)? {
             Layout::Folder => {
@@ -71,7 +72,7 @@ impl Checkpoint {
         Ok(Self { path: path.to_owned(), config, source })
     }
 
-    /// Where it was opened.
+    /// The path it was opened at.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -86,23 +87,29 @@ impl Checkpoint {
         self.source.names()
     }
 
-    /// Whether a tensor of this hub name is there.
+    /// True if it has a tensor of this hub name.
     pub fn contains(&self, name: &str) -> bool {
         self.source.stored(name).is_some()
     }
 
-    /// The tensor of this hub name (`model.layers.0.self_attn.q_proj.weight`), on the CPU, in the stored float kind;
-    /// quantised tensors come as f32.
+    /// The tensor of this hub name (`model.layers.0.self_attn.q_proj.weight`, `[outputs, inputs]`), on the CPU, in the
+    /// stored float format; quantised tensors become f32.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or its format is not supported.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         self.source.tensor(name)
     }
 
     /// The tokenizer that belongs to the weights.
+    ///
+    /// # Errors
+    /// If the checkpoint has no tokenizer, or one that is damaged or not supported.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         self.source.tokenizer()
     }
 
-    /// The shape of a tensor, outermost axis first; empty if there is none of this name.
+    /// The shape of a tensor, outermost axis first; empty if there is no tensor of this name.
     pub(crate) fn shape(&self, name: &str) -> Vec<usize> {
         self.source.stored(name).map(|stored| stored.shape).unwrap_or_default()
     }
@@ -117,17 +124,17 @@ impl Checkpoint {
         }
     }
 
-    /// The files of a hub folder that stand beside config and weights, by name.
+    /// The other files of a hub folder, besides config and weights, by name.
     pub(crate) fn hub_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
         self.source.hub_files()
     }
 
-    /// The metadata of a GGUF file with this content, without what depends on how numbers are stored.
+    /// The metadata of a GGUF file with this content, without keys that depend on the storage format.
     pub(crate) fn gguf_metadata(&self) -> Result<Pairs> {
         self.source.gguf_metadata()
     }
 
-    /// A name for the content: SHA-256, in hexadecimal, cheap enough to compute at every start.
+    /// The identity of the content: SHA-256, in hexadecimal, cheap enough to compute at every start.
     ///
     /// It covers the config (with sorted keys, without `_name_or_path` and `transformers_version`) and, for each
     /// tensor in the order of names, its hub name, stored format, shape, and the first and last 4 KiB of its bytes.
@@ -152,6 +159,7 @@ impl Checkpoint {
     }
 }
 
+/// The format of a checkpoint.
 enum Layout {
     Folder,
     Gguf(PathBuf),
@@ -185,24 +193,7 @@ fn layout(path: &Path) -> Result<Layout> {
     }
 }
 
-/// Maps a file into memory, or says why not.
-pub(crate) fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(|error| Error::file(path, format!("cannot be opened ({error})")))?;
-    if file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
-        return Err(Error::file(path, "is empty; was its download cut off?"));
-    }
-    // SAFETY: the mapping is read-only. As with every mapped file, another process that shortens it while we read
-    // would end ours; model files are written once and then only read.
-    unsafe { Mmap::map(&file) }.map_err(|error| Error::file(path, format!("cannot be mapped ({error})")))
-}
-
-/// Reads a JSON file, with errors that name it.
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::file(path, format!("cannot be read ({error})")))?;
-    serde_json::from_str(&text).map_err(|error| Error::file(path, format!("is not valid JSON: {error}")))
-}
-
-/// JSON with sorted keys and without what changes although the model does not.
+/// JSON with sorted keys, without the keys that change although the model does not.
 fn canonical(config: &Value) -> String {
     fn sorted(value: &Value) -> Value {
         match value {

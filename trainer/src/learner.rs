@@ -375,8 +375,8 @@ impl Learner {
         if drawn && needs.opponent.is_none() {
             tally_policies(batch, logprobs, tally);
         }
-        if let Some(foremost) = &evaluation.foremost {
-            tally.add_tokens("mean_token_accuracy", foremost, &batch.rows);
+        if let Some(hits) = &evaluation.argmax_hit {
+            tally.add_tokens("mean_token_accuracy", hits, &batch.rows);
         }
         if let Some(entropy) = &evaluation.entropy {
             tally.add_tokens("entropy", entropy, &batch.rows);
@@ -541,7 +541,7 @@ fn critic(config: &Config, algorithm: &dyn Algorithm, policy: &Policy) -> Result
     let Some(needs) = algorithm.needs().critic else { return Ok(None) };
     let own = || {
         let seed = Seed::new(config.seed).child("critic");
-        config.model.adapter.build(policy.network(), &seed, policy.device())
+        config.model.adapter.build(policy.network().linears(), &seed, policy.device())
     };
     let adapter = needs.own_adapter.then(own).transpose()?;
     Ok(Some(Critic::new(policy.network(), adapter, policy.device())))

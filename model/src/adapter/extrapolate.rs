@@ -1,26 +1,27 @@
-//! Going on in the direction of the last move, for adapters.
+//! Extrapolation of adapters in the direction of their last move.
 //!
-//! An update `ΔW = s B A` is bilinear, so `A` and `B` must not be extrapolated by themselves: that is another matrix. By
-//! concatenation it is exact, at the sum of both ranks:
+//! An update `ΔW = s B A` is bilinear, so `A` and `B` must not be extrapolated by themselves: that is another matrix.
+//! By concatenation it is exact, at the sum of both ranks:
 //!
 //! ```text
 //! (1 + α) B₁A₁ − α B₀A₀ = [(1 + α) B₁, −α B₀] · [A₁; A₀]
 //! ```
 //!
 //! To go on training at the working rank, the product is cut to its largest singular values (Eckart and Young 1936). It
-//! is never multiplied out: with `B = Q_b R_b` and `Aᵀ = Q_a R_a`, the singular values are those of the small `R_b R_aᵀ`.
+//! is never multiplied out: with `B = Q_b R_b` and `Aᵀ = Q_a R_a`, the singular values are those of the small
+//! `R_b R_aᵀ`.
 
 use super::{Adapter, LowRank};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
-/// The length of `A`'s rows after a cut: what a fresh adapter's have, drawn from `U(±1/√inputs)`. They are orthogonal, so
-/// a direction without any update still can be learned, since its `B` has a gradient.
+/// The norm of `A`'s rows after a cut: that of a fresh adapter's, sampled from `U(±1/√inputs)`. The rows are
+/// orthogonal, so a direction without any update can still be learned, since its `B` has a gradient.
 const ROW_LENGTH: f64 = 0.577_350_269_189_625_8;
 
 impl Adapter {
-    /// `(1 + α)` times this adapter's updates less `α` times those of `before`, exactly, at the sum of both ranks and
-    /// without gates.
+    /// The extrapolated adapter: `(1 + α)` times this adapter's updates less `α` times those of `before`, exactly, at
+    /// the sum of both ranks and without gates.
     ///
     /// # Errors
     /// If they do not adapt the same layers.
@@ -40,8 +41,11 @@ impl Adapter {
         Ok(Self { layers })
     }
 
-    /// The best approximation with at most `rank` ranks in each layer, and its error: the Frobenius norm of what is cut
-    /// away, as a share of the whole, over all layers. Rows of `A` are orthogonal; missing ranks are zero.
+    /// The best approximation with at most `rank` ranks in each layer, and its error: the Frobenius norm of the part
+    /// cut off, as a share of the whole, over all layers. Rows of `A` are orthogonal; missing ranks are zero.
+    ///
+    /// # Errors
+    /// If a decomposition does not converge, as with updates that are not finite.
     pub fn compressed(&self, rank: i64) -> Result<(Self, f64)> {
         let _no_grad = tch::no_grad_guard();
         let (mut lost, mut all) = (0.0, 0.0);
@@ -62,7 +66,7 @@ impl Adapter {
         Ok((Self { layers }, if all > 0.0 { (lost / all).sqrt() } else { 0.0 }))
     }
 
-    /// Writes another adapter's numbers into these tensors, so that every handle on them sees it.
+    /// Copies another adapter's tensors into these, which every handle on them sees.
     ///
     /// # Errors
     /// If names or shapes differ.
@@ -70,8 +74,8 @@ impl Adapter {
         self.mix(other, 1.0)
     }
 
-    /// Moves each tensor the share `kappa` of its way to the other adapter's: `x ← (1 − κ) x + κ y`. Of two factors this
-    /// is not the average of their product; where κ is small it is close.
+    /// Moves each tensor towards the other adapter's: `x ← (1 − κ) x + κ y`. The average of two factors is not the
+    /// average of their product; for small κ it is close.
     ///
     /// # Errors
     /// If names or shapes differ.
@@ -112,7 +116,7 @@ impl LowRank {
         }
     }
 
-    /// The layer at a smaller rank, and all singular values of `B A` in falling order.
+    /// The layer at a smaller rank, and all singular values of `B A`, `[rank]`, in descending order.
     fn compressed(&self, rank: i64) -> Result<(Self, Tensor)> {
         let (device, exact) = (self.a.device(), |x: &Tensor| x.to_device(crate::device::HOST).to_kind(Kind::Double));
         let (q_b, r_b) = Tensor::f_linalg_qr(&exact(&self.gated_b()), "reduced")?;

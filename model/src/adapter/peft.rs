@@ -1,14 +1,14 @@
-//! `LoRA` adapters of Hugging Face PEFT, read to go on training from.
+//! `LoRA` adapters of Hugging Face PEFT, read to continue training.
 //!
 //! A folder holds `adapter_config.json` and `adapter_model.safetensors`. The update of a module is
-//! `lora_alpha / r · B A` (over `√r` with `use_rslora`), where `r` and `lora_alpha` may differ by module: of the keys of
-//! `rank_pattern` and `alpha_pattern` the first counts, in the order of the file, whose expression matches the end of the
-//! module's path. What is not plain `LoRA` on linear layers (`DoRA`, trained biases, whole modules) is refused, for
-//! leaving it out would be another model.
+//! `lora_alpha / r · B A` (over `√r` with `use_rslora`), where `r` and `lora_alpha` may differ by module: of the keys
+//! of `rank_pattern` and `alpha_pattern` the first counts, in the order of the file, whose expression matches the end
+//! of the module's path. Anything but plain `LoRA` on linear layers (`DoRA`, trained biases, whole modules) is refused:
+//! leaving it out would give another model.
 
 use super::{Adapter, LowRank, trainable};
-use crate::architecture::LinearShape;
-use crate::weights::{map, read_json};
+use crate::dimensions::LinearShape;
+use crate::files::{map, read_json};
 use crate::{Error, Result};
 use regex::Regex;
 use safetensors::SafeTensors;
@@ -18,7 +18,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-/// What PEFT writes in front of a module's path.
+/// The prefix of a module's path in PEFT's files.
 pub const TASK_PREFIX: &str = "base_model.model.";
 
 /// `[model.adapter.peft]`
@@ -71,6 +71,7 @@ impl PeftAdapter {
     }
 }
 
+/// A tensor of the file in f32, with the view's shape, such as `[rank, inputs]`.
 fn float(path: &Path, name: &str, view: &safetensors::tensor::TensorView<'_>) -> Result<Tensor> {
     let kind = match view.dtype() {
         Dtype::F32 => Kind::Float,
@@ -84,7 +85,7 @@ fn float(path: &Path, name: &str, view: &safetensors::tensor::TensorView<'_>) ->
     Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?.to_kind(Kind::Float))
 }
 
-/// The parts of `adapter_config.json` that decide what the tensors mean.
+/// The settings of `adapter_config.json` that give the tensors their meaning.
 struct Settings {
     rank: i64,
     alpha: f64,
@@ -122,6 +123,7 @@ impl Settings {
         })
     }
 
+    /// The update of a layer with the saved factors `a`, `[rank, inputs]`, and `b`, `[outputs, rank]`.
     fn layer(
         &self,
         linear: &LinearShape,
@@ -224,7 +226,8 @@ mod tests {
         let folder = saved(&config, &[(&linears()[0].name, 4), (&linears()[1].name, 2), (&linears()[2].name, 4)]);
         let adapter = read(&folder).unwrap();
         let found: Vec<(i64, f64)> = adapter.layers().map(|layer| (layer.rank(), layer.scale)).collect();
-        // 8/4; the whole path names another rank and the global alpha stays: 8/2; `proj` alone matches no last part: 6/4.
+        // 8/4; the whole path names another rank and the global alpha stays: 8/2; `proj` alone matches no last part:
+        // 6/4.
         assert_eq!(found, [(4, 2.0), (2, 4.0), (4, 1.5)]);
         let first = adapter.layers().next().unwrap();
         assert!(first.a.requires_grad() && first.gate.is_none());

@@ -1,4 +1,5 @@
-//! Pruning: a rank whose gate is exactly zero adds nothing, so its row of `A`, its column of `B` and its gate can go.
+//! Pruning: a rank whose gate is exactly zero adds nothing, so its row of `A`, its column of `B` and its gate are
+//! removed.
 //!
 //! The output stays the same up to the order of a sum, training becomes cheaper, and layers end with different ranks.
 //! The scale `alpha / rank` stays that of the start: it belongs to the function, not to the shape. A pruned rank cannot
@@ -7,30 +8,31 @@
 use super::{Adapter, LowRank, trainable};
 use tch::Tensor;
 
-/// What pruning took from one layer, so that an optimizer can do the same to what it remembers.
+/// The result of pruning one layer, so that an optimizer can prune its state too.
 #[derive(Debug)]
 pub struct Cut {
     /// The layer's hub name.
     pub name: String,
-    /// The ranks that stay, ascending, `[rank]` i64.
+    /// The indices of the ranks that stay, ascending, `[kept]` i64.
     pub kept: Tensor,
 }
 
 impl Cut {
-    /// The parameters of the layer, each with the axis that ranks run along.
+    /// The names of the layer's parameters, each with the axis of ranks.
     pub fn axes(&self) -> [(String, i64); 3] {
         [("lora_A", 0), ("lora_B", 1), ("gate", 0)].map(|(part, axis)| (format!("{}.{part}", self.name), axis))
     }
 }
 
 impl Adapter {
-    /// Removes every rank whose gate is zero. Layers that lost some have new tensors, which other handles do not share.
+    /// Removes every rank whose gate is zero, and returns the layers that lost some. Those have new tensors, which
+    /// other handles do not share.
     pub fn prune(&mut self) -> Vec<Cut> {
         let _no_grad = tch::no_grad_guard();
         self.layers.iter_mut().flatten().filter_map(LowRank::prune).collect()
     }
 
-    /// The same function without gates: a copy as a plain `LoRA` adapter, `B` multiplied by its gate, closed ranks gone.
+    /// An equivalent plain `LoRA` adapter: a copy with `B` multiplied by its gate and closed ranks removed.
     #[must_use]
     pub fn folded(&self) -> Self {
         let fold = |layer: &LowRank| {

@@ -23,7 +23,7 @@ pub struct Sora {
     /// The layers to adapt, by the last part of their names; `all-linear` means every linear layer of the decoder.
     #[serde(alias = "lora_target_modules")]
     pub target_modules: Vec<String>,
-    /// How the gates start.
+    /// The initial value of the gates.
     pub gate_init: GateInit,
 }
 
@@ -33,18 +33,19 @@ impl Default for Sora {
     }
 }
 
-/// How gates start.
+/// The initial value of gates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GateInit {
-    /// From the standard normal distribution, as in the authors' code.
+    /// Sampled from the standard normal distribution, as in the authors' code.
     #[default]
     Normal,
-    /// At one, where the update equals `LoRA`'s.
+    /// One, so that the update equals `LoRA`'s.
     Ones,
 }
 
 impl GateInit {
+    /// The initial gate, `[rank]` f32.
     pub(super) fn gate(self, rank: i64, seed: &Seed) -> Tensor {
         match self {
             Self::Normal => Tensor::from_slice(&seed.normals(rank as usize)),

@@ -1,17 +1,17 @@
 //! Tiny networks made from a seed: for tests, smoke runs and a first look without any download.
 //!
 //! Weights are normal with deviation `1/√inputs`, norms are one, so that activations keep their size. The output head
-//! is tied to the embedding, and words come from a byte tokenizer.
+//! is tied to the embedding, and the tokenizer is one of bytes.
 
 use super::{CausalLm, TensorSource, build};
-use crate::device::Dtype;
+use crate::backend::Placement;
 use crate::{Error, Result};
 use schema::Seed;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
-/// The shape of a random network.
+/// The sizes of a random network, `[model.random]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RandomModel {
@@ -62,18 +62,22 @@ impl RandomModel {
         })
     }
 
-    /// Builds the network.
-    pub fn build(&self, vocab: usize, device: Device, dtype: Dtype) -> Result<Box<dyn CausalLm>> {
+    /// Builds the network for a vocabulary of `vocab` tokens.
+    ///
+    /// # Errors
+    /// If the family is not supported, or the sizes do not fit together.
+    pub fn build(&self, vocab: usize, placement: Placement) -> Result<Box<dyn CausalLm>> {
         if self.heads == 0 || self.hidden_size % (2 * self.heads) != 0 {
             return Err(Error::input(format!(
                 "model.random: hidden_size ({}) must be a multiple of twice the heads ({})",
                 self.hidden_size, self.heads
             )));
         }
-        build(&self.config(vocab), &Source(Seed::new(self.seed).child("weights")), device, dtype)
+        build(&self.config(vocab), &Source(Seed::new(self.seed).child("weights")), placement)
     }
 }
 
+/// Random tensors by name.
 struct Source(Seed);
 
 impl TensorSource for Source {

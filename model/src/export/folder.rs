@@ -30,10 +30,10 @@ impl Entry {
     }
 }
 
-/// Deals the tensors of a model out to files of at most `limit` bytes; one that is larger has a file of its own.
+/// Splits the tensors of a model into files of at most `limit` bytes; a larger tensor gets a file of its own.
 ///
 /// # Errors
-/// If the folder's format has no such storage.
+/// If a hub folder cannot hold this storage format.
 pub fn hub_shards(merged: &Merged<'_>, storage: Option<Storage>, limit: u64) -> Result<Vec<Shard>> {
     let storage = storage.unwrap_or_else(|| merged.checkpoint().float_storage());
     if storage.hub_names().is_none() {
@@ -52,25 +52,28 @@ pub fn hub_shards(merged: &Merged<'_>, storage: Option<Storage>, limit: u64) -> 
         shards.last_mut().expect("there is always one").push(entry);
     }
     let count = shards.len();
-    let file = |place: usize| match count {
+    let file = |index: usize| match count {
         1 => SINGLE.to_owned(),
-        _ => format!("model-{:05}-of-{count:05}.safetensors", place + 1),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
     };
-    Ok(shards.into_iter().enumerate().map(|(place, entries)| Shard { file: file(place), storage, entries }).collect())
+    Ok(shards.into_iter().enumerate().map(|(index, entries)| Shard { file: file(index), storage, entries }).collect())
 }
 
-/// The index of several shards: its file name and content. One shard needs none.
+/// The index of several shards: its file name and content; `None` for a single shard, which needs none.
 pub fn hub_index(shards: &[Shard]) -> Option<(&'static str, Value)> {
     if shards.len() < 2 {
         return None;
     }
     let entries = || shards.iter().flat_map(|shard| shard.entries.iter().map(move |entry| (shard, entry)));
     let total: usize = entries().map(|(shard, entry)| entry.bytes(shard.storage)).sum();
-    let places: Map<String, Value> = entries().map(|(shard, entry)| (entry.name.clone(), json!(shard.file))).collect();
-    Some((INDEX, json!({"metadata": {"total_size": total}, "weight_map": places})))
+    let files: Map<String, Value> = entries().map(|(shard, entry)| (entry.name.clone(), json!(shard.file))).collect();
+    Some((INDEX, json!({"metadata": {"total_size": total}, "weight_map": files})))
 }
 
 /// The files beside the weights, by name: config, tokenizer, chat template, generation settings.
+///
+/// # Errors
+/// If a hub folder cannot hold this storage format, or the base's config or tokenizer files cannot be read.
 pub fn hub_files(merged: &Merged<'_>, storage: Option<Storage>) -> Result<Vec<(String, Vec<u8>)>> {
     let storage = storage.unwrap_or_else(|| merged.checkpoint().float_storage());
     let mut config = merged.checkpoint().config().clone();
@@ -93,7 +96,10 @@ pub fn hub_files(merged: &Merged<'_>, storage: Option<Storage>) -> Result<Vec<(S
 }
 
 impl Shard {
-    /// Writes the file, tensor by tensor: a length, a JSON header, and the numbers.
+    /// Writes the file, tensor by tensor: a length, a JSON header, and the tensors.
+    ///
+    /// # Errors
+    /// If a tensor of the base cannot be read, or `out` cannot be written.
     pub fn write(&self, merged: &Merged<'_>, out: &mut dyn Write) -> Result<()> {
         let unwritten = |error: std::io::Error| Error::runtime(format!("{} cannot be written: {error}", self.file));
         let (dtype, _) = self.storage.hub_names().ok_or_else(|| Error::input("safetensors cannot hold q8_0"))?;
@@ -107,7 +113,7 @@ impl Shard {
             header.insert(entry.name.clone(), line);
         }
         let mut header = Value::Object(header).to_string().into_bytes();
-        // The numbers begin at a multiple of eight.
+        // The tensors begin at a multiple of eight.
         header.resize(header.len().next_multiple_of(8), b' ');
         out.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| out.write_all(&header)).map_err(unwritten)?;
         for entry in &self.entries {

@@ -1,4 +1,4 @@
-//! What is exported is the trained model: its numbers, its words, its log-probabilities.
+//! An export is the trained model: its weights, its tokenizer, its log-probabilities.
 
 use super::*;
 use crate::adapter::{AdapterConfig, Sora};

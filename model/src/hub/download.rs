@@ -3,7 +3,8 @@
 //! Weights come last, so a folder that has them has everything. A download that was cut off goes on where it stopped.
 
 use super::{Hub, Id, Snapshot, is_gguf};
-use crate::weights::{self, read_json};
+use crate::files::read_json;
+use crate::weights;
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
@@ -11,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// How long the hub may take to list a model's files. The client itself would wait for ever.
+/// Time limit for the hub to list a model's files. The client itself would wait forever.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What is fetched before the weights, where the model has it.
+/// Optional files, fetched before the weights.
 const SMALL_FILES: [&str; 7] = [
     "config.json",
     "generation_config.json",
@@ -25,7 +26,7 @@ const SMALL_FILES: [&str; 7] = [
     "chat_template.json",
 ];
 
-/// Why a model could not be fetched: a clause of a sentence.
+/// The reason for a failed download, as a clause.
 type Reason = String;
 
 impl Hub {
@@ -77,7 +78,7 @@ impl Hub {
 struct Source<'a> {
     repo: ApiRepo,
     files: Vec<String>,
-    /// What is here already.
+    /// The files that are in the cache already.
     snapshot: &'a Snapshot,
 }
 

@@ -2,7 +2,8 @@
 //! `models--OWNER--NAME/snapshots/COMMIT/` holds its files.
 
 use super::Id;
-use crate::weights::{self, read_json};
+use crate::files::read_json;
+use crate::weights;
 use std::path::{Path, PathBuf};
 
 /// One model in the hub's cache.
@@ -41,7 +42,7 @@ impl Snapshot {
     }
 }
 
-/// Whether a folder holds a config and all the weights that belong to it.
+/// True if a folder holds a config and all the weights that belong to it.
 fn is_complete(folder: &Path) -> bool {
     if !folder.join("config.json").exists() {
         return false;

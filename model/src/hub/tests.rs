@@ -1,4 +1,4 @@
-//! Where names are looked up, and what the user hears when nothing is found.
+//! The order of lookup, and the message when nothing is found.
 
 use super::*;
 use std::fs;
@@ -17,13 +17,13 @@ fn hub_ids_are_told_from_paths() {
     }
 }
 
-/// A models folder and a hub's cache of a test's own, and a hub that nobody may ask.
-struct Place {
+/// A models folder and a hub's cache of a test's own, with a hub that is offline.
+struct Site {
     folder: tempfile::TempDir,
     hub: Hub,
 }
 
-impl Place {
+impl Site {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let cache = folder.path().join("hub");
@@ -54,45 +54,45 @@ impl Place {
 
 #[test]
 fn paths_come_first_then_our_models() {
-    let place = Place::new();
+    let site = Site::new();
     let own = env!("CARGO_MANIFEST_DIR");
-    assert_eq!(place.resolve(own).unwrap(), Path::new(own));
-    place.write("models/tiny.gguf", "");
-    assert_eq!(place.resolve("tiny.gguf").unwrap(), place.models().join("tiny.gguf"));
-    assert_eq!(place.resolve("~/").unwrap(), std::env::home_dir().unwrap());
-    let error = place.error("nothing.gguf");
+    assert_eq!(site.resolve(own).unwrap(), Path::new(own));
+    site.write("models/tiny.gguf", "");
+    assert_eq!(site.resolve("tiny.gguf").unwrap(), site.models().join("tiny.gguf"));
+    assert_eq!(site.resolve("~/").unwrap(), std::env::home_dir().unwrap());
+    let error = site.error("nothing.gguf");
     assert!(error.starts_with("model `nothing.gguf` is neither a path here nor a name in "), "{error}");
     assert!(error.contains("hub id such as owner/name"), "{error}");
 }
 
 #[test]
 fn the_hubs_cache_is_used_when_it_is_whole() {
-    let place = Place::new();
+    let site = Site::new();
     let folder = "hub/models--owner--name";
-    place.write(&format!("{folder}/refs/main"), "abc\n");
-    place.write(&format!("{folder}/snapshots/abc/config.json"), "{}");
-    assert!(place.error("owner/name").contains("HF_HUB_OFFLINE forbids"));
+    site.write(&format!("{folder}/refs/main"), "abc\n");
+    site.write(&format!("{folder}/snapshots/abc/config.json"), "{}");
+    assert!(site.error("owner/name").contains("HF_HUB_OFFLINE forbids"));
 
     let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}"#;
-    place.write(&format!("{folder}/snapshots/abc/model.safetensors.index.json"), index);
-    place.write(&format!("{folder}/snapshots/abc/1.safetensors"), "");
-    assert!(place.resolve("owner/name").is_err(), "one of two shards is missing");
-    place.write(&format!("{folder}/snapshots/abc/2.safetensors"), "");
-    let whole = place.folder.path().join(folder).join("snapshots/abc");
-    assert_eq!(place.resolve("owner/name").unwrap(), whole);
-    assert_eq!(place.resolve("owner/name@abc").unwrap(), whole, "a commit names itself");
-    assert!(place.resolve("owner/name@v2").is_err());
+    site.write(&format!("{folder}/snapshots/abc/model.safetensors.index.json"), index);
+    site.write(&format!("{folder}/snapshots/abc/1.safetensors"), "");
+    assert!(site.resolve("owner/name").is_err(), "one of two shards is missing");
+    site.write(&format!("{folder}/snapshots/abc/2.safetensors"), "");
+    let whole = site.folder.path().join(folder).join("snapshots/abc");
+    assert_eq!(site.resolve("owner/name").unwrap(), whole);
+    assert_eq!(site.resolve("owner/name@abc").unwrap(), whole, "a commit names itself");
+    assert!(site.resolve("owner/name@v2").is_err());
 
-    assert!(place.resolve("owner/name/q.gguf").is_err());
-    place.write(&format!("{folder}/snapshots/abc/q.gguf"), "");
-    assert_eq!(place.resolve("owner/name/q.gguf").unwrap(), whole.join("q.gguf"));
+    assert!(site.resolve("owner/name/q.gguf").is_err());
+    site.write(&format!("{folder}/snapshots/abc/q.gguf"), "");
+    assert_eq!(site.resolve("owner/name/q.gguf").unwrap(), whole.join("q.gguf"));
 }
 
 #[test]
 fn offline_the_error_says_what_was_tried() {
-    let place = Place::new();
-    let error = place.error("owner/name");
-    let places = [place.models(), place.hub.cache.clone()].map(|path| path.display().to_string());
+    let site = Site::new();
+    let error = site.error("owner/name");
+    let places = [site.models(), site.hub.cache.clone()].map(|path| path.display().to_string());
     for part in ["model `owner/name`", &places[0], &places[1], "HF_HUB_OFFLINE", "give its folder"] {
         assert!(error.contains(part), "{part} in {error}");
     }
@@ -167,12 +167,12 @@ mod network {
         stream.write_all(reply.as_bytes()).unwrap();
     }
 
-    fn online(server: &Server) -> Place {
-        let mut place = Place::new();
-        place.hub.endpoint.clone_from(&server.endpoint);
-        place.hub.token = Some("secret".into());
-        place.hub.offline = false;
-        place
+    fn online(server: &Server) -> Site {
+        let mut site = Site::new();
+        site.hub.endpoint.clone_from(&server.endpoint);
+        site.hub.token = Some("secret".into());
+        site.hub.offline = false;
+        site
     }
 
     const INDEX: &str = r#"{"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}"#;
@@ -188,29 +188,29 @@ mod network {
     #[test]
     fn a_model_is_fetched_once() {
         let server = Server::start(MODEL);
-        let place = online(&server);
-        let folder = place.resolve("owner/name").unwrap();
-        assert_eq!(folder, place.hub.cache.join("models--owner--name/snapshots/abc"));
+        let site = online(&server);
+        let folder = site.resolve("owner/name").unwrap();
+        assert_eq!(folder, site.hub.cache.join("models--owner--name/snapshots/abc"));
         for (name, text) in &MODEL[1..] {
             assert_eq!(fs::read_to_string(folder.join(name)).unwrap(), *text);
         }
         assert!(!folder.join("README.md").exists(), "only what a model needs");
         let asked = server.requests.lock().unwrap().len();
-        assert_eq!(place.resolve("owner/name").unwrap(), folder);
-        assert_eq!(server.requests.lock().unwrap().len(), asked, "the second time, nobody is asked");
+        assert_eq!(site.resolve("owner/name").unwrap(), folder);
+        assert_eq!(server.requests.lock().unwrap().len(), asked, "the second time, no request is made");
     }
 
     #[test]
     fn a_download_that_was_cut_off_goes_on() {
         let server = Server::start(MODEL);
-        let place = online(&server);
-        let folder = place.resolve("owner/name").unwrap();
+        let site = online(&server);
+        let folder = site.resolve("owner/name").unwrap();
         fs::remove_file(folder.join("m-2.safetensors")).unwrap();
-        let blobs = place.hub.cache.join("models--owner--name/blobs");
+        let blobs = site.hub.cache.join("models--owner--name/blobs");
         fs::remove_file(blobs.join("etag-m-2.safetensors")).unwrap();
         fs::write(blobs.join("etag-m-2.part"), "second").unwrap();
         server.requests.lock().unwrap().clear();
-        place.resolve("owner/name").unwrap();
+        site.resolve("owner/name").unwrap();
         assert_eq!(fs::read_to_string(folder.join("m-2.safetensors")).unwrap(), "second shard");
         let requests = server.requests.lock().unwrap();
         assert!(requests.iter().any(|request| request.to_lowercase().contains("range: bytes=6-")), "{requests:?}");
@@ -220,32 +220,32 @@ mod network {
     #[test]
     fn one_file_of_a_collection_is_fetched_by_name() {
         let server = Server::start(&[("a.gguf", "GGUF a"), ("b.gguf", "GGUF b")]);
-        let place = online(&server);
-        let error = place.error("owner/name");
+        let site = online(&server);
+        let error = site.error("owner/name");
         assert!(error.contains("GGUF files, of which the path must name one: a.gguf, b.gguf"), "{error}");
-        let file = place.resolve("owner/name/b.gguf").unwrap();
+        let file = site.resolve("owner/name/b.gguf").unwrap();
         assert_eq!(fs::read_to_string(file).unwrap(), "GGUF b");
-        assert!(place.error("owner/name/c.gguf").contains("has no file c.gguf"));
+        assert!(site.error("owner/name/c.gguf").contains("has no file c.gguf"));
     }
 
     #[test]
     fn a_refusal_names_the_token() {
         let server = Server::start(MODEL);
-        let mut place = online(&server);
-        place.hub.token = None;
-        let error = place.error("owner/name");
+        let mut site = online(&server);
+        site.hub.token = None;
+        let error = site.error("owner/name");
         assert!(error.contains("config.json did not come through") && error.contains("401"), "{error}");
-        assert!(place.error("closed/name").contains("refuses `closed/name` (no such model, or it may need HF_TOKEN)"));
-        place.hub.token = Some("secret".into());
-        assert!(place.error("owner/other").contains("has no such model or revision"));
+        assert!(site.error("closed/name").contains("refuses `closed/name` (no such model, or it may need HF_TOKEN)"));
+        site.hub.token = Some("secret".into());
+        assert!(site.error("owner/other").contains("has no such model or revision"));
     }
 
     #[test]
     fn without_a_network_the_error_is_one_sentence() {
-        let mut place = Place::new();
-        place.hub.offline = false;
+        let mut site = Site::new();
+        site.hub.offline = false;
         // Nothing listens on the discard port.
-        let error = place.error("owner/name");
+        let error = site.error("owner/name");
         assert!(error.contains("http://127.0.0.1:9 cannot be reached"), "{error}");
         assert!(error.contains("give its folder as the path") && !error.contains('\n'), "{error}");
     }

@@ -37,14 +37,14 @@ fn trained(family: &str) -> Policy {
 const FAMILIES: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
 fn logprobs(policy: &Policy, groups: &[Sequences<'_>]) -> Vec<f32> {
-    let packed = Packed::new(groups, policy.network.dimensions().vocab, policy.device).unwrap();
+    let packed = Packed::new(groups, policy.network.dimensions().vocab, policy.device()).unwrap();
     Vec::<f32>::try_from(&policy.logprobs(&packed, 1.0, policy.adapter())).unwrap()
 }
 
 fn close(a: &[f32], b: &[f32]) {
     assert_eq!(a.len(), b.len());
-    for (place, (a, b)) in a.iter().zip(b).enumerate() {
-        assert!(f64::from((a - b).abs()) < TOLERANCE, "entry {place}: {a} against {b}");
+    for (index, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!(f64::from((a - b).abs()) < TOLERANCE, "entry {index}: {a} against {b}");
     }
 }
 
@@ -63,12 +63,12 @@ fn packing_groups_changes_no_logprob() {
         );
         let mut alone = Vec::new();
         for completion in completions {
-            // scored token by token, each with the whole past as its prompt: nothing shared, nothing packed
-            for place in 0..completion.len() {
-                let past = [&prompt[..], &completion[..place]].concat();
+            // evaluated token by token, each with the whole past as its prompt: nothing shared, nothing packed
+            for index in 0..completion.len() {
+                let past = [&prompt[..], &completion[..index]].concat();
                 alone.extend(logprobs(
                     &policy,
-                    &[Sequences { prompt: &past, completions: vec![&completion[place..=place]] }],
+                    &[Sequences { prompt: &past, completions: vec![&completion[index..=index]] }],
                 ));
             }
         }
@@ -92,7 +92,7 @@ fn cached_decoding_equals_the_full_forward_pass() {
             &mut prefill,
             &policy.adapter,
         );
-        let mut cache = KvCache::new(policy.network.dimensions(), 3, 16, policy.device, policy.kind());
+        let mut cache = KvCache::new(policy.network.dimensions(), 3, 16, policy.device(), policy.kind());
         for (slot, prefix) in prefill.into_prefixes().iter().enumerate() {
             cache.insert(slot, prefix);
         }
@@ -105,8 +105,8 @@ fn cached_decoding_equals_the_full_forward_pass() {
             let adapter = &policy.adapter;
             // By kernels, and by tensors as on other devices.
             let decoded = policy.network.decode(tokens, &lengths, &mut cache, adapter);
-            let (ids, places) = (tensor(tokens), tensor(&positions));
-            let hidden = policy.network.forward(&ids, &places, &mut cache.decode(&lengths), adapter);
+            let (ids, positions_of_next) = (tensor(tokens), tensor(&positions));
+            let hidden = policy.network.forward(&ids, &positions_of_next, &mut cache.decode(&lengths), adapter);
             let apart = (&hidden - decoded).abs().max().double_value(&[]);
             assert!(apart < TOLERANCE, "{family}, step {step}: {apart}");
             for (row, prompt) in prompts.iter().enumerate() {
@@ -137,7 +137,7 @@ fn a_fresh_adapter_changes_nothing_and_a_trained_one_does() {
 fn gradients_reach_every_adapter_tensor_and_agree_with_finite_differences() {
     let policy = trained("qwen3");
     let groups = [Sequences { prompt: &[1, 2, 3], completions: vec![&[4, 5, 6], &[7]] }];
-    let packed = Packed::new(&groups, 259, policy.device).unwrap();
+    let packed = Packed::new(&groups, 259, policy.device()).unwrap();
     let weights = Tensor::from_slice(&[1.0f32, -0.5, 2.0, 0.7]);
     let loss = |evaluation: &Evaluation| {
         (&evaluation.logprobs * &weights).sum(Kind::Float) + evaluation.entropy.as_ref().unwrap().sum(Kind::Float)
@@ -190,11 +190,11 @@ fn several_adapters_share_one_base() {
     assert_eq!(same, logprobs(&policy, &groups), "a copy of the adapter is the same policy");
     assert_ne!(base, same);
     assert_ne!(moved, same);
-    let packed = Packed::new(&groups, 259, policy.device).unwrap();
+    let packed = Packed::new(&groups, 259, policy.device()).unwrap();
     assert_eq!(base, Vec::<f32>::try_from(policy.logprobs(&packed, 1.0, &Adapter::none())).unwrap());
     for other in &policies {
         assert!(Rc::ptr_eq(&other.network, &policy.network));
-        assert_eq!(other.network.head().data_ptr(), policy.network.head().data_ptr());
+        assert_eq!(other.network.head().weight.data_ptr(), policy.network.head().weight.data_ptr());
     }
     assert_eq!(policies[0].version(), policy.version());
     assert_ne!(policies[2].version().hash, policy.version().hash);

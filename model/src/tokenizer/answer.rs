@@ -1,8 +1,8 @@
-//! The ids of an answer that somebody else wrote, as the model would have had to draw them.
+//! The ids of a given answer, as the model would have had to sample them.
 //!
-//! A conversation with the answer must begin with the conversation as it was asked: then what follows is the answer. It
-//! ends with the end-of-sequence token that the template writes after it (or with the model's own, if the template
-//! writes none), because a sampler stops there; line breaks that templates add behind it are nobody's choice.
+//! The rendered conversation with the answer must begin with the rendered prompt; the rest is the answer. It ends with
+//! the end-of-sequence token that the template writes after it (or with the model's own, if the template writes none),
+//! because a sampler stops there; line breaks that templates add after it are not part of the answer.
 
 use super::Tokenizer;
 use crate::chat_template::Ending;
@@ -10,13 +10,15 @@ use crate::{Error, Result};
 use schema::{Message, Prompt, PromptInput, Token};
 
 impl Tokenizer {
-    /// The ids of `answer` to `prompt`, behind those of [`Tokenizer::prompt_ids`], with the end-of-sequence token.
+    /// The ids of `answer` to `prompt`, which follow those of [`Tokenizer::prompt_ids`], with the end-of-sequence
+    /// token.
     ///
-    /// Prompt and answer are tokenized together. Where a token would reach over the border between them, the answer is
-    /// tokenized by itself: a sampler cannot draw half a token either.
+    /// Prompt and answer are tokenized together. If a token would cross the border between them, the answer is
+    /// tokenized by itself: a sampler cannot sample half a token either.
     ///
     /// # Errors
-    /// If the chat template writes the question differently once it is answered.
+    /// If the prompt or the answer cannot be encoded, or the chat template writes the question differently once it is
+    /// answered.
     pub fn answer_ids(&self, prompt: &Prompt, answer: &str) -> Result<Vec<Token>> {
         let asked = self.prompt_ids(prompt)?;
         let mut ids = match &prompt.input {
@@ -36,7 +38,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// What the template writes after the opening of the assistant's turn.
+    /// The ids that the template writes after the opening of the assistant's turn.
     fn turn_ids(&self, messages: &[Message], answer: &str, asked: &[Token]) -> Result<Vec<Token>> {
         let turn = Message { role: "assistant".into(), content: answer.into() };
         let whole = self.render(&[messages, &[turn]].concat(), Ending::LastMessage)?;
@@ -66,7 +68,7 @@ mod tests {
 
     #[test]
     fn an_answer_ends_with_the_templates_end_of_turn() {
-        // ChatML writes a line break behind `<|im_end|>` (257), which nobody draws.
+        // ChatML writes a line break after `<|im_end|>` (257), which is not part of the answer.
         let ids = Tokenizer::bytes().answer_ids(&Prompt::user("1+1?"), "\n2").unwrap();
         assert_eq!(ids, [&bytes("\n2")[..], &[257]].concat());
         let ids = Tokenizer::bytes().answer_ids(&Prompt::text("1+1="), " 2").unwrap();

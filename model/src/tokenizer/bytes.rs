@@ -1,4 +1,4 @@
-//! A tokenizer without files, for tiny random networks: one token per byte, and `ChatML`'s marks.
+//! A tokenizer without files, for tiny random networks: one token per byte, and `ChatML`'s special tokens.
 
 use super::Tokenizer;
 use crate::chat_template::{CHATML, ChatTemplate};
@@ -10,11 +10,12 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 const MARKS: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
 
 impl Tokenizer {
-    /// Ids 0 to 255 are the bytes of UTF-8; 256 opens a turn, 257 ends it and the answer, 258 is `<|endoftext|>`.
+    /// A tokenizer of bytes: ids 0 to 255 are the bytes of UTF-8; 256 opens a turn, 257 ends it and the answer, 258 is
+    /// `<|endoftext|>`.
     pub fn bytes() -> Self {
-        let vocabulary = byte_letters().zip(0..).map(|(letter, id)| (letter.to_string(), id)).collect();
+        let vocabulary = byte_characters().zip(0..).map(|(character, id)| (character.to_string(), id)).collect();
         let mut inner = tokenizers::Tokenizer::new(BPE::new(vocabulary, Vec::new()));
-        // Bytes become letters before they are looked up, and back.
+        // Bytes become characters before they are looked up, and back.
         inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, false)));
         inner.with_decoder(Some(ByteLevel::default()));
         inner
@@ -25,9 +26,9 @@ impl Tokenizer {
     }
 }
 
-/// The letters that stand for the bytes 0 to 255 in byte-level vocabularies (Radford et al. 2019): printable bytes
-/// stand for themselves, the others for the letters from U+0100 on.
-fn byte_letters() -> impl Iterator<Item = char> {
+/// The characters for the bytes 0 to 255 in byte-level vocabularies (Radford et al. 2019): printable bytes are
+/// themselves, the others are the characters from U+0100 on.
+fn byte_characters() -> impl Iterator<Item = char> {
     let mut next = 0x100..;
     (0..=255u8).map(move |byte| match byte {
         b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
@@ -60,7 +61,7 @@ mod tests {
         let open = b"assistant\n".map(u32::from);
         assert_eq!(ids, [&[256][..], &text, &[257], &end, &[256], &open].concat());
         assert_eq!(tokenizer.eos_ids(), [257]);
-        assert!(tokenizer.is_special(258) && !tokenizer.is_special(65));
+        assert_eq!(tokenizer.decode(&[258, 65]), "A", "special tokens leave no text");
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Tokenizers from a Hugging Face folder.
 //!
-//! `tokenizer.json` holds the vocabulary and its rules. What ends an answer, and how a conversation is written, stand in
-//! up to five other files.
+//! `tokenizer.json` holds the vocabulary and its rules. End-of-sequence tokens and the chat template are in up to five
+//! other files.
 
 use super::{Tokenizer, unusable};
 use crate::chat_template::ChatTemplate;
-use crate::weights::read_json;
+use crate::files::read_json;
 use crate::{Error, Result};
 use schema::Token;
 use serde_json::Value;
@@ -23,7 +23,7 @@ impl Tokenizer {
             ));
         }
         let mut inner = tokenizers::Tokenizer::from_file(&file).map_err(|error| Error::file(&file, unusable(error)))?;
-        // A tokenizer.json may carry the limits of somebody's training run; prompts must come through whole.
+        // A tokenizer.json may carry the length limits of a training run; prompts must not be cut.
         inner.with_truncation(None).map_err(unusable)?.with_padding(None);
 
         let settings = Settings::read(path)?;
@@ -67,7 +67,7 @@ impl Settings {
             .collect()
     }
 
-    /// The source of the chat template: a file of its own, or a string or a list of named ones in the settings.
+    /// The source of the chat template: a file of its own, or a string or a list of named strings in the settings.
     pub(super) fn chat_template(&self, path: &Path) -> Result<Option<String>> {
         let file = path.join("chat_template.jinja");
         if file.exists() {
@@ -111,11 +111,12 @@ fn eos_ids(inner: &tokenizers::Tokenizer, path: &Path, config: &Value, settings:
     Ok(ids)
 }
 
+/// A token id of a JSON file.
 fn token(value: &Value) -> Option<Token> {
     value.as_u64()?.try_into().ok()
 }
 
-/// A JSON file that may be missing; then nothing is in it.
+/// The content of a JSON file, or null if there is no such file.
 fn read_optional(path: &Path) -> Result<Value> {
     if path.exists() { read_json(path) } else { Ok(Value::Null) }
 }

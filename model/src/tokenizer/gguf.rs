@@ -1,12 +1,12 @@
-//! Tokenizers from GGUF metadata: a vocabulary, and the *name* of how text is cut into words before it is looked up.
+//! Tokenizers from GGUF metadata: a vocabulary, and the *name* of the pre-tokenizer that splits text into words.
 //!
-//! Two kinds exist among the families here. `gpt2` is byte-level BPE with a list of merges; its pre-tokenizer has a name
-//! that must be known, since a wrong one gives wrong ids without any other sign. `llama` is SentencePiece's BPE, whose
-//! merges follow from the scores of the vocabulary (as the hub's own converter derives them).
+//! Two kinds exist among the families here. `gpt2` is byte-level BPE with a list of merges; its pre-tokenizer has a
+//! name that must be known, since a wrong one gives wrong ids without any other sign. `llama` is SentencePiece's BPE,
+//! whose merges follow from the scores of the vocabulary (as the hub's own converter derives them).
 
 use super::{Tokenizer, unusable};
 use crate::chat_template::ChatTemplate;
-use crate::weights::Metadata;
+use crate::gguf::Metadata;
 use crate::{Error, Result};
 use schema::Token;
 use serde_json::{Value, json};
@@ -15,24 +15,25 @@ use std::collections::{BTreeMap, HashMap};
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
 
-/// How words are cut before byte-level BPE.
+/// A pre-tokenizer of byte-level BPE.
 struct PreTokenizer {
     names: &'static [&'static str],
     split: Split,
-    /// Unicode composition before anything else.
+    /// Unicode composition (NFC) first.
     nfc: bool,
-    /// Whether a word that is in the vocabulary is taken whole, whatever the merges say.
+    /// A word in the vocabulary is one token, whatever the merges say.
     whole_words: bool,
-    /// Whether a text begins with the beginning-of-sequence token when the file does not say.
+    /// A text begins with the beginning-of-sequence token unless the file says otherwise.
     begins: bool,
 }
 
+/// The rule that splits text into words.
 enum Split {
     /// GPT-2's words (Radford et al. 2019).
     Words,
     /// Each digit alone, then GPT-2's words.
     DigitsThenWords,
-    /// Whatever this expression finds.
+    /// The matches of this regular expression.
     Expression(&'static str),
 }
 
@@ -76,7 +77,7 @@ pub(super) const USER_DEFINED: i64 = 4;
 pub(super) const UNUSED: i64 = 5;
 pub(super) const BYTE: i64 = 6;
 
-/// ggml's name for the way in which a `tokenizer.json` cuts words, if it is one of those known here.
+/// ggml's name of the pre-tokenizer of a `tokenizer.json`, if it is one of those known here.
 pub(super) fn pre_tokenizer_name(json: &Value) -> Option<&'static str> {
     let model = &json["model"];
     let nfc = json["normalizer"]["type"] == "NFC";
@@ -90,11 +91,11 @@ pub(super) fn pre_tokenizer_name(json: &Value) -> Option<&'static str> {
             && (nfc || plain)
             && rule.nfc == nfc
     })?;
-    // `default` says nothing to whoever reads the file.
+    // The name `default` would tell a reader of the file nothing.
     rule.names.iter().find(|name| **name != "default").copied()
 }
 
-/// A pre-tokenizer without the settings that change no token: where offsets point to, and defaults left out.
+/// The steps of a pre-tokenizer, without settings that change no token, such as those of offsets.
 fn cutting(json: &Value) -> Vec<Value> {
     let steps = json["pretokenizers"].as_array().cloned().unwrap_or_else(|| vec![json.clone()]);
     let plain = |mut step: Value| {
@@ -107,7 +108,7 @@ fn cutting(json: &Value) -> Vec<Value> {
 }
 
 impl Tokenizer {
-    /// Puts a tokenizer together from the metadata of a GGUF file.
+    /// Builds a tokenizer from the metadata of a GGUF file.
     pub(crate) fn from_gguf(metadata: &Metadata) -> Result<Self> {
         let tokens = metadata
             .texts("tokenizer.ggml.tokens")
@@ -131,7 +132,7 @@ impl Tokenizer {
         Ok(Self::new(inner, vocabulary.eos(), template))
     }
 
-    /// The files that hold this tokenizer in a hub folder: the words, their roles, and what ends an answer.
+    /// The files of this tokenizer in a hub folder: vocabulary, special tokens, and end-of-sequence tokens.
     pub(crate) fn hub_files(metadata: &Metadata) -> Result<Vec<(String, Vec<u8>)>> {
         let tokenizer = Self::from_gguf(metadata)?;
         let tokens = metadata.texts("tokenizer.ggml.tokens").unwrap_or_default();
@@ -161,6 +162,7 @@ impl Tokenizer {
     }
 }
 
+/// The vocabulary of a GGUF file.
 struct Vocabulary<'a> {
     metadata: &'a Metadata,
     tokens: &'a [String],
@@ -232,7 +234,7 @@ impl Vocabulary<'_> {
         Ok(inner)
     }
 
-    /// Every way to put a token together from two others, best token first.
+    /// Every merge of two tokens into a third, best token first.
     fn merges_from_scores(&self, scores: &[f64]) -> Merges {
         let ids: HashMap<&str, usize> = self.tokens.iter().map(String::as_str).zip(0..).collect();
         let mut merges = Vec::new();
@@ -246,15 +248,15 @@ impl Vocabulary<'_> {
             ways.sort_unstable_by_key(|(ids, ..)| *ids);
             merges.extend(ways.into_iter().map(|(_, left, right)| (*score, left, right)));
         }
-        let letters = |text: &str| text.chars().count();
+        let characters = |text: &str| text.chars().count();
         merges.sort_by(|(score_a, left_a, right_a), (score_b, left_b, right_b)| {
-            let lengths = |left, right| Reverse((letters(left), letters(right)));
+            let lengths = |left, right| Reverse((characters(left), characters(right)));
             score_b.total_cmp(score_a).then_with(|| lengths(left_a, right_a).cmp(&lengths(left_b, right_b)))
         });
         merges.into_iter().map(|(_, left, right)| (left.to_owned(), right.to_owned())).collect()
     }
 
-    /// Makes the tokenizer begin and end a text as the file's flags say.
+    /// Adds the special tokens at the beginning and end of a text as the file's flags say.
     fn add_begin_and_end(&self, inner: &mut tokenizers::Tokenizer, begins: bool) -> Result<()> {
         let mark = |flag: &str, by_default: bool, key: &str| {
             self.metadata.flag(flag).unwrap_or(by_default).then(|| self.metadata.token(key)).flatten()
@@ -284,7 +286,7 @@ impl Vocabulary<'_> {
         Ok(())
     }
 
-    /// Registers the entries that are marks, and those that are always cut out whole.
+    /// Registers special tokens and entries that are never split.
     fn add_marks(&self, inner: &mut tokenizers::Tokenizer) -> Result<()> {
         let Some(kinds) = self.metadata.integers("tokenizer.ggml.token_type") else { return Ok(()) };
         let marks = self.tokens.iter().zip(kinds).filter_map(|(token, kind)| match *kind {

@@ -1,62 +1,62 @@
-//! Decoding tokens one at a time, into text that never has to be taken back.
+//! Incremental decoding: tokens one at a time into text that is never taken back.
 //!
-//! A letter may be spread over several tokens, and some decoders treat the first token of a text in a special way. So
-//! each push decodes a short window twice, without and with the new tokens, and hands out the difference once it is
-//! complete. The pieces, with what [`StreamDecoder::finish`] adds, make up what decoding all tokens at once gives.
-//! Bytes that are no text at all are handed out, as U+FFFD, once no letter can come of them, so that the window stays
+//! A character may be spread over several tokens, and some decoders treat the first token of a text in a special way.
+//! So each push decodes a short window twice, without and with the new tokens, and returns the difference once it is
+//! complete. The pieces, with the rest that [`StreamDecoder::finish`] returns, equal the text of all tokens decoded at
+//! once. Bytes that are not UTF-8 are returned as U+FFFD once they cannot become a character, so that the window stays
 //! short.
 
 use super::Tokenizer;
 use schema::Token;
 
-/// More tokens than a letter has bytes: among so many that wait, some are no part of a letter.
+/// More tokens than a character has bytes: among so many waiting tokens, some are not part of a character.
 const PATIENCE: usize = 8;
 
 /// An incremental decoder.
 #[derive(Debug)]
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
-    /// The last tokens handed out, for context, then those that wait.
+    /// The last decoded tokens, for context, then the waiting ones.
     window: Vec<Token>,
-    handed_out: usize,
+    decoded: usize,
 }
 
 impl<'a> StreamDecoder<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, window: Vec::new(), handed_out: 0 }
+        Self { tokenizer, window: Vec::new(), decoded: 0 }
     }
 
-    /// Takes the next token; returns the text that is now complete, if there is any.
+    /// Takes the next token; returns the newly completed text, if there is any.
     pub fn push(&mut self, token: Token) -> Option<String> {
         self.window.push(token);
         let text = self.waiting();
-        // U+FFFD at the end is a letter whose other bytes are still to come.
+        // U+FFFD at the end is a character whose other bytes are still to come.
         if text.is_empty() || text.ends_with(char::REPLACEMENT_CHARACTER) {
-            let settled = (self.window.len() - self.handed_out > PATIENCE).then(|| self.settled(&text)).flatten();
-            return settled.map(|(tokens, text)| self.hand_out(tokens, text));
+            let settled = (self.window.len() - self.decoded > PATIENCE).then(|| self.settled(&text)).flatten();
+            return settled.map(|(tokens, text)| self.take(tokens, text));
         }
-        Some(self.hand_out(self.window.len(), text))
+        Some(self.take(self.window.len(), text))
     }
 
-    /// What the window's first `tokens` tokens add is handed out with this call.
-    fn hand_out(&mut self, tokens: usize, text: String) -> String {
-        let old = std::mem::replace(&mut self.handed_out, tokens);
+    /// Marks the window's first `tokens` tokens as decoded and returns their text.
+    fn take(&mut self, tokens: usize, text: String) -> String {
+        let old = std::mem::replace(&mut self.decoded, tokens);
         self.window.drain(..old);
-        self.handed_out -= old;
+        self.decoded -= old;
         text
     }
 
-    /// The most of the window's tokens that later ones cannot change, with the text that they add: what follows them
-    /// reads the same by itself as behind them, so no letter reaches over that border.
+    /// The longest part of the window that later tokens cannot change, with its text: the rest decodes to the same text
+    /// by itself as after it, so no character crosses that border.
     fn settled(&self, waiting: &str) -> Option<(usize, String)> {
-        (self.handed_out + 1..self.window.len()).rev().find_map(|border| {
+        (self.decoded + 1..self.window.len()).rev().find_map(|border| {
             let rest = self.tokenizer.decode(&self.window[border..]);
             let text = waiting.strip_suffix(&rest).filter(|text| !rest.is_empty() && !text.is_empty())?;
             (self.added(border) == text).then(|| (border, text.to_owned()))
         })
     }
 
-    /// What still waits when no more tokens come: an unfinished letter, as U+FFFD.
+    /// The text of the waiting tokens at the end of the stream: an unfinished character becomes U+FFFD.
     pub fn finish(self) -> String {
         self.waiting()
     }
@@ -65,14 +65,14 @@ impl<'a> StreamDecoder<'a> {
         self.added(self.window.len())
     }
 
-    /// What the window's first `tokens` tokens add to those that were handed out.
+    /// The text that the window's first `tokens` tokens add to the decoded ones.
     fn added(&self, tokens: usize) -> String {
-        let before = self.tokenizer.decode(&self.window[..self.handed_out]);
+        let before = self.tokenizer.decode(&self.window[..self.decoded]);
         let all = self.tokenizer.decode(&self.window[..tokens]);
         match all.strip_prefix(&before) {
             Some(rest) => rest.to_owned(),
-            // With byte fallback, a bad byte spoils the good ones before it in hindsight; they stay as handed out.
-            None => self.tokenizer.decode(&self.window[self.handed_out..tokens]),
+            // With byte fallback, a bad byte spoils the good ones before it in hindsight; their text stays as returned.
+            None => self.tokenizer.decode(&self.window[self.decoded..tokens]),
         }
     }
 }
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_waits_for_its_last_byte() {
+    fn a_character_waits_for_its_last_byte() {
         let (texts, rest) = pieces(&[65, 0xe2, 0x82, 0xac, 257, 66, 0xc3]);
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(texts, [some("A"), None, None, some("€"), None, some("B"), None]);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_does_not_wait_for_ever() {
+    fn bytes_that_are_not_text_do_not_wait_forever() {
         let ids = [0xff; 100];
         let (texts, _) = pieces(&ids);
         let given: usize = texts.iter().flatten().map(|text| text.chars().count()).sum();
@@ -113,7 +113,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn broken_letters_make_up_the_whole_too(ids in prop::collection::vec(0x79..260u32, 0..120)) {
+        fn broken_characters_make_up_the_whole_too(ids in prop::collection::vec(0x79..260u32, 0..120)) {
             let (texts, rest) = pieces(&ids);
             let joined: String = texts.into_iter().flatten().chain([rest]).collect();
             prop_assert_eq!(joined, Tokenizer::bytes().decode(&ids));

@@ -1,12 +1,13 @@
 //! Ids, texts and conversations agree with those of transformers, whatever a tokenizer came in.
 
 use super::*;
+use crate::files::read_json;
+use crate::weights::Checkpoint;
 use crate::weights::tests::{fixture, real_model};
-use crate::weights::{Checkpoint, read_json};
 use serde::Deserialize;
 use std::path::Path;
 
-/// What transformers makes of the corpus.
+/// The results of transformers on the corpus.
 #[derive(Deserialize)]
 struct Expected {
     plain: Vec<Vec<Token>>,
@@ -35,15 +36,15 @@ pub(crate) fn check(tokenizer: &Tokenizer, expected: &str) {
     let expected: Expected = serde_json::from_value(read_json(&fixture(expected)).unwrap()).unwrap();
     let corpus = corpus();
     assert_eq!(corpus.len(), expected.plain.len());
-    for (place, text) in corpus.iter().enumerate() {
-        assert_eq!(tokenizer.encode(text).unwrap(), expected.plain[place], "{text:?}");
+    for (index, text) in corpus.iter().enumerate() {
+        assert_eq!(tokenizer.encode(text).unwrap(), expected.plain[index], "{text:?}");
         let ids = tokenizer.encode_with_special(text).unwrap();
-        assert_eq!(ids, expected.special[place], "{text:?}");
-        assert_eq!(tokenizer.decode(&ids), expected.decoded[place]);
+        assert_eq!(ids, expected.special[index], "{text:?}");
+        assert_eq!(tokenizer.decode(&ids), expected.decoded[index]);
         let mut stream = tokenizer.stream();
         let mut streamed: String = ids.iter().filter_map(|id| stream.push(*id)).collect();
         streamed += &stream.finish();
-        assert_eq!(streamed, expected.decoded[place]);
+        assert_eq!(streamed, expected.decoded[index]);
     }
     for conversation in expected.conversations {
         let messages = conversation.messages;
@@ -76,14 +77,14 @@ fn the_real_model_agrees_with_transformers() {
     assert_eq!(tokenizer.eos_ids(), [2]);
     assert_eq!(tokenizer.vocab_size(), 49_152);
     assert_eq!(tokenizer.token_text(1).as_deref(), Some("<|im_start|>"));
-    assert!(tokenizer.is_special(1) && !tokenizer.is_special(28));
+    assert!(tokenizer.decode(&[1]).is_empty() && !tokenizer.decode(&[28]).is_empty(), "special tokens leave no text");
 }
 
 #[test]
 fn all_tokens_that_end_an_answer_are_known() {
     // generation_config.json lists two; the `2` that is config.json's default is not believed beside it.
     let llama = tokenizer(&fixture("llama"));
-    let ends = ["<|im_end|>", "<|endoftext|>"].map(|text| llama.token_id(text).unwrap());
+    let ends = ["<|im_end|>", "<|endoftext|>"].map(|text| llama.inner.token_to_id(text).unwrap());
     assert_eq!(llama.eos_ids(), ends);
     assert_eq!(tokenizer(&fixture("llama.gguf")).eos_ids(), ends);
     assert_eq!(tokenizer(&fixture("llama2")).eos_ids(), [2]);
@@ -99,16 +100,16 @@ fn a_template_may_refuse_a_conversation() {
 }
 
 #[test]
-fn the_beginning_is_not_doubled() {
+fn the_beginning_of_sequence_token_is_not_doubled() {
     let llama = tokenizer(&fixture("llama"));
-    let begin = llama.token_id("<|endoftext|>").unwrap();
+    let begin = llama.inner.token_to_id("<|endoftext|>").unwrap();
     let ids = llama.prompt_ids(&Prompt::user("hi")).unwrap();
     assert_eq!(ids.iter().filter(|id| **id == begin).count(), 1);
     assert_eq!(llama.prompt_ids(&Prompt::text("hi")).unwrap()[0], begin);
 }
 
 #[test]
-fn what_a_folder_lacks_is_named() {
+fn the_error_names_the_missing_file_of_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let read = || Tokenizer::from_folder(folder.path(), &serde_json::Value::Null);
     let message = |error: Error| {
@@ -120,7 +121,7 @@ fn what_a_folder_lacks_is_named() {
     assert!(message(read().unwrap_err()).contains("tokenizer.json: the tokenizer cannot be used"));
     std::fs::copy(fixture("qwen2/tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
     let bare = read().unwrap();
-    assert!(bare.eos_ids().is_empty() && !bare.has_chat_template());
+    assert!(bare.eos_ids().is_empty() && bare.template.is_none());
     assert!(message(bare.prompt_ids(&Prompt::user("hi")).unwrap_err()).contains("no chat template"));
     std::fs::write(folder.path().join("chat_template.jinja"), "{% if %}").unwrap();
     assert!(message(read().unwrap_err()).contains("chat template, line 1"));

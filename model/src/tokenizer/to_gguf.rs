@@ -1,14 +1,14 @@
-//! The words of a hub folder as GGUF metadata: what `from_gguf` reads, written.
+//! The tokenizer of a hub folder as GGUF metadata, the reverse of `from_gguf`.
 //!
-//! The vocabulary and its merges can be copied. How text is cut into words cannot: GGUF only has a *name* for it, so the
-//! rules of `tokenizer.json` must be exactly those of a known name, and are refused otherwise rather than guessed. A
+//! The vocabulary and its merges can be copied. The pre-tokenizer cannot: GGUF only has a *name* for it, so the rules
+//! of `tokenizer.json` must be exactly those of a known name, and are refused otherwise rather than guessed. A
 //! SentencePiece vocabulary has scores in GGUF and merges in `tokenizer.json`; the score of a token is here minus the
 //! rank of the first merge that makes it, which orders merges the same way.
 
 use super::folder::Settings;
 use super::gguf::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, pre_tokenizer_name};
 use super::{Tokenizer, unusable};
-use crate::weights::Pairs;
+use crate::gguf::Pairs;
 use crate::{Error, Result};
 use schema::Token;
 use serde_json::Value;
@@ -25,10 +25,10 @@ impl Tokenizer {
             .to_string(false)
             .map_err(unusable)
             .and_then(|text| serde_json::from_str(&text).map_err(unusable))?;
-        let words = Words { tokenizer: &tokenizer, json: &json, rows };
+        let source = Source { tokenizer: &tokenizer, json: &json, rows };
         let mut pairs = Pairs::default();
-        words.vocabulary(&mut pairs).map_err(|error| Error::file(path, error))?;
-        words.marks(config, &settings, &mut pairs);
+        source.vocabulary(&mut pairs).map_err(|error| Error::file(path, error))?;
+        source.marks(config, &settings, &mut pairs);
         if let Some(template) = settings.chat_template(path)? {
             pairs.text("tokenizer.chat_template", &template);
         }
@@ -36,14 +36,15 @@ impl Tokenizer {
     }
 }
 
-struct Words<'a> {
+/// A tokenizer and the network's number of embedding rows.
+struct Source<'a> {
     tokenizer: &'a Tokenizer,
-    /// The tokenizer as its `tokenizer.json` says it.
+    /// The content of its `tokenizer.json`.
     json: &'a Value,
     rows: usize,
 }
 
-impl Words<'_> {
+impl Source<'_> {
     fn vocabulary(&self, pairs: &mut Pairs) -> Result<()> {
         let model = &self.json["model"];
         if model["type"] != "BPE" {
@@ -70,7 +71,7 @@ impl Words<'_> {
         Ok(())
     }
 
-    /// Every row's token; rows without one get a name that no text has.
+    /// Every row's token; rows without one get a name that occurs in no text.
     fn tokens(&self) -> Result<Vec<String>> {
         let known = self.tokenizer.vocab_size();
         if known > self.rows {
@@ -95,14 +96,14 @@ impl Words<'_> {
         (0..).zip(tokens).map(|entry| kind(entry) as i32).collect()
     }
 
-    /// Whether `▁` is put in front of a text.
+    /// True if `▁` is put in front of a text.
     fn begins_with_a_blank(&self) -> bool {
         let normalizer = self.json["normalizer"].to_string();
         let scheme = self.json["pre_tokenizer"]["prepend_scheme"].as_str();
         normalizer.contains("\"Prepend\"") || scheme.is_some_and(|scheme| scheme != "never")
     }
 
-    /// The tokens with a role, and which of them stand around a text.
+    /// Writes the special tokens by role, and the flags of those added around a text.
     fn marks(&self, config: &Value, settings: &Settings, pairs: &mut Pairs) {
         let inner = &self.tokenizer.inner;
         let named = |name: &str| settings.special_text(name).and_then(|text| inner.token_to_id(text));
@@ -159,7 +160,7 @@ fn scores(tokens: &[String], merges: &[(String, String)]) -> Vec<f32> {
     tokens.iter().map(|token| ranks.get(token).map_or(NEVER, |rank| -(*rank as f32))).collect()
 }
 
-/// Whether this is the token of one byte, such as `<0x0A>`.
+/// True for the token of one byte, such as `<0x0A>`.
 fn is_byte(token: &str) -> bool {
     let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())

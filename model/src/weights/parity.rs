@@ -4,8 +4,10 @@ use super::tests::{fixture, real_model};
 use super::*;
 use crate::adapter::Adapter;
 use crate::architecture;
+use crate::backend::Placement;
 use crate::cache::Prefill;
 use crate::device::{Dtype, HOST};
+use crate::files::read_json;
 use tch::Kind;
 
 /// The largest difference of a logit that f32 arithmetic in another order may make.
@@ -14,11 +16,11 @@ const TOLERANCE: f64 = 1e-4;
 /// The logits of a sequence, `[token, vocab]`.
 fn logits(checkpoint: &Checkpoint, ids: &Tensor) -> Tensor {
     let _guard = tch::no_grad_guard();
-    let network = architecture::load(checkpoint, HOST, Dtype::F32).unwrap();
+    let network = architecture::load(checkpoint, Placement::new(HOST, Dtype::F32)).unwrap();
     let tokens = ids.size()[0];
     let positions = Tensor::arange(tokens, (Kind::Int64, HOST));
     let hidden = network.forward(ids, &positions, &mut Prefill::new(&[tokens as usize]), &Adapter::none());
-    hidden.matmul(&network.head().tr())
+    hidden.matmul(&network.head().weight.tr())
 }
 
 fn check(model: &str) {

@@ -4,7 +4,9 @@
 //! header (offsets inside the file, no gaps, no overlaps, sizes equal to shape times element); we read tensors from
 //! the mapped file at the offsets it returns.
 
-use super::{Pairs, Source, Stored, gguf, map, read_json};
+use super::{Source, Stored, gguf};
+use crate::files::{map, read_json};
+use crate::gguf::Pairs;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use memmap2::Mmap;
@@ -17,10 +19,10 @@ use tch::{Kind, Tensor};
 
 /// All weights in one file.
 pub(crate) const SINGLE: &str = "model.safetensors";
-/// Which shard holds which tensor.
+/// The index of shards: tensor names and their files.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// What may stand beside config and weights: words, and how to speak.
+/// Optional files beside config and weights: tokenizer, chat template, generation settings.
 const COMPANIONS: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -45,10 +47,11 @@ pub(super) struct Folder {
     path: PathBuf,
     config: Value,
     shards: Vec<Shard>,
-    /// Which shard holds a tensor.
-    places: BTreeMap<String, usize>,
+    /// The index of each tensor's shard, by tensor name.
+    shard_of: BTreeMap<String, usize>,
 }
 
+/// A mapped safetensors file.
 struct Shard {
     path: PathBuf,
     map: Mmap,
@@ -60,10 +63,10 @@ struct Shard {
 pub(super) fn open(path: &Path) -> Result<(Value, Folder)> {
     let config = read_json(&path.join("config.json"))?;
     let mut folder =
-        Folder { path: path.to_owned(), config: config.clone(), shards: Vec::new(), places: BTreeMap::new() };
+        Folder { path: path.to_owned(), config: config.clone(), shards: Vec::new(), shard_of: BTreeMap::new() };
     if path.join(SINGLE).exists() {
         folder.add_shard(SINGLE)?;
-        folder.places = folder.shards[0].header.tensors().into_keys().map(|name| (name, 0)).collect();
+        folder.shard_of = folder.shards[0].header.tensors().into_keys().map(|name| (name, 0)).collect();
     } else if path.join(INDEX).exists() {
         folder.add_indexed_shards()?;
     } else {
@@ -77,8 +80,8 @@ pub(super) fn open(path: &Path) -> Result<(Value, Folder)> {
 
 impl Folder {
     fn add_shard(&mut self, file: &str) -> Result<usize> {
-        if let Some(place) = self.shards.iter().position(|shard| shard.path.ends_with(file)) {
-            return Ok(place);
+        if let Some(index) = self.shards.iter().position(|shard| shard.path.ends_with(file)) {
+            return Ok(index);
         }
         self.shards.push(Shard::open(self.path.join(file))?);
         Ok(self.shards.len() - 1)
@@ -106,25 +109,25 @@ impl Folder {
                     ),
                 ));
             }
-            let place = self.add_shard(file)?;
-            let shard = &self.shards[place];
+            let shard_index = self.add_shard(file)?;
+            let shard = &self.shards[shard_index];
             if shard.header.info(name).is_none() {
                 return Err(Error::file(&shard.path, format!("holds no tensor `{name}`, although {INDEX} says so")));
             }
-            self.places.insert(name.clone(), place);
+            self.shard_of.insert(name.clone(), shard_index);
         }
         Ok(())
     }
 
     fn find(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {
-        let shard = &self.shards[*self.places.get(name)?];
+        let shard = &self.shards[*self.shard_of.get(name)?];
         Some((shard, shard.header.info(name)?))
     }
 }
 
 impl Source for Folder {
     fn names(&self) -> Vec<&str> {
-        self.places.keys().map(String::as_str).collect()
+        self.shard_of.keys().map(String::as_str).collect()
     }
 
     fn stored(&self, name: &str) -> Option<Stored<'_>> {

@@ -255,7 +255,7 @@ fn read_all(bytes: &[u8]) {
     }
 }
 
-/// Where the header of a GGUF fixture ends, about: most damage should fall on it.
+/// The approximate end of the header of a GGUF fixture: most damage should fall on it.
 fn header_len(bytes: &[u8]) -> usize {
     let name = b"blk.1.ffn_up.weight";
     bytes.windows(name.len()).rposition(|window| window == name).unwrap() + 64
@@ -277,20 +277,20 @@ proptest! {
     ) {
         let mut bytes = fs::read(fixture(file)).unwrap();
         let header = header_len(&bytes);
-        for (place, bit) in flips {
-            bytes[place.index(header)] ^= 1 << bit;
+        for (offset, bit) in flips {
+            bytes[offset.index(header)] ^= 1 << bit;
         }
         read_all(&bytes);
     }
 
     #[test]
     fn absurd_numbers_in_a_gguf_are_errors_or_a_model(
-        place in any::<prop::sample::Index>(),
+        offset in any::<prop::sample::Index>(),
         number in prop::sample::select(vec![0, 1, u64::MAX, u64::MAX / 2, 1 << 32, 1 << 40, (1 << 61) + 1]),
     ) {
         let mut bytes = fs::read(fixture("blocks.gguf")).unwrap();
-        let place = place.index(header_len(&bytes) - 8);
-        bytes[place..place + 8].copy_from_slice(&number.to_le_bytes());
+        let offset = offset.index(header_len(&bytes) - 8);
+        bytes[offset..offset + 8].copy_from_slice(&number.to_le_bytes());
         read_all(&bytes);
     }
 }

@@ -168,7 +168,7 @@ fn a_mixture_is_either_policy_at_its_ends_and_both_in_between() {
             let (ids, positions) = (Tensor::from_slice(&ids), Tensor::from_slice(&positions));
             let mut attention = Prefill::new(&[ids.size()[0] as usize]);
             let hidden = policy.network().forward(&ids, &positions, &mut attention, policy.adapter());
-            hidden.linear(policy.network().head(), None::<Tensor>)
+            hidden.linear(&policy.network().head().weight, None::<Tensor>)
         };
         let both = ((logits(&policy) + logits(&base)) * 0.5).log_softmax(-1, tch::Kind::Double);
         for (place, (id, recorded)) in sample.ids.iter().zip(&sample.logprobs).enumerate() {

@@ -35,7 +35,7 @@ pub fn trained_policy(folder: &Path) -> Result<Policy> {
 /// If there is no adapter, or it does not fit the base model.
 pub fn adapted_policy(base: &Policy, folder: &Path) -> Result<Policy> {
     let folder = &bucket::run_folder(folder)?;
-    let build = |config: &AdapterConfig, seed: &Seed| config.build(base.network(), seed, base.device());
+    let build = |config: &AdapterConfig, seed: &Seed| config.build(base.network().linears(), seed, base.device());
     if !folder.join("config.toml").exists() {
         let saved = AdapterConfig::Peft(PeftAdapter { path: folder.to_owned() });
         return Ok(base.with_adapter(build(&saved, &Seed::new(0))?));

@@ -124,7 +124,7 @@ impl Stored {
 
     fn open(self, policy: &Policy) -> Result<Rival> {
         let seed = Seed::new(self.config.seed).child("adapter");
-        let adapter = self.config.model.adapter.build(policy.network(), &seed, policy.device())?;
+        let adapter = self.config.model.adapter.build(policy.network().linears(), &seed, policy.device())?;
         let mut stored = policy.with_adapter(adapter);
         restore(&Snapshot::read(&self.path)?, &mut stored, &self.folder)?;
         Ok(Rival { name: self.name, policy: stored })

@@ -61,7 +61,8 @@ impl RewardModel {
     ) -> Result<Self> {
         let seed = Seed::new(config.seed);
         let mut policy = if same_base(&config.model, model) {
-            let adapter = config.model.adapter.build(judged.network(), &seed.child("adapter"), judged.device())?;
+            let adapter =
+                config.model.adapter.build(judged.network().linears(), &seed.child("adapter"), judged.device())?;
             judged.with_adapter(adapter)
         } else {
             let other = Policy::load(&config.model, &seed)?;

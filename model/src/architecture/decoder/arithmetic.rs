@@ -1,7 +1,6 @@
-//! The decoder's arithmetic on whole batches, and its gradients, on any device.
+//! The decoder's operations on whole batches and their backward passes, by either [`Backend`].
 //!
-//! On the CPU it goes through the kernels of [`crate::kernel`]; elsewhere through libtorch's operations. Nothing
-//! here is recorded by autograd: gradients are asked for by name, as [`super::tape`] does.
+//! Autograd records nothing here: [`super::tape`] calls each backward function by name.
 //!
 //! A linear layer with an adapter computes `y = x Wᵀ + s (g ∘ (x Aᵀ)) Bᵀ`. With `z = x Aᵀ` and `u = s g ∘ z`, its
 //! gradients are
@@ -15,39 +14,26 @@
 use super::Linear;
 use crate::adapter::{Adapter, LowRank};
 use crate::architecture::rope::Angles;
-use crate::device::HOST;
-use crate::kernel::{Into, sheet, thin};
-use tch::{Device, Kind, Tensor};
+use crate::backend::Backend;
+use crate::kernel::{Accumulate, low_rank, ops};
+use tch::{Kind, Tensor};
 
-/// Which way the arithmetic goes.
+/// The direction of a rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Arithmetic {
-    /// Our kernels, on the CPU.
-    Kernels,
-    /// libtorch's operations.
-    Tensors,
-}
-
-/// Which way a rotation goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum Rotation {
     Forward,
-    Back,
+    Backward,
 }
 
-/// A tensor of an adapter and the gradient to add to it.
+/// A tensor of an adapter and the gradient to add to its own, of the same shape.
 pub(super) type Gradient = (Tensor, Tensor);
 
-impl Arithmetic {
-    pub(super) fn of(device: Device) -> Self {
-        if device == HOST { Self::Kernels } else { Self::Tensors }
-    }
-
-    /// The RMS norm of each row, `[row, width]`, and what each row was multiplied by, `[row, 1]` f32.
+impl Backend {
+    /// The RMS norm of each row of `x`, `[row, width]`, and the inverse RMS of each row, `[row, 1]` f32.
     pub(super) fn norm(self, x: &Tensor, weight: &Tensor, epsilon: f64) -> (Tensor, Tensor) {
         match self {
-            Self::Kernels => sheet::norm(x, weight, epsilon as f32),
-            Self::Tensors => {
+            Self::Kernels => ops::norm(x, weight, epsilon as f32),
+            Self::Libtorch => {
                 let wide = x.to_kind(Kind::Float);
                 let inverse = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + epsilon).rsqrt();
                 ((wide * &inverse).to_kind(x.kind()) * weight, inverse)
@@ -55,99 +41,102 @@ impl Arithmetic {
         }
     }
 
-    /// Adds the gradient of a norm to `by_x`.
-    pub(super) fn norm_gradient(
+    /// Adds the gradient of [`Self::norm`] with respect to `x` to `grad_x`, `[row, width]`.
+    ///
+    /// * `inverse`: the inverse RMS that the norm returned, `[row, 1]`
+    pub(super) fn norm_backward(
         self,
-        by_normed: &Tensor,
+        grad_normed: &Tensor,
         x: &Tensor,
         weight: &Tensor,
         inverse: &Tensor,
-        by_x: &mut Tensor,
+        grad_x: &mut Tensor,
     ) {
         match self {
-            Self::Kernels => sheet::norm_gradient(by_normed, x, weight, inverse, by_x),
-            Self::Tensors => {
-                let (above, wide) = ((by_normed * weight).to_kind(Kind::Float), x.to_kind(Kind::Float));
+            Self::Kernels => ops::norm_backward(grad_normed, x, weight, inverse, grad_x),
+            Self::Libtorch => {
+                let (above, wide) = ((grad_normed * weight).to_kind(Kind::Float), x.to_kind(Kind::Float));
                 let mean = (&above * &wide).mean_dim([-1i64].as_slice(), true, Kind::Float);
                 let along = wide * inverse.pow_tensor_scalar(3) * mean;
-                let _ = by_x.g_add_(&(above * inverse - along).to_kind(x.kind()));
+                let _ = grad_x.g_add_(&(above * inverse - along).to_kind(x.kind()));
             }
         }
     }
 
-    /// Turns the heads in the first `columns` of `x`, `[row, width]`, in place.
-    pub(super) fn rotate(self, x: &Tensor, columns: i64, angles: &Angles, turn: Turn) {
+    /// Applies rotary embedding to the heads in the first `columns` of `x`, `[row, width]`, in place.
+    pub(super) fn rotate(self, x: &Tensor, columns: i64, angles: &Angles, turn: Rotation) {
         match self {
             Self::Kernels => {
-                let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
-                sheet::rotate(x, columns as usize, &angles.cos, &angles.sin, sign);
+                let sign = if turn == Rotation::Forward { 1.0 } else { -1.0 };
+                ops::rotate(x, columns as usize, &angles.cos, &angles.sin, sign);
             }
-            Self::Tensors => {
+            Self::Libtorch => {
                 let part = x.narrow(1, 0, columns);
                 let heads = part.reshape([x.size()[0], -1, angles.cos.size()[2]]);
-                let turned = match turn {
-                    Turn::Forward => angles.rotate(&heads),
-                    Turn::Back => angles.rotate_back(&heads),
+                let rotated = match turn {
+                    Rotation::Forward => angles.rotate(&heads),
+                    Rotation::Backward => angles.rotate_back(&heads),
                 };
-                part.shallow_clone().copy_(&turned.reshape_as(&part));
+                part.shallow_clone().copy_(&rotated.reshape_as(&part));
             }
         }
     }
 
-    /// `silu(gate) · up` of `[row, 2 · width]`, gate first.
-    pub(super) fn gated(self, gate_up: &Tensor) -> Tensor {
+    /// `silu(gate) · up` of `gate_up`, `[row, 2 · width]` with the gate first, as `[row, width]`.
+    pub(super) fn swiglu(self, gate_up: &Tensor) -> Tensor {
         match self {
-            Self::Kernels => sheet::gated(gate_up),
-            Self::Tensors => {
+            Self::Kernels => ops::swiglu(gate_up),
+            Self::Libtorch => {
                 let parts = gate_up.chunk(2, 1);
                 parts[0].silu() * &parts[1]
             }
         }
     }
 
-    /// Its gradient with respect to `gate_up`.
-    pub(super) fn gated_gradient(self, by_mixed: &Tensor, gate_up: &Tensor) -> Tensor {
+    /// The gradient of [`Self::swiglu`] with respect to `gate_up`, `[row, 2 · width]`.
+    pub(super) fn swiglu_backward(self, grad_mixed: &Tensor, gate_up: &Tensor) -> Tensor {
         match self {
-            Self::Kernels => sheet::gated_gradient(by_mixed, gate_up),
-            Self::Tensors => {
+            Self::Kernels => ops::swiglu_backward(grad_mixed, gate_up),
+            Self::Libtorch => {
                 let parts = gate_up.chunk(2, 1);
                 let (gate, up) = (&parts[0], &parts[1]);
                 let sigmoid = gate.sigmoid();
                 let silu = gate * &sigmoid;
                 let slope = &sigmoid + &silu * (-&sigmoid + 1.0);
-                Tensor::cat(&[by_mixed * up * slope, by_mixed * silu], 1)
+                Tensor::cat(&[grad_mixed * up * slope, grad_mixed * silu], 1)
             }
         }
     }
 
-    /// A fused layer's output, `[row, inputs]` to `[row, outputs]`, and the inner products of its adapters.
+    /// The output of a fused layer, `[row, inputs]` to `[row, outputs]`, and the inner products of its adapters.
     pub(super) fn linear(self, layer: &Linear, x: &Tensor, adapter: &Adapter) -> (Tensor, Inner) {
         let outputs: i64 = layer.outputs.iter().sum();
         let y = Tensor::empty([x.size()[0], outputs], (x.kind(), x.device()));
-        let inner = self.linear_into(layer, x, adapter, &y, Into::Fresh);
+        let inner = self.linear_into(layer, x, adapter, &y, Accumulate::Overwrite);
         (y, inner)
     }
 
-    /// The same, added to `y`.
+    /// Adds the output of a fused layer to `y`, `[row, outputs]`; returns the inner products of its adapters.
     pub(super) fn add_linear(self, layer: &Linear, x: &Tensor, adapter: &Adapter, y: &Tensor) -> Inner {
-        self.linear_into(layer, x, adapter, y, Into::Sum)
+        self.linear_into(layer, x, adapter, y, Accumulate::Add)
     }
 
-    fn linear_into(self, layer: &Linear, x: &Tensor, adapter: &Adapter, y: &Tensor, into: Into) -> Inner {
+    /// Writes or adds the output of a fused layer on `x`, `[row, inputs]`, to `y`, `[row, outputs]`.
+    fn linear_into(self, layer: &Linear, x: &Tensor, adapter: &Adapter, y: &Tensor, accumulate: Accumulate) -> Inner {
         let inner =
             Inner { parts: layer.adapters(adapter).map(|part| part.map(|low_rank| self.inner(low_rank, x))).collect() };
         let parts = || layer.columns().zip(layer.adapters(adapter)).zip(&inner.parts);
         match self {
             Self::Kernels => {
-                let parts: Vec<sheet::Columns<'_>> = parts()
-                    .map(|((columns, low_rank), inner)| sheet::Columns {
+                let parts: Vec<ops::Columns<'_>> = parts()
+                    .map(|((columns, low_rank), inner)| ops::Columns {
                         range: columns.start as usize..columns.end as usize,
                         low_rank: low_rank.zip(inner.as_ref()).map(|(low_rank, inner)| (&low_rank.b, &inner.scaled)),
                     })
                     .collect();
-                sheet::linear_into(x, &layer.weight, layer.bias.as_ref(), &parts, y, into);
+                ops::linear_into(x, &layer.weight, layer.bias.as_ref(), &parts, y, accumulate);
             }
-            Self::Tensors => {
+            Self::Libtorch => {
                 let whole = x.linear(&layer.weight, layer.bias.as_ref());
                 for ((columns, low_rank), inner) in parts() {
                     if let Some((low_rank, inner)) = low_rank.zip(inner.as_ref()) {
@@ -155,9 +144,9 @@ impl Arithmetic {
                         let _ = whole.narrow(1, columns.start, columns.end - columns.start).g_add_(&update);
                     }
                 }
-                match into {
-                    Into::Fresh => y.shallow_clone().copy_(&whole),
-                    Into::Sum => {
+                match accumulate {
+                    Accumulate::Overwrite => y.shallow_clone().copy_(&whole),
+                    Accumulate::Add => {
                         let _ = y.shallow_clone().g_add_(&whole);
                     }
                 }
@@ -166,22 +155,25 @@ impl Arithmetic {
         inner
     }
 
+    /// The inner products of one adapter on `x`, `[row, inputs]`.
     fn inner(self, low_rank: &LowRank, x: &Tensor) -> InnerPart {
         let a = low_rank.a.detach();
         let plain = match self {
-            Self::Kernels => thin::inner(thin::Wide::of(x, 0..x.size()[1]), &a),
-            Self::Tensors => x.linear(&a.to_kind(x.kind()), None::<Tensor>),
+            Self::Kernels => low_rank::matmul_nt(low_rank::ColumnView::of(x, 0..x.size()[1]), &a),
+            Self::Libtorch => x.linear(&a.to_kind(x.kind()), None::<Tensor>),
         };
         let scaled = &plain * scales(low_rank, x.kind());
         InnerPart { plain, scaled }
     }
 
-    /// The gradient of a linear layer with respect to `x`; those of its adapters go to `gradients`.
-    pub(super) fn linear_gradient(
+    /// The gradient of a linear layer with respect to `x`, `[row, inputs]`; those of its adapters go to `gradients`.
+    ///
+    /// * `grad_y`: the gradient with respect to the output, `[row, outputs]`
+    pub(super) fn linear_backward(
         self,
         layer: &Linear,
         x: &Tensor,
-        by_y: &Tensor,
+        grad_y: &Tensor,
         adapter: &Adapter,
         inner: &Inner,
         gradients: &mut Vec<Gradient>,
@@ -189,41 +181,41 @@ impl Arithmetic {
         let mut inside = Vec::new();
         for ((columns, low_rank), inner) in layer.columns().zip(layer.adapters(adapter)).zip(&inner.parts) {
             let Some((low_rank, inner)) = low_rank.zip(inner.as_ref()) else { continue };
-            let (by_scaled, by_b) = match self {
+            let (grad_scaled, grad_b) = match self {
                 Self::Kernels => {
-                    let by_y = thin::Wide::of(by_y, columns);
+                    let grad_y = low_rank::ColumnView::of(grad_y, columns);
                     let transposed = low_rank.b.detach().tr().contiguous();
-                    (thin::inner(by_y, &transposed), thin::gathered(&inner.scaled, by_y).tr())
+                    (low_rank::matmul_nt(grad_y, &transposed), low_rank::matmul_tn(&inner.scaled, grad_y).tr())
                 }
-                Self::Tensors => {
-                    let by_y = by_y.narrow(1, columns.start, columns.end - columns.start);
-                    (by_y.matmul(&low_rank.b.to_kind(x.kind())), by_y.tr().matmul(&inner.scaled))
+                Self::Libtorch => {
+                    let grad_y = grad_y.narrow(1, columns.start, columns.end - columns.start);
+                    (grad_y.matmul(&low_rank.b.to_kind(x.kind())), grad_y.tr().matmul(&inner.scaled))
                 }
             };
             let mut gradient = |tensor: &Tensor, gradient: Tensor| {
                 gradients.push((tensor.shallow_clone(), gradient.to_kind(Kind::Float)));
             };
-            gradient(&low_rank.b, by_b);
+            gradient(&low_rank.b, grad_b);
             if let Some(gate) = &low_rank.gate {
-                let by_gate = (&by_scaled * &inner.plain).sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
-                gradient(gate, by_gate * low_rank.scale);
+                let grad_gate = (&grad_scaled * &inner.plain).sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
+                gradient(gate, grad_gate * low_rank.scale);
             }
-            let by_plain = by_scaled * scales(low_rank, x.kind());
-            let by_a = match self {
-                Self::Kernels => thin::gathered(&by_plain, thin::Wide::of(x, 0..x.size()[1])),
-                Self::Tensors => by_plain.tr().matmul(x),
+            let grad_plain = grad_scaled * scales(low_rank, x.kind());
+            let grad_a = match self {
+                Self::Kernels => low_rank::matmul_tn(&grad_plain, low_rank::ColumnView::of(x, 0..x.size()[1])),
+                Self::Libtorch => grad_plain.tr().matmul(x),
             };
-            gradient(&low_rank.a, by_a);
-            inside.push((by_plain, low_rank.a.detach()));
+            gradient(&low_rank.a, grad_a);
+            inside.push((grad_plain, low_rank.a.detach()));
         }
         match self {
             Self::Kernels => {
-                let inside = inside.iter().map(|(by_plain, a)| (by_plain, a));
-                sheet::linear_back(&std::iter::once((by_y, &layer.weight)).chain(inside).collect::<Vec<_>>())
+                let inside = inside.iter().map(|(grad_plain, a)| (grad_plain, a));
+                ops::linear_backward(&std::iter::once((grad_y, &layer.weight)).chain(inside).collect::<Vec<_>>())
             }
-            Self::Tensors => inside
-                .iter()
-                .fold(by_y.matmul(&layer.weight), |by_x, (by_plain, a)| by_x.addmm(by_plain, &a.to_kind(x.kind()))),
+            Self::Libtorch => inside.iter().fold(grad_y.matmul(&layer.weight), |grad_x, (grad_plain, a)| {
+                grad_x.addmm(grad_plain, &a.to_kind(x.kind()))
+            }),
         }
     }
 }
@@ -234,15 +226,16 @@ pub(super) struct Inner {
     parts: Vec<Option<InnerPart>>,
 }
 
+/// The inner products of one adapter.
 #[derive(Debug)]
 struct InnerPart {
-    /// `z = x Aᵀ`, `[row, rank]`
+    /// `z = x Aᵀ`, `[row, rank]`.
     plain: Tensor,
-    /// `u = s g ∘ z`
+    /// `u = s g ∘ z`, `[row, rank]`.
     scaled: Tensor,
 }
 
-/// `s · g`, `[rank]`, or `[1]` where there is no gate.
+/// The scale of each rank: `s · g`, `[rank]`, or `s`, `[1]`, without a gate.
 fn scales(low_rank: &LowRank, kind: Kind) -> Tensor {
     let scales = match &low_rank.gate {
         Some(gate) => gate.detach() * low_rank.scale,
@@ -254,11 +247,12 @@ fn scales(low_rank: &LowRank, kind: Kind) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::architecture::RopeScaling;
     use crate::architecture::rope::Rope;
+    use crate::device::HOST;
+    use crate::dimensions::RopeScaling;
     use schema::Seed;
 
-    const WAYS: [Arithmetic; 2] = [Arithmetic::Kernels, Arithmetic::Tensors];
+    const BACKENDS: [Backend; 2] = [Backend::Kernels, Backend::Libtorch];
 
     fn random(rows: i64, columns: i64, name: &str) -> Tensor {
         let numbers = Seed::new(4).child(name).normals((rows * columns) as usize);
@@ -269,7 +263,7 @@ mod tests {
         random(rows, columns, name).set_requires_grad(true)
     }
 
-    /// To the rounding of f32 sums of some forty numbers about 1.
+    /// Equal up to the rounding of f32 sums of some forty numbers about 1.
     fn close(got: &Tensor, expected: &Tensor, what: &str) {
         assert_eq!(got.size(), expected.size(), "{what}");
         let apart = (got - expected).abs().max().double_value(&[]);
@@ -283,48 +277,48 @@ mod tests {
 
     #[test]
     fn norms_and_their_gradients_are_those_of_autograd() {
-        for (way, width) in WAYS.into_iter().flat_map(|way| [7i64, 40].map(|width| (way, width))) {
+        for (backend, width) in BACKENDS.into_iter().flat_map(|backend| [7i64, 40].map(|width| (backend, width))) {
             let (x, weight, above) =
                 (leaf(3, width, "x"), random(1, width, "w").reshape([width]), random(3, width, "a"));
             let reference = &x * (x.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + 1e-3).rsqrt() * &weight;
-            let (normed, inverse) = way.norm(&x.detach(), &weight, 1e-3);
+            let (normed, inverse) = backend.norm(&x.detach(), &weight, 1e-3);
             close(&normed, &reference.detach(), "norm");
-            let mut by_x = Tensor::ones_like(&above);
-            way.norm_gradient(&above, &x.detach(), &weight, &inverse, &mut by_x);
-            close(&by_x, &(by_autograd(&reference, &above, &x) + 1.0), "its gradient, on top of ones");
+            let mut grad_x = Tensor::ones_like(&above);
+            backend.norm_backward(&above, &x.detach(), &weight, &inverse, &mut grad_x);
+            close(&grad_x, &(by_autograd(&reference, &above, &x) + 1.0), "its gradient, on top of ones");
         }
     }
 
     #[test]
     fn gates_and_their_gradients_are_those_of_autograd() {
-        for way in WAYS {
+        for backend in BACKENDS {
             let (x, above) = (leaf(3, 38, "x"), random(3, 19, "a"));
             let reference = x.narrow(1, 0, 19).silu() * x.narrow(1, 19, 19);
-            close(&way.gated(&x.detach()), &reference.detach(), "gate");
-            close(&way.gated_gradient(&above, &x.detach()), &by_autograd(&reference, &above, &x), "its gradient");
+            close(&backend.swiglu(&x.detach()), &reference.detach(), "gate");
+            close(&backend.swiglu_backward(&above, &x.detach()), &by_autograd(&reference, &above, &x), "its gradient");
         }
     }
 
     #[test]
-    fn turning_back_undoes_turning() {
+    fn rotating_backward_undoes_rotating() {
         let angles =
             Rope::new(8, 100.0, &RopeScaling::None, HOST, Kind::Float).angles(&Tensor::from_slice(&[0i64, 3, 9]));
         let start = random(3, 24, "x");
-        let turned: Vec<Tensor> = WAYS
+        let rotated: Vec<Tensor> = BACKENDS
             .into_iter()
-            .map(|way| {
+            .map(|backend| {
                 let x = start.copy();
-                way.rotate(&x, 16, &angles, Turn::Forward);
-                let turned = x.copy();
-                way.rotate(&x, 16, &angles, Turn::Back);
+                backend.rotate(&x, 16, &angles, Rotation::Forward);
+                let rotated = x.copy();
+                backend.rotate(&x, 16, &angles, Rotation::Backward);
                 close(&x, &start, "there and back");
-                turned
+                rotated
             })
             .collect();
-        close(&turned[0], &turned[1], "either way");
+        close(&rotated[0], &rotated[1], "either backend");
         let heads = angles.rotate(&start.narrow(1, 0, 16).reshape([3, 2, 8])).reshape([3, 16]);
-        close(&turned[0].narrow(1, 0, 16), &heads, "the first two heads");
-        close(&turned[0].narrow(1, 16, 8), &start.narrow(1, 16, 8), "the third, which is left alone");
+        close(&rotated[0].narrow(1, 0, 16), &heads, "the first two heads");
+        close(&rotated[0].narrow(1, 16, 8), &start.narrow(1, 16, 8), "the third, which is left alone");
     }
 
     #[test]
@@ -354,16 +348,17 @@ mod tests {
         let updates: Vec<Tensor> = adapter.layers().map(update).collect();
         let reference =
             &whole + Tensor::cat(&[&updates[0], &Tensor::zeros([9, 5], (Kind::Float, HOST)), &updates[1]], 1);
-        for way in WAYS {
+        for backend in BACKENDS {
             let plain = x.detach();
-            let (y, inner) = way.linear(&layer, &plain, &adapter);
+            let (y, inner) = backend.linear(&layer, &plain, &adapter);
             close(&y, &reference.detach(), "layer");
             let sum = Tensor::ones([9, 15], (Kind::Float, HOST));
-            way.add_linear(&layer, &plain, &adapter, &sum);
+            backend.add_linear(&layer, &plain, &adapter, &sum);
             close(&sum, &(reference.detach() + 1.0), "layer, on top of ones");
             let mut gradients = Vec::new();
-            let by_x = tch::no_grad(|| way.linear_gradient(&layer, &plain, &above, &adapter, &inner, &mut gradients));
-            close(&by_x, &by_autograd(&reference, &above, &x), "by x");
+            let grad_x =
+                tch::no_grad(|| backend.linear_backward(&layer, &plain, &above, &adapter, &inner, &mut gradients));
+            close(&grad_x, &by_autograd(&reference, &above, &x), "by x");
             assert_eq!(gradients.len(), 5);
             for (parameter, gradient) in &gradients {
                 close(gradient, &by_autograd(&reference, &above, parameter), "by the adapter");

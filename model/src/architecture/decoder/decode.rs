@@ -1,51 +1,55 @@
-//! One token for each running sequence, on the CPU in f32, by the kernels of [`crate::kernel`].
+//! Decoding of one token per running sequence, on the CPU in f32, by the kernels of [`crate::kernel`].
 //!
-//! The same arithmetic as `Decoder::forward` with a cache, in another order: a team of threads goes through the layers
-//! in phases and meets at a barrier after each. Within a phase a thread owns rows (norms, and the inner products of
-//! adapters), columns (products with weights) or heads (attention), and writes nothing else.
+//! The arithmetic is that of `Decoder::forward` with a cache, in another order: threads go through the layers in phases
+//! and meet at a barrier after each. Within a phase a thread owns rows (norms, and the inner products of adapters),
+//! columns (products with weights) or heads (attention), and writes nothing else.
 //!
 //! Tensors cannot be shared between threads, so their addresses are collected first; the tensors outlive the pass.
 
 #![expect(unsafe_code, reason = "threads that write disjoint parts of one buffer; see the kernels")]
 
-use super::{Decoder, Dimensions, Layer, Linear};
+use super::{Decoder, Layer, Linear};
 use crate::adapter::{Adapter, LowRank};
 use crate::cache::KvCache;
+use crate::dimensions::Dimensions;
+use crate::kernel::attention::{self, DecodeHeads};
 use crate::kernel::{
-    Attend, Barrier, Into, LowRankTerm, Matrix, Product, Rows, RowsMut, UNIT, attend, gate_silu, members, multiply,
-    rms_norm, rotate, share_of, together,
+    Accumulate, Barrier, Gemm, LowRankTerm, Matrix, Rows, RowsMut, UNIT, gate_silu, gemm, rms_norm, rotate,
+    run_threads, share_of, thread_count,
 };
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
-/// A factor of an adapter on one layer.
+/// Views of an adapter's factors on one layer.
 struct AdapterPart {
-    /// `A`, `[rank, inputs]`
+    /// `A`, `[rank, inputs]`.
     down: Rows,
-    /// `B`, `[outputs, rank]`
+    /// `B`, `[outputs, rank]`.
     up: Rows,
     rank: usize,
-    /// `s · g`, one number per rank.
+    /// `s · g`, `[rank]`.
     scales: Vec<f32>,
-    /// Its place among the inner products of the fused layer.
-    place: usize,
+    /// Its first column among the inner products of the fused layer.
+    first: usize,
 }
 
-/// One layer of those that share a weight matrix.
+/// One of the layers that share a weight matrix.
 struct Part {
     columns: Range<usize>,
     adapter: Option<AdapterPart>,
 }
 
+/// Views of a fused linear layer and its adapters.
 struct LinearRows {
     weight: Matrix,
     bias: Option<Rows>,
     inputs: usize,
     parts: Vec<Part>,
-    /// Ranks of all parts.
+    /// Sum of the ranks of all parts.
     ranks: usize,
 }
 
+/// Views of a decoder layer, and of its keys and values in the cache.
 struct LayerRows {
     input_norm: Rows,
     qkv: LinearRows,
@@ -59,8 +63,8 @@ struct LayerRows {
     values: RowsMut,
 }
 
-/// The buffers of a pass: `[row, …]` each.
-struct Room {
+/// The buffers of a pass, `[row, …]` each.
+struct Buffers {
     /// The residual stream.
     x: RowsMut,
     normed: RowsMut,
@@ -71,22 +75,23 @@ struct Room {
     inner: RowsMut,
 }
 
-/// What all members of the team know.
+/// The state of a pass that all threads share.
 struct Pass<'a> {
     dimensions: &'a Dimensions,
-    /// The tokens that each row has in the cache.
+    /// The number of tokens that each row has in the cache.
     lengths: &'a [usize],
-    /// Tokens that a slot of the cache has room for.
+    /// The capacity of a slot of the cache, in tokens.
     capacity: usize,
-    /// `[row, head_dim]`, whose halves are alike.
+    /// `[row, head_dim]`; both halves of a head are alike.
     cos: Rows,
+    /// `[row, head_dim]`
     sin: Rows,
-    room: Room,
-    members: usize,
+    buffers: Buffers,
+    threads: usize,
 }
 
-/// The last hidden states, `[row, hidden]`, of one new token in each of the first `lengths.len()` slots, whose keys and
-/// values are written to the cache behind the `lengths` that are there.
+/// Decodes one new token in each of the first `lengths.len()` slots; returns the last hidden states, `[row, hidden]`.
+/// Keys and values are written to the cache after the `lengths` tokens that are there.
 pub(super) fn decode(
     decoder: &Decoder,
     ids: &[i64],
@@ -121,21 +126,21 @@ pub(super) fn decode(
         capacity: cache.capacity(),
         cos: Rows::of(&angles.cos),
         sin: Rows::of(&angles.sin),
-        room: Room { x, normed: next(), qkv: next(), attended: next(), gate_up: next(), inner: next() },
-        members: members(rows * d.parameters() as usize),
+        buffers: Buffers { x, normed: next(), qkv: next(), attended: next(), gate_up: next(), inner: next() },
+        threads: thread_count(rows * d.parameters() as usize),
     };
     let (last_norm, last) = (Rows::of(&decoder.norm), RowsMut::of_tensor(&result, hidden));
-    together(pass.members, |member, barrier| {
-        let mut scores = Vec::new();
+    run_threads(pass.threads, |thread, barrier| {
+        let mut weights = Vec::new();
         // SAFETY: addresses are those of tensors and buffers of the sizes that the network's dimensions give, all of
-        // which outlive the team. In each phase, which ends at a barrier, a member writes rows, columns or heads of its
-        // own, of a buffer that nobody reads in that phase except where it is written.
+        // which outlive the threads. In each phase, which ends at a barrier, a thread writes rows, columns or heads of
+        // its own, in a buffer that no other thread reads in that phase.
         unsafe {
             for layer in &layers {
-                pass.attention_part(layer, member, barrier, &mut scores);
-                pass.feed_forward_part(layer, member, barrier);
+                pass.attention_part(layer, thread, barrier, &mut weights);
+                pass.feed_forward_part(layer, thread, barrier);
             }
-            pass.norm(member, pass.room.x, last_norm, last);
+            pass.norm(thread, pass.buffers.x, last_norm, last);
         }
     });
     result
@@ -150,68 +155,70 @@ impl Pass<'_> {
         self.dimensions.hidden as usize
     }
 
-    /// The rows that are a member's.
-    fn own_rows(&self, member: usize) -> Range<usize> {
-        share_of(member, self.members, self.rows(), 1)
+    /// The rows that a thread owns.
+    fn own_rows(&self, thread: usize) -> Range<usize> {
+        share_of(thread, self.threads, self.rows(), 1)
     }
 
-    /// The columns of `count` that are a member's.
-    fn own_columns(&self, member: usize, count: usize) -> Range<usize> {
-        share_of(member, self.members, count, UNIT)
+    /// The columns of `count` that a thread owns.
+    fn own_columns(&self, thread: usize, count: usize) -> Range<usize> {
+        share_of(thread, self.threads, count, UNIT)
     }
 
+    /// Norms the rows that a thread owns.
+    ///
     /// # Safety
-    /// As for the whole team: see [`decode`]. So for the other parts.
-    unsafe fn norm(&self, member: usize, from: RowsMut, weight: Rows, to: RowsMut) {
+    /// The accesses of all threads are disjoint, as [`decode`] describes.
+    unsafe fn norm(&self, thread: usize, from: RowsMut, weight: Rows, to: RowsMut) {
         let (width, epsilon) = (self.hidden(), self.dimensions.norm_epsilon as f32);
-        for row in self.own_rows(member) {
-            // SAFETY: the caller's promise; these rows are the member's.
+        for row in self.own_rows(thread) {
+            // SAFETY: the caller's promise; the thread owns these rows.
             unsafe { rms_norm(from.read().slice(row, width), weight.slice(0, width), epsilon, to.slice(row, width)) }
         }
     }
 
-    /// `x += O(attend(Q n, K n, V n))`
+    /// Computes `x += O(attend(Q n, K n, V n))`.
     ///
     /// # Safety
     /// See [`Pass::norm`].
-    unsafe fn attention_part(&self, layer: &LayerRows, member: usize, barrier: &Barrier, scores: &mut Vec<f32>) {
-        let (room, rows, own) = (&self.room, self.rows(), self.own_rows(member));
+    unsafe fn attention_part(&self, layer: &LayerRows, thread: usize, barrier: &Barrier, weights: &mut Vec<f32>) {
+        let (buffers, rows, own) = (&self.buffers, self.rows(), self.own_rows(thread));
         // SAFETY: the caller's promise.
         unsafe {
-            self.norm(member, room.x, layer.input_norm, room.normed);
-            layer.qkv.inner(room.normed.read(), own.clone(), room.inner);
+            self.norm(thread, buffers.x, layer.input_norm, buffers.normed);
+            layer.qkv.inner(buffers.normed.read(), own.clone(), buffers.inner);
             barrier.wait();
-            let columns = self.own_columns(member, layer.qkv.outputs());
-            layer.qkv.columns(room.normed.read(), rows, columns, room.qkv, room.inner, Into::Fresh);
+            let columns = self.own_columns(thread, layer.qkv.outputs());
+            layer.qkv.columns(buffers.normed.read(), rows, columns, buffers.qkv, buffers.inner, Accumulate::Overwrite);
             barrier.wait();
             let kv_heads = self.dimensions.kv_heads as usize;
-            for item in share_of(member, self.members, rows * kv_heads, 1) {
-                self.heads(layer, item / kv_heads, item % kv_heads, scores);
+            for item in share_of(thread, self.threads, rows * kv_heads, 1) {
+                self.heads(layer, item / kv_heads, item % kv_heads, weights);
             }
             barrier.wait();
             if layer.output.ranks > 0 {
-                layer.output.inner(room.attended.read(), own, room.inner);
+                layer.output.inner(buffers.attended.read(), own, buffers.inner);
                 barrier.wait();
             }
-            let columns = self.own_columns(member, self.hidden());
-            layer.output.columns(room.attended.read(), rows, columns, room.x, room.inner, Into::Sum);
+            let columns = self.own_columns(thread, self.hidden());
+            layer.output.columns(buffers.attended.read(), rows, columns, buffers.x, buffers.inner, Accumulate::Add);
             barrier.wait();
         }
     }
 
-    /// Turns one row's queries and keys that belong to one key head, stores key and value, and attends.
+    /// Rotates the queries and the key of one row and one key head, stores key and value, and attends.
     ///
     /// # Safety
     /// See [`Pass::norm`].
-    unsafe fn heads(&self, layer: &LayerRows, row: usize, kv_head: usize, scores: &mut Vec<f32>) {
-        let (d, room) = (self.dimensions, &self.room);
+    unsafe fn heads(&self, layer: &LayerRows, row: usize, kv_head: usize, weights: &mut Vec<f32>) {
+        let (d, buffers) = (self.dimensions, &self.buffers);
         let (heads, kv_heads, dim) = (d.heads as usize, d.kv_heads as usize, d.head_dim as usize);
         let shared = heads / kv_heads;
         let first = kv_head * shared;
-        // SAFETY: the caller's promise; these heads are the member's.
+        // SAFETY: the caller's promise; the thread owns these heads.
         unsafe {
             let (cos, sin) = (self.cos.slice(row, dim / 2), self.sin.slice(row, dim / 2));
-            let turn = |head: RowsMut, norm: Option<Rows>| {
+            let prepare = |head: RowsMut, norm: Option<Rows>| {
                 if let Some(weight) = norm {
                     let plain = head.read().slice(row, dim).to_vec();
                     rms_norm(&plain, weight.slice(0, dim), d.norm_epsilon as f32, head.slice(row, dim));
@@ -219,58 +226,65 @@ impl Pass<'_> {
                 rotate(head.slice(row, dim), cos, sin);
             };
             for head in first..first + shared {
-                turn(room.qkv.at_column(head * dim), layer.query_norm);
+                prepare(buffers.qkv.at_column(head * dim), layer.query_norm);
             }
-            let key = room.qkv.at_column((heads + kv_head) * dim);
-            let value = room.qkv.at_column((heads + kv_heads + kv_head) * dim);
-            turn(key, layer.key_norm);
-            let place = row * self.capacity + self.lengths[row];
+            let key = buffers.qkv.at_column((heads + kv_head) * dim);
+            let value = buffers.qkv.at_column((heads + kv_heads + kv_head) * dim);
+            prepare(key, layer.key_norm);
+            let slot = row * self.capacity + self.lengths[row];
             let (keys, values) = (layer.keys.at_column(kv_head * dim), layer.values.at_column(kv_head * dim));
-            keys.slice(place, dim).copy_from_slice(key.read().slice(row, dim));
-            values.slice(place, dim).copy_from_slice(value.read().slice(row, dim));
-            let work = Attend {
-                queries: room.qkv.at_column(first * dim).read().row(row),
+            keys.slice(slot, dim).copy_from_slice(key.read().slice(row, dim));
+            values.slice(slot, dim).copy_from_slice(value.read().slice(row, dim));
+            let work = DecodeHeads {
+                queries: buffers.qkv.at_column(first * dim).read().row(row),
                 heads: shared,
                 keys: keys.read().row(row * self.capacity),
                 values: values.read().row(row * self.capacity),
                 stride: kv_heads * dim,
                 tokens: self.lengths[row] + 1,
                 head_dim: dim,
-                output: room.attended.at_column(first * dim).row(row),
+                output: buffers.attended.at_column(first * dim).row(row),
             };
-            attend(&work, scores);
+            attention::decode(&work, weights);
         }
     }
 
-    /// `x += D(silu(G n) ∘ U n)`
+    /// Computes `x += D(silu(G n) ∘ U n)`.
     ///
     /// # Safety
     /// See [`Pass::norm`].
-    unsafe fn feed_forward_part(&self, layer: &LayerRows, member: usize, barrier: &Barrier) {
-        let (room, rows, own) = (&self.room, self.rows(), self.own_rows(member));
+    unsafe fn feed_forward_part(&self, layer: &LayerRows, thread: usize, barrier: &Barrier) {
+        let (buffers, rows, own) = (&self.buffers, self.rows(), self.own_rows(thread));
         let intermediate = self.dimensions.intermediate as usize;
         // SAFETY: the caller's promise.
         unsafe {
-            self.norm(member, room.x, layer.post_norm, room.normed);
-            layer.gate_up.inner(room.normed.read(), own.clone(), room.inner);
+            self.norm(thread, buffers.x, layer.post_norm, buffers.normed);
+            layer.gate_up.inner(buffers.normed.read(), own.clone(), buffers.inner);
             barrier.wait();
-            let mine = self.own_columns(member, intermediate);
+            let mine = self.own_columns(thread, intermediate);
             for start in [0, intermediate] {
                 let columns = start + mine.start..start + mine.end;
-                layer.gate_up.columns(room.normed.read(), rows, columns, room.gate_up, room.inner, Into::Fresh);
+                layer.gate_up.columns(
+                    buffers.normed.read(),
+                    rows,
+                    columns,
+                    buffers.gate_up,
+                    buffers.inner,
+                    Accumulate::Overwrite,
+                );
             }
-            let gate = room.gate_up.at_column(mine.start);
-            let up = room.gate_up.at_column(intermediate + mine.start).read();
+            let gate = buffers.gate_up.at_column(mine.start);
+            let up = buffers.gate_up.at_column(intermediate + mine.start).read();
             for row in 0..rows {
                 gate_silu(gate.slice(row, mine.len()), up.slice(row, mine.len()));
             }
             barrier.wait();
             if layer.down.ranks > 0 {
-                layer.down.inner(room.gate_up.read(), own, room.inner);
+                layer.down.inner(buffers.gate_up.read(), own, buffers.inner);
                 barrier.wait();
             }
-            let columns = self.own_columns(member, self.hidden());
-            layer.down.columns(room.gate_up.read(), rows, columns, room.x, room.inner, Into::Sum);
+            let columns = self.own_columns(thread, self.hidden());
+            layer.down.columns(buffers.gate_up.read(), rows, columns, buffers.x, buffers.inner, Accumulate::Add);
             barrier.wait();
         }
     }
@@ -321,19 +335,18 @@ impl LinearRows {
         self.parts.last().map_or(0, |part| part.columns.end)
     }
 
-    /// `u = s · g ∘ (A x)` of every part, for some rows.
+    /// Computes `u = s · g ∘ (A x)` of every part, for some rows.
     ///
     /// # Safety
-    /// `x` has `inputs` numbers in each of these rows and `inner` as many as there are ranks, which nobody else uses.
+    /// `x` has `inputs` elements in each of these rows and `inner` as many as there are ranks, which nothing else uses.
     unsafe fn inner(&self, x: Rows, rows: Range<usize>, inner: RowsMut) {
         for adapter in self.parts.iter().filter_map(|part| part.adapter.as_ref()) {
-            let product =
-                Product { weight: Matrix::Full(adapter.down), inputs: self.inputs, bias: None, low_rank: None };
-            let to = inner.at_column(adapter.place);
+            let product = Gemm { weight: Matrix::F32(adapter.down), inputs: self.inputs, bias: None, low_rank: None };
+            let to = inner.at_column(adapter.first);
             let (from, first) = (x.at_row(rows.start), to.at_row(rows.start));
             // SAFETY: the caller's promise.
             unsafe {
-                multiply(&product, from, rows.len(), 0..adapter.rank, first, Into::Fresh);
+                gemm(&product, from, rows.len(), 0..adapter.rank, first, Accumulate::Overwrite);
                 for row in rows.clone() {
                     for (u, scale) in to.slice(row, adapter.rank).iter_mut().zip(&adapter.scales) {
                         *u *= scale;
@@ -343,39 +356,47 @@ impl LinearRows {
         }
     }
 
-    /// Some columns of the layer's output, adapters included.
+    /// Computes some columns of the layer's output, adapters included.
     ///
     /// # Safety
-    /// `x` has `inputs` numbers in each row, `inner` is what [`Self::inner`] made of it, and nobody else uses these
-    /// columns of `y`.
-    unsafe fn columns(&self, x: Rows, rows: usize, columns: Range<usize>, y: RowsMut, inner: RowsMut, into: Into) {
+    /// `x` has `inputs` elements in each row, `inner` is the result of [`Self::inner`] on it, and nothing else uses
+    /// these columns of `y`.
+    unsafe fn columns(
+        &self,
+        x: Rows,
+        rows: usize,
+        columns: Range<usize>,
+        y: RowsMut,
+        inner: RowsMut,
+        accumulate: Accumulate,
+    ) {
         for part in &self.parts {
             let both = columns.start.max(part.columns.start)..columns.end.min(part.columns.end);
             if both.is_empty() {
                 continue;
             }
             let low_rank = part.adapter.as_ref().map(|adapter| LowRankTerm {
-                inner: inner.read().at_column(adapter.place),
-                up: adapter.up.numbered_from(part.columns.start),
+                inner: inner.read().at_column(adapter.first),
+                up: adapter.up.indexed_from(part.columns.start),
                 rank: adapter.rank,
             });
-            let product = Product { weight: self.weight, inputs: self.inputs, bias: self.bias, low_rank };
+            let product = Gemm { weight: self.weight, inputs: self.inputs, bias: self.bias, low_rank };
             // SAFETY: the caller's promise.
-            unsafe { multiply(&product, x, rows, both, y, into) }
+            unsafe { gemm(&product, x, rows, both, y, accumulate) }
         }
     }
 }
 
 impl AdapterPart {
-    fn new(layer: &LowRank, place: usize) -> Self {
+    fn new(layer: &LowRank, first: usize) -> Self {
         let rank = layer.rank() as usize;
         let scales = match &layer.gate {
-            // SAFETY: a gate has one number per rank.
+            // SAFETY: a gate has one element per rank.
             Some(gate) => {
                 unsafe { Rows::of(gate).slice(0, rank) }.iter().map(|gate| gate * layer.scale as f32).collect()
             }
             None => vec![layer.scale as f32; rank],
         };
-        Self { down: Rows::of(&layer.a), up: Rows::of(&layer.b), rank, scales, place }
+        Self { down: Rows::of(&layer.a), up: Rows::of(&layer.b), rank, scales, first }
     }
 }

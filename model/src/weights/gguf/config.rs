@@ -3,16 +3,16 @@
 //! Most keys only change their names. Two facts must be read off the tensors: embeddings are tied if there is no
 //! output matrix, and Llama 3's rope scaling is stored as the factors it leads to, one per pair of a head.
 
-use super::pairs::Pairs;
-use super::reader::{Header, Metadata};
-use crate::architecture::{self, Dimensions, RopeScaling};
+use crate::dimensions::RopeScaling;
+use crate::family;
+use crate::gguf::{Header, Metadata, Pairs};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// What the config lacks.
+/// The problem with the config, as a clause.
 type Problem = String;
 
-/// Builds the config. `divisors` is the content of the tensor `rope_freqs.weight`, where there is one.
+/// Builds the config. `divisors` is the content of the tensor `rope_freqs.weight`, if there is one.
 pub(super) fn from_header(header: &Header, divisors: Option<&[f32]>) -> Result<Value, Problem> {
     let metadata = &header.metadata;
     let architecture = metadata.text("general.architecture").ok_or("metadata `general.architecture` is missing")?;
@@ -125,9 +125,9 @@ fn llama3_scaling(divisors: &[f32], head_dim: i64, theta: f64, original: Option<
     }))
 }
 
-/// The metadata of a hub folder's model, without its words.
+/// The metadata of a hub folder's model, without its tokenizer.
 pub(in super::super) fn hub_metadata(path: &Path, config: &Value) -> crate::Result<Pairs> {
-    let d = architecture::dimensions(config)?;
+    let d = family::dimensions(config)?;
     let family = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let key = |name: &str| format!("{family}.{name}");
     let mut pairs = Pairs::default();
@@ -155,16 +155,6 @@ pub(in super::super) fn hub_metadata(path: &Path, config: &Value) -> crate::Resu
         pairs.number(&key("rope.scaling.factor"), factor);
     }
     Ok(pairs)
-}
-
-/// By what Llama 3's scaling divides the frequency of each pair of a head; none without that scaling.
-pub(super) fn rope_divisors(d: &Dimensions) -> Option<Vec<f32>> {
-    let RopeScaling::Llama3 { .. } = d.rope_scaling else { return None };
-    let divisor = |pair: i64| {
-        let frequency = d.rope_theta.powf(-2.0 * pair as f64 / d.head_dim as f64);
-        (frequency / d.rope_scaling.apply(frequency)) as f32
-    };
-    Some((0..d.head_dim / 2).map(divisor).collect())
 }
 
 #[cfg(test)]

@@ -1,34 +1,34 @@
-//! Tensor formats of GGUF, and how their blocks turn back into numbers.
+//! Tensor formats of GGUF, and the decoding of their blocks.
 //!
-//! A row is cut into blocks of 32 or 256 numbers that share a scale `d` and, in the `_1` and `K` formats, an offset.
+//! A row is cut into blocks of 32 or 256 elements that share a scale `d` and, in the `_1` and `K` formats, an offset.
 //! `x = d·q` (`_0`), `x = d·q + m` (`_1`), and in the K formats `x = d·sᵢ·q − m·oᵢ` with 6-bit scales and offsets per
 //! sub-block (ggml's `ggml-quants`). Layouts below give each block's bytes in order; all numbers are little-endian.
 
 use half::f16;
 use rayon::prelude::*;
 
-/// How a tensor's numbers are stored.
+/// The storage format of a tensor.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Format {
+pub(crate) enum Format {
     F32,
     F16,
     Bf16,
-    /// Blocks to be turned into f32.
+    /// Blocks that decode to f32.
     Quantised(&'static Quantised),
 }
 
 /// One kind of block.
 #[derive(Debug)]
-pub(super) struct Quantised {
+pub(crate) struct Quantised {
     name: &'static str,
     /// Bytes of one block.
     bytes: usize,
-    /// Numbers in one block.
+    /// Elements in one block.
     numbers: usize,
     decode: fn(&[u8], &mut [f32]),
 }
 
-/// Formats by their number in the file. A new one is its decoder and its line here.
+/// Formats by their id in the file. A new one is its decoder and its line here.
 const FORMATS: &[(u32, Format)] = &[
     (0, Format::F32),
     (1, Format::F16),
@@ -44,18 +44,18 @@ const FORMATS: &[(u32, Format)] = &[
 ];
 
 impl Format {
-    /// The format with this number.
-    pub(super) fn from_id(id: u32) -> Option<Self> {
+    /// The format with this id.
+    pub(crate) fn from_id(id: u32) -> Option<Self> {
         FORMATS.iter().find(|(known, _)| *known == id).map(|(_, format)| *format)
     }
 
     /// The names of all formats, for messages.
-    pub(super) fn names() -> String {
+    pub(crate) fn names() -> String {
         FORMATS.iter().map(|(_, format)| format.name()).collect::<Vec<_>>().join(", ")
     }
 
     /// ggml's name.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
             Self::F16 => "F16",
@@ -64,8 +64,8 @@ impl Format {
         }
     }
 
-    /// Numbers in one block; a row must hold a whole number of blocks.
-    pub(super) fn block_numbers(self) -> usize {
+    /// Elements in one block; a row must hold a whole number of blocks.
+    pub(crate) fn block_numbers(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::Quantised(blocks) => blocks.numbers,
@@ -73,7 +73,7 @@ impl Format {
     }
 
     /// Bytes of one block.
-    pub(super) fn block_bytes(self) -> usize {
+    pub(crate) fn block_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
@@ -83,8 +83,8 @@ impl Format {
 }
 
 impl Quantised {
-    /// Turns blocks into numbers, on all cores. `numbers` must have room for exactly all of them.
-    pub(super) fn decode(&self, bytes: &[u8], numbers: &mut [f32]) {
+    /// Decodes blocks, on all cores. `numbers` must have the exact length.
+    pub(crate) fn decode(&self, bytes: &[u8], numbers: &mut [f32]) {
         // Enough blocks per task that handing it out costs nothing beside it.
         const TASK: usize = 1024;
         assert_eq!(bytes.len() / self.bytes * self.numbers, numbers.len());
@@ -136,11 +136,11 @@ fn q5_1(block: &[u8], numbers: &mut [f32]) {
 
 fn q5(fifths_and_nibbles: &[u8], numbers: &mut [f32], value: impl Fn(f32) -> f32) {
     let (fifths, nibbles) = fifths_and_nibbles.split_at(4);
-    let fifth = |place: usize| (fifths[place / 8] >> (place % 8) & 1) << 4;
+    let fifth = |index: usize| (fifths[index / 8] >> (index % 8) & 1) << 4;
     let (low, high) = numbers.split_at_mut(16);
-    for (place, ((byte, low), high)) in nibbles.iter().zip(low).zip(high).enumerate() {
-        *low = value(f32::from(byte & 15 | fifth(place)));
-        *high = value(f32::from(byte >> 4 | fifth(place + 16)));
+    for (index, ((byte, low), high)) in nibbles.iter().zip(low).zip(high).enumerate() {
+        *low = value(f32::from(byte & 15 | fifth(index)));
+        *high = value(f32::from(byte >> 4 | fifth(index + 16)));
     }
 }
 
@@ -194,7 +194,8 @@ fn k_scale(scales: &[u8], part: usize) -> (f32, f32) {
 }
 
 /// Layout: 128 bytes of nibbles, 64 bytes of upper bit pairs, 16 signed scales, d. Each half of the block takes 64
-/// bytes of nibbles, 32 of pairs and 8 scales; its four quarters of 32 numbers take, of one byte of pairs, one pair each.
+/// bytes of nibbles, 32 of pairs and 8 scales; its four quarters of 32 numbers take, of one byte of pairs, one pair
+/// each.
 fn q6_k(block: &[u8], numbers: &mut [f32]) {
     let d = half(block, 208);
     for (side, numbers) in numbers.chunks_exact_mut(128).enumerate() {
@@ -202,9 +203,9 @@ fn q6_k(block: &[u8], numbers: &mut [f32]) {
         let scales = &block[192 + side * 8..][..8];
         for (quarter, numbers) in numbers.chunks_exact_mut(32).enumerate() {
             let (nibbles, shift) = (&nibbles[quarter % 2 * 32..][..32], quarter / 2 * 4);
-            for (place, ((byte, pair), number)) in nibbles.iter().zip(pairs).zip(numbers).enumerate() {
+            for (index, ((byte, pair), number)) in nibbles.iter().zip(pairs).zip(numbers).enumerate() {
                 let q = byte >> shift & 15 | (pair >> (2 * quarter) & 3) << 4;
-                let scale = f32::from(scales[quarter * 2 + place / 16].cast_signed());
+                let scale = f32::from(scales[quarter * 2 + index / 16].cast_signed());
                 *number = d * scale * (f32::from(q) - 32.0);
             }
         }
@@ -271,6 +272,6 @@ mod tests {
         let bytes: Vec<u8> = (0..3000).flat_map(|block| [&HALF[..], &[(block % 100) as u8; 32]].concat()).collect();
         let mut numbers = vec![f32::NAN; 3000 * 32];
         blocks.decode(&bytes, &mut numbers);
-        assert!(numbers.iter().enumerate().all(|(place, number)| *number == (place / 32 % 100) as f32 / 2.0));
+        assert!(numbers.iter().enumerate().all(|(index, number)| *number == (index / 32 % 100) as f32 / 2.0));
     }
 }

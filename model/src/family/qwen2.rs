@@ -1,9 +1,11 @@
 //! Qwen2 and Qwen2.5 (Yang et al. 2024): Llama's decoder with biases on queries, keys and values.
 
-use super::decoder::{Dimensions, Fields};
+use super::Fields;
 use crate::Result;
+use crate::dimensions::Dimensions;
 use serde_json::Value;
 
+/// Reads the `config.json` of this family.
 pub(super) fn dimensions(config: &Value) -> Result<Dimensions> {
     let fields = Fields::new(config);
     fields.refuse_sliding_window()?;

@@ -1,7 +1,7 @@
-//! One register of numbers, on the instructions that the machine has.
+//! SIMD registers of f32, and the choice of instructions at run time.
 //!
-//! A kernel is written once over [`Lanes`] and compiled for AVX-512, for AVX2 and for plain Rust; [`dispatched`] picks at
-//! run time.
+//! A kernel is written once over [`Simd`] and compiled for AVX-512, for AVX2 and for plain Rust; [`dispatched`] picks
+//! the version.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
@@ -13,24 +13,23 @@ use std::arch::x86_64::{
     _mm512_unpacklo_ps,
 };
 
-/// A register of `WIDTH` numbers.
+/// A register of `WIDTH` elements of f32.
 ///
-/// All functions are unsafe because the machine must have the instructions, and because addresses must be those of
-/// enough numbers.
-pub(super) trait Lanes: Copy {
-    /// Numbers in a register.
+/// All functions are unsafe: the machine must have the instructions, and addresses must hold enough elements.
+pub(super) trait Simd: Copy {
+    /// Elements in a register.
     const WIDTH: usize;
-    /// The same number everywhere.
-    unsafe fn splat(number: f32) -> Self;
-    /// `WIDTH` numbers from any address.
+    /// Copies one value into every lane.
+    unsafe fn splat(value: f32) -> Self;
+    /// Loads `WIDTH` elements from any address.
     unsafe fn load(from: *const f32) -> Self;
-    /// The first `count` < `WIDTH` numbers; the others are zero.
+    /// Loads the first `count` < `WIDTH` elements; the others are zero.
     unsafe fn load_first(from: *const f32, count: usize) -> Self;
-    /// `self + a · b`
+    /// Computes `self + a · b`.
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
-    /// The sum of all lanes, in an order that does not change.
+    /// Sums all lanes, in a fixed order.
     unsafe fn sum(self) -> f32;
-    /// Four sums, each in the order of [`Self::sum`].
+    /// Sums the lanes of four registers, each in the order of [`Self::sum`].
     #[inline(always)]
     unsafe fn sums(four: [Self; 4]) -> [f32; 4] {
         // SAFETY: the caller's promise.
@@ -42,19 +41,19 @@ pub(super) trait Lanes: Copy {
     unsafe fn store_first(self, to: *mut f32, count: usize);
 }
 
-/// Sixteen numbers.
+/// Sixteen lanes of AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(pub(super) __m512);
 
 #[cfg(target_arch = "x86_64")]
-impl Lanes for Avx512 {
+impl Simd for Avx512 {
     const WIDTH: usize = 16;
 
     #[inline(always)]
-    unsafe fn splat(number: f32) -> Self {
+    unsafe fn splat(value: f32) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { Self(_mm512_set1_ps(number)) }
+        unsafe { Self(_mm512_set1_ps(value)) }
     }
 
     #[inline(always)]
@@ -77,7 +76,7 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // SAFETY: the caller's promise. The order is that of `sums`, where the registers of a pair are one.
+        // SAFETY: the caller's promise. The order is that of `sums` with the same register twice in a pair.
         unsafe {
             let pairs = _mm512_add_ps(self.0, _mm512_shuffle_ps::<0b01_00_11_10>(self.0, self.0));
             let quarters = _mm512_add_ps(pairs, _mm512_movehdup_ps(pairs));
@@ -87,7 +86,7 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     unsafe fn sums([a, b, c, d]: [Self; 4]) -> [f32; 4] {
-        // SAFETY: the caller's promise. Lanes 0 + 2 and 1 + 3 of each quarter side by side, then their sums, then the
+        // SAFETY: the caller's promise. Simd 0 + 2 and 1 + 3 of each quarter side by side, then their sums, then the
         // quarters.
         unsafe {
             let ab = _mm512_add_ps(_mm512_unpacklo_ps(a.0, b.0), _mm512_unpackhi_ps(a.0, b.0));
@@ -112,7 +111,7 @@ impl Lanes for Avx512 {
     }
 }
 
-/// The four quarters of a register on top of each other.
+/// Adds up the four quarters of a register.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn folded(quarters: __m512) -> __m128 {
@@ -123,19 +122,19 @@ unsafe fn folded(quarters: __m512) -> __m128 {
     }
 }
 
-/// Eight numbers.
+/// Eight lanes of AVX2.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(pub(super) __m256);
 
 #[cfg(target_arch = "x86_64")]
-impl Lanes for Avx2 {
+impl Simd for Avx2 {
     const WIDTH: usize = 8;
 
     #[inline(always)]
-    unsafe fn splat(number: f32) -> Self {
+    unsafe fn splat(value: f32) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { Self(_mm256_set1_ps(number)) }
+        unsafe { Self(_mm256_set1_ps(value)) }
     }
 
     #[inline(always)]
@@ -146,11 +145,11 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> Self {
-        let mut numbers = [0.0; 8];
+        let mut elements = [0.0; 8];
         // SAFETY: the caller's promise.
         unsafe {
-            std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), count);
-            Self::load(numbers.as_ptr())
+            std::ptr::copy_nonoverlapping(from, elements.as_mut_ptr(), count);
+            Self::load(elements.as_ptr())
         }
     }
 
@@ -178,25 +177,25 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, count: usize) {
-        let mut numbers = [0.0; 8];
+        let mut elements = [0.0; 8];
         // SAFETY: the caller's promise.
         unsafe {
-            self.store(numbers.as_mut_ptr());
-            std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, count);
+            self.store(elements.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(elements.as_ptr(), to, count);
         }
     }
 }
 
-/// Eight numbers in plain Rust, which the compiler turns into whatever vectors the target has.
+/// Eight lanes in plain Rust, which the compiler vectorises for the target.
 #[derive(Clone, Copy)]
 pub(super) struct Portable(pub(super) [f32; 8]);
 
-impl Lanes for Portable {
+impl Simd for Portable {
     const WIDTH: usize = 8;
 
     #[inline(always)]
-    unsafe fn splat(number: f32) -> Self {
-        Self([number; 8])
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; 8])
     }
 
     #[inline(always)]
@@ -207,10 +206,10 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> Self {
-        let mut numbers = [0.0; 8];
+        let mut elements = [0.0; 8];
         // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), count) };
-        Self(numbers)
+        unsafe { std::ptr::copy_nonoverlapping(from, elements.as_mut_ptr(), count) };
+        Self(elements)
     }
 
     #[inline(always)]
@@ -237,7 +236,7 @@ impl Lanes for Portable {
     }
 }
 
-/// Asks the processor to fetch what lies at this address.
+/// Prefetches the cache line of an address.
 #[inline(always)]
 pub(super) fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -249,10 +248,10 @@ pub(super) fn prefetch(address: *const u8) {
     let _ = address;
 }
 
-/// The instructions that this machine has.
+/// A set of vector instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Instructions {
-    /// With products of bf16.
+    /// AVX-512 with products of bf16.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
     #[cfg(target_arch = "x86_64")]
@@ -263,7 +262,7 @@ pub(super) enum Instructions {
 }
 
 impl Instructions {
-    /// The widest.
+    /// The widest instructions of this machine.
     pub(super) fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
@@ -281,7 +280,7 @@ impl Instructions {
         Self::Portable
     }
 
-    /// All that this machine has.
+    /// All instructions of this machine.
     #[cfg(test)]
     pub(super) fn all() -> Vec<Self> {
         let mut all = vec![Self::Portable];
@@ -301,48 +300,48 @@ impl Instructions {
     }
 }
 
-/// `dispatched!(function(instructions, argument: Type, …) = generic;)` makes of `generic::<L: Lanes>` a function that
-/// runs it compiled for the given instructions; `= generic by halves` makes one of `generic::<H: Factor>` for halves.
+/// `dispatched!(function(argument: Type, …) = generic)` defines a function that runs `generic::<L: Simd>` compiled for
+/// the instructions given as its first argument; `= generic over bf16` does so for `generic::<H: Operand>` over bf16.
 macro_rules! dispatched {
     ($name:ident($($argument:ident: $type:ty),*) = $generic:ident) => {
-        $crate::kernel::lanes::dispatched!(
+        $crate::kernel::simd::dispatched!(
             $name($($argument: $type),*) = $generic,
-            $crate::kernel::lanes::Avx512,
-            $crate::kernel::lanes::Avx2,
-            $crate::kernel::lanes::Portable
+            $crate::kernel::simd::Avx512,
+            $crate::kernel::simd::Avx2,
+            $crate::kernel::simd::Portable
         );
     };
-    ($name:ident($($argument:ident: $type:ty),*) = $generic:ident by halves) => {
-        /// Runs the kernel on these instructions, which the machine must have; what the generic one asks of addresses
-        /// holds here too.
-        pub(super) unsafe fn $name(instructions: $crate::kernel::lanes::Instructions, $($argument: $type),*) {
+    ($name:ident($($argument:ident: $type:ty),*) = $generic:ident over bf16) => {
+        /// Runs the kernel on these instructions, which the machine must have. The generic function's requirements on
+        /// addresses hold too.
+        pub(in crate::kernel) unsafe fn $name(instructions: $crate::kernel::simd::Instructions, $($argument: $type),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
             unsafe fn native($($argument: $type),*) {
                 // SAFETY: the instructions are there; the rest is the caller's promise.
-                unsafe { $generic::<$crate::kernel::factor::NativeHalves>($($argument),*) }
+                unsafe { $generic::<$crate::kernel::dtype::NativeBf16>($($argument),*) }
             }
-            $crate::kernel::lanes::dispatched!(
+            $crate::kernel::simd::dispatched!(
                 widened($($argument: $type),*) = $generic,
-                $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Avx512>,
-                $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Avx2>,
-                $crate::kernel::factor::WideHalves<$crate::kernel::lanes::Portable>
+                $crate::kernel::dtype::WidenedBf16<$crate::kernel::simd::Avx512>,
+                $crate::kernel::dtype::WidenedBf16<$crate::kernel::simd::Avx2>,
+                $crate::kernel::dtype::WidenedBf16<$crate::kernel::simd::Portable>
             );
             // SAFETY: the caller's promise.
             unsafe {
                 match instructions {
                     #[cfg(target_arch = "x86_64")]
-                    $crate::kernel::lanes::Instructions::Avx512Bf16 => native($($argument),*),
+                    $crate::kernel::simd::Instructions::Avx512Bf16 => native($($argument),*),
                     others => widened(others, $($argument),*),
                 }
             }
         }
     };
     ($name:ident($($argument:ident: $type:ty),*) = $generic:ident, $avx512:ty, $avx2:ty, $portable:ty) => {
-        /// Runs the kernel on these instructions, which the machine must have; what the generic one asks of addresses
-        /// holds here too.
-        pub(super) unsafe fn $name(instructions: $crate::kernel::lanes::Instructions, $($argument: $type),*) {
-            use $crate::kernel::lanes::Instructions;
+        /// Runs the kernel on these instructions, which the machine must have. The generic function's requirements on
+        /// addresses hold too.
+        pub(in crate::kernel) unsafe fn $name(instructions: $crate::kernel::simd::Instructions, $($argument: $type),*) {
+            use $crate::kernel::simd::Instructions;
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
             unsafe fn avx512($($argument: $type),*) {

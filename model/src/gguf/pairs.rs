@@ -1,10 +1,10 @@
-//! Metadata of a GGUF file that is to be written: keys, each with its type and value in the file's bytes.
+//! Metadata to write to a GGUF file: keys, each with its encoded type and value.
 
 /// Keys and encoded values, in the order of the file.
 #[derive(Debug, Default)]
 pub(crate) struct Pairs(Vec<(String, Vec<u8>)>);
 
-/// ggml's numbers of value types.
+/// ggml's ids of value types.
 const U32: u32 = 4;
 const I32: u32 = 5;
 const F32: u32 = 6;
@@ -13,7 +13,7 @@ const TEXT: u32 = 8;
 const LIST: u32 = 9;
 
 impl Pairs {
-    /// Adds a value that is encoded already: its type and what follows.
+    /// Adds an encoded value: its type and its bytes.
     pub(crate) fn raw(&mut self, key: &str, value: &[u8]) {
         self.0.push((key.to_owned(), value.to_vec()));
     }
@@ -46,12 +46,12 @@ impl Pairs {
         self.list(key, F32, values.len(), values.iter().flat_map(|value| value.to_le_bytes()));
     }
 
-    /// All of another, behind these.
+    /// Appends all pairs of another.
     pub(crate) fn append(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
-    /// How many there are.
+    /// The number of pairs.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
@@ -72,6 +72,6 @@ impl Pairs {
 }
 
 /// A string: its length and its bytes.
-pub(super) fn text(text: &str) -> Vec<u8> {
+pub(crate) fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
 }

@@ -1,67 +1,68 @@
-//! Products with one thin side, which adapters are made of.
+//! Products with one thin side, the factors of adapters.
 //!
-//! A general library gives a product of `[1024, 576]` and `[576, 16]` a tenth of the machine. Both kinds here pass once
-//! over the wide operand.
+//! A general library runs a product of `[1024, 576]` and `[576, 16]` at a tenth of the machine's speed. Both functions
+//! here pass once over the wide operand.
 
-use super::lanes::{Instructions, Lanes, dispatched};
-use super::product::{Into, Product, members, multiply};
-use super::team::{share_of, together};
-use super::{Matrix, Rows, RowsMut};
+use super::{Accumulate, Gemm, gemm};
+use crate::kernel::simd::{Instructions, Simd, dispatched};
+use crate::kernel::threads::{run_threads, share_of, thread_count};
+use crate::kernel::{Matrix, Rows, RowsMut};
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
-/// Some columns of a matrix of f32 on the CPU whose rows are contiguous.
+/// Some columns of a matrix of f32 on the CPU with contiguous rows.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wide {
+pub(crate) struct ColumnView {
     rows: usize,
     first: Rows,
     columns: usize,
 }
 
-impl Wide {
-    /// All columns, or those of a fused output that belong to one part.
+impl ColumnView {
+    /// A view of `columns` of `tensor`, `[row, column]`.
     pub(crate) fn of(tensor: &Tensor, columns: Range<i64>) -> Self {
         let first = Rows::of(tensor).at_column(columns.start as usize);
         Self { rows: tensor.size()[0] as usize, first, columns: columns.count() }
     }
 }
 
-/// `x aᵀ`, `[row, columns]` and `[rank, columns]` to `[row, rank]`.
-pub(crate) fn inner(x: Wide, a: &Tensor) -> Tensor {
+/// Computes `x aᵀ`: `[row, column]` and `[rank, column]` to `[row, rank]`.
+pub(crate) fn matmul_nt(x: ColumnView, a: &Tensor) -> Tensor {
     let rank = a.size()[0] as usize;
     let y = Tensor::empty([x.rows as i64, rank as i64], (Kind::Float, a.device()));
-    let product = Product { weight: Matrix::Full(Rows::of(a)), inputs: x.columns, bias: None, low_rank: None };
+    let product = Gemm { weight: Matrix::F32(Rows::of(a)), inputs: x.columns, bias: None, low_rank: None };
     let to = RowsMut::of_tensor(&y, rank);
-    let members = members(x.rows * x.columns * rank);
-    together(members, |member, _| {
-        let own = share_of(member, members, x.rows, 4);
-        // SAFETY: the sizes are the tensors' own, and each member writes rows of its own.
+    let threads = thread_count(x.rows * x.columns * rank);
+    run_threads(threads, |thread, _| {
+        let own = share_of(thread, threads, x.rows, 4);
+        // SAFETY: the sizes are the tensors' own, and each thread writes rows of its own.
         unsafe {
-            multiply(&product, x.first.at_row(own.start), own.len(), 0..rank, to.at_row(own.start), Into::Fresh);
+            let (from, to) = (x.first.at_row(own.start), to.at_row(own.start));
+            gemm(&product, from, own.len(), 0..rank, to, Accumulate::Overwrite);
         }
     });
     y
 }
 
-/// `Σ_row thin[row]ᵀ x[row]`, `[row, rank]` and `[row, columns]` to `[rank, columns]`.
-pub(crate) fn gathered(thin: &Tensor, x: Wide) -> Tensor {
-    let rank = thin.size()[1] as usize;
-    let y = Tensor::empty([rank as i64, x.columns as i64], (Kind::Float, thin.device()));
-    let (left, to) = (Rows::of(thin), RowsMut::of_tensor(&y, x.columns));
-    let members = members(x.rows * x.columns * rank);
-    together(members, |member, _| {
-        let own = share_of(member, members, x.columns, 48);
-        // SAFETY: the sizes are the tensors' own, and each member writes columns of its own.
-        unsafe { gathered_on(Instructions::best(), left, rank, x.first, x.rows, own, to) }
+/// Computes `uᵀ x`: `[row, rank]` and `[row, column]` to `[rank, column]`.
+pub(crate) fn matmul_tn(u: &Tensor, x: ColumnView) -> Tensor {
+    let rank = u.size()[1] as usize;
+    let y = Tensor::empty([rank as i64, x.columns as i64], (Kind::Float, u.device()));
+    let (left, to) = (Rows::of(u), RowsMut::of_tensor(&y, x.columns));
+    let threads = thread_count(x.rows * x.columns * rank);
+    run_threads(threads, |thread, _| {
+        let own = share_of(thread, threads, x.columns, 48);
+        // SAFETY: the sizes are the tensors' own, and each thread writes columns of its own.
+        unsafe { matmul_tn_on(Instructions::best(), left, rank, x.first, x.rows, own, to) }
     });
     y
 }
 
-dispatched!(gathered_on(left: Rows, rank: usize, right: Rows, rows: usize, columns: Range<usize>, to: RowsMut) = sums);
+dispatched!(matmul_tn_on(left: Rows, rank: usize, right: Rows, rows: usize, columns: Range<usize>, to: RowsMut) = sums);
 
-/// Tiles of 8 ranks and 3 registers of columns, fewer at the ends.
+/// Goes through tiles of 8 ranks and 3 registers of columns, fewer at the ends.
 #[inline(always)]
-unsafe fn sums<L: Lanes>(left: Rows, rank: usize, right: Rows, rows: usize, columns: Range<usize>, to: RowsMut) {
+unsafe fn sums<L: Simd>(left: Rows, rank: usize, right: Rows, rows: usize, columns: Range<usize>, to: RowsMut) {
     let mut column = columns.start;
     // SAFETY: the caller's promise, which covers each tile.
     unsafe {
@@ -94,17 +95,17 @@ unsafe fn sums<L: Lanes>(left: Rows, rank: usize, right: Rows, rows: usize, colu
     }
 }
 
-/// `R` ranks and `C` registers of columns, all full but for a single one.
+/// Computes `R` ranks and `C` registers of columns, all full except for a single one.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "loops over places are unrolled, and then the sums stay in registers")]
-unsafe fn tile<L: Lanes, const R: usize, const C: usize>(
+#[expect(clippy::needless_range_loop, reason = "loops over indices are unrolled, and then the sums stay in registers")]
+unsafe fn tile<L: Simd, const R: usize, const C: usize>(
     left: Rows,
     right: Rows,
     rows: usize,
     width: usize,
     to: RowsMut,
 ) {
-    // SAFETY: the caller's promise: `R` numbers of `left`, `width` of `right` and of `to`, in each row.
+    // SAFETY: the caller's promise: `R` elements of `left`, `width` of `right` and of `to`, in each row.
     unsafe {
         let full = width == C * L::WIDTH;
         let mut sums = [[L::splat(0.0); C]; R];

@@ -1,4 +1,4 @@
-//! The container: a magic word, counts, key-value metadata, a table of tensors, and their bytes.
+//! Reader of GGUF headers: a magic word, counts, key-value metadata, a table of tensors, and their bytes.
 //!
 //! Files come from anywhere, so every count and offset is checked against the file's length before it is believed:
 //! a damaged file is an error that says where, never a panic, and memory use stays within a few times the file's size.
@@ -8,35 +8,35 @@ use super::blocks::Format;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// What is wrong with a file.
+/// The problem with a file, as a clause.
 type Problem = String;
 
 /// The header of a GGUF file.
 #[derive(Debug)]
-pub(super) struct Header {
-    pub(super) metadata: Metadata,
-    /// Where each key's type and value lie in the file, in the file's order.
-    pub(super) values: Vec<(String, Range<usize>)>,
-    pub(super) tensors: BTreeMap<String, Entry>,
+pub(crate) struct Header {
+    pub(crate) metadata: Metadata,
+    /// The byte range of each key's type and value, in the file's order.
+    pub(crate) values: Vec<(String, Range<usize>)>,
+    pub(crate) tensors: BTreeMap<String, Entry>,
 }
 
 /// One tensor of the table.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) format: Format,
+pub(crate) struct Entry {
+    pub(crate) format: Format,
     /// Outermost axis first, as the hub writes shapes (the file has them reversed).
-    pub(super) shape: Vec<usize>,
-    /// Where its bytes begin in the file.
-    pub(super) start: usize,
-    /// How many bytes it has.
-    pub(super) len: usize,
+    pub(crate) shape: Vec<usize>,
+    /// The offset of its bytes in the file.
+    pub(crate) start: usize,
+    /// The number of its bytes.
+    pub(crate) len: usize,
 }
 
 /// The key-value part of a GGUF file.
 #[derive(Debug, Default)]
 pub(crate) struct Metadata(BTreeMap<String, Value>);
 
-/// A metadata value. The file's many integer and float widths matter to nobody.
+/// A metadata value. The widths of the file's integers and floats are not kept.
 #[derive(Debug, PartialEq)]
 enum Value {
     Integer(i64),
@@ -46,12 +46,12 @@ enum Value {
     Integers(Vec<i64>),
     Floats(Vec<f64>),
     Texts(Vec<String>),
-    /// A kind of array that no model needs.
+    /// An array of a type that no model needs.
     Other,
 }
 
 impl Metadata {
-    /// An integer.
+    /// The integer of a key.
     pub(crate) fn integer(&self, key: &str) -> Option<i64> {
         match self.0.get(key)? {
             Value::Integer(number) => Some(*number),
@@ -59,12 +59,12 @@ impl Metadata {
         }
     }
 
-    /// A token id.
+    /// The token id of a key.
     pub(crate) fn token(&self, key: &str) -> Option<schema::Token> {
         self.integer(key)?.try_into().ok()
     }
 
-    /// A number.
+    /// The number of a key.
     pub(crate) fn number(&self, key: &str) -> Option<f64> {
         match self.0.get(key)? {
             Value::Integer(number) => Some(*number as f64),
@@ -73,7 +73,7 @@ impl Metadata {
         }
     }
 
-    /// A truth value.
+    /// The boolean of a key.
     pub(crate) fn flag(&self, key: &str) -> Option<bool> {
         match self.0.get(key)? {
             Value::Flag(flag) => Some(*flag),
@@ -81,7 +81,7 @@ impl Metadata {
         }
     }
 
-    /// A string.
+    /// The string of a key.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         match self.0.get(key)? {
             Value::Text(text) => Some(text),
@@ -89,7 +89,7 @@ impl Metadata {
         }
     }
 
-    /// A list of strings.
+    /// The list of strings of a key.
     pub(crate) fn texts(&self, key: &str) -> Option<&[String]> {
         match self.0.get(key)? {
             Value::Texts(texts) => Some(texts),
@@ -97,7 +97,7 @@ impl Metadata {
         }
     }
 
-    /// A list of integers.
+    /// The list of integers of a key.
     pub(crate) fn integers(&self, key: &str) -> Option<&[i64]> {
         match self.0.get(key)? {
             Value::Integers(numbers) => Some(numbers),
@@ -105,7 +105,7 @@ impl Metadata {
         }
     }
 
-    /// A list of numbers.
+    /// The list of floats of a key.
     pub(crate) fn numbers(&self, key: &str) -> Option<&[f64]> {
         match self.0.get(key)? {
             Value::Floats(numbers) => Some(numbers),
@@ -115,7 +115,7 @@ impl Metadata {
 }
 
 /// Reads a file's header and checks that every tensor lies inside the file and apart from the others.
-pub(super) fn read_header(file: &[u8]) -> Result<Header, Problem> {
+pub(crate) fn read_header(file: &[u8]) -> Result<Header, Problem> {
     let mut cursor = Cursor { file, at: 0 };
     if cursor.take(4).ok() != Some(b"GGUF") {
         return Err("is not a GGUF file (it does not begin with `GGUF`)".into());
@@ -151,12 +151,12 @@ pub(super) fn read_header(file: &[u8]) -> Result<Header, Problem> {
         }
     }
 
-    place(&metadata, &mut tensors, cursor.at, file.len())?;
+    resolve_offsets(&metadata, &mut tensors, cursor.at, file.len())?;
     Ok(Header { metadata, values, tensors })
 }
 
 /// Turns offsets within the data section into offsets within the file, and checks them.
-fn place(
+fn resolve_offsets(
     metadata: &Metadata,
     tensors: &mut BTreeMap<String, Entry>,
     header_len: usize,
@@ -189,6 +189,7 @@ fn place(
     Ok(())
 }
 
+/// A position in a file.
 struct Cursor<'a> {
     file: &'a [u8],
     at: usize,
@@ -216,7 +217,7 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// A count of things that take at least `least` bytes each, so that no list is larger than the file allows.
+    /// A count of items of at least `least` bytes each, so that no list is larger than the file allows.
     fn count(&mut self, least: usize) -> Result<usize, Problem> {
         let count = self.u64()?;
         let room = (self.file.len() - self.at) / least;
@@ -296,7 +297,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// A line of the tensor table. `start` is still relative to the data section.
+    /// An entry of the tensor table. `start` is still relative to the data section.
     fn entry(&mut self) -> Result<Entry, Problem> {
         let axes = self.u32()?;
         if !(1..=4).contains(&axes) {

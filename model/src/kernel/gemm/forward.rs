@@ -1,130 +1,121 @@
-//! A few rows times all of the weights: `y = x Wᵀ`, with a low-rank update in the same pass.
+//! The forward GEMM, a few rows times all of the weights: `y = x Wᵀ`, with a low-rank update in the same pass.
 //!
 //! ```text
 //! y[m, n] = Σ_k x[m, k] W[n, k] + Σ_r u[m, r] B[n, r] + bias[n]        u = s · g ∘ (A x)
 //! ```
 //!
-//! A tile of 4 × 6 outputs is summed in registers along `k`, so `W` needs no other layout than the checkpoint's, rows
-//! of inputs. The low-rank term goes on where `k` ended: an adapter of rank 16 adds one step to the 36 of SmolLM2's 576
-//! inputs instead of a product of its own. While one block of weight rows is in use, the next is being fetched.
+//! A tile of 4 × 6 outputs is summed in registers along `k`, so `W` keeps the checkpoint's layout, rows of inputs. The
+//! low-rank term continues where `k` ended: an adapter of rank 16 adds one step to the 36 of SmolLM2's 576 inputs
+//! instead of a product of its own. While one block of weight rows is in use, the next is prefetched.
 //!
-//! One output's sum does not depend on which tile it is in: the order along `k` is the same in all of them.
+//! One output's sum does not depend on its tile: the order along `k` is the same in all of them.
 
-use super::factor::{Factor, narrowed};
-use super::lanes::{Instructions, Lanes, dispatched, prefetch};
-use super::{Matrix, Rows, RowsMut};
+use super::{Accumulate, LINE};
+use crate::kernel::dtype::{Operand, to_bf16};
+use crate::kernel::simd::{Instructions, Simd, dispatched, prefetch};
+use crate::kernel::{Matrix, Rows, RowsMut};
 use std::ops::Range;
 
-/// The second factor of an adapter's update and what it is multiplied by.
+/// An adapter's update `u Bᵀ` of some columns.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LowRankTerm {
-    /// `u`, `[row, rank]`: the scaled and gated inner product.
+    /// `u = s · g ∘ (A x)`, `[row, rank]`.
     pub(crate) inner: Rows,
-    /// `B`, `[outputs, rank]`
+    /// `B`, `[outputs, rank]`.
     pub(crate) up: Rows,
-    /// Columns of both.
+    /// The number of columns of both.
     pub(crate) rank: usize,
 }
 
 /// The right-hand side of a product.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Product {
-    /// `W`, `[outputs, inputs]`
+pub(crate) struct Gemm {
+    /// `W`, `[outputs, inputs]`.
     pub(crate) weight: Matrix,
-    /// Columns of `W`.
+    /// The number of columns of `W`.
     pub(crate) inputs: usize,
-    /// One row of as many numbers as `W` has rows.
+    /// `[outputs]`, as a single row.
     pub(crate) bias: Option<Rows>,
-    /// An adapter's part.
+    /// An adapter's update of these outputs.
     pub(crate) low_rank: Option<LowRankTerm>,
 }
 
-/// What becomes of what `y` held before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Into {
-    /// It is overwritten.
-    Fresh,
-    /// It is added to.
-    Sum,
-}
-
-/// Columns that threads are given at least: several blocks of any width.
+/// The unit in which threads share columns: several blocks of any width.
 pub(crate) const UNIT: usize = 24;
-
-/// How many threads are worth starting for this many multiplications: libtorch's number, or one if the work is shorter
-/// than their start.
-pub(crate) fn members(multiplications: usize) -> usize {
-    const WORTH_A_THREAD: usize = 1 << 19;
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-    threads.min(multiplications / WORTH_A_THREAD).max(1)
-}
 
 /// Computes some columns of `y`, `[row, outputs]`, for all `rows` of `x`, `[row, inputs]`.
 ///
 /// # Safety
-/// All addresses are those of enough numbers; nobody else writes these columns or reads them, or writes `x`, meanwhile.
-pub(crate) unsafe fn multiply(product: &Product, x: Rows, rows: usize, columns: Range<usize>, y: RowsMut, into: Into) {
-    // SAFETY: the best instructions are there; the rest is the caller's promise.
-    unsafe { multiply_on(Instructions::best(), product, x, rows, columns, y, into) }
-}
-
-/// The same on these instructions, which the machine must have.
-///
-/// # Safety
-/// See [`multiply`].
-pub(super) unsafe fn multiply_on(
-    instructions: Instructions,
-    product: &Product,
+/// All views cover the sizes given; nothing else writes or reads these columns of `y`, or writes `x`, meanwhile.
+pub(crate) unsafe fn gemm(
+    gemm: &Gemm,
     x: Rows,
     rows: usize,
     columns: Range<usize>,
     y: RowsMut,
-    into: Into,
+    accumulate: Accumulate,
+) {
+    // SAFETY: the machine has its best instructions; the rest is the caller's promise.
+    unsafe { gemm_on(Instructions::best(), gemm, x, rows, columns, y, accumulate) }
+}
+
+/// [`gemm`] on given instructions, which the machine must have.
+///
+/// # Safety
+/// See [`gemm`].
+pub(in crate::kernel) unsafe fn gemm_on(
+    instructions: Instructions,
+    gemm: &Gemm,
+    x: Rows,
+    rows: usize,
+    columns: Range<usize>,
+    y: RowsMut,
+    accumulate: Accumulate,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        match product.weight {
-            Matrix::Full(weight) => {
-                full_on(instructions, &Operands { product, weight, x, y, into }, rows, columns);
+        match gemm.weight {
+            Matrix::F32(weight) => {
+                f32_on(instructions, &Operands { gemm, weight, x, y, accumulate }, rows, columns);
             }
-            Matrix::Half(weight) => {
-                let narrow = narrowed(x, rows, product.inputs);
-                half_on(instructions, &Operands { product, weight, x: narrow.rows(), y, into }, rows, columns);
+            Matrix::Bf16(weight) => {
+                let rounded = to_bf16(x, rows, gemm.inputs);
+                bf16_on(instructions, &Operands { gemm, weight, x: rounded.rows(), y, accumulate }, rows, columns);
             }
         }
     }
 }
 
-/// What is multiplied, in numbers of one kind, and where it goes.
+/// Both factors of a product in one format, and its output.
 #[derive(Clone, Copy)]
-pub(super) struct Operands<'a, T> {
-    product: &'a Product,
+pub(in crate::kernel) struct Operands<'a, T> {
+    gemm: &'a Gemm,
     weight: Rows<T>,
     x: Rows<T>,
     y: RowsMut,
-    into: Into,
+    accumulate: Accumulate,
 }
 
-dispatched!(full_on(operands: &Operands<'_, f32>, rows: usize, columns: Range<usize>) = blocks);
-dispatched!(half_on(operands: &Operands<'_, u16>, rows: usize, columns: Range<usize>) = blocks by halves);
+dispatched!(f32_on(operands: &Operands<'_, f32>, rows: usize, columns: Range<usize>) = blocks);
+dispatched!(bf16_on(operands: &Operands<'_, u16>, rows: usize, columns: Range<usize>) = blocks over bf16);
 
-/// Rows that are so few that a product waits for its weights whatever it does: it then reads one row of weights after
-/// the other, which the processor sees and fetches ahead twice as fast as it does what we ask for.
+/// The largest number of rows for which a product is bound by the weights' bandwidth alone. It then reads one row of
+/// weights after the other: the hardware prefetcher follows that twice as fast as it follows our requests.
 const STREAMED: usize = 2;
 
-/// Blocks of weight rows, smaller ones at the end; all rows of `x` pass over a block before the next one.
+/// Goes through blocks of weight rows, smaller ones at the end; all rows of `x` pass over a block before the next one.
 #[inline(always)]
-unsafe fn blocks<F: Factor>(operands: &Operands<'_, F::Number>, rows: usize, columns: Range<usize>) {
+unsafe fn blocks<F: Operand>(operands: &Operands<'_, F::Element>, rows: usize, columns: Range<usize>) {
     let mut column = columns.start;
     // SAFETY: the caller's promise, which covers each block.
     unsafe {
         if rows > STREAMED {
-            match F::ACROSS {
+            match F::TILE_COLUMNS {
                 6 => blocks_of::<F, 6>(operands, rows, &mut column, columns.end),
                 3 => blocks_of::<F, 3>(operands, rows, &mut column, columns.end),
                 _ => {}
             }
-            if F::ACROSS >= 4 {
+            if F::TILE_COLUMNS >= 4 {
                 blocks_of::<F, 4>(operands, rows, &mut column, columns.end);
             }
             blocks_of::<F, 2>(operands, rows, &mut column, columns.end);
@@ -133,17 +124,17 @@ unsafe fn blocks<F: Factor>(operands: &Operands<'_, F::Number>, rows: usize, col
     }
 }
 
-/// As many blocks of `N` columns as there is room for.
+/// Computes as many blocks of `N` columns as fit before `end`.
 #[inline(always)]
-unsafe fn blocks_of<F: Factor, const N: usize>(
-    operands: &Operands<'_, F::Number>,
+unsafe fn blocks_of<F: Operand, const N: usize>(
+    operands: &Operands<'_, F::Element>,
     rows: usize,
     column: &mut usize,
     end: usize,
 ) {
-    let inputs = operands.product.inputs;
+    let inputs = operands.gemm.inputs;
     let tiles = rows / 4 + rows % 4 / 2 + rows % 2;
-    let lines = (N * inputs * size_of::<F::Number>()).div_ceil(LINE);
+    let lines = (N * inputs * size_of::<F::Element>()).div_ceil(LINE);
     let steps = inputs / F::COUNT;
     let per_step = lines.div_ceil((tiles * steps).max(1));
     // SAFETY: the caller's promise; a block ends within the columns, a tile within the rows.
@@ -168,10 +159,7 @@ unsafe fn blocks_of<F: Factor, const N: usize>(
     }
 }
 
-/// Bytes of a line of the caches.
-pub(super) const LINE: usize = 64;
-
-/// What is fetched ahead, a few cache lines with each step along `k`.
+/// The block to prefetch, a few cache lines with each step along `k`.
 struct Fetch {
     next: *const u8,
     lines: usize,
@@ -193,32 +181,32 @@ impl Fetch {
     }
 }
 
-/// `M` × `N` outputs.
+/// Computes `M` × `N` outputs.
 #[inline(always)]
-unsafe fn tile<F: Factor, const M: usize, const N: usize>(
-    operands: &Operands<'_, F::Number>,
+unsafe fn tile<F: Operand, const M: usize, const N: usize>(
+    operands: &Operands<'_, F::Element>,
     row: usize,
     column: usize,
     fetch: &mut Fetch,
 ) {
-    let Operands { product, weight, x, y, into } = *operands;
+    let Operands { gemm, weight, x, y, accumulate } = *operands;
     // SAFETY: the caller's promise.
     unsafe {
-        let zeros = [[<F::Sum as Lanes>::splat(0.0); N]; M];
-        let mut sums = accumulate::<F, M, N>(zeros, x.at_row(row), weight.at_row(column), product.inputs, fetch);
-        if let Some(low_rank) = &product.low_rank {
+        let zeros = [[<F::Sum as Simd>::splat(0.0); N]; M];
+        let mut sums = add_products::<F, M, N>(zeros, x.at_row(row), weight.at_row(column), gemm.inputs, fetch);
+        if let Some(low_rank) = &gemm.low_rank {
             let (inner, up) = (low_rank.inner.at_row(row), low_rank.up.at_row(column));
-            sums = accumulate::<F::Sum, M, N>(sums, inner, up, low_rank.rank, &mut Fetch::nothing());
+            sums = add_products::<F::Sum, M, N>(sums, inner, up, low_rank.rank, &mut Fetch::nothing());
         }
         let totals = totals(&sums);
         for (m, totals) in totals.iter().enumerate() {
             let y_row = y.row(row + m).add(column);
             for (n, total) in totals.iter().enumerate() {
                 let mut total = *total;
-                if let Some(bias) = product.bias {
+                if let Some(bias) = gemm.bias {
                     total += *bias.row(0).add(column + n);
                 }
-                if into == Into::Sum {
+                if accumulate == Accumulate::Add {
                     total += *y_row.add(n);
                 }
                 *y_row.add(n) = total;
@@ -227,9 +215,9 @@ unsafe fn tile<F: Factor, const M: usize, const N: usize>(
     }
 }
 
-/// The sum of each register; of four at a time where rows come in fours.
+/// Sums the lanes of each register; four registers at a time where rows come in fours.
 #[inline(always)]
-unsafe fn totals<L: Lanes, const M: usize, const N: usize>(sums: &[[L; N]; M]) -> [[f32; N]; M] {
+unsafe fn totals<L: Simd, const M: usize, const N: usize>(sums: &[[L; N]; M]) -> [[f32; N]; M] {
     let mut totals = [[0.0; N]; M];
     // SAFETY: the caller's promise.
     unsafe {
@@ -249,18 +237,19 @@ unsafe fn totals<L: Lanes, const M: usize, const N: usize>(sums: &[[L; N]; M]) -
     totals
 }
 
-/// `sums[m][n] + a[m] · b[n]`, lane by lane.
+/// Computes `sums[m][n] + a[m] · b[n]`, lane by lane.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "loops over places are unrolled, and then the sums stay in registers")]
-unsafe fn accumulate<F: Factor, const M: usize, const N: usize>(
+#[expect(clippy::needless_range_loop, reason = "loops over indices are unrolled, and then the sums stay in registers")]
+unsafe fn add_products<F: Operand, const M: usize, const N: usize>(
     mut sums: [[F::Sum; N]; M],
-    a: Rows<F::Number>,
-    b: Rows<F::Number>,
+    a: Rows<F::Element>,
+    b: Rows<F::Element>,
     count: usize,
     fetch: &mut Fetch,
 ) -> [[F::Sum; N]; M] {
-    // SAFETY: the caller's promise: `count` numbers in each of M and N rows; an input of no numbers is a register of
+    // SAFETY: the caller's promise: `count` elements in each of M and N rows; an input of no elements is a register of
     // zeros.
+
     unsafe {
         let mut k = 0;
         let mut right = [F::load_first(b.row(0), 0); N];
@@ -272,7 +261,7 @@ unsafe fn accumulate<F: Factor, const M: usize, const N: usize>(
             for m in 0..M {
                 let left = F::load(a.row(m).add(k));
                 for n in 0..N {
-                    sums[m][n] = left.added(right[n], sums[m][n]);
+                    sums[m][n] = left.fma(right[n], sums[m][n]);
                 }
             }
             k += F::COUNT;
@@ -285,7 +274,7 @@ unsafe fn accumulate<F: Factor, const M: usize, const N: usize>(
             for m in 0..M {
                 let left = F::load_first(a.row(m).add(k), rest);
                 for n in 0..N {
-                    sums[m][n] = left.added(right[n], sums[m][n]);
+                    sums[m][n] = left.fma(right[n], sums[m][n]);
                 }
             }
         }

@@ -1,10 +1,10 @@
-//! How an exported tensor's numbers are stored.
+//! Storage formats of exported tensors.
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// A format of numbers.
+/// The storage format of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Storage {
@@ -18,11 +18,11 @@ pub enum Storage {
     Q8_0,
 }
 
-/// Numbers in a block of `Q8_0`.
+/// Elements in a block of `Q8_0`.
 const BLOCK: usize = 32;
 
 impl Storage {
-    /// The name in safetensors and in Hugging Face configs, where there is one.
+    /// The names in safetensors and in Hugging Face configs, if the format has them.
     pub(crate) fn hub_names(self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::F32 => Some(("F32", "float32")),
@@ -32,7 +32,7 @@ impl Storage {
         }
     }
 
-    /// ggml's number of the format, and of a file whose matrices are mostly in it.
+    /// ggml's id of the format, and of a file whose matrices are mostly in it.
     pub(crate) fn ggml_ids(self) -> (u32, u32) {
         match self {
             Self::F32 => (0, 0),
@@ -42,21 +42,21 @@ impl Storage {
         }
     }
 
-    /// Numbers that are stored together; a row must hold a whole number of them.
+    /// Elements in a block; a row must hold a whole number of blocks.
     pub(crate) fn block(self) -> usize {
         if self == Self::Q8_0 { BLOCK } else { 1 }
     }
 
-    /// Bytes of this many numbers, a whole number of blocks.
-    pub(crate) fn bytes(self, numbers: usize) -> usize {
+    /// Bytes of this many elements, a whole number of blocks.
+    pub(crate) fn bytes(self, elements: usize) -> usize {
         match self {
-            Self::F32 => numbers * 4,
-            Self::F16 | Self::Bf16 => numbers * 2,
-            Self::Q8_0 => numbers / BLOCK * (BLOCK + 2),
+            Self::F32 => elements * 4,
+            Self::F16 | Self::Bf16 => elements * 2,
+            Self::Q8_0 => elements / BLOCK * (BLOCK + 2),
         }
     }
 
-    /// The stored form of an f32 tensor on the CPU, little-endian, row after row.
+    /// The stored bytes of an f32 tensor on the CPU of any shape, little-endian, row by row.
     pub(crate) fn encode(self, tensor: &Tensor) -> Vec<u8> {
         let flat = tensor.contiguous();
         let mut numbers = vec![0f32; flat.numel()];
@@ -70,7 +70,7 @@ impl Storage {
     }
 }
 
-/// One block: the scale, then the numbers in units of it.
+/// Encodes one block: the scale, then the elements in units of it.
 fn q8_0(numbers: &[f32]) -> Vec<u8> {
     let largest = numbers.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     let scale = largest / 127.0;
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_block_of_bytes_by_hand() {
-        // 127 in the block makes the scale 1 (0x3c00 as f16); halves are rounded away from zero.
+        // 127 in the block makes the scale 1 (0x3c00 as f16); ties are rounded away from zero.
         let mut numbers = [0f32; BLOCK];
         numbers[..5].copy_from_slice(&[127.0, -127.0, 2.5, -2.5, 0.4]);
         let bytes = Storage::Q8_0.encode(&Tensor::from_slice(&numbers));

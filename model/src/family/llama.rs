@@ -2,10 +2,12 @@
 //!
 //! Pre-norm decoder with rotary positions, grouped-query attention and `SwiGLU`; biases only where the config says so.
 
-use super::decoder::{Dimensions, Fields};
+use super::Fields;
 use crate::Result;
+use crate::dimensions::Dimensions;
 use serde_json::Value;
 
+/// Reads the `config.json` of this family.
 pub(super) fn dimensions(config: &Value) -> Result<Dimensions> {
     let fields = Fields::new(config);
     let mut dimensions = fields.dimensions()?;

@@ -1,10 +1,12 @@
 //! Qwen3 (Yang et al. 2025): Llama's decoder with an RMS norm over each head's query and key, and a head size of
 //! its own.
 
-use super::decoder::{Dimensions, Fields};
+use super::Fields;
 use crate::Result;
+use crate::dimensions::Dimensions;
 use serde_json::Value;
 
+/// Reads the `config.json` of this family.
 pub(super) fn dimensions(config: &Value) -> Result<Dimensions> {
     let fields = Fields::new(config);
     fields.refuse_sliding_window()?;
