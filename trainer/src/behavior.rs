@@ -14,20 +14,6 @@ use model::Policy;
 use schema::{Group, Metrics, ScoredGroup, Seed};
 use serde::{Deserialize, Serialize};
 
-/// A rule that chooses the sampling policy of each slice of a group.
-pub(crate) trait BehaviorPolicy {
-    /// Returns the number of samples in each slice of a group; they add up to `group_size`.
-    fn slices(&self, group_size: usize) -> Vec<usize>;
-
-    /// Returns the policy that samples the next slice. `policy` is the trained policy and `sampled` holds the groups so
-    /// far.
-    fn next(&self, policy: &Policy, sampled: &[Group], seed: &Seed) -> Result<Policy>;
-
-    /// Returns diagnostics of the groups of a step. They depend on the samples alone, so that a resumed run reports the
-    /// same.
-    fn measure(&self, policy: &Policy, groups: &[ScoredGroup], seed: &Seed) -> Result<Metrics>;
-}
-
 /// Behaviour policy of a run: `[behavior.<name>]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -45,28 +31,51 @@ impl Config {
     }
 }
 
-/// Builds the behaviour policy of a config; the trained policy if there is none.
-pub(crate) fn build(config: Option<&Config>) -> Box<dyn BehaviorPolicy> {
-    match config {
-        None => Box::new(OnPolicy),
-        Some(Config::Props(props)) => Box::new(props.clone()),
-    }
+/// The policy that samples.
+#[derive(Debug, Clone)]
+pub(crate) enum BehaviorPolicy {
+    /// The policy in training.
+    OnPolicy,
+    /// A policy that corrects the sampling error of the slices before.
+    Props(Props),
 }
 
-/// On-policy sampling: the trained policy samples the whole group.
-#[derive(Debug, Clone, Copy)]
-struct OnPolicy;
-
-impl BehaviorPolicy for OnPolicy {
-    fn slices(&self, group_size: usize) -> Vec<usize> {
-        vec![group_size]
+impl BehaviorPolicy {
+    /// The behaviour policy of a config; the policy in training if there is none.
+    pub(crate) fn new(config: Option<&Config>) -> Self {
+        match config {
+            None => Self::OnPolicy,
+            Some(Config::Props(props)) => Self::Props(props.clone()),
+        }
     }
 
-    fn next(&self, policy: &Policy, _sampled: &[Group], _seed: &Seed) -> Result<Policy> {
-        Ok(policy.share())
+    /// The number of samples of a group in each slice; they add up to `group_size`.
+    pub(crate) fn slices(&self, group_size: usize) -> Vec<usize> {
+        match self {
+            Self::OnPolicy => vec![group_size],
+            Self::Props(props) => props.slices(group_size),
+        }
     }
 
-    fn measure(&self, _policy: &Policy, _groups: &[ScoredGroup], _seed: &Seed) -> Result<Metrics> {
-        Ok(Metrics::new())
+    /// The policy that samples the next slice, where `policy` is in training and `sampled` holds the slices so far.
+    ///
+    /// # Errors
+    /// If the samples do not fit the policy.
+    pub(crate) fn next(&self, policy: &Policy, sampled: &[Group], seed: &Seed) -> Result<Policy> {
+        match self {
+            Self::OnPolicy => Ok(policy.share()),
+            Self::Props(props) => props.next(policy, sampled, seed),
+        }
+    }
+
+    /// The metrics of the groups of a step, a function of the samples alone: a resumed run measures the same.
+    ///
+    /// # Errors
+    /// If the samples do not fit the policy.
+    pub(crate) fn measure(&self, policy: &Policy, groups: &[ScoredGroup], seed: &Seed) -> Result<Metrics> {
+        match self {
+            Self::OnPolicy => Ok(Metrics::new()),
+            Self::Props(props) => props.measure(policy, groups, seed),
+        }
     }
 }

@@ -1,21 +1,24 @@
-//! The training loop: collect, score, store, update, publish; the same for every algorithm.
+//! The training loop: collect, grade, compare, store, learn, publish, log; the same for every algorithm.
 //!
-//! A run is a folder: `config.toml` (resolved), `run.json` (its place in the store), `metrics.jsonl`, `checkpoints/`,
-//! `tensorboard/`, `reward` (`loss` without rewards) and `ranks` as `.svg` and `.png`, `alarms.jsonl` where a guard raised one, and at the
-//! end `summary.json`. It can be killed at any moment: samples are committed before they are trained on, checkpoints
-//! appear whole or not at all, and a resumed run takes the samples of a step that it has already paid for from the
-//! store.
+//! [`Training::step`] is the loop's body. Samples are committed to the store before they are trained on, and checkpoints
+//! appear whole or not at all, so a run can be killed at any moment: a resumed run takes the samples of a step that are
+//! in the store already from there.
+//!
+//! A run is a folder: `config.toml` (resolved), `run.json` (its row in the store), `metrics.jsonl`, `checkpoints/`,
+//! `tensorboard/`, `reward` (`loss` without rewards) and `ranks` as `.svg` and `.png`, `alarms.jsonl` if a guard raised
+//! an alarm, and at the end `summary.json`.
 
 mod folder;
 mod follow;
 mod guards;
+mod peers;
 mod plan;
+mod record;
 
 pub use folder::{Summary, Target};
 pub use plan::{Estimate, estimate};
 
 use crate::Result;
-use crate::checkpoint::bucket::Shared;
 use crate::checkpoint::restore::{check_restored, restore_newest};
 use crate::checkpoint::{Snapshots, State};
 use crate::config::Config;
@@ -23,18 +26,22 @@ use crate::distributed::Team;
 use crate::evaluate::pool;
 use crate::evaluate::{Exam, Panel};
 use crate::guard::Alarm;
+use crate::judge::Bench;
 use crate::learner::Learner;
 use crate::observer::{Observer, Phase};
-use crate::report::metrics;
 use crate::report::tracker::{JsonlTracker, TensorboardTracker, Tracker};
-use crate::sampling::{Desk, Home, StepSamples};
+use crate::sampling::{Source, StepContext, StepRequest, StepSamples};
 use folder::RunFolder;
+use model::Policy;
+use peers::Peers;
 use plan::Plan;
-use schema::Metrics;
+use record::StepClock;
+use reward::WeightedSum;
+use schema::{Group, Metrics, ScoredGroup};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use store::{RunId, RunStatus, Store};
 
 /// How a call of [`train`] ended.
@@ -59,7 +66,7 @@ pub fn train(config: &Config, target: &Target, observer: &mut dyn Observer, stop
     let team = Team::join()?.map(Rc::new);
     match team {
         Some(team) if !team.leads() => follow::follow(config, &team).map(|()| Outcome::Followed),
-        team => lead(config, target, observer, stop, team.as_ref()),
+        team => lead(config, target, observer, stop, team),
     }
 }
 
@@ -68,7 +75,7 @@ fn lead(
     target: &Target,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
-    team: Option<&Rc<Team>>,
+    team: Option<Rc<Team>>,
 ) -> Result<Outcome> {
     observer.phase(Phase::Loading);
     let loading = phase_span!("load");
@@ -76,12 +83,10 @@ fn lead(
     let learner = Learner::new(config, &plan.policy)?;
     drop(loading);
     let (folder, store, run) = folder::open(config, target, plan.policy.identity())?;
-    let mut training = Training::open(config, plan, learner, folder, store, run, team)?;
+    let peers = Peers::open(config, folder.path(), team)?;
+    let mut training = Training::open(config, plan, learner, folder, store, run, peers)?;
     let outcome = training.run(observer, stop);
-    if let Some(team) = team {
-        // Those that are gone already know.
-        let _ = team.end();
-    }
+    training.peers.end();
     let status = match &outcome {
         Ok(Outcome::Finished(_) | Outcome::Followed) => RunStatus::Finished,
         Ok(Outcome::Interrupted { .. }) => RunStatus::Interrupted,
@@ -113,48 +118,53 @@ pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn O
     exam.evaluate(&plan.policy, &learner, &mut panel, &mut progress)
 }
 
-/// One call of [`train`].
+/// One call of [`train`], on the process that leads.
 struct Training<'a> {
     config: &'a Config,
-    plan: Plan,
+    policy: Policy,
+    source: Box<dyn Source>,
+    reward: WeightedSum,
+    judge: Option<Bench>,
+    exam: Option<Exam>,
     learner: Learner,
     folder: RunFolder,
     snapshots: Snapshots,
     store: Store,
     run: RunId,
-    shared: Option<Rc<Shared>>,
-    team: Option<Rc<Team>>,
+    peers: Peers,
     trackers: Vec<Box<dyn Tracker>>,
     state: State,
+    /// The step of the newest checkpoint, if there is one.
     saved: Option<u64>,
 }
 
 impl<'a> Training<'a> {
+    /// Goes on from the newest checkpoint of the run folder, if there is one.
     fn open(
         config: &'a Config,
-        mut plan: Plan,
+        plan: Plan,
         mut learner: Learner,
         folder: RunFolder,
         store: Store,
         run: RunId,
-        team: Option<&Rc<Team>>,
+        peers: Peers,
     ) -> Result<Self> {
-        let shared = Shared::open(&config.share, folder.path())?.map(Rc::new);
+        let Plan { mut policy, source, reward, judge, exam, .. } = plan;
         let snapshots = Snapshots::new(folder.path(), config.checkpoint.keep);
         let newest = snapshots.newest()?;
         let saved = newest.as_ref().map(|snapshot| snapshot.state.step);
         let state = match newest {
             Some(snapshot) => {
-                let state = learner.restore(snapshot, &mut plan.policy)?;
+                let state = learner.restore(snapshot, &mut policy)?;
                 learner.scale_rate(state.guard.rate_scale);
-                plan.publish(state.step)?;
-                check_restored(&plan.policy, &state, folder.path())?;
+                policy.set_version(state.step);
+                check_restored(&policy, &state, folder.path())?;
                 state
             }
-            None => State::start(&plan.policy.version().hash),
+            None => State::start(&policy.version().hash),
         };
-        plan.source.begin(&Home { config, run, folder: folder.path(), shared: shared.as_ref(), team })?;
-        if let Some(team) = team {
+        let source = source.open(&peers.context(config, run, folder.path()), &policy)?;
+        if let Some(team) = peers.team() {
             learner.join(Rc::clone(team));
         }
         let mut trackers: Vec<Box<dyn Tracker>> = vec![Box::new(JsonlTracker::resume(&folder.metrics(), state.step)?)];
@@ -164,18 +174,31 @@ impl<'a> Training<'a> {
         if folder.alarms().exists() {
             JsonlTracker::resume(&folder.alarms(), state.step)?;
         }
-        let team = team.cloned();
-        let training =
-            Self { config, plan, learner, folder, snapshots, store, run, shared, team, trackers, state, saved };
+        let training = Self {
+            config,
+            policy,
+            source,
+            reward,
+            judge,
+            exam,
+            learner,
+            folder,
+            snapshots,
+            store,
+            run,
+            peers,
+            trackers,
+            state,
+            saved,
+        };
         training.gather()?;
         Ok(training)
     }
 
-    /// Brings the other processes to where this one is.
+    /// Brings the other ranks to the state of this one.
     fn gather(&self) -> Result<()> {
-        let Some(team) = &self.team else { return Ok(()) };
-        team.restore(&self.learner.snapshot(&self.state, &self.plan.policy))?;
-        team.agree(self.state.step, &self.plan.policy.version().hash)
+        self.peers.restore(|| self.learner.snapshot(&self.state, &self.policy))?;
+        self.peers.agree(self.state.step, &self.policy.version().hash)
     }
 
     fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
@@ -206,50 +229,117 @@ impl<'a> Training<'a> {
         // The last step has no evaluation of its own: this is it, also after a resume that had no step left to do.
         let after = self.evaluate(observer)?;
         observer.phase(Phase::Saving);
-        let held_out = self.plan.exam.as_ref().map_or(0, Exam::len);
+        let held_out = self.exam.as_ref().map_or(0, Exam::len);
         let summary =
-            self.folder.summarise(self.config, held_out, &self.state, &after, self.run, self.plan.policy.adapter())?;
+            self.folder.summarise(self.config, held_out, &self.state, &after, self.run, self.policy.adapter())?;
         Ok(Outcome::Finished(summary))
     }
 
-    /// One step of the loop: what was measured, and what its guards say.
+    /// One step of the loop. Returns its metrics and the alarms of its guards.
     fn step(&mut self, step: u64, observer: &mut dyn Observer) -> Result<(Metrics, Vec<Alarm>)> {
         let _span = phase_span!("step", number = step);
-        let start = Instant::now();
-        let samples = self.samples(step, observer)?;
-        let mut metrics = samples.metrics.clone();
-        metrics.set("time/rollout_s", start.elapsed().as_secs_f64());
-        observer.phase(Phase::Updating);
-        let updating = Instant::now();
-        if let Some(team) = &self.team {
-            team.learn(step, samples.trained())?;
-        }
-        metrics.merge(self.learner.update(step, samples.trained(), &mut self.plan.policy)?);
-        self.plan.publish(step)?;
-        if let Some(team) = &self.team {
-            team.agree(step, &self.plan.policy.version().hash)?;
-        }
-        metrics.set("time/update_s", updating.elapsed().as_secs_f64());
+        let mut clock = StepClock::start();
+        let request = self.request(step)?;
+        let fresh = if let Some(stored) = self.stored(&request)? {
+            stored
+        } else {
+            let mut fresh = Vec::new();
+            for round in 0.. {
+                if !request.wants_round(round, &fresh) {
+                    break;
+                }
+                let groups = self.collect(&request, round, fresh.len(), observer)?;
+                let start = Instant::now();
+                let graded = self.grade(groups, observer)?;
+                fresh.extend(self.compare(graded)?);
+                clock.graded(start);
+            }
+            self.store(step, &fresh)?;
+            fresh
+        };
+        let samples = self.source.select(request, fresh)?;
+        clock.sampled();
+        let learned = self.learn(step, &samples, observer)?;
+        self.publish(step)?;
+        self.peers.agree(step, &self.policy.version().hash)?;
+        clock.updated();
+        let metrics = self.count(step, &samples, learned, &clock);
+        self.log(step, &samples, metrics, observer)
+    }
 
-        self.state.step = step;
-        self.state.policy_hash.clone_from(&self.plan.policy.version().hash);
-        self.state.generated_tokens += samples.generated_tokens();
-        self.state.num_tokens += metrics::seen_tokens(samples.seen());
-        self.state.samples += samples.seen().iter().map(|group| group.group().samples.len() as u64).sum::<u64>();
-        let seconds = start.elapsed().as_secs_f64();
-        self.state.train_seconds += seconds;
-        metrics.set("num_tokens", self.state.num_tokens as f64);
-        metrics.set("num_samples", self.state.samples as f64);
-        metrics.set("num_generated_tokens", self.state.generated_tokens as f64);
-        metrics.set("time/train_s", self.state.train_seconds);
-        metrics.merge(metrics::ranks(self.plan.policy.adapter()));
-        metrics.set("step_time", seconds);
-        if !samples.fresh.is_empty() {
-            metrics.set("perf/generated_tokens_per_second", samples.generated_tokens() as f64 / seconds);
+    /// Asks the source for the samples that a step needs.
+    fn request(&mut self, step: u64) -> Result<StepRequest> {
+        let schedule = self.learner.algorithm().schedule(step);
+        self.source.request(&StepContext { step, schedule, store: &self.store, run: self.run })
+    }
+
+    /// The step's fresh samples, if they are in the store already or none are asked for.
+    fn stored(&self, request: &StepRequest) -> Result<Option<Vec<ScoredGroup>>> {
+        if request.prompts == 0 {
+            return Ok(Some(Vec::new()));
         }
-        metrics.set("perf/peak_rss_mb", metrics::peak_rss_mb());
-        if self.config.evaluate.every > 0 && step.is_multiple_of(self.config.evaluate.every) && step < self.config.steps
-        {
+        let stored = self.store.step_groups(self.run, request.step)?;
+        Ok(stored.map(|groups| groups.into_iter().map(|group| group.scored).collect()))
+    }
+
+    /// Samples one round of a step that has `groups` groups so far.
+    fn collect(
+        &mut self,
+        request: &StepRequest,
+        round: usize,
+        groups: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Group>> {
+        observer.phase(Phase::Sampling);
+        let _span = phase_span!("collect");
+        self.source.collect(request, round, groups, &mut |progress| observer.progress(Phase::Sampling, progress))
+    }
+
+    /// Grades samples by the rewards.
+    fn grade(&mut self, groups: Vec<Group>, observer: &mut dyn Observer) -> Result<Vec<ScoredGroup>> {
+        observer.phase(Phase::Scoring);
+        let _span = phase_span!("reward");
+        Ok(self.reward.score(groups)?)
+    }
+
+    /// Adds the judge's comparisons, if there is a judge.
+    fn compare(&mut self, graded: Vec<ScoredGroup>) -> Result<Vec<ScoredGroup>> {
+        let Some(judge) = &mut self.judge else { return Ok(graded) };
+        let _span = phase_span!("reward");
+        judge.hear(graded)
+    }
+
+    /// Commits the step's fresh samples, in one transaction.
+    fn store(&self, step: u64, fresh: &[ScoredGroup]) -> Result<()> {
+        let _span = phase_span!("append");
+        let adapter = (self.saved == Some(step - 1)).then(|| self.snapshots.path(step - 1).display().to_string());
+        self.store.append_step(self.run, step, fresh, adapter.as_deref())?;
+        Ok(())
+    }
+
+    /// Updates the policy, together with the other ranks. Returns the updates' metrics.
+    fn learn(&mut self, step: u64, samples: &StepSamples, observer: &mut dyn Observer) -> Result<Metrics> {
+        observer.phase(Phase::Updating);
+        self.peers.learn(step, samples.trained())?;
+        self.learner.update(step, samples.trained(), &mut self.policy)
+    }
+
+    /// Names the policy after the step that made it, and samples from it from now on.
+    fn publish(&mut self, step: u64) -> Result<()> {
+        self.policy.set_version(step);
+        self.source.publish(&self.policy)
+    }
+
+    /// Evaluates if it is time to, asks the guards, and logs the step's metrics.
+    fn log(
+        &mut self,
+        step: u64,
+        samples: &StepSamples,
+        mut metrics: Metrics,
+        observer: &mut dyn Observer,
+    ) -> Result<(Metrics, Vec<Alarm>)> {
+        let every = self.config.evaluate.every;
+        if every > 0 && step.is_multiple_of(every) && step < self.config.steps {
             metrics.merge(self.evaluate(observer)?);
         }
         let alarms = self.config.guard.watch(step, &samples.fresh, &mut self.state.guard, &mut metrics);
@@ -260,28 +350,15 @@ impl<'a> Training<'a> {
         Ok((metrics, alarms))
     }
 
-    fn samples(&mut self, step: u64, observer: &mut dyn Observer) -> Result<StepSamples> {
-        let kept = self.saved == Some(step - 1);
-        let desk = Desk {
-            store: &self.store,
-            run: self.run,
-            reward: &mut self.plan.reward,
-            judge: self.plan.judge.as_mut(),
-            adapter: kept.then(|| self.snapshots.path(step - 1).display().to_string()),
-            observer,
-            judging: Duration::ZERO,
-        };
-        self.plan.source.step(step, &self.learner.algorithm().schedule(step), desk)
-    }
-
+    /// Answers the held-out prompts with the policy that a run would end with now.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
-        let Some(exam) = &self.plan.exam else { return Ok(Metrics::new()) };
+        let Some(exam) = &self.exam else { return Ok(Metrics::new()) };
         let _span = phase_span!("evaluate");
         observer.phase(Phase::Evaluating);
         let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
-        let policy = self.learner.shipped(&self.plan.policy);
+        let policy = self.learner.shipped(&self.policy);
         let rivals = pool::open(self.config, &policy, Some(self.folder.path()))?;
-        let mut panel = Panel { reward: &mut self.plan.reward, judge: self.plan.judge.as_mut(), rivals: &rivals };
+        let mut panel = Panel { reward: &mut self.reward, judge: self.judge.as_mut(), rivals: &rivals };
         exam.evaluate(&policy, &self.learner, &mut panel, &mut progress)
     }
 
@@ -291,16 +368,12 @@ impl<'a> Training<'a> {
             return Ok(());
         }
         let _span = phase_span!("checkpoint");
-        let snapshot = self.learner.snapshot(&self.state, &self.plan.policy);
+        let snapshot = self.learner.snapshot(&self.state, &self.policy);
         let path = self.snapshots.save(&snapshot)?;
         self.store.checkpoint(self.run, self.state.step, &path.display().to_string(), &self.state.policy_hash)?;
         self.saved = Some(self.state.step);
-        if let Some(shared) = &self.shared
-            && let Err(error) = shared.checkpoint(self.folder.path(), self.state.step, &self.snapshots.steps())
-        {
-            tracing::warn!("the checkpoint of step {} is only here: {error}", self.state.step);
-        }
+        self.peers.checkpoint(self.folder.path(), self.state.step, &self.snapshots.steps());
         self.folder.draw_course()?;
-        self.folder.draw_ranks(self.plan.policy.adapter())
+        self.folder.draw_ranks(self.policy.adapter())
     }
 }

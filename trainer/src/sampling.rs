@@ -1,4 +1,8 @@
-//! Where the samples of a step come from: drawn now, drawn earlier, or read from a file.
+//! Samples of a step: sampled now, replayed from the store, or read from a data set.
+//!
+//! The loop ([`crate::train`]) asks a [`Source`] for the [`StepRequest`] of a step: the groups that exist already, and the
+//! number of prompts to sample for. It collects, grades and stores what is asked for, and the source selects the groups
+//! that the step trains on.
 
 pub(crate) mod collector;
 mod examples;
@@ -7,95 +11,152 @@ mod replayed;
 
 pub use collector::{Work, Worked, work};
 pub(crate) use examples::{Examples, Reader};
-pub(crate) use fresh::Rollouts;
-pub(crate) use replayed::{Offline, Past, Replayed};
+pub(crate) use fresh::Fresh;
+pub(crate) use replayed::{Offline, Past, Replayed, replays};
 
 use crate::Result;
 use crate::algorithm::Schedule;
 use crate::checkpoint::bucket::Shared;
 use crate::config::Config;
 use crate::distributed::Team;
-use crate::judge::Bench;
-use crate::observer::Observer;
+use crate::objective::has_signal;
 use crate::report::metrics;
 use model::Policy;
-use reward::WeightedSum;
-use schema::{Metrics, ScoredGroup};
+use rollout::collector::Progress;
+use schema::{Group, Metrics, ScoredGroup};
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
 use store::{RunId, Store};
 
-/// What a source works with.
-pub(crate) struct Desk<'a> {
-    /// Where samples are kept.
-    pub store: &'a Store,
-    /// The run that they belong to.
+/// The run that a source samples for.
+#[derive(Clone, Copy)]
+pub(crate) struct RunContext<'a> {
+    /// The run's config.
+    pub config: &'a Config,
+    /// The run's number in the store.
     pub run: RunId,
-    /// What they are worth.
-    pub reward: &'a mut WeightedSum,
-    /// Who compares them, where anybody does.
-    pub judge: Option<&'a mut Bench>,
-    /// Where the weights of the present policy are kept, if they are.
-    pub adapter: Option<String>,
-    /// Who watches.
-    pub observer: &'a mut dyn Observer,
-    /// What judging this step's samples has taken so far.
-    pub judging: Duration,
+    /// The run folder.
+    pub folder: &'a Path,
+    /// The run's copy in a bucket, if `share.url` names one.
+    pub shared: Option<&'a Rc<Shared>>,
+    /// The ranks that train together, if there are several.
+    pub team: Option<&'a Rc<Team>>,
+}
+
+/// The step that a source is asked about.
+#[derive(Clone, Copy)]
+pub(crate) struct StepContext<'a> {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// The algorithm's schedule of this step.
+    pub schedule: Schedule,
+    /// The store of the run.
+    pub store: &'a Store,
+    /// The run's number there.
+    pub run: RunId,
+}
+
+/// The samples that a step needs.
+#[derive(Debug)]
+pub(crate) struct StepRequest {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// The algorithm's schedule of this step.
+    pub schedule: Schedule,
+    /// Prompts of one round of sampling; 0 if the step samples nothing.
+    pub prompts: usize,
+    /// Groups that exist already: replayed ones, or examples of a data set.
+    pub existing: Vec<ScoredGroup>,
+    /// Metrics of the existing groups.
+    pub metrics: Metrics,
+}
+
+impl StepRequest {
+    /// A step that samples for `prompts` prompts in each round and takes no existing groups.
+    pub(crate) fn sampled(context: &StepContext<'_>, prompts: usize) -> Self {
+        let StepContext { step, schedule, .. } = *context;
+        Self { step, schedule, prompts, existing: Vec::new(), metrics: Metrics::new() }
+    }
+
+    /// A step that trains on existing groups alone.
+    pub(crate) fn existing(context: &StepContext<'_>, existing: Vec<ScoredGroup>, metrics: Metrics) -> Self {
+        Self { existing, metrics, ..Self::sampled(context, 0) }
+    }
+
+    /// Whether `round` (from 0) is to be sampled after the rounds that gave `groups`: as long as fewer groups carry a
+    /// signal than there are prompts, and the schedule allows another round.
+    pub(crate) fn wants_round(&self, round: usize, groups: &[ScoredGroup]) -> bool {
+        let signals = || groups.iter().filter(|group| has_signal(&group.rewards())).count();
+        self.prompts > 0 && (round == 0 || (round < self.schedule.max_rounds && signals() < self.prompts))
+    }
 }
 
 /// The samples of one step.
 #[derive(Debug, Default)]
 pub(crate) struct StepSamples {
-    /// What this step drew.
+    /// Groups that the step sampled.
     pub fresh: Vec<ScoredGroup>,
-    /// What to learn from, where that is not all that was drawn.
+    /// Groups to train on; `None` for all fresh ones.
     pub chosen: Option<Vec<ScoredGroup>>,
-    /// What is worth knowing about them.
+    /// Metrics of both.
     pub metrics: Metrics,
 }
 
 impl StepSamples {
-    /// What to learn from.
+    /// The groups to train on.
     pub(crate) fn trained(&self) -> &[ScoredGroup] {
         self.chosen.as_deref().unwrap_or(&self.fresh)
     }
 
-    /// What the step drew or, where it drew nothing, read.
+    /// The fresh groups or, if the step sampled none, those to train on.
     pub(crate) fn seen(&self) -> &[ScoredGroup] {
         if self.fresh.is_empty() { self.trained() } else { &self.fresh }
     }
 
-    /// Tokens that were drawn.
+    /// The number of sampled tokens.
     pub(crate) fn generated_tokens(&self) -> u64 {
         metrics::generated_tokens(&self.fresh)
     }
 }
 
-/// Where a run is at home.
-pub(crate) struct Home<'a> {
-    /// The config of the run.
-    pub config: &'a Config,
-    /// Its number in the store.
-    pub run: RunId,
-    /// Its folder.
-    pub folder: &'a Path,
-    /// Where it is shared with other machines.
-    pub shared: Option<&'a Rc<Shared>>,
-    /// The processes that train it together.
-    pub team: Option<&'a Rc<Team>>,
-}
-
-/// Supplies each step with samples.
+/// Supplies each step with samples: the same ones if the step is repeated after a crash.
+///
+/// A source that samples nothing implements [`Source::request`] alone.
 pub(crate) trait Source {
-    /// Tells where the run is at home, once, before its first step.
-    fn begin(&mut self, _home: &Home<'_>) -> Result<()> {
+    /// Makes `policy` the one that is sampled from.
+    ///
+    /// # Errors
+    /// If a collector cannot take it over.
+    fn publish(&mut self, _policy: &Policy) -> Result<()> {
         Ok(())
     }
 
-    /// Makes this policy the one that the next samples come from.
-    fn publish(&mut self, policy: &Policy) -> Result<()>;
+    /// Returns the samples that a step needs.
+    ///
+    /// # Errors
+    /// If existing groups cannot be read, or there are none.
+    fn request(&mut self, context: &StepContext<'_>) -> Result<StepRequest>;
 
-    /// The samples of a step: the same ones if it is asked again after a crash.
-    fn step(&mut self, step: u64, schedule: &Schedule, desk: Desk<'_>) -> Result<StepSamples>;
+    /// Samples one round (from 0) of a step that has `groups` groups so far. Called only if the request asks for prompts.
+    ///
+    /// # Errors
+    /// If there is no prompt, or the sampling fails.
+    fn collect(
+        &mut self,
+        _request: &StepRequest,
+        _round: usize,
+        _groups: usize,
+        _progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Group>> {
+        Ok(Vec::new())
+    }
+
+    /// Selects the groups to train on from those that exist and those that the step sampled, and returns them with the
+    /// step's metrics.
+    ///
+    /// # Errors
+    /// If the fresh groups cannot be measured.
+    fn select(&mut self, request: StepRequest, fresh: Vec<ScoredGroup>) -> Result<StepSamples> {
+        Ok(StepSamples { fresh, chosen: Some(request.existing), metrics: request.metrics })
+    }
 }

@@ -25,7 +25,6 @@
 //! been published for language models: slices of groups and the tree of prefixes are choices of this implementation.
 //! The samples of a group are no longer independent, so a leave-one-out baseline is no longer exactly unbiased.
 
-use super::BehaviorPolicy;
 use super::visits::{PromptSamples, Visits};
 use crate::optimizer::{self, AdamW, AdamWConfig, Parameter, Role};
 use crate::{Error, Result};
@@ -327,13 +326,15 @@ fn prompt_samples<'a>(prompt: &'a [Token], samples: &'a [Sample]) -> PromptSampl
     PromptSamples { prompt, completions: samples.iter().map(|sample| &sample.ids[..]).collect() }
 }
 
-impl BehaviorPolicy for Props {
-    fn slices(&self, group_size: usize) -> Vec<usize> {
+impl Props {
+    /// The number of samples of a group in each slice.
+    pub(super) fn slices(&self, group_size: usize) -> Vec<usize> {
         let (share, rest) = (group_size / self.slices, group_size % self.slices);
         (0..self.slices).map(|slice| share + usize::from(slice < rest)).collect()
     }
 
-    fn next(&self, policy: &Policy, groups: &[Group], seed: &Seed) -> Result<Policy> {
+    /// The policy that samples the next slice: `policy`, corrected for the sampling error of `groups`.
+    pub(super) fn next(&self, policy: &Policy, groups: &[Group], seed: &Seed) -> Result<Policy> {
         let temperature = groups.first().map_or(1.0, |group| group.settings.logprob_temperature());
         let sampled: Vec<PromptSamples<'_>> =
             groups.iter().map(|group| prompt_samples(&group.prompt_ids, &group.samples)).collect();
@@ -351,7 +352,8 @@ impl BehaviorPolicy for Props {
     /// | `behavior/sampling_error` | KL(empirical ‖ policy) at shared prefixes, in nats per sampled token |
     /// | `behavior/sampling_error_iid` | the same for independent samples from the policy at these prefixes |
     /// | `behavior/prefixes` | shared prefixes, among the first `positions` tokens; at most 256 |
-    fn measure(&self, policy: &Policy, groups: &[ScoredGroup], seed: &Seed) -> Result<Metrics> {
+    /// The sampling error of the groups of a step, under `behavior/*`.
+    pub(super) fn measure(&self, policy: &Policy, groups: &[ScoredGroup], seed: &Seed) -> Result<Metrics> {
         let temperature = groups.first().map_or(1.0, |group| group.group().settings.logprob_temperature());
         let sampled: Vec<PromptSamples<'_>> =
             groups.iter().map(|group| prompt_samples(&group.group().prompt_ids, &group.group().samples)).collect();

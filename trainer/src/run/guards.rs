@@ -69,9 +69,9 @@ impl Training<'_> {
                 "a guard rolls back to before step {since}, but checkpoint.keep left no checkpoint from then, so the run ends"
             ))?);
         };
-        self.learner.restore(Snapshot::read(&self.snapshots.path(good))?, &mut self.plan.policy)?;
-        self.plan.publish(self.state.step)?;
-        self.state.policy_hash.clone_from(&self.plan.policy.version().hash);
+        self.learner.restore(Snapshot::read(&self.snapshots.path(good))?, &mut self.policy)?;
+        self.publish(self.state.step)?;
+        self.state.policy_hash.clone_from(&self.policy.version().hash);
         self.state.guard.forget();
         self.state.guard.rate_scale *= self.config.guard.roll_back_rate;
         self.learner.scale_rate(self.state.guard.rate_scale);

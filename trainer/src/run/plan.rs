@@ -1,15 +1,14 @@
 //! What a config asks for, built: everything that the loop needs, or a sentence that says what is missing.
 
 use crate::algorithm::{self, Compares, Needs, Opponent, Reads, Samples};
-use crate::behavior;
 use crate::checkpoint::restore::start_from;
-use crate::config::{CollectorConfig, Config, Replay};
+use crate::config::{Config, Replay};
 use crate::evaluate::pool;
 use crate::evaluate::{Exam, HeldOut};
 use crate::grading::RewardModel;
 use crate::judge::Bench;
 use crate::judge::preference_model;
-use crate::sampling::{Examples, Offline, Past, Reader, Replayed, Rollouts, Source};
+use crate::sampling::{Examples, Fresh, Offline, Past, Reader, Replayed, RunContext, Source, replays};
 use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;
@@ -22,7 +21,7 @@ use schema::{Prompt, Seed};
 /// The parts of a run.
 pub(crate) struct Plan {
     pub(crate) policy: Policy,
-    pub(crate) source: Box<dyn Source>,
+    pub(crate) source: SourcePlan,
     pub(crate) reward: WeightedSum,
     pub(crate) judge: Option<Bench>,
     pub(crate) exam: Option<Exam>,
@@ -38,7 +37,8 @@ impl Plan {
         check_judge(config)?;
         pool::check(config)?;
         config.share.check()?;
-        let needs = algorithm::build(&config.algorithm)?.needs();
+        let algorithm = algorithm::build(&config.algorithm)?;
+        let needs = algorithm.needs();
         let reader = Reader::new(needs.samples, needs.max_length);
         let rows = reader.map_or(RowKind::Prompts, Reader::rows);
         let Sources { train, held_out } = config.prompts.open_rows(rows, &seed.child("prompts"))?;
@@ -61,36 +61,59 @@ impl Plan {
         let past = |replay: &Replay| Past::find(&config.store.url, &replay.run, policy.identity());
         let past = config.replay.as_ref().map(past).transpose()?;
         let offline = past.filter(|_| config.replay.as_ref().is_some_and(|replay| replay.offline));
-        let source: Box<dyn Source> = match (reader, offline) {
-            (Some(reader), _) => Box::new(Examples::new(prompts, reader, &policy)),
+        let source = match (reader, offline) {
+            (Some(reader), _) => SourcePlan::Examples(Examples::new(prompts, reader, &policy)),
             (None, Some(past)) => {
                 let group_size = if let Samples::Drawn { group_size } = needs.samples { group_size } else { 1 };
-                Box::new(Offline::new(past, rollout.prompts_per_step, group_size, seed.child("replay")))
+                SourcePlan::Offline(Offline::new(past, rollout.prompts_per_step, group_size, seed.child("replay")))
             }
-            (None, None) => {
-                let rollouts = Rollouts {
-                    collector: Box::new(Inline::new(&policy, rollout.engine.clone())),
-                    policy: policy.share(),
-                    opponent: needs.opponent.map(|opponent| opponent_of(&policy, opponent, config)),
-                    behavior: behavior::build(config.behavior.as_ref()),
-                    prompts,
-                    prompts_per_step: rollout.prompts_per_step,
-                    group_size: rollout.group_size,
-                    settings: rollout.sampler(),
-                    seed: seed.child("rollout"),
-                    lookahead: config.collector.as_ref().map_or(0, CollectorConfig::lookahead),
-                    last_step: config.steps,
-                };
-                Box::new(Replayed::new(rollouts, past, seed.child("replay")))
-            }
+            (None, None) => SourcePlan::Fresh {
+                prompts,
+                opponent: needs.opponent.map(|opponent| opponent_of(&policy, opponent, config)),
+                replays: replays(&*algorithm, config.steps),
+                past,
+            },
         };
         Ok(Self { policy, source, reward, judge, exam: exam.transpose()?, first_prompt })
     }
+}
 
-    /// Names the policy after the step that made it and samples from it from now on.
-    pub(crate) fn publish(&mut self, step: u64) -> Result<()> {
-        self.policy.set_version(step);
-        self.source.publish(&self.policy)
+/// Where samples come from, as far as it is known before the run has a folder.
+pub(super) enum SourcePlan {
+    /// A data set.
+    Examples(Examples),
+    /// The stored samples of another run.
+    Offline(Offline),
+    /// The policy.
+    Fresh {
+        prompts: Epochs,
+        /// Samples what the policy's own samples are compared with.
+        opponent: Option<Box<dyn Collector>>,
+        /// Whether the algorithm replays old groups in any step.
+        replays: bool,
+        /// Another run, whose groups are replayed too.
+        past: Option<Past>,
+    },
+}
+
+impl SourcePlan {
+    /// Opens the source of a run, which samples from `policy` until another is published.
+    ///
+    /// # Errors
+    /// If the collector cannot be opened.
+    pub(super) fn open(self, context: &RunContext<'_>, policy: &Policy) -> Result<Box<dyn Source>> {
+        Ok(match self {
+            Self::Examples(examples) => Box::new(examples),
+            Self::Offline(offline) => Box::new(offline),
+            Self::Fresh { prompts, opponent, replays, past } => {
+                let fresh = Fresh::open(context, prompts, opponent, policy)?;
+                if replays {
+                    Box::new(Replayed::new(fresh, past, Seed::new(context.config.seed).child("replay")))
+                } else {
+                    Box::new(fresh)
+                }
+            }
+        })
     }
 }
 

@@ -21,5 +21,27 @@ pub(crate) mod ranks;
 mod remote;
 mod worker;
 
-pub(crate) use remote::Remote;
 pub use worker::{Work, Worked, work};
+
+use super::RunContext;
+use crate::Result;
+use crate::config::CollectorConfig;
+use model::Policy;
+use ranks::RankCollector;
+use remote::Remote;
+use rollout::collector::{Collector, Inline};
+use std::rc::Rc;
+
+/// Opens the collector of a run, which samples from `policy` until another is published: workers if the config asks for
+/// them, all ranks if there are several, and this process otherwise.
+///
+/// # Errors
+/// If the policy cannot be published for workers.
+pub(crate) fn open(context: &RunContext<'_>, policy: &Policy) -> Result<Box<dyn Collector>> {
+    let local = || Inline::new(policy, context.config.rollout.engine.clone());
+    Ok(match (&context.config.collector, context.team) {
+        (Some(CollectorConfig::Remote(remote)), _) => Box::new(Remote::open(remote, context, policy, local())?),
+        (None, Some(team)) => Box::new(RankCollector::new(Rc::clone(team), local())),
+        (None, None) => Box::new(local()),
+    })
+}

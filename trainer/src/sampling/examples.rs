@@ -6,8 +6,8 @@
 //! rejected one and for a demonstration labelled false), and it does not go into the store, which holds what policies
 //! drew.
 
-use super::{Desk, Source, StepSamples};
-use crate::algorithm::{Samples, Schedule};
+use super::{Source, StepContext, StepRequest};
+use crate::algorithm::Samples;
 use crate::report::metrics;
 use crate::{Error, Result};
 use model::Policy;
@@ -32,12 +32,8 @@ impl Examples {
 }
 
 impl Source for Examples {
-    /// What is written does not depend on the policy.
-    fn publish(&mut self, _policy: &Policy) -> Result<()> {
-        Ok(())
-    }
-
-    fn step(&mut self, step: u64, _schedule: &Schedule, _desk: Desk<'_>) -> Result<StepSamples> {
+    fn request(&mut self, context: &StepContext<'_>) -> Result<StepRequest> {
+        let step = context.step;
         let Read { groups, cut, dropped } = self.reader.read(self.prompts.step(step)?, &self.policy)?;
         let mut metrics = Metrics::new();
         metrics.merge(metrics::lengths(&groups));
@@ -46,7 +42,7 @@ impl Source for Examples {
         if let Some(passes) = self.prompts.passes(step) {
             metrics.set("epoch", passes);
         }
-        Ok(StepSamples { chosen: Some(groups), metrics, ..StepSamples::default() })
+        Ok(StepRequest::existing(context, groups, metrics))
     }
 }
 

@@ -1,61 +1,124 @@
-//! Samples that the policy draws: asked of a collector, judged, and committed to the store before anything is learned
-//! from them. A resumed run finds the samples of a step that it has already paid for in the store.
+//! Fresh samples: asked of a collector, round after round, slice after slice of each group.
 //!
 //! Dynamic sampling (Q. Yu et al. 2025, DAPO, arXiv 2503.14476): a group whose rewards are all alike teaches nothing,
-//! so further prompts are asked, round by round, until the step has as many groups with a signal as it has prompts.
-//! What that cost is counted, and every group is kept in the store, with a signal or without.
+//! so further prompts are sampled, round by round, until as many groups carry a signal as the step has prompts. Every
+//! group is kept in the store, with a signal or without; `sampling/*` says what the rounds cost.
 //!
-//! Methods that compare the policy with another one get a second group for each prompt, right behind the policy's own.
+//! Methods that compare the policy with an opponent get a second group for each prompt, right behind the policy's own.
 
-use super::collector::ranks::Spread;
-use super::{Desk, Home, Source, StepSamples};
+use super::{RunContext, Source, StepContext, StepRequest, StepSamples, collector};
 use crate::Result;
 use crate::algorithm::Schedule;
 use crate::behavior::BehaviorPolicy;
 use crate::config::CollectorConfig;
 use crate::judge::comparisons;
 use crate::objective::has_signal;
-use crate::observer::Phase;
 use crate::report::metrics;
-use crate::sampling::collector::Remote;
 use model::Policy;
-use rollout::collector::{Address, Collector, Inline, Job};
+use rollout::collector::{Address, Collector, Job, Progress};
 use rollout::prompts::Epochs;
 use schema::{Group, Prompt, SamplerSettings, ScoredGroup, Seed};
-use std::rc::Rc;
-use std::time::Instant;
 
-/// Draws samples.
-pub(crate) struct Rollouts {
-    pub(crate) collector: Box<dyn Collector>,
-    /// Draws another group for each prompt, of the same size, for the policy to be compared with.
-    pub(crate) opponent: Option<Box<dyn Collector>>,
-    /// The policy that is trained.
-    pub(crate) policy: Policy,
-    /// Which policy draws, slice by slice of each group.
-    pub(crate) behavior: Box<dyn BehaviorPolicy>,
-    pub(crate) prompts: Epochs,
-    pub(crate) prompts_per_step: usize,
-    pub(crate) group_size: usize,
-    pub(crate) settings: SamplerSettings,
-    pub(crate) seed: Seed,
+/// Samples from the policy in training.
+pub(crate) struct Fresh {
+    collector: Box<dyn Collector>,
+    /// Samples another group for each prompt, of the same size, for the policy to be compared with.
+    opponent: Option<Box<dyn Collector>>,
+    /// The policy in training.
+    policy: Policy,
+    /// The policy that samples each slice of a group.
+    behavior: BehaviorPolicy,
+    prompts: Epochs,
+    prompts_per_step: usize,
+    group_size: usize,
+    settings: SamplerSettings,
+    seed: Seed,
     /// Steps beyond the present one that the collector is told of.
-    pub(crate) lookahead: u64,
+    lookahead: u64,
     /// The last step of the run.
-    pub(crate) last_step: u64,
+    last_step: u64,
 }
 
-impl Source for Rollouts {
-    fn begin(&mut self, home: &Home<'_>) -> Result<()> {
-        if let Some(CollectorConfig::Remote(remote)) = &home.config.collector {
-            self.collector = Box::new(Remote::open(remote, home, &self.policy)?);
-        } else if let Some(team) = home.team {
-            let local = Inline::new(&self.policy, home.config.rollout.engine.clone());
-            self.collector = Box::new(Spread::new(Rc::clone(team), local));
+impl Fresh {
+    /// Samples for the run of `context`, from `policy` until another is published.
+    ///
+    /// # Errors
+    /// If a collector cannot be opened or cannot take over the policy.
+    pub(crate) fn open(
+        context: &RunContext<'_>,
+        prompts: Epochs,
+        opponent: Option<Box<dyn Collector>>,
+        policy: &Policy,
+    ) -> Result<Self> {
+        let config = context.config;
+        let mut fresh = Self {
+            collector: collector::open(context, policy)?,
+            opponent,
+            policy: policy.share(),
+            behavior: BehaviorPolicy::new(config.behavior.as_ref()),
+            prompts,
+            prompts_per_step: config.rollout.prompts_per_step,
+            group_size: config.rollout.group_size,
+            settings: config.rollout.sampler(),
+            seed: Seed::new(config.seed).child("rollout"),
+            lookahead: config.collector.as_ref().map_or(0, CollectorConfig::lookahead),
+            last_step: config.steps,
+        };
+        if let Some(opponent) = &mut fresh.opponent {
+            opponent.publish(policy)?;
+        }
+        Ok(fresh)
+    }
+
+    /// Tells the collector of the steps after `step`, which it may begin with.
+    fn announce(&mut self, step: u64, prompts: usize) -> Result<()> {
+        for later in (step + 1..=self.last_step).take(self.lookahead as usize) {
+            let mut asked = self.prompts.step(later)?;
+            asked.truncate(prompts);
+            let address = Address { step: later, ..Address::default() };
+            self.collector.announce(&self.job(asked, self.group_size, self.seed.at(later), address))?;
         }
         Ok(())
     }
 
+    fn job(&self, prompts: Vec<Prompt>, group_size: usize, seed: Seed, address: Address) -> Job {
+        Job { prompts, group_size, settings: self.settings.clone(), seed, address }
+    }
+
+    /// Samples one group per prompt, slice by slice, and one of the opponent behind it, if there is one.
+    fn round(
+        &mut self,
+        prompts: &[Prompt],
+        seed: &Seed,
+        address: Address,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Group>> {
+        let slices = self.behavior.slices(self.group_size);
+        let mut groups: Vec<Group> = Vec::new();
+        for (slice, group_size) in (0..).zip(&slices) {
+            if slice > 0 {
+                let own = seed.child("behavior").at(slice);
+                self.collector.publish(&self.behavior.next(&self.policy, &groups, &own)?)?;
+            }
+            // The first slice is sampled as the whole group would be.
+            let seed = if slice == 0 { seed.clone() } else { seed.child("slice").at(slice) };
+            let job = self.job(prompts.to_vec(), *group_size, seed, address);
+            let sampled = self.collector.collect(job, progress)?;
+            join(&mut groups, sampled);
+        }
+        if slices.len() > 1 {
+            self.collector.publish(&self.policy)?;
+        }
+        let against = self.job(prompts.to_vec(), self.group_size, seed.child("opponent"), address);
+        if let Some(opponent) = &mut self.opponent {
+            let others = opponent.collect(against, progress)?;
+            groups = groups.into_iter().zip(others).flat_map(|(own, other)| [own, other]).collect();
+        }
+        Ok(groups)
+    }
+}
+
+impl Source for Fresh {
     fn publish(&mut self, policy: &Policy) -> Result<()> {
         if let Some(opponent) = &mut self.opponent {
             opponent.publish(policy)?;
@@ -64,127 +127,52 @@ impl Source for Rollouts {
         Ok(self.collector.publish(policy)?)
     }
 
-    fn step(&mut self, step: u64, schedule: &Schedule, desk: Desk<'_>) -> Result<StepSamples> {
-        self.fresh(step, self.prompts_per_step, schedule, desk)
+    fn request(&mut self, context: &StepContext<'_>) -> Result<StepRequest> {
+        Ok(StepRequest::sampled(context, self.prompts_per_step))
     }
-}
 
-impl Rollouts {
-    /// The samples of the first `prompts` prompts of a step.
-    pub(super) fn fresh(
+    fn collect(
         &mut self,
-        step: u64,
-        prompts: usize,
-        schedule: &Schedule,
-        mut desk: Desk<'_>,
-    ) -> Result<StepSamples> {
-        let drawn = if let Some(stored) = desk.store.step_groups(desk.run, step)? {
-            stored.into_iter().map(|group| group.scored).collect()
+        request: &StepRequest,
+        round: usize,
+        groups: usize,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Group>> {
+        let StepRequest { step, prompts, .. } = *request;
+        let (seed, number) = (self.seed.at(step), round as u64);
+        let (asked, seed) = if round == 0 {
+            self.announce(step, prompts)?;
+            (self.prompts.step(step)?, seed)
         } else {
-            let drawn = self.draw(step, prompts, schedule, &mut desk)?;
-            let _span = phase_span!("append");
-            desk.store.append_step(desk.run, step, &drawn, desk.adapter.as_deref())?;
-            drawn
+            (self.prompts.more(step, number)?, seed.child("more").at(number))
         };
-        let measured = self.behavior.measure(&self.policy, &drawn, &self.seed.at(step).child("behavior"))?;
-        let stale = staleness(&drawn, step).filter(|_| self.lookahead > 0);
-        let mut samples = samples(drawn, prompts, schedule, self.opponent.is_some());
+        let address = Address { step, place: groups, ..Address::default() };
+        self.round(&asked[..prompts], &seed, address, progress)
+    }
+
+    fn select(&mut self, request: StepRequest, fresh: Vec<ScoredGroup>) -> Result<StepSamples> {
+        let StepRequest { step, schedule, prompts, .. } = request;
+        let behavior = self.behavior.measure(&self.policy, &fresh, &self.seed.at(step).child("behavior"))?;
+        let stale = staleness(&fresh, step).filter(|_| self.lookahead > 0);
+        let mut samples = samples(fresh, prompts, &schedule, self.opponent.is_some());
         if let Some((mean, most)) = stale {
             samples.metrics.set("sampling/staleness_mean", mean);
             samples.metrics.set("sampling/staleness_max", most);
         }
-        samples.metrics.merge(measured);
-        samples.metrics.set("time/reward_s", desk.judging.as_secs_f64());
+        samples.metrics.merge(behavior);
         Ok(samples)
-    }
-
-    /// Draws round after round until enough groups carry a signal; a single round where that does not matter.
-    fn draw(
-        &mut self,
-        step: u64,
-        prompts: usize,
-        schedule: &Schedule,
-        desk: &mut Desk<'_>,
-    ) -> Result<Vec<ScoredGroup>> {
-        let seed = self.seed.at(step);
-        for later in (step + 1..=self.last_step).take(self.lookahead as usize) {
-            let mut asked = self.prompts.step(later)?;
-            asked.truncate(prompts);
-            let address = Address { step: later, ..Address::default() };
-            self.collector.announce(&self.job(asked, self.group_size, self.seed.at(later), address))?;
-        }
-        let first = self.prompts.step(step)?;
-        let address = Address { step, ..Address::default() };
-        let mut drawn = self.round(&first[..prompts], &seed, address, desk)?;
-        for round in 1..schedule.max_rounds as u64 {
-            if drawn.iter().filter(|group| has_signal(&group.rewards())).count() >= prompts {
-                break;
-            }
-            let more = self.prompts.more(step, round)?;
-            let address = Address { place: drawn.len(), ..address };
-            drawn.extend(self.round(&more[..prompts], &seed.child("more").at(round), address, desk)?);
-        }
-        Ok(drawn)
-    }
-
-    fn job(&self, prompts: Vec<Prompt>, group_size: usize, seed: Seed, address: Address) -> Job {
-        Job { prompts, group_size, settings: self.settings.clone(), seed, address }
-    }
-
-    fn round(
-        &mut self,
-        prompts: &[Prompt],
-        seed: &Seed,
-        address: Address,
-        desk: &mut Desk<'_>,
-    ) -> Result<Vec<ScoredGroup>> {
-        let observer = &mut *desk.observer;
-        observer.phase(Phase::Sampling);
-        let collecting = phase_span!("collect");
-        let slices = self.behavior.slices(self.group_size);
-        let mut groups: Vec<Group> = Vec::new();
-        for (slice, group_size) in (0..).zip(&slices) {
-            if slice > 0 {
-                let own = seed.child("behavior").at(slice);
-                self.collector.publish(&self.behavior.next(&self.policy, &groups, &own)?)?;
-            }
-            // The first slice is drawn as the whole group would be.
-            let seed = if slice == 0 { seed.clone() } else { seed.child("slice").at(slice) };
-            let job = self.job(prompts.to_vec(), *group_size, seed, address);
-            let drawn = self.collector.collect(job, &mut |progress| observer.progress(Phase::Sampling, progress))?;
-            join(&mut groups, drawn);
-        }
-        if slices.len() > 1 {
-            self.collector.publish(&self.policy)?;
-        }
-        let against = self.job(prompts.to_vec(), self.group_size, seed.child("opponent"), address);
-        if let Some(opponent) = &mut self.opponent {
-            let others = opponent.collect(against, &mut |progress| observer.progress(Phase::Sampling, progress))?;
-            groups = groups.into_iter().zip(others).flat_map(|(own, other)| [own, other]).collect();
-        }
-        drop(collecting);
-        observer.phase(Phase::Scoring);
-        let _span = phase_span!("reward");
-        let judging = Instant::now();
-        let scored = desk.reward.score(groups)?;
-        let judged = match &mut desk.judge {
-            Some(bench) => bench.hear(scored)?,
-            None => scored,
-        };
-        desk.judging += judging.elapsed();
-        Ok(judged)
     }
 }
 
-/// How many versions behind the policy of this step the groups were drawn: in the mean and at most.
+/// The mean and the largest age of the groups' policies, in versions before the policy of this step.
 fn staleness(groups: &[ScoredGroup], step: u64) -> Option<(f64, f64)> {
     let ages: Vec<f64> =
         groups.iter().map(|group| (step - 1).saturating_sub(group.group().policy.version) as f64).collect();
     (!ages.is_empty()).then(|| (metrics::mean(&ages), ages.iter().copied().fold(0.0, f64::max)))
 }
 
-/// Adds the samples of a further slice to each group, which bears the name of the policy that is trained: whoever drew
-/// them, their log-probabilities stand beside their tokens.
+/// Adds the samples of a further slice to each group. The group keeps the version of the policy in training; the
+/// log-probabilities beside the tokens are those of the policy that sampled them.
 fn join(groups: &mut Vec<Group>, slice: Vec<Group>) {
     if groups.is_empty() {
         *groups = slice;
@@ -195,8 +183,8 @@ fn join(groups: &mut Vec<Group>, slice: Vec<Group>) {
     }
 }
 
-/// What is learned from, of what a step asking `prompts` prompts at a time drew, and what is worth knowing about it.
-/// Where there are `opponents`, the metrics of the policy's own samples go without a prefix.
+/// Selects the groups to train on from those of a step with `prompts` prompts in each round, and returns them with their
+/// metrics. With `opponents`, the metrics of the policy's own samples have no prefix.
 fn samples(fresh: Vec<ScoredGroup>, prompts: usize, schedule: &Schedule, opponents: bool) -> StepSamples {
     let mut metrics = if opponents {
         let (own, others) = with_opponents(&fresh);

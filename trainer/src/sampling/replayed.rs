@@ -1,44 +1,63 @@
 //! Old groups in the place of fresh ones (ReMix: Liang et al. 2025, arXiv 2507.06892).
 //!
-//! A step that its schedule gives a share `p` of old groups asks `(1 − p) B` prompts instead of `B`, and takes the rest
-//! from what the run has stored in the last few steps: whole groups, each equally likely, none twice in a step. What
-//! the window cannot supply (the first step has no past) is drawn. Every old sample brings the log-probabilities of the
-//! policy that drew it.
+//! A step whose schedule replays a share `p` samples for `(1 − p) B` prompts instead of `B`, and takes the rest from the
+//! groups that the run stored in the last few steps: whole groups, each equally likely, none twice in a step. Groups that
+//! the window cannot supply (the first step has no past) are sampled. Every old sample brings the log-probabilities of
+//! the policy that sampled it.
 //!
-//! Groups whose rewards are all alike, and groups with an empty completion, are never replayed: they would take the
-//! place of samples that teach something.
+//! Groups whose rewards are all alike, and groups with an empty completion, are never replayed: they teach nothing.
 //!
-//! A run may begin with what another run has paid for: as long as its own past is too short, the rest comes from there
-//! ([`Past`]). Those groups keep the run and the policy that drew them, and both must stand on the same base model.
+//! A run may begin with the samples of another run: as long as its own past is too short, the rest comes from there
+//! ([`Past`]). Those groups keep the run and the policy that sampled them, and both runs must have the same base model.
 //!
-//! The draw depends on the seed, the step and the samples of earlier steps, all of which a resumed run has: the store
-//! only grows.
+//! The selection depends on the seed, the step and the samples of earlier steps, all of which a resumed run has: the
+//! store only grows.
 
-use super::{Desk, Home, Rollouts, Source, StepSamples};
-use crate::algorithm::{Replay, Schedule};
+use super::{Fresh, Source, StepContext, StepRequest, StepSamples};
+use crate::algorithm::{Algorithm, Replay};
 use crate::objective::has_signal;
 use crate::report::metrics;
 use crate::{Error, Result};
 use model::Policy;
-use schema::{Metrics, Sample, ScoredGroup, Seed};
+use rollout::collector::Progress;
+use schema::{Group, Metrics, Sample, ScoredGroup, Seed};
 use store::replay::Uniform;
 use store::{ReplaySampler, ReplayedGroup, RunId, RunStatus, Store};
 
-/// Draws samples, or takes old ones where the schedule says so. Fresh groups come first.
+/// Whether an algorithm replays groups in any step of a run of `steps` steps.
+pub(crate) fn replays(algorithm: &dyn Algorithm, steps: u64) -> bool {
+    (1..=steps).any(|step| algorithm.schedule(step).replay.is_some())
+}
+
+/// Fresh samples, and old ones where the schedule replays. Fresh groups come first.
 pub(crate) struct Replayed {
-    rollouts: Rollouts,
+    fresh: Fresh,
     past: Option<Past>,
     seed: Seed,
 }
 
 impl Replayed {
-    /// `rollouts` draws what is fresh, and `past` is another run's; `seed` decides which old groups come back.
-    pub(crate) fn new(rollouts: Rollouts, past: Option<Past>, seed: Seed) -> Self {
-        Self { rollouts, past, seed }
+    /// `past` supplies groups while the run's own past is too short; `seed` decides which old groups come back.
+    pub(crate) fn new(fresh: Fresh, past: Option<Past>, seed: Seed) -> Self {
+        Self { fresh, past, seed }
+    }
+
+    /// The old groups of a step that samples for `prompts` prompts otherwise.
+    fn old(&self, context: &StepContext<'_>, replay: &Replay, prompts: usize) -> Result<Vec<ReplayedGroup>> {
+        let StepContext { step, store, run, .. } = *context;
+        let (wanted, seed) = (wanted(replay, prompts), self.seed.at(step));
+        let teaches = |group: &ScoredGroup| teaches(group, replay);
+        let own = store::replay::Source::of(store, run, step).within(replay.window);
+        let mut old = select(&own, wanted, &seed, &teaches)?;
+        if let Some(past) = self.past.filter(|_| old.len() < wanted) {
+            let other = past.source(store, run)?;
+            old.extend(select(&other, wanted - old.len(), &seed.child("other run"), &teaches)?);
+        }
+        Ok(old)
     }
 }
 
-/// What another run has stored.
+/// The stored samples of another run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Past(RunId);
 
@@ -69,34 +88,45 @@ impl Past {
 }
 
 impl Source for Replayed {
-    fn begin(&mut self, home: &Home<'_>) -> Result<()> {
-        self.rollouts.begin(home)
-    }
-
     fn publish(&mut self, policy: &Policy) -> Result<()> {
-        self.rollouts.publish(policy)
+        self.fresh.publish(policy)
     }
 
-    fn step(&mut self, step: u64, schedule: &Schedule, desk: Desk<'_>) -> Result<StepSamples> {
-        let Some(replay) = schedule.replay else { return self.rollouts.step(step, schedule, desk) };
-        let groups = self.rollouts.prompts_per_step;
-        let (wanted, seed) = (wanted(&replay, groups), self.seed.at(step));
-        let teaches = |group: &ScoredGroup| teaches(group, &replay);
-        let own = store::replay::Source::of(desk.store, desk.run, step).within(replay.window);
-        let mut old = select(&own, wanted, &seed, &teaches)?;
-        if let Some(past) = self.past.filter(|_| old.len() < wanted) {
-            let other = past.source(desk.store, desk.run)?;
-            old.extend(select(&other, wanted - old.len(), &seed.child("other run"), &teaches)?);
+    fn request(&mut self, context: &StepContext<'_>) -> Result<StepRequest> {
+        let mut request = self.fresh.request(context)?;
+        if let Some(replay) = &context.schedule.replay {
+            let old = self.old(context, replay, request.prompts)?;
+            request.prompts -= old.len();
+            request.metrics = store::replay::metrics(&old);
+            request.existing = old.into_iter().map(|group| group.stored.scored).collect();
         }
-        let mut samples = self.rollouts.fresh(step, groups - old.len(), schedule, desk)?;
-        samples.metrics.merge(metrics(&old, samples.trained()));
-        let old = old.into_iter().map(|group| group.stored.scored);
-        samples.chosen = Some(samples.trained().iter().cloned().chain(old).collect());
+        Ok(request)
+    }
+
+    fn collect(
+        &mut self,
+        request: &StepRequest,
+        round: usize,
+        groups: usize,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Group>> {
+        self.fresh.collect(request, round, groups, progress)
+    }
+
+    fn select(&mut self, mut request: StepRequest, fresh: Vec<ScoredGroup>) -> Result<StepSamples> {
+        let replays = request.schedule.replay.is_some();
+        let (old, replayed) = (std::mem::take(&mut request.existing), std::mem::take(&mut request.metrics));
+        let mut samples = self.fresh.select(request, fresh)?;
+        if replays {
+            samples.metrics.merge(replayed);
+            samples.metrics.merge(fresh_metrics(samples.trained()));
+            samples.chosen = Some(samples.trained().iter().cloned().chain(old).collect());
+        }
         Ok(samples)
     }
 }
 
-/// How many of `groups` groups are to be old ones; at least one is fresh.
+/// The number of old groups among `groups`; at least one is fresh.
 fn wanted(replay: &Replay, groups: usize) -> usize {
     ((replay.share * groups as f64).round() as usize).min(groups.saturating_sub(1))
 }
@@ -127,19 +157,21 @@ fn teaches(group: &ScoredGroup, replay: &Replay) -> bool {
     signal && !group.group().samples.iter().any(Sample::is_empty)
 }
 
+/// The metrics of the fresh groups of a step that replays; those of the old ones are [`store::replay::metrics`].
+///
 /// | metric | meaning |
 /// |---|---|
-/// | `replay/groups`, `replay/samples` | old groups and samples that the step learns from |
-/// | `replay/fresh_groups`, `replay/fresh_samples` | drawn ones |
-/// | `replay/age_mean`, `replay/age_max` | how many steps ago the old ones were drawn |
-fn metrics(old: &[ReplayedGroup], fresh: &[ScoredGroup]) -> Metrics {
-    let mut metrics = store::replay::metrics(old);
+/// | `replay/groups`, `replay/samples` | old groups and samples that the step trains on |
+/// | `replay/fresh_groups`, `replay/fresh_samples` | fresh ones |
+/// | `replay/age_mean`, `replay/age_max` | steps since the old ones were sampled |
+fn fresh_metrics(fresh: &[ScoredGroup]) -> Metrics {
+    let mut metrics = Metrics::new();
     metrics.set("replay/fresh_groups", fresh.len() as f64);
     metrics.set("replay/fresh_samples", fresh.iter().map(|group| group.group().samples.len()).sum::<usize>() as f64);
     metrics
 }
 
-/// Learns from another run's samples alone: nothing is drawn.
+/// Samples of another run alone: nothing is sampled.
 ///
 /// Each step takes `groups` groups of that run, each equally likely and none twice in the step, of those whose rewards
 /// differ and that have no empty completion.
@@ -159,23 +191,21 @@ impl Offline {
 }
 
 impl Source for Offline {
-    fn publish(&mut self, _policy: &Policy) -> Result<()> {
-        Ok(())
-    }
-
-    fn step(&mut self, step: u64, _schedule: &Schedule, desk: Desk<'_>) -> Result<StepSamples> {
+    fn request(&mut self, context: &StepContext<'_>) -> Result<StepRequest> {
+        let StepContext { step, store, run, .. } = *context;
         let replay = Replay { share: 1.0, window: 0, only_with_signal: self.group_size > 1 };
         let worth = |group: &ScoredGroup| group.group().samples.len() >= self.group_size && teaches(group, &replay);
-        let old = select(&self.past.source(desk.store, desk.run)?, self.groups, &self.seed.at(step), &worth)?;
+        let old = select(&self.past.source(store, run)?, self.groups, &self.seed.at(step), &worth)?;
         if old.is_empty() {
             return Err(Error::input(
                 "replay.run: that run holds no group whose samples have different rewards, so nothing can be learned from it",
             ));
         }
-        let mut metrics = metrics(&old, &[]);
-        let chosen: Vec<ScoredGroup> = old.into_iter().map(|group| group.stored.scored).collect();
-        metrics.merge(metrics::samples(&chosen));
-        Ok(StepSamples { fresh: Vec::new(), chosen: Some(chosen), metrics })
+        let mut metrics = store::replay::metrics(&old);
+        metrics.merge(fresh_metrics(&[]));
+        let existing: Vec<ScoredGroup> = old.into_iter().map(|group| group.stored.scored).collect();
+        metrics.merge(metrics::samples(&existing));
+        Ok(StepRequest::existing(context, existing, metrics))
     }
 }
 
@@ -248,7 +278,8 @@ mod tests {
         let (_folder, store, run) = stored();
         let own = store::replay::Source::of(&store, run, 4).within(2);
         let old = select(&own, 4, &Seed::new(0), &|group| teaches(group, &REPLAY)).unwrap();
-        let metrics = metrics(&old, &scored(&[&[1.0]]));
+        let mut metrics = store::replay::metrics(&old);
+        metrics.merge(fresh_metrics(&scored(&[&[1.0]])));
         // the two groups of step 3 and the two of step 2, seen from step 4
         let expected = [
             ("replay/age_max", 2.0),

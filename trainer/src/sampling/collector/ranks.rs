@@ -9,18 +9,18 @@ use std::rc::Rc;
 
 /// The collector of rank 0. A prompt's seed depends on its place in the job alone, so the samples are those that one
 /// process would draw.
-pub(crate) struct Spread {
+pub(crate) struct RankCollector {
     team: Rc<Team>,
     local: Inline,
 }
 
-impl Spread {
+impl RankCollector {
     pub(crate) fn new(team: Rc<Team>, local: Inline) -> Self {
         Self { team, local }
     }
 }
 
-impl Collector for Spread {
+impl Collector for RankCollector {
     fn publish(&mut self, policy: &Policy) -> rollout::Result<()> {
         self.local.publish(policy)
     }

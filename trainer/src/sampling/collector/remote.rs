@@ -3,7 +3,7 @@
 use super::publication::Publications;
 use super::{job, lease};
 use crate::config::{RemoteConfig, WithoutWorkers};
-use crate::sampling::Home;
+use crate::sampling::RunContext;
 use crate::{Error, Result};
 use model::Policy;
 use rollout::collector::{Collector, Inline, Job, Progress};
@@ -30,15 +30,20 @@ pub(crate) struct Remote {
 
 impl Remote {
     /// Publishes the policy that the run begins with.
-    pub(crate) fn open(config: &RemoteConfig, home: &Home<'_>, policy: &Policy) -> Result<Self> {
+    pub(super) fn open(
+        config: &RemoteConfig,
+        context: &RunContext<'_>,
+        policy: &Policy,
+        local: Inline,
+    ) -> Result<Self> {
         let mut remote = Self {
             config: config.clone(),
             // A handle of its own, so that it can wait while others ask.
-            store: Store::open_existing(&home.config.store.url)?,
-            run: home.run,
+            store: Store::open_existing(&context.config.store.url)?,
+            run: context.run,
             identity: policy.identity().to_owned(),
-            publications: Publications::new(home.folder, home.shared.cloned())?,
-            local: Inline::new(policy, home.config.rollout.engine.clone()),
+            publications: Publications::new(context.folder, context.shared.cloned())?,
+            local,
             told: false,
         };
         remote.share(policy)?;
