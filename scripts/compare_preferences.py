@@ -244,11 +244,11 @@ url = "sqlite://{self.folder / 'samples.db'}"
         self.run("draw", text)
         # A tie has no better answer, so the pair is left out.
         rows = self.query(
-            "SELECT p.json AS prompt, a.text AS chosen, b.text AS rejected, r.value AS wins FROM rewards r"
-            " JOIN samples a ON a.id = r.sample_id JOIN groups g ON g.id = a.group_id JOIN prompts p ON p.id = g.prompt_id"
+            "SELECT p.json AS prompt, a.text AS chosen, b.text AS rejected, c.win AS wins FROM comparisons c"
+            " JOIN samples a ON a.id = c.sample_id JOIN groups g ON g.id = a.group_id JOIN prompts p ON p.id = g.prompt_id"
             " JOIN runs ON runs.id = g.run_id AND runs.name = 'draw'"
-            " JOIN samples b ON b.group_id = a.group_id AND b.place = 1 - a.place"
-            " WHERE r.name = 'beats_' || b.place AND r.value > 0.5 ORDER BY a.id"
+            " JOIN samples b ON b.group_id = a.group_id AND b.place = c.rival_place"
+            " WHERE c.rival = 'own' AND c.win > 0.5 ORDER BY a.id"
         )
         if not rows:
             sys.exit(f"{self.folder}: the judge told no two answers of the base model apart")

@@ -1,6 +1,6 @@
 //! What can go wrong in this crate.
 //!
-//! A sample that cannot be judged is no error: it gets a [`Judgement::Unjudged`](crate::Judgement::Unjudged) with a
+//! A sample that cannot be judged is no error: it gets a [`Grade::Missing`](schema::Grade::Missing) with a
 //! reason, and the others of its batch keep their values.
 
 use thiserror::Error;

@@ -26,8 +26,7 @@ pub use config::{Config, OpenJudge};
 pub use endpoint::{Config as EndpointConfig, Endpoint};
 pub use fair::Fair;
 
-use crate::Judgement;
-use schema::{Group, Sample};
+use schema::{Grade, Group, Sample};
 
 /// One side of a comparison: a sample in its group.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +62,7 @@ pub trait Judge {
 
     /// For each pair the probability, in [0, 1], that the first beats the second, 0.5 being a draw, or the reason why the
     /// judge cannot say. One entry per pair, in order.
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement>;
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade>;
 }
 
 #[cfg(test)]

@@ -30,5 +30,5 @@ mod tests;
 pub use config::{Config, ModelConfig, OpenModel, build, build_with};
 pub use error::{Error, Result};
 pub use judge::{Contestant, Judge};
-pub use reward::{Judgement, Reward, fingerprint};
+pub use reward::{Reward, fingerprint};
 pub use weighted_sum::{Term, WeightedSum, metrics};

@@ -1,51 +1,9 @@
-//! The door of this crate: a reward judges samples, and says so when it cannot.
+//! The trait of reward functions, and the helpers that the rules share.
 
-use schema::{Group, PartStatus, Sample};
+use schema::{Grade, Group, Sample};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::ops::RangeInclusive;
-
-/// What a reward says about one sample.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Judgement {
-    /// The sample's value: a finite number.
-    Value(f32),
-    /// The reward does not apply to this sample (TRL's `None`), or failed to judge it; the text says why.
-    Unjudged(String),
-}
-
-impl Judgement {
-    /// A value, or unjudged if the number is not finite: a NaN must not reach a mean.
-    pub fn of(value: f32) -> Self {
-        if value.is_finite() { Self::Value(value) } else { Self::unjudged(format!("the value {value} is not finite")) }
-    }
-
-    /// One if right, zero if wrong.
-    pub fn right(right: bool) -> Self {
-        Self::Value(if right { 1.0 } else { 0.0 })
-    }
-
-    /// No value, for this reason.
-    pub fn unjudged(reason: impl Into<String>) -> Self {
-        Self::Unjudged(reason.into())
-    }
-
-    /// The value, if there is one.
-    pub fn value(&self) -> Option<f32> {
-        match self {
-            Self::Value(value) => Some(*value),
-            Self::Unjudged(_) => None,
-        }
-    }
-
-    /// Value and status in the form that verdicts keep.
-    pub(crate) fn into_part(self) -> (Option<f32>, PartStatus) {
-        match self {
-            Self::Value(value) => (Some(value), PartStatus::Judged),
-            Self::Unjudged(reason) => (None, PartStatus::Unjudged(reason)),
-        }
-    }
-}
 
 /// A reward function: samples in, one judgement per sample out.
 pub trait Reward {
@@ -62,7 +20,7 @@ pub trait Reward {
 
     /// Judges every sample of every group: one list per group, with one judgement per sample, in order. All groups of
     /// a step come in one call, so that a program or a network can be run once for all of them.
-    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>>;
+    fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>>;
 }
 
 /// A version made of the code's revision, which its author raises, and the first eight hexadecimal digits of the
@@ -74,7 +32,7 @@ pub fn fingerprint(revision: u32, settings: &impl Serialize) -> String {
 }
 
 /// Judges samples one by one: what all rules but external ones do.
-pub(crate) fn each(groups: &[Group], judge: impl Fn(&Group, &Sample) -> Judgement) -> Vec<Vec<Judgement>> {
+pub(crate) fn each(groups: &[Group], judge: impl Fn(&Group, &Sample) -> Grade) -> Vec<Vec<Grade>> {
     groups.iter().map(|group| group.samples.iter().map(|sample| judge(group, sample)).collect()).collect()
 }
 
@@ -84,13 +42,13 @@ pub(crate) fn against_answer<A>(
     groups: &[Group],
     prepare: impl Fn(&str) -> A,
     right: impl Fn(&A, &str) -> bool,
-) -> Vec<Vec<Judgement>> {
+) -> Vec<Vec<Grade>> {
     let judge = |group: &Group| match &group.prompt.answer {
         Some(answer) => {
             let answer = prepare(answer);
-            group.samples.iter().map(|sample| Judgement::right(right(&answer, &sample.text))).collect()
+            group.samples.iter().map(|sample| Grade::correct(right(&answer, &sample.text))).collect()
         }
-        None => vec![Judgement::unjudged("the prompt has no answer"); group.samples.len()],
+        None => vec![Grade::missing("the prompt has no answer"); group.samples.len()],
     };
     groups.iter().map(judge).collect()
 }
@@ -98,13 +56,6 @@ pub(crate) fn against_answer<A>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_not_finite_is_not_a_value() {
-        assert_eq!(Judgement::of(0.5).value(), Some(0.5));
-        assert_eq!(Judgement::of(f32::NAN).value(), None);
-        assert_eq!(Judgement::of(f32::INFINITY).into_part().0, None);
-    }
 
     #[test]
     fn a_fingerprint_follows_revision_and_settings() {

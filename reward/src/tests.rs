@@ -25,7 +25,7 @@ fn sample(text: &str) -> Sample {
 
 /// The values of a group's samples.
 pub(crate) fn values(reward: &mut impl Reward, group: &Group) -> Vec<Option<f32>> {
-    reward.score(std::slice::from_ref(group))[0].iter().map(crate::Judgement::value).collect()
+    reward.grade(std::slice::from_ref(group))[0].iter().map(schema::Grade::value).collect()
 }
 
 /// Every rule with its default settings, completed where the rule means nothing without a setting.
@@ -120,7 +120,7 @@ fn every_rule_is_total_and_stays_in_its_range() {
         let groups = [group("What is 7+15?", Some("22"), &texts), group("Name it.", Some("\\frac{"), &texts)];
         let open = [group("Sing!", None, &texts), group("", Some(""), &[])];
         for group in groups.into_iter().chain(open) {
-            let judged = rule.score(std::slice::from_ref(&group));
+            let judged = rule.grade(std::slice::from_ref(&group));
             assert_eq!(judged.len(), 1, "{}", rule.name());
             assert_eq!(judged[0].len(), group.samples.len(), "{}", rule.name());
             for (value, text) in judged[0].iter().zip(&texts) {
@@ -129,7 +129,7 @@ fn every_rule_is_total_and_stays_in_its_range() {
                 assert!(in_range, "{} gives {value:?} to {shown:?}", rule.name());
             }
         }
-        assert!(rule.score(&[]).is_empty(), "{}", rule.name());
+        assert!(rule.grade(&[]).is_empty(), "{}", rule.name());
     }
 }
 
@@ -138,10 +138,10 @@ fn every_rule_judges_alike_twice_and_alone() {
     let texts = ["22", "the answer is 21", "<think>a</think><answer>22</answer>", "a a a a a a"];
     for config in every_rule() {
         let mut rule = config.build().unwrap();
-        let together = rule.score(&[group("", Some("22"), &texts)]);
-        assert_eq!(together, rule.score(&[group("", Some("22"), &texts)]), "{}", rule.name());
+        let together = rule.grade(&[group("", Some("22"), &texts)]);
+        assert_eq!(together, rule.grade(&[group("", Some("22"), &texts)]), "{}", rule.name());
         for (text, judged) in texts.iter().zip(&together[0]) {
-            assert_eq!(rule.score(&[group("", Some("22"), &[text])])[0][0], *judged, "{} on {text:?}", rule.name());
+            assert_eq!(rule.grade(&[group("", Some("22"), &[text])])[0][0], *judged, "{} on {text:?}", rule.name());
         }
     }
 }

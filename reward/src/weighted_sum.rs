@@ -4,7 +4,7 @@
 //! ([`schema::Verdict::total`]). A part that carries weight and could not be judged leaves the whole sample unjudged.
 
 use crate::{Error, Result, Reward};
-use schema::{COMPARISON, Group, Metrics, Part, ScoredGroup, Verdict};
+use schema::{GradedGroup, Group, Metrics, RewardPart, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One reward of the sum.
@@ -29,11 +29,6 @@ impl WeightedSum {
         for Term { name, weight, .. } in &terms {
             if name.is_empty() || name.contains(['/', '\n']) {
                 return Err(Error::input(format!("reward `{name}`: a name must not be empty nor hold a slash")));
-            }
-            if name.starts_with(COMPARISON) {
-                return Err(Error::input(format!(
-                    "reward `{name}`: names that begin with `{COMPARISON}` are those of comparisons; give it another `name`"
-                )));
             }
             if !names.insert(name) {
                 return Err(Error::input(format!("two rewards are called `{name}`; give one of them a `name`")));
@@ -60,24 +55,23 @@ impl WeightedSum {
 
     /// Judges groups: each reward sees all of them in one call. Fails only if a reward does not return exactly one
     /// judgement per sample.
-    pub fn score(&mut self, groups: Vec<Group>) -> Result<Vec<ScoredGroup>> {
+    pub fn grade(&mut self, groups: Vec<Group>) -> Result<Vec<GradedGroup>> {
         let mut verdicts: Vec<Vec<Verdict>> =
-            groups.iter().map(|group| vec![Verdict { parts: Vec::new() }; group.samples.len()]).collect();
+            groups.iter().map(|group| vec![Verdict::default(); group.samples.len()]).collect();
         for Term { name, weight, reward } in &mut self.terms {
-            let judgements = reward.score(&groups);
-            let fits = judgements.len() == groups.len()
-                && judgements.iter().zip(&groups).all(|(judged, group)| judged.len() == group.samples.len());
+            let grades = reward.grade(&groups);
+            let fits = grades.len() == groups.len()
+                && grades.iter().zip(&groups).all(|(graded, group)| graded.len() == group.samples.len());
             if !fits {
                 return Err(Error::runtime(format!("reward `{name}` must return one judgement per sample")));
             }
             let version = reward.version();
-            for (verdict, judgement) in verdicts.iter_mut().flatten().zip(judgements.into_iter().flatten()) {
-                let (value, status) = judgement.into_part();
-                let part = Part { name: name.clone(), version: version.clone(), weight: *weight, value, status };
-                verdict.parts.push(part);
+            for (verdict, grade) in verdicts.iter_mut().flatten().zip(grades.into_iter().flatten()) {
+                let part = RewardPart { name: name.clone(), version: version.clone(), weight: *weight, grade };
+                verdict.rewards.push(part);
             }
         }
-        let scored = groups.into_iter().zip(verdicts).map(|(group, verdicts)| ScoredGroup::new(group, verdicts));
+        let scored = groups.into_iter().zip(verdicts).map(|(group, verdicts)| GradedGroup::new(group, verdicts));
         Ok(scored.collect::<std::result::Result<_, _>>()?)
     }
 }
@@ -85,11 +79,10 @@ impl WeightedSum {
 /// What each part did, over the samples that it judged: `rewards/<name>/mean`, `rewards/<name>/std` (with Bessel's
 /// correction, as in TRL; 0 for one sample) and `rewards/<name>/unjudged_fraction`. A part that judged nothing has no
 /// mean; comparisons are no rewards.
-pub fn metrics(scored: &[ScoredGroup]) -> Metrics {
+pub fn metrics(scored: &[GradedGroup]) -> Metrics {
     let mut values: BTreeMap<&str, Vec<Option<f64>>> = BTreeMap::new();
-    let parts = scored.iter().flat_map(ScoredGroup::verdicts).flat_map(|verdict| &verdict.parts);
-    for part in parts.filter(|part| !part.is_comparison()) {
-        values.entry(&part.name).or_default().push(part.value.map(f64::from));
+    for part in scored.iter().flat_map(GradedGroup::verdicts).flat_map(|verdict| &verdict.rewards) {
+        values.entry(&part.name).or_default().push(part.grade.value().map(f64::from));
     }
     let mut metrics = Metrics::new();
     for (name, values) in values {
@@ -110,10 +103,11 @@ pub fn metrics(scored: &[ScoredGroup]) -> Metrics {
 mod tests {
     use super::*;
     use crate::tests::group;
-    use crate::{Judgement, build, rule};
+    use crate::{build, rule};
+    use schema::Grade;
 
     /// Judges by a list, whatever the text.
-    struct Fixed(Vec<Vec<Judgement>>);
+    struct Fixed(Vec<Vec<Grade>>);
 
     impl Reward for Fixed {
         fn name(&self) -> &'static str {
@@ -122,13 +116,13 @@ mod tests {
         fn version(&self) -> String {
             "1".into()
         }
-        fn score(&mut self, _: &[Group]) -> Vec<Vec<Judgement>> {
+        fn grade(&mut self, _: &[Group]) -> Vec<Vec<Grade>> {
             self.0.clone()
         }
     }
 
     fn fixed(name: &str, weight: f64, values: &[Option<f32>]) -> Term {
-        let judge = |value: &Option<f32>| value.map_or(Judgement::unjudged("asleep"), Judgement::of);
+        let judge = |value: &Option<f32>| value.map_or(Grade::missing("asleep"), Grade::of);
         let reward = Box::new(Fixed(vec![values.iter().map(judge).collect()]));
         Term { name: name.into(), weight, reward }
     }
@@ -136,17 +130,17 @@ mod tests {
     #[test]
     fn the_total_is_the_sum_of_weighted_parts_and_the_parts_stay() {
         let terms = vec![fixed("a", 1.0, &[Some(1.0), Some(0.0)]), fixed("b", 0.5, &[Some(-1.0), None])];
-        let scored = WeightedSum::new(terms).unwrap().score(vec![group("", Some(""), &["x", "y"])]).unwrap();
+        let scored = WeightedSum::new(terms).unwrap().grade(vec![group("", Some(""), &["x", "y"])]).unwrap();
         assert_eq!(scored[0].rewards(), [Some(0.5), None]);
-        assert_eq!(scored[0].verdicts()[0].parts[1].value, Some(-1.0));
-        assert_eq!(scored[0].verdicts()[1].parts[1].status, schema::PartStatus::Unjudged("asleep".into()));
+        assert_eq!(scored[0].verdicts()[0].rewards[1].grade, Grade::Value(-1.0));
+        assert_eq!(scored[0].verdicts()[1].rewards[1].grade, Grade::missing("asleep"));
     }
 
     #[test]
     fn metrics_are_over_what_was_judged() {
         let term = fixed("a", 1.0, &[Some(1.0), Some(0.0), Some(0.5), None]);
         let texts = ["", "", "", ""];
-        let scored = WeightedSum::new(vec![term]).unwrap().score(vec![group("", None, &texts)]).unwrap();
+        let scored = WeightedSum::new(vec![term]).unwrap().grade(vec![group("", None, &texts)]).unwrap();
         let metrics = metrics(&scored);
         assert_eq!(metrics.get("rewards/a/mean"), Some(0.5));
         // The squared deviations 1/4 + 1/4 + 0, over 3 - 1, are 1/4.
@@ -157,7 +151,7 @@ mod tests {
     #[test]
     fn a_reward_that_miscounts_is_found_out() {
         let mut sum = WeightedSum::new(vec![fixed("a", 1.0, &[Some(1.0)])]).unwrap();
-        let error = sum.score(vec![group("", None, &["x", "y"])]).unwrap_err();
+        let error = sum.grade(vec![group("", None, &["x", "y"])]).unwrap_err();
         assert!(!error.is_input() && error.to_string().contains("one judgement per sample"), "{error}");
     }
 
@@ -179,7 +173,7 @@ mod tests {
         assert!(problem(&[config(None, f64::NAN)]).contains("not a finite number"));
         assert!(problem(&[config(None, 1.0), config(None, 1.0)]).contains("two rewards are called `math_answer`"));
         assert!(problem(&[config(Some("a/b"), 1.0)]).contains("slash"));
-        assert!(problem(&[config(Some("beats_1"), 1.0)]).contains("comparisons"));
+        assert_eq!(build(&[config(Some("beats_1"), 1.0)]).unwrap().terms().len(), 1);
         assert_eq!(build(&[config(None, 1.0), config(Some("again"), 1.0)]).unwrap().terms().len(), 2);
         let neither = crate::Config { rule: None, ..config(None, 1.0) };
         assert!(problem(&[neither]).contains("needs a `rule` or a `model`"));
@@ -197,18 +191,18 @@ mod tests {
         let mut asked = Vec::new();
         let mut open = |config: &crate::ModelConfig| {
             asked.push(config.path.clone());
-            Ok(Box::new(Fixed(vec![vec![Judgement::of(0.5)]])) as Box<dyn Reward>)
+            Ok(Box::new(Fixed(vec![vec![Grade::of(0.5)]])) as Box<dyn Reward>)
         };
         let mut sum = crate::build_with(&[config], &mut open).unwrap();
-        let scored = sum.score(vec![group("", None, &["x"])]).unwrap();
+        let scored = sum.grade(vec![group("", None, &["x"])]).unwrap();
         assert_eq!(scored[0].rewards(), [Some(1.0)]);
-        assert_eq!(scored[0].verdicts()[0].parts[0].name, "model");
+        assert_eq!(scored[0].verdicts()[0].rewards[0].name, "model");
         assert_eq!(asked, [std::path::PathBuf::from("runs/judge")]);
     }
 
     #[test]
     fn the_sum_of_nothing_judges_nothing() {
-        let scored = WeightedSum::nothing().score(vec![group("", None, &["x"])]).unwrap();
+        let scored = WeightedSum::nothing().grade(vec![group("", None, &["x"])]).unwrap();
         assert_eq!(scored[0].rewards(), [None]);
     }
 }

@@ -1,19 +1,19 @@
-//! The samples of one prompt, before and after judgement.
+//! The samples of one prompt, before and after grading.
 
 use crate::{PolicyVersion, Prompt, Sample, SamplerSettings, Token, Verdict};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The samples drawn for one prompt in one step by one policy. Nobody has judged them yet.
+/// The samples of one prompt in one step by one policy, not yet graded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
-    /// What was asked.
+    /// The prompt.
     pub prompt: Prompt,
     /// The prompt as tokens, chat template included: what the samples continue.
     pub prompt_ids: Vec<Token>,
-    /// The policy that drew every sample of the group.
+    /// The policy that sampled the group.
     pub policy: PolicyVersion,
-    /// How it drew them.
+    /// The settings that it sampled with.
     pub settings: SamplerSettings,
     /// The completions.
     pub samples: Vec<Sample>,
@@ -26,28 +26,32 @@ impl Group {
     }
 }
 
-/// Why a group could not be judged as a whole.
+/// The error of joining a group with verdicts that do not fit it.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum GroupError {
     /// There must be one verdict per sample.
     #[error("{verdicts} verdicts for {samples} samples; a reward must return one entry per completion")]
     VerdictCount {
-        /// How many verdicts came.
+        /// The number of verdicts.
         verdicts: usize,
-        /// How many samples there are.
+        /// The number of samples.
         samples: usize,
     },
 }
 
 /// A group whose samples have verdicts. Only this can be stored and trained on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ScoredGroup {
+pub struct GradedGroup {
     group: Group,
     verdicts: Vec<Verdict>,
 }
 
-impl ScoredGroup {
+impl GradedGroup {
     /// Joins a group with one verdict per sample.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the number of verdicts is not the number of samples.
     pub fn new(group: Group, verdicts: Vec<Verdict>) -> Result<Self, GroupError> {
         if verdicts.len() != group.samples.len() {
             return Err(GroupError::VerdictCount { verdicts: verdicts.len(), samples: group.samples.len() });
@@ -65,18 +69,18 @@ impl ScoredGroup {
         &self.verdicts
     }
 
-    /// The total reward of each sample; `None` where it could not be judged.
+    /// The total reward of each sample; `None` where it is ungraded.
     pub fn rewards(&self) -> Vec<Option<f32>> {
         self.verdicts.iter().map(Verdict::total).collect()
     }
 
-    /// The samples that could be judged, each with its reward and its place in the group.
-    pub fn judged(&self) -> impl Iterator<Item = (usize, &Sample, f32)> {
+    /// The graded samples, each with its index in the group and its reward.
+    pub fn graded(&self) -> impl Iterator<Item = (usize, &Sample, f32)> {
         self.group
             .samples
             .iter()
             .zip(&self.verdicts)
             .enumerate()
-            .filter_map(|(place, (sample, verdict))| verdict.total().map(|reward| (place, sample, reward)))
+            .filter_map(|(index, (sample, verdict))| verdict.total().map(|reward| (index, sample, reward)))
     }
 }

@@ -15,7 +15,7 @@
 use proxrl_store::replay::{Source, Stratified, Uniform};
 use proxrl_store::{NewRun, Recent, ReplaySampler, RunId, Store, Value};
 use schema::{
-    Finish, Group, Part, PartStatus, PolicyVersion, Prompt, Sample, SamplerSettings, ScoredGroup, Seed, Verdict,
+    Finish, Grade, GradedGroup, Group, PolicyVersion, Prompt, RewardPart, Sample, SamplerSettings, Seed, Verdict,
 };
 use std::error::Error;
 use std::fmt::Write as _;
@@ -58,7 +58,7 @@ fn append(samples: usize) -> Result<()> {
     const TOKENS: usize = 256;
     let steps = samples.div_ceil(ROWS).max(1) as u64;
     let folder = tempfile::tempdir()?;
-    let data: Vec<Vec<ScoredGroup>> = (1..=steps).map(|step| groups(step, TOKENS)).collect();
+    let data: Vec<Vec<GradedGroup>> = (1..=steps).map(|step| groups(step, TOKENS)).collect();
     let (ours, theirs) = (folder.path().join("ours.db"), folder.path().join("theirs.db"));
 
     let (store, run) = new_store(&ours)?;
@@ -151,7 +151,7 @@ fn draw(samples: usize) -> Result<()> {
         }
         report(name, drawn);
     }
-    let stuck: Vec<ScoredGroup> = groups(steps, TOKENS).iter().map(without_signal).collect::<Result<_>>()?;
+    let stuck: Vec<GradedGroup> = groups(steps, TOKENS).iter().map(without_signal).collect::<Result<_>>()?;
     let rule = Stratified { rows: 4, min_difference: 0.0 };
     let fill = times(&|| rule.fill(&source, &stuck, &Seed::new(1)).map(|_| ()), DRAWS)?;
     report("fill 64 groups, stratified", fill);
@@ -348,7 +348,7 @@ fn report(name: &str, mut times: Vec<f64>) {
 }
 
 /// The groups of a step: 256 prompts that come again and again, and completions of their own.
-fn groups(step: u64, tokens: usize) -> Vec<ScoredGroup> {
+fn groups(step: u64, tokens: usize) -> Vec<GradedGroup> {
     let seed = Seed::new(step);
     let group = |number: u64| {
         let own = seed.at(number);
@@ -364,14 +364,13 @@ fn groups(step: u64, tokens: usize) -> Vec<ScoredGroup> {
             }
         };
         let verdict = |place: u64| {
-            let part = |name: &str, value: f32| Part {
+            let part = |name: &str, value: f32| RewardPart {
                 name: name.into(),
                 version: "1-00000000".into(),
                 weight: 1.0,
-                value: Some(value),
-                status: PartStatus::Judged,
+                grade: Grade::Value(value),
             };
-            Verdict { parts: vec![part("answer", own.below(place, 2) as f32), part("format", 0.5)] }
+            Verdict::of_rewards(vec![part("answer", own.below(place, 2) as f32), part("format", 0.5)])
         };
         let drawn = Group {
             prompt: Prompt::user(format!("What is {asked} + {asked}? Think, then answer.")).with_answer("1"),
@@ -380,19 +379,19 @@ fn groups(step: u64, tokens: usize) -> Vec<ScoredGroup> {
             settings: SamplerSettings::default(),
             samples: (0..SAMPLES as u64).map(sample).collect(),
         };
-        ScoredGroup::new(drawn, (0..SAMPLES as u64).map(verdict).collect()).expect("one verdict per sample")
+        GradedGroup::new(drawn, (0..SAMPLES as u64).map(verdict).collect()).expect("one verdict per sample")
     };
     (0..GROUPS as u64).map(group).collect()
 }
 
 /// The same group with every reward alike.
-fn without_signal(scored: &ScoredGroup) -> Result<ScoredGroup> {
+fn without_signal(scored: &GradedGroup) -> Result<GradedGroup> {
     let verdicts = vec![scored.verdicts()[0].clone(); scored.verdicts().len()];
-    Ok(ScoredGroup::new(scored.group().clone(), verdicts)?)
+    Ok(GradedGroup::new(scored.group().clone(), verdicts)?)
 }
 
 /// The rows of these steps as plain SQL for the shell.
-fn script(data: &[Vec<ScoredGroup>]) -> String {
+fn script(data: &[Vec<GradedGroup>]) -> String {
     let mut sql = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;\n".to_owned();
     let mut prompts: Vec<String> = Vec::new();
     let (mut groups, mut samples) = (0, 0);
@@ -419,8 +418,8 @@ fn script(data: &[Vec<ScoredGroup>]) -> String {
                 rows[2].push(format!(
                     "({samples}, {groups}, {place}, {length}, 'eos', -1.0, '{text}', NULL, {ids}, {logprobs}, '{samples:064x}')"
                 ));
-                for (place, part) in verdict.parts.iter().enumerate() {
-                    let value = part.value.unwrap_or_default();
+                for (place, part) in verdict.rewards.iter().enumerate() {
+                    let value = part.grade.value().unwrap_or_default();
                     rows[3].push(format!("({samples}, 0, {place}, '{}', '1', 1.0, {value}, 'judged', 0)", part.name));
                 }
             }

@@ -15,8 +15,9 @@ use crate::engine::{Access, Connection, sql};
 use crate::error::Doing;
 use crate::rows::read::{StoredGroup, groups};
 use crate::rows::run::by_id;
+use crate::rows::verdict::Part;
 use crate::{Error, Result, RunId, SampleId, Scoring, Store};
-use schema::{Part, PromptInput, SamplerSettings, Token};
+use schema::{PromptInput, SamplerSettings, Token};
 use serde::Serialize;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -218,7 +219,7 @@ fn row(stored: &StoredGroup, place: usize, run: &str) -> Row {
         completion: sample.text.clone(),
         finish: sample.finish.as_str(),
         reward: verdict.total(),
-        parts: verdict.parts.clone(),
+        parts: Part::of(verdict),
         prompt_ids: group.prompt_ids.clone(),
         completion_ids: sample.ids.clone(),
         logprobs: sample.logprobs.clone(),

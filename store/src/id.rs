@@ -51,12 +51,12 @@ pub enum Scoring {
 }
 
 impl Scoring {
-    /// The condition on rows of `rewards`, called `r`.
+    /// The condition on rows of `rewards` or `comparisons`, called `r`.
     pub(crate) fn condition(self) -> String {
         match self {
             Self::Training => OF_TRAINING.into(),
-            Self::Latest => "r.scoring = (SELECT MAX(x.scoring) FROM rewards x WHERE x.sample_id = r.sample_id AND
-                (x.scoring = 0 OR x.scoring IN (SELECT c.id FROM scorings c WHERE c.finished_at IS NOT NULL)))"
+            Self::Latest => "r.scoring = COALESCE((SELECT MAX(x.scoring) FROM rewards x WHERE x.sample_id = r.sample_id
+                AND (x.scoring = 0 OR x.scoring IN (SELECT c.id FROM scorings c WHERE c.finished_at IS NOT NULL))), 0)"
                 .into(),
             Self::Number(number) => format!("r.scoring = {number}"),
         }

@@ -11,6 +11,7 @@
 //! | `groups` | group: prompt, policy, sampler settings |
 //! | `samples` | completion: token ids, behaviour log-probabilities, text |
 //! | `rewards` | part of a sample's reward |
+//! | `comparisons` | judge's comparison of a sample with a rival |
 //! | `steps` | training step, with its metrics |
 //! | `checkpoints` | checkpoint |
 //! | `scorings` | later judgement of stored samples |

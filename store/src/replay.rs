@@ -33,7 +33,7 @@ pub use stratified::Stratified;
 pub use uniform::Uniform;
 
 use crate::{Result, RunId, SampleId, Store, StoredGroup};
-use schema::{Group, PolicyVersion, Sample, SamplerSettings, ScoredGroup, Seed, Verdict};
+use schema::{GradedGroup, Group, PolicyVersion, Sample, SamplerSettings, Seed, Verdict};
 
 /// A rule that picks old samples.
 pub trait ReplaySampler: Send {
@@ -47,7 +47,7 @@ pub trait ReplaySampler: Send {
     }
 
     /// Rows for those of `groups` that carry no signal. A rule that replays whole groups alone has none.
-    fn fill(&self, source: &Source<'_>, groups: &[ScoredGroup], seed: &Seed) -> Result<Vec<Fill>> {
+    fn fill(&self, source: &Source<'_>, groups: &[GradedGroup], seed: &Seed) -> Result<Vec<Fill>> {
         let _ = (source, groups, seed);
         Ok(Vec::new())
     }
@@ -95,11 +95,11 @@ pub struct Fill {
 impl Fill {
     /// The group with the old rows behind its own samples. The joined group bears the fresh group's policy; of the
     /// rows, the ratios need only the log-probabilities that stand beside their tokens.
-    pub fn mixed(&self, fresh: &ScoredGroup) -> ScoredGroup {
+    pub fn mixed(&self, fresh: &GradedGroup) -> GradedGroup {
         let old = || self.rows.iter();
         let samples = fresh.group().samples.iter().chain(old().map(|row| &row.sample)).cloned().collect();
         let verdicts = fresh.verdicts().iter().chain(old().map(|row| &row.verdict)).cloned().collect();
         let group = Group { samples, ..fresh.group().clone() };
-        ScoredGroup::new(group, verdicts).expect("each row brings its verdict")
+        GradedGroup::new(group, verdicts).expect("each row brings its verdict")
     }
 }

@@ -5,3 +5,4 @@ pub(crate) mod blob;
 pub(crate) mod read;
 pub(crate) mod run;
 pub(crate) mod scoring;
+pub(crate) mod verdict;

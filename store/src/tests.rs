@@ -7,6 +7,7 @@ mod durability;
 mod engines;
 mod judging;
 mod keeping;
+mod older;
 mod opening;
 mod queue;
 mod replaying;
@@ -16,8 +17,8 @@ mod server;
 use crate::error::Doing;
 use crate::{NewRun, RunId, Store, Table, Value};
 use schema::{
-    Finish, Group, Message, Part, PartStatus, PolicyVersion, Prompt, PromptInput, Sample, SamplerSettings, ScoredGroup,
-    Seed, Verdict,
+    Comparison, Finish, Grade, GradedGroup, Group, Message, PolicyVersion, Prompt, PromptInput, RewardPart, Rival,
+    Sample, SamplerSettings, Seed, Verdict,
 };
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -79,7 +80,7 @@ fn begin(store: &Store, name: &str) -> RunId {
 }
 
 /// The groups of a step without their numbers.
-fn step_groups(store: &Store, run: RunId, step: u64) -> crate::Result<Option<Vec<ScoredGroup>>> {
+fn step_groups(store: &Store, run: RunId, step: u64) -> crate::Result<Option<Vec<GradedGroup>>> {
     let groups = store.step_groups(run, step)?;
     Ok(groups.map(|groups| groups.into_iter().map(|group| group.scored).collect()))
 }
@@ -97,15 +98,12 @@ fn sample(ids: &[u32], text: &str) -> Sample {
 }
 
 fn verdict(value: Option<f32>) -> Verdict {
-    let status = match value {
-        Some(_) => PartStatus::Judged,
-        None => PartStatus::Unjudged("timed out".into()),
-    };
-    Verdict { parts: vec![Part { name: "exact".into(), version: "1".into(), weight: 1.0, value, status }] }
+    let grade = value.map_or(Grade::missing("timed out"), Grade::Value);
+    Verdict::of_rewards(vec![RewardPart { name: "exact".into(), version: "1".into(), weight: 1.0, grade }])
 }
 
 /// A group of one-token samples with these rewards.
-fn group(question: &str, version: u64, rewards: &[Option<f32>]) -> ScoredGroup {
+fn group(question: &str, version: u64, rewards: &[Option<f32>]) -> GradedGroup {
     let samples = rewards.iter().map(|reward| sample(&[7], &format!("{reward:?}"))).collect();
     let group = Group {
         prompt: Prompt::user(question).with_answer("4"),
@@ -114,12 +112,12 @@ fn group(question: &str, version: u64, rewards: &[Option<f32>]) -> ScoredGroup {
         settings: SamplerSettings::default(),
         samples,
     };
-    ScoredGroup::new(group, rewards.iter().map(|reward| verdict(*reward)).collect()).unwrap()
+    GradedGroup::new(group, rewards.iter().map(|reward| verdict(*reward)).collect()).unwrap()
 }
 
 /// Groups with everything in them that is easily lost: odd floats, masks, empty samples, other scripts, nested
 /// metadata, reasons for having no judgement.
-fn rich_groups() -> Vec<ScoredGroup> {
+fn rich_groups() -> Vec<GradedGroup> {
     let mut first = sample(&[0, 1, u32::MAX, 151_643, 5, 6, 7, 8, 9], "数学 ✅ \"quoted\"\r\n\tline");
     first.mask[1] = false;
     first.mask[8] = false;
@@ -144,22 +142,22 @@ fn rich_groups() -> Vec<ScoredGroup> {
         stop: vec!["\n\n".into(), "終".into()],
         ..SamplerSettings::default()
     };
-    let part =
-        |name: &str, weight, value, status| Part { name: name.into(), version: "2".into(), weight, value, status };
+    let part = |name: &str, weight, grade| RewardPart { name: name.into(), version: "2".into(), weight, grade };
+    let comparison = |rival, win| Comparison { judge: "長い".into(), version: "3+swap".into(), rival, win };
     let verdicts = vec![
         Verdict {
-            parts: vec![
-                part("exact", 1.0, Some(0.1), PartStatus::Judged),
-                part("format", 1.0 / 3.0, Some(-1.5), PartStatus::Judged),
+            rewards: vec![part("exact", 1.0, Grade::Value(0.1)), part("format", 1.0 / 3.0, Grade::Value(-1.5))],
+            comparisons: vec![
+                comparison(Rival::Opponent(7), Grade::Value(f32::MIN_POSITIVE)),
+                comparison(Rival::Own(2), Grade::missing("sandbox: killed, 超时")),
+                comparison(Rival::Own(1), Grade::Value(1.0 / 3.0)),
             ],
         },
-        Verdict {
-            parts: vec![
-                part("exact", 1.0, None, PartStatus::Unjudged("sandbox: killed, 超时".into())),
-                part("format", 0.0, Some(1.0), PartStatus::Judged),
-            ],
-        },
-        Verdict { parts: vec![] },
+        Verdict::of_rewards(vec![
+            part("exact", 1.0, Grade::missing("sandbox: killed, 超时")),
+            part("format", 0.0, Grade::Value(1.0)),
+        ]),
+        Verdict::default(),
     ];
     let rich = Group {
         prompt,
@@ -175,11 +173,11 @@ fn rich_groups() -> Vec<ScoredGroup> {
         settings: SamplerSettings::default().greedy(),
         samples: vec![sample(&[1, 2], "ab")],
     };
-    vec![ScoredGroup::new(rich, verdicts).unwrap(), ScoredGroup::new(text, vec![verdict(Some(1.0))]).unwrap()]
+    vec![GradedGroup::new(rich, verdicts).unwrap(), GradedGroup::new(text, vec![verdict(Some(1.0))]).unwrap()]
 }
 
 /// Groups such as a real step has, different for each step.
-fn realistic_step(step: u64, groups: usize, samples: usize, tokens: usize) -> Vec<ScoredGroup> {
+fn realistic_step(step: u64, groups: usize, samples: usize, tokens: usize) -> Vec<GradedGroup> {
     let seed = Seed::new(step);
     let token = |place: usize| seed.below(place as u64, 49_152) as u32;
     let scored = |number: usize| {
@@ -198,7 +196,7 @@ fn realistic_step(step: u64, groups: usize, samples: usize, tokens: usize) -> Ve
             settings: SamplerSettings::default(),
             samples,
         };
-        ScoredGroup::new(group, verdicts).unwrap()
+        GradedGroup::new(group, verdicts).unwrap()
     };
     (0..groups).map(scored).collect()
 }

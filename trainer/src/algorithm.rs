@@ -68,7 +68,7 @@ pub use xpo::Xpo;
 use crate::batch::Batch;
 use crate::objective::{Denominator, MetricSums};
 use crate::{Error, Result};
-use schema::{Metrics, Sample, ScoredGroup};
+use schema::{GradedGroup, Metrics, Sample};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -282,7 +282,7 @@ impl Schedule {
 #[derive(Debug, Clone, Copy)]
 pub struct Evidence<'a> {
     /// The samples of the step with their rewards.
-    pub groups: &'a [ScoredGroup],
+    pub groups: &'a [GradedGroup],
     /// What the policies say of each sample of each group; there if [`Needs::scored_credit`].
     pub scores: Option<&'a [Vec<SampleScores>]>,
 }
@@ -373,7 +373,7 @@ pub trait Algorithm {
     }
 
     /// What to learn from where that is not the groups as they come: pairs of the best and the worst, for example.
-    fn arrange(&self, _groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
+    fn arrange(&self, _groups: &[GradedGroup]) -> Option<Vec<GradedGroup>> {
         None
     }
 

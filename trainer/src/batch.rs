@@ -4,7 +4,7 @@ use crate::algorithm::{Algorithm, Credit, Needs, Reads, SampleScores, Samples, S
 use crate::objective::{Denominator, Rows};
 use crate::{Error, Result};
 use model::packed::{Packed, Sequences};
-use schema::{Sample, ScoredGroup, Seed};
+use schema::{GradedGroup, Sample, Seed};
 use std::ops::Range;
 use tch::{Device, Tensor};
 
@@ -62,7 +62,7 @@ pub struct Cut {
 #[derive(Debug, Clone, Copy)]
 pub struct Material<'a> {
     /// The samples.
-    pub groups: &'a [ScoredGroup],
+    pub groups: &'a [GradedGroup],
     /// What each is worth.
     pub credits: &'a [Vec<Option<Credit>>],
     /// What the policies say of each, if they were scored before credit was given.
@@ -81,7 +81,7 @@ impl Place {
         &table[self.group][self.sample]
     }
 
-    fn sample(self, groups: &[ScoredGroup]) -> &Sample {
+    fn sample(self, groups: &[GradedGroup]) -> &Sample {
         &groups[self.group].group().samples[self.sample]
     }
 }
@@ -128,7 +128,7 @@ pub fn mini_batches(
 /// Every sample in packed passes, in order; `score` gives any number of `[token]` tensors for a pass, which come back
 /// sample by sample: one list per tensor.
 pub(crate) fn score_samples(
-    groups: &[ScoredGroup],
+    groups: &[GradedGroup],
     cut: Cut,
     mut score: impl FnMut(&Packed) -> Vec<Tensor>,
 ) -> Result<Vec<Vec<Vec<Vec<f32>>>>> {
@@ -170,7 +170,7 @@ fn credited(part: &[usize], material: &Material<'_>, algorithm: &dyn Algorithm) 
 }
 
 /// The tokens of these samples, each prompt counted once.
-fn tokens(groups: &[ScoredGroup], places: &[Place]) -> usize {
+fn tokens(groups: &[GradedGroup], places: &[Place]) -> usize {
     let of_group = |part: &[Place]| {
         let prompt = groups[part[0].group].group().prompt_ids.len();
         prompt + part.iter().map(|place| place.sample(groups).len()).sum::<usize>()
@@ -180,7 +180,7 @@ fn tokens(groups: &[ScoredGroup], places: &[Place]) -> usize {
 
 /// Cuts samples, which are sorted by group, so that each part computes at most `limit` tokens, prompts included.
 /// Pairs stay together.
-fn micro_batches(groups: &[ScoredGroup], places: &[Place], limit: usize, needs: &Needs) -> Vec<Vec<Place>> {
+fn micro_batches(groups: &[GradedGroup], places: &[Place], limit: usize, needs: &Needs) -> Vec<Vec<Place>> {
     let whole_groups = needs.whole_groups || needs.samples == Samples::Pairs;
     let extra = usize::from(needs.reads == Reads::Ends);
     let own = |place: &Place| (place.sample(groups).len() + extra).saturating_sub(1);
@@ -207,7 +207,7 @@ fn micro_batches(groups: &[ScoredGroup], places: &[Place], limit: usize, needs: 
 }
 
 /// The tokens of each group's samples, and the range of samples of each group.
-fn sequences<'a>(groups: &'a [ScoredGroup], places: &[Place]) -> (Vec<Range<usize>>, Vec<Sequences<'a>>) {
+fn sequences<'a>(groups: &'a [GradedGroup], places: &[Place]) -> (Vec<Range<usize>>, Vec<Sequences<'a>>) {
     let mut start = 0;
     places
         .chunk_by(|a, b| a.group == b.group)

@@ -11,7 +11,7 @@ pub use visits::Visits;
 
 use crate::Result;
 use model::Policy;
-use schema::{Group, Metrics, ScoredGroup, Seed};
+use schema::{GradedGroup, Group, Metrics, Seed};
 use serde::{Deserialize, Serialize};
 
 /// Behaviour policy of a run: `[behavior.<name>]`.
@@ -72,7 +72,7 @@ impl BehaviorPolicy {
     ///
     /// # Errors
     /// If the samples do not fit the policy.
-    pub(crate) fn measure(&self, policy: &Policy, groups: &[ScoredGroup], seed: &Seed) -> Result<Metrics> {
+    pub(crate) fn measure(&self, policy: &Policy, groups: &[GradedGroup], seed: &Seed) -> Result<Metrics> {
         match self {
             Self::OnPolicy => Ok(Metrics::new()),
             Self::Props(props) => props.measure(policy, groups, seed),

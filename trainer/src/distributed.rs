@@ -28,7 +28,7 @@ use crate::optimizer::Parameter;
 use crate::{Error, Result};
 #[cfg(feature = "distributed")]
 use c10d::Wire;
-use schema::ScoredGroup;
+use schema::GradedGroup;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -66,7 +66,7 @@ pub(crate) enum Call<'a> {
     /// Sampling: the part of the job of each rank; the last ranks may have none.
     Draw { step: u64, orders: Vec<String> },
     /// Training: the groups of a step.
-    Learn { step: u64, groups: Cow<'a, [ScoredGroup]> },
+    Learn { step: u64, groups: Cow<'a, [GradedGroup]> },
     /// The run has ended.
     End,
 }
@@ -168,7 +168,7 @@ impl Team {
     }
 
     /// Makes the other ranks train on the same groups.
-    pub(crate) fn learn(&self, step: u64, groups: &[ScoredGroup]) -> Result<()> {
+    pub(crate) fn learn(&self, step: u64, groups: &[GradedGroup]) -> Result<()> {
         self.send(&Call::Learn { step, groups: groups.into() })
     }
 

@@ -9,10 +9,10 @@ use crate::learner::Learner;
 use model::Policy;
 use model::adapter::Adapter;
 use pool::Rival;
-use reward::{Judgement, WeightedSum};
+use reward::WeightedSum;
 use rollout::EngineConfig;
 use rollout::collector::{Address, Collector, Inline, Job, Progress};
-use schema::{Group, Metrics, Prompt, SamplerSettings, ScoredGroup, Seed};
+use schema::{Grade, GradedGroup, Group, Metrics, Prompt, SamplerSettings, Seed};
 
 /// Held-out prompts and examples of a run.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct Exam {
     /// Prompts to answer, if answers can be graded or compared.
     pub(crate) answers: Option<HeldOut>,
     /// Examples for the loss, if the algorithm learns from a data set.
-    pub(crate) examples: Vec<ScoredGroup>,
+    pub(crate) examples: Vec<GradedGroup>,
 }
 
 impl Exam {
@@ -100,7 +100,7 @@ impl HeldOut {
     ) -> Result<Metrics> {
         let mut metrics = Metrics::new();
         let greedy = self.answers(policy, reward, 1, self.settings.clone().greedy(), progress)?;
-        let rewards: Vec<f64> = greedy.iter().flat_map(ScoredGroup::rewards).flatten().map(f64::from).collect();
+        let rewards: Vec<f64> = greedy.iter().flat_map(GradedGroup::rewards).flatten().map(f64::from).collect();
         let right = rewards.iter().filter(|reward| **reward >= self.threshold).count();
         metrics.set("eval_accuracy", right as f64 / rewards.len().max(1) as f64);
         metrics.set("eval_reward", rewards.iter().sum::<f64>() / rewards.len().max(1) as f64);
@@ -144,7 +144,7 @@ impl HeldOut {
         for rival in panel.rivals {
             let others = self.sample(&rival.policy, seed.child("rivals").child(&rival.name), progress)?;
             let wins = match &mut panel.judge {
-                Some(bench) => bench.counterparts(&own, &others)?.iter().map(Judgement::value).collect(),
+                Some(bench) => bench.counterparts(&own, &others)?.iter().map(Grade::value).collect(),
                 None => by_rewards(panel.reward, &own, &others)?,
             };
             let known: Vec<f64> = wins.iter().flatten().map(|win| f64::from(*win)).collect();
@@ -178,14 +178,14 @@ impl HeldOut {
         group_size: usize,
         settings: SamplerSettings,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<ScoredGroup>> {
+    ) -> Result<Vec<GradedGroup>> {
         let mut collector = Inline::new(policy, self.engine.clone());
         let (prompts, seed, address) = (self.prompts.clone(), self.seed.clone(), Address::default());
         let job = Job { prompts, group_size, settings, seed, address };
-        Ok(reward.score(collector.collect(job, progress)?)?)
+        Ok(reward.grade(collector.collect(job, progress)?)?)
     }
 
-    fn pass_at(&self, k: usize, group: &ScoredGroup) -> Option<f64> {
+    fn pass_at(&self, k: usize, group: &GradedGroup) -> Option<f64> {
         let rewards: Vec<f32> = group.rewards().into_iter().flatten().collect();
         let right = rewards.iter().filter(|reward| f64::from(**reward) >= self.threshold).count();
         (rewards.len() >= k).then(|| pass_at_k(rewards.len(), right, k))
@@ -195,12 +195,12 @@ impl HeldOut {
 /// Compares the n-th sample of each group with the n-th of the other policy's: 1 if its reward is greater, ½ for a tie,
 /// `None` if either is ungraded.
 fn by_rewards(reward: &mut WeightedSum, own: &[Group], others: &[Group]) -> Result<Vec<Option<f32>>> {
-    let (own, others) = (reward.score(own.to_vec())?, reward.score(others.to_vec())?);
+    let (own, others) = (reward.grade(own.to_vec())?, reward.grade(others.to_vec())?);
     let wins = |(own, other): (Option<f32>, Option<f32>)| {
         let (own, other) = (own?, other?);
         Some(if own == other { 0.5 } else { f32::from(u8::from(own > other)) })
     };
-    let group = |(own, other): (&ScoredGroup, &ScoredGroup)| {
+    let group = |(own, other): (&GradedGroup, &GradedGroup)| {
         own.rewards().into_iter().zip(other.rewards()).map(wins).collect::<Vec<_>>()
     };
     Ok(own.iter().zip(&others).flat_map(group).collect())

@@ -29,7 +29,7 @@ pub use repeated_text::RepeatedText;
 
 use crate::algorithm::{Algorithm, Samples};
 use crate::{Error, Result};
-use schema::{Metrics, Sample, ScoredGroup};
+use schema::{GradedGroup, Metrics, Sample};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -59,11 +59,11 @@ trait Guard {
     fn check(&self, algorithm: &dyn Algorithm) -> Result<()>;
 
     /// Measures a step from its metrics and its samples; `None` if the step has nothing to measure.
-    fn measure(&self, samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>>;
+    fn measure(&self, samples: &[GradedGroup], metrics: &mut Metrics) -> Option<Vec<f64>>;
 
     /// Checks the last [`Guard::window`] measurements, oldest first, and the last step's samples; `None` if nothing is
     /// wrong.
-    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding>;
+    fn check_window(&self, window: &[&[f64]], samples: &[GradedGroup]) -> Option<Finding>;
 }
 
 /// Result of a check that failed: a message, and the samples of the last step that show the failure.
@@ -205,7 +205,7 @@ impl Config {
     pub(crate) fn watch(
         &self,
         step: u64,
-        samples: &[ScoredGroup],
+        samples: &[GradedGroup],
         memory: &mut Memory,
         metrics: &mut Metrics,
     ) -> Vec<Alarm> {
@@ -237,7 +237,7 @@ fn mean(window: &[&[f64]], number: usize) -> f64 {
 }
 
 /// Iterates over the samples of a step with their indices.
-fn indexed(samples: &[ScoredGroup]) -> impl Iterator<Item = (SampleIndex, &Sample)> {
+fn indexed(samples: &[GradedGroup]) -> impl Iterator<Item = (SampleIndex, &Sample)> {
     samples.iter().enumerate().flat_map(|(group, scored)| {
         let index = move |(sample, it)| (SampleIndex { group, sample }, it);
         scored.group().samples.iter().enumerate().map(index)

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 use model::Policy;
 use rollout::prompts::Form;
 use rows::{Completion, Row};
-use schema::{Finish, Group, Part, PartStatus, Sample, SamplerSettings, ScoredGroup, Seed, Token, Verdict};
+use schema::{Finish, Grade, GradedGroup, Group, RewardPart, Sample, SamplerSettings, Seed, Token, Verdict};
 use serde::Serialize;
 use std::path::Path;
 use std::time::SystemTime;
@@ -80,7 +80,7 @@ pub fn import(
     }
     let rows = rows::read(import)?;
     let model = LogprobModel { policy: Policy::load(import.model, &Seed::new(0))?.base(), import };
-    let groups: Vec<ScoredGroup> = rows.into_iter().map(|row| model.group(row)).collect::<Result<_>>()?;
+    let groups: Vec<GradedGroup> = rows.into_iter().map(|row| model.group(row)).collect::<Result<_>>()?;
     let store = open()?;
     let run = store.begin_import(&NewRun {
         name: import.name.to_owned(),
@@ -106,7 +106,7 @@ struct LogprobModel<'a> {
 
 impl LogprobModel<'_> {
     /// Converts a row into a group with all log-probabilities zero.
-    fn group(&self, row: Row) -> Result<ScoredGroup> {
+    fn group(&self, row: Row) -> Result<GradedGroup> {
         let prompt_ids = self.policy.tokenizer().prompt_ids(&row.prompt)?;
         let samples: Vec<Sample> = row.completions.iter().map(|it| self.sample(it)).collect::<Result<_>>()?;
         let verdicts = row.completions.iter().map(|completion| verdict(completion.reward)).collect();
@@ -122,7 +122,7 @@ impl LogprobModel<'_> {
             },
             samples,
         };
-        ScoredGroup::new(group, verdicts).map_err(|error| Error::runtime(error.to_string()))
+        GradedGroup::new(group, verdicts).map_err(|error| Error::runtime(error.to_string()))
     }
 
     fn sample(&self, completion: &Completion) -> Result<Sample> {
@@ -150,7 +150,7 @@ impl LogprobModel<'_> {
         &self,
         store: &Store,
         run: RunId,
-        groups: &[ScoredGroup],
+        groups: &[GradedGroup],
         progress: &mut dyn FnMut(u64),
     ) -> Result<Imported> {
         let mut done = Imported { run, groups: 0, samples: 0, tokens: 0, mean_logprob: 0.0 };
@@ -170,7 +170,7 @@ impl LogprobModel<'_> {
     }
 
     /// Returns the groups with the model's log-probabilities.
-    fn with_model_logprobs(&self, groups: &[ScoredGroup]) -> Result<Vec<ScoredGroup>> {
+    fn with_model_logprobs(&self, groups: &[GradedGroup]) -> Result<Vec<GradedGroup>> {
         let cut = Cut {
             micro_batch_tokens: self.import.micro_batch_tokens,
             vocab: self.policy.network().dimensions().vocab,
@@ -184,24 +184,23 @@ impl LogprobModel<'_> {
 }
 
 /// Returns the group with these log-probabilities; `logprobs` holds one column per sample.
-fn with_logprobs(scored: &ScoredGroup, logprobs: Vec<Vec<Vec<f32>>>) -> Result<ScoredGroup> {
+fn with_logprobs(scored: &GradedGroup, logprobs: Vec<Vec<Vec<f32>>>) -> Result<GradedGroup> {
     let mut group = scored.group().clone();
     for (sample, logprobs) in group.samples.iter_mut().zip(logprobs) {
         sample.logprobs = logprobs.concat();
     }
-    ScoredGroup::new(group, scored.verdicts().to_vec()).map_err(|error| Error::runtime(error.to_string()))
+    GradedGroup::new(group, scored.verdicts().to_vec()).map_err(|error| Error::runtime(error.to_string()))
 }
 
 /// Converts an optional reward of a row. A row without one has no reward part: a later scoring can add it.
 fn verdict(reward: Option<f32>) -> Verdict {
-    let part = |value| Part {
+    let part = |value| RewardPart {
         name: "imported".into(),
         version: "imported".into(),
         weight: 1.0,
-        value: Some(value),
-        status: PartStatus::Judged,
+        grade: Grade::Value(value),
     };
-    Verdict { parts: reward.map(part).into_iter().collect() }
+    Verdict::of_rewards(reward.map(part).into_iter().collect())
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use model::adapter::{Adapter, LowRank};
 use model::logprob::Want;
 use model::{Critic, Policy};
 use references::References;
-use schema::{Group, Metrics, Sample, ScoredGroup, Seed, Verdict};
+use schema::{GradedGroup, Group, Metrics, Sample, Seed, Verdict};
 use serde_json::json;
 use std::ops::Range;
 use std::rc::Rc;
@@ -119,7 +119,7 @@ impl Learner {
 
     /// Learns from the samples of one step. Where no sample has a gradient (every group's rewards are alike), nothing
     /// moves, the optimizer's momentum included. Where it is time to, ranks that have closed are cut away at the end.
-    pub(crate) fn update(&mut self, step: u64, groups: &[ScoredGroup], policy: &mut Policy) -> Result<Metrics> {
+    pub(crate) fn update(&mut self, step: u64, groups: &[GradedGroup], policy: &mut Policy) -> Result<Metrics> {
         let metrics = self.learn(step, groups, policy)?;
         if self.prune_every > 0 && step.is_multiple_of(self.prune_every) {
             self.prune(policy)?;
@@ -127,7 +127,7 @@ impl Learner {
         Ok(metrics)
     }
 
-    fn learn(&mut self, step: u64, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {
+    fn learn(&mut self, step: u64, groups: &[GradedGroup], policy: &Policy) -> Result<Metrics> {
         let stage = self.enter_stage(step)?;
         let rate_of = self.update_rule.rate();
         let schedule = self.algorithm.schedule(step);
@@ -211,7 +211,7 @@ impl Learner {
     }
 
     /// What the algorithm measures on samples that it does not learn from, by its own metrics' names and `loss`.
-    pub(crate) fn measure(&self, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {
+    pub(crate) fn measure(&self, groups: &[GradedGroup], policy: &Policy) -> Result<Metrics> {
         let _no_grad = tch::no_grad_guard();
         let mut metrics = Metrics::new();
         let mut batches = self.batches(1, groups, policy, &mut metrics)?;
@@ -232,10 +232,10 @@ impl Learner {
     pub(crate) fn kl(&self, groups: &[Group], policy: &Policy, adapter: &Adapter) -> Result<f64> {
         let temperature = groups.first().map_or(1.0, |group| group.settings.logprob_temperature());
         let bare = |group: &Group| {
-            let verdicts = vec![Verdict { parts: Vec::new() }; group.samples.len()];
-            ScoredGroup::new(group.clone(), verdicts).map_err(|error| Error::runtime(error.to_string()))
+            let verdicts = vec![Verdict::default(); group.samples.len()];
+            GradedGroup::new(group.clone(), verdicts).map_err(|error| Error::runtime(error.to_string()))
         };
-        let groups: Vec<ScoredGroup> = groups.iter().map(bare).collect::<Result<_>>()?;
+        let groups: Vec<GradedGroup> = groups.iter().map(bare).collect::<Result<_>>()?;
         let scores = score_samples(&groups, self.cut, |packed| vec![policy.logprobs(packed, temperature, adapter)])?;
         let samples = groups.iter().flat_map(|group| &group.group().samples);
         let ratio = |(sample, columns): (&Sample, Vec<Vec<f32>>)| -> f64 {
@@ -248,7 +248,7 @@ impl Learner {
 
     /// Loss and gradients of a whole step, of which nothing is applied.
     #[cfg(test)]
-    pub(crate) fn gradients(&self, groups: &[ScoredGroup], policy: &Policy) -> (f64, Vec<Tensor>) {
+    pub(crate) fn gradients(&self, groups: &[GradedGroup], policy: &Policy) -> (f64, Vec<Tensor>) {
         let mut batches = self.batches(1, groups, policy, &mut Metrics::new()).expect("the samples are consistent");
         let schedule = Schedule { epochs: 1, minibatches: 1, ..self.algorithm.schedule(1) };
         self.score_anchors(&mut batches, &schedule, policy);
@@ -261,7 +261,7 @@ impl Learner {
     fn batches(
         &self,
         step: u64,
-        groups: &[ScoredGroup],
+        groups: &[GradedGroup],
         policy: &Policy,
         metrics: &mut Metrics,
     ) -> Result<Vec<MiniBatch>> {
@@ -290,7 +290,7 @@ impl Learner {
     }
 
     /// Scores every sample of the step under every policy that the algorithm asks for.
-    fn score(&self, groups: &[ScoredGroup], policy: &Policy) -> Result<Vec<Vec<SampleScores>>> {
+    fn score(&self, groups: &[GradedGroup], policy: &Policy) -> Result<Vec<Vec<SampleScores>>> {
         let _span = phase_span!("score");
         let reference = self.algorithm.needs().reference;
         let scores = score_samples(groups, self.cut, |packed| {

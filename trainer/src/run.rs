@@ -37,7 +37,7 @@ use peers::Peers;
 use plan::Plan;
 use record::StepClock;
 use reward::WeightedSum;
-use schema::{Group, Metrics, ScoredGroup};
+use schema::{GradedGroup, Group, Metrics};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -274,7 +274,7 @@ impl<'a> Training<'a> {
     }
 
     /// The step's fresh samples, if they are in the store already or none are asked for.
-    fn stored(&self, request: &StepRequest) -> Result<Option<Vec<ScoredGroup>>> {
+    fn stored(&self, request: &StepRequest) -> Result<Option<Vec<GradedGroup>>> {
         if request.prompts == 0 {
             return Ok(Some(Vec::new()));
         }
@@ -296,21 +296,21 @@ impl<'a> Training<'a> {
     }
 
     /// Grades samples by the rewards.
-    fn grade(&mut self, groups: Vec<Group>, observer: &mut dyn Observer) -> Result<Vec<ScoredGroup>> {
+    fn grade(&mut self, groups: Vec<Group>, observer: &mut dyn Observer) -> Result<Vec<GradedGroup>> {
         observer.phase(Phase::Scoring);
         let _span = phase_span!("reward");
-        Ok(self.reward.score(groups)?)
+        Ok(self.reward.grade(groups)?)
     }
 
     /// Adds the judge's comparisons, if there is a judge.
-    fn compare(&mut self, graded: Vec<ScoredGroup>) -> Result<Vec<ScoredGroup>> {
+    fn compare(&mut self, graded: Vec<GradedGroup>) -> Result<Vec<GradedGroup>> {
         let Some(judge) = &mut self.judge else { return Ok(graded) };
         let _span = phase_span!("reward");
         judge.hear(graded)
     }
 
     /// Commits the step's fresh samples, in one transaction.
-    fn store(&self, step: u64, fresh: &[ScoredGroup]) -> Result<()> {
+    fn store(&self, step: u64, fresh: &[GradedGroup]) -> Result<()> {
         let _span = phase_span!("append");
         let adapter = (self.saved == Some(step - 1)).then(|| self.snapshots.path(step - 1).display().to_string());
         self.store.append_step(self.run, step, fresh, adapter.as_deref())?;

@@ -23,7 +23,7 @@ use crate::objective::has_signal;
 use crate::report::metrics;
 use model::Policy;
 use rollout::collector::Progress;
-use schema::{Group, Metrics, ScoredGroup};
+use schema::{GradedGroup, Group, Metrics};
 use std::path::Path;
 use std::rc::Rc;
 use store::{RunId, Store};
@@ -66,7 +66,7 @@ pub(crate) struct StepRequest {
     /// Prompts of one round of sampling; 0 if the step samples nothing.
     pub prompts: usize,
     /// Groups that exist already: replayed ones, or examples of a data set.
-    pub existing: Vec<ScoredGroup>,
+    pub existing: Vec<GradedGroup>,
     /// Metrics of the existing groups.
     pub metrics: Metrics,
 }
@@ -79,13 +79,13 @@ impl StepRequest {
     }
 
     /// A step that trains on existing groups alone.
-    pub(crate) fn existing(context: &StepContext<'_>, existing: Vec<ScoredGroup>, metrics: Metrics) -> Self {
+    pub(crate) fn existing(context: &StepContext<'_>, existing: Vec<GradedGroup>, metrics: Metrics) -> Self {
         Self { existing, metrics, ..Self::sampled(context, 0) }
     }
 
     /// Whether `round` (from 0) is to be sampled after the rounds that gave `groups`: as long as fewer groups carry a
     /// signal than there are prompts, and the schedule allows another round.
-    pub(crate) fn wants_round(&self, round: usize, groups: &[ScoredGroup]) -> bool {
+    pub(crate) fn wants_round(&self, round: usize, groups: &[GradedGroup]) -> bool {
         let signals = || groups.iter().filter(|group| has_signal(&group.rewards())).count();
         self.prompts > 0 && (round == 0 || (round < self.schedule.max_rounds && signals() < self.prompts))
     }
@@ -95,21 +95,21 @@ impl StepRequest {
 #[derive(Debug, Default)]
 pub(crate) struct StepSamples {
     /// Groups that the step sampled.
-    pub fresh: Vec<ScoredGroup>,
+    pub fresh: Vec<GradedGroup>,
     /// Groups to train on; `None` for all fresh ones.
-    pub chosen: Option<Vec<ScoredGroup>>,
+    pub chosen: Option<Vec<GradedGroup>>,
     /// Metrics of both.
     pub metrics: Metrics,
 }
 
 impl StepSamples {
     /// The groups to train on.
-    pub(crate) fn trained(&self) -> &[ScoredGroup] {
+    pub(crate) fn trained(&self) -> &[GradedGroup] {
         self.chosen.as_deref().unwrap_or(&self.fresh)
     }
 
     /// The fresh groups or, if the step sampled none, those to train on.
-    pub(crate) fn seen(&self) -> &[ScoredGroup] {
+    pub(crate) fn seen(&self) -> &[GradedGroup] {
         if self.fresh.is_empty() { self.trained() } else { &self.fresh }
     }
 
@@ -156,7 +156,7 @@ pub(crate) trait Source {
     ///
     /// # Errors
     /// If the fresh groups cannot be measured.
-    fn select(&mut self, request: StepRequest, fresh: Vec<ScoredGroup>) -> Result<StepSamples> {
+    fn select(&mut self, request: StepRequest, fresh: Vec<GradedGroup>) -> Result<StepSamples> {
         Ok(StepSamples { fresh, chosen: Some(request.existing), metrics: request.metrics })
     }
 }

@@ -7,7 +7,7 @@ use crate::objective::testing::{f64s, gradient, numeric_gradient};
 use crate::objective::{MetricSums, Rows};
 use model::packed::{Packed, Sequences};
 use schema::{
-    Finish, Group, Metrics, Part, PartStatus, PolicyVersion, Prompt, Sample, SamplerSettings, ScoredGroup, Verdict,
+    Finish, Grade, GradedGroup, Group, Metrics, PolicyVersion, Prompt, RewardPart, Sample, SamplerSettings, Verdict,
 };
 use tch::Tensor;
 
@@ -27,16 +27,16 @@ pub(crate) fn tiny_run(algorithm: Config, changes: &[&str]) -> config::Config {
 }
 
 /// One group per list of rewards; sample `i` of a group has `i + 1` tokens, and the last one was cut.
-pub(crate) fn scored(rewards: &[&[f32]]) -> Vec<ScoredGroup> {
+pub(crate) fn scored(rewards: &[&[f32]]) -> Vec<GradedGroup> {
     rewards.iter().map(|rewards| group(rewards, &(1..=rewards.len()).collect::<Vec<_>>())).collect()
 }
 
 /// One group per pair of rewards and lengths in tokens.
-pub(crate) fn scored_lengths(groups: &[(&[f32], &[usize])]) -> Vec<ScoredGroup> {
+pub(crate) fn scored_lengths(groups: &[(&[f32], &[usize])]) -> Vec<GradedGroup> {
     groups.iter().map(|(rewards, lengths)| group(rewards, lengths)).collect()
 }
 
-fn group(rewards: &[f32], lengths: &[usize]) -> ScoredGroup {
+fn group(rewards: &[f32], lengths: &[usize]) -> GradedGroup {
     let sample = |(index, length): (usize, &usize)| Sample {
         ids: (0..*length as u32).map(|token| 10 + token).collect(),
         mask: vec![true; *length],
@@ -44,14 +44,9 @@ fn group(rewards: &[f32], lengths: &[usize]) -> ScoredGroup {
         finish: if index + 1 == rewards.len() { Finish::Length } else { Finish::Eos },
         text: String::new(),
     };
-    let verdict = |reward: &f32| Verdict {
-        parts: vec![Part {
-            name: "made_up".into(),
-            version: "1".into(),
-            weight: 1.0,
-            value: reward.is_finite().then_some(*reward),
-            status: PartStatus::Judged,
-        }],
+    let verdict = |reward: &f32| {
+        let grade = Grade::of(*reward);
+        Verdict::of_rewards(vec![RewardPart { name: "made_up".into(), version: "1".into(), weight: 1.0, grade }])
     };
     let group = Group {
         prompt: Prompt::text("x"),
@@ -60,12 +55,12 @@ fn group(rewards: &[f32], lengths: &[usize]) -> ScoredGroup {
         settings: SamplerSettings::default(),
         samples: lengths.iter().enumerate().map(sample).collect(),
     };
-    ScoredGroup::new(group, rewards.iter().map(verdict).collect()).expect("one verdict per sample")
+    GradedGroup::new(group, rewards.iter().map(verdict).collect()).expect("one verdict per sample")
 }
 
 /// Scores of every sample, in which the policy is above the reference by these log-ratios, sample by sample. The policy
 /// is the one that drew the samples.
-pub(crate) fn scores(groups: &[ScoredGroup], k1: &[&[f64]]) -> Vec<Vec<SampleScores>> {
+pub(crate) fn scores(groups: &[GradedGroup], k1: &[&[f64]]) -> Vec<Vec<SampleScores>> {
     let mut k1 = k1.iter();
     let mut score = |sample: &Sample| SampleScores {
         logprobs: sample.logprobs.clone(),
@@ -76,7 +71,7 @@ pub(crate) fn scores(groups: &[ScoredGroup], k1: &[&[f64]]) -> Vec<Vec<SampleSco
 }
 
 /// The advantage of each token of each sample, all groups in one list; empty for a sample that is not trained on.
-pub(crate) fn token_advantages(config: &Config, groups: &[ScoredGroup], k1: Option<&[&[f64]]>) -> Vec<Vec<f64>> {
+pub(crate) fn token_advantages(config: &Config, groups: &[GradedGroup], k1: Option<&[&[f64]]>) -> Vec<Vec<f64>> {
     let scores = k1.map(|k1| scores(groups, k1));
     let evidence = Evidence { groups, scores: scores.as_deref() };
     let credits = build(config).unwrap().credit(&evidence, &mut Metrics::new());

@@ -7,7 +7,7 @@ use super::sampling::prompt_ids;
 use crate::profile::Phase;
 use anyhow::{Context, Result, ensure};
 use model::Policy;
-use schema::{Metrics, Prompt, ScoredGroup};
+use schema::{GradedGroup, Metrics, Prompt};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -37,7 +37,7 @@ pub(crate) fn grpo(bench: &Bench) -> Result<Vec<Figure>> {
     let mut least_s = Vec::new();
     for step in &steps {
         let groups = store.step_groups(stored.id, step.number)?.context("a step's samples are in the store")?;
-        let groups: Vec<ScoredGroup> = groups.into_iter().map(|group| group.scored).collect();
+        let groups: Vec<GradedGroup> = groups.into_iter().map(|group| group.scored).collect();
         least_s.push(least(&groups, &cost, machine));
     }
     let limits: Vec<f64> = least_s.iter().map(|phases| phases.iter().map(|(_, seconds)| seconds).sum()).collect();
@@ -175,9 +175,9 @@ fn figures(part: &str, name: &str, steps: &[Step], limits: &[(&str, f64)]) -> Ve
 
 /// The least seconds of each phase of drawing these groups, pass by pass, and of learning from them, prompts once per
 /// group.
-fn least(groups: &[ScoredGroup], cost: &Cost, machine: Machine) -> [(&'static str, f64); 4] {
+fn least(groups: &[GradedGroup], cost: &Cost, machine: Machine) -> [(&'static str, f64); 4] {
     let prompts: Vec<usize> = groups.iter().map(|group| group.group().prompt_ids.len()).collect();
-    let lengths = |group: &ScoredGroup| group.group().samples.iter().map(schema::Sample::len).collect::<Vec<_>>();
+    let lengths = |group: &GradedGroup| group.group().samples.iter().map(schema::Sample::len).collect::<Vec<_>>();
     let all: Vec<usize> = groups.iter().flat_map(lengths).collect();
     let prompt = prompts.iter().sum::<usize>() as f64 / prompts.len().max(1) as f64;
     let pass = |pass: usize| {

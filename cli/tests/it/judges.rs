@@ -136,9 +136,10 @@ fn comparisons_are_kept_beside_the_samples() {
     train(&desk, 2, &[&rollout(2), FOR_DIGITS, "[algorithm.online_dpo]"]);
     // Nothing else is a reward here, so the win rate is.
     let rows = desk.query(
-        "SELECT s.text, s.place, w.value AS wins, b.value AS beats, b.weight FROM samples s
-         JOIN rewards w ON w.sample_id = s.id AND w.name = 'win_rate'
-         JOIN rewards b ON b.sample_id = s.id AND b.name = 'beats_' || (1 - s.place)",
+        "SELECT s.text, s.place, w.value AS wins, w.weight, c.win, c.judge, p.value AS beats, p.weight AS uncounted
+         FROM samples s JOIN rewards w ON w.sample_id = s.id AND w.name = 'win_rate'
+         JOIN comparisons c ON c.sample_id = s.id AND c.rival = 'own' AND c.rival_place = 1 - s.place
+         JOIN part_view p ON p.sample_id = s.id AND p.name = 'beats_' || (1 - s.place)",
     );
     assert_eq!(rows.len(), 2 * 8 * 2);
     for two in rows.chunks(2) {
@@ -147,7 +148,9 @@ fn comparisons_are_kept_beside_the_samples() {
             two.iter().map(|row| f64::from(u8::from(has_digit(row["text"].as_str().unwrap())))).collect();
         assert_eq!(wins[0], 0.5 + (digits[0] - digits[1]) / 2.0, "{two:?}");
         assert_eq!(wins[0] + wins[1], 1.0, "{two:?}");
-        assert!(two.iter().all(|row| row["beats"] == row["wins"] && row["weight"] == 0.0), "{two:?}");
+        assert!(two.iter().all(|row| row["win"] == row["wins"] && row["beats"] == row["wins"]), "{two:?}");
+        assert!(two.iter().all(|row| row["weight"] == 1.0 && row["uncounted"] == 0.0), "{two:?}");
+        assert!(two.iter().all(|row| row["judge"] == "command"), "{two:?}");
     }
     assert_eq!(desk.metrics("run")[0]["reward"], 0.5);
 }
@@ -163,7 +166,7 @@ fn an_endpoint_judges_and_nobody_is_asked_twice() {
     assert!(mean(&rows[12..], "reward") < mean(&rows[..4], "reward") - 0.1, "{rows:?}");
     assert!(rows.iter().any(|row| number(row, "judge/draws") > 0.0), "two answers alike draw");
     let asked = count.load(Ordering::SeqCst);
-    let compared = desk.query("SELECT count(*) AS n FROM rewards WHERE name LIKE 'beats_%' AND value IS NOT NULL");
+    let compared = desk.query("SELECT count(*) AS n FROM comparisons WHERE win IS NOT NULL");
     assert_eq!(compared[0]["n"], 16 * 8 * 4 * 3);
     // Both orders of each pair, but for those of one text.
     assert!(asked <= 2 * 16 * 8 * 6 && asked > 16 * 8 * 6, "{asked}");
@@ -192,8 +195,8 @@ fn a_judge_that_fails_teaches_nothing_and_stops_nothing() {
             // Only pairs of one text, which draw unasked, are no failures; they teach nothing either.
             assert_eq!(number(row, "judge/unjudged_fraction"), 1.0, "{row}");
         }
-        let failed = desk.query("SELECT DISTINCT value, status FROM rewards WHERE name LIKE 'beats_%'");
-        assert!(failed.iter().all(|row| row["value"].is_null()), "{failed:?}");
+        let failed = desk.query("SELECT DISTINCT win, status FROM comparisons");
+        assert!(failed.iter().all(|row| row["win"].is_null()), "{failed:?}");
         assert!(failed[0]["status"].as_str().unwrap().contains(reason), "{failed:?}");
     }
 }
@@ -228,8 +231,7 @@ fn a_preference_model_knows_circles_and_judges() {
         let rows = desk.metrics("run");
         assert_eq!(number(&rows[1], "judge/comparisons"), 8.0);
         let sums = desk.query(
-            "SELECT sum(r.value) AS total FROM rewards r JOIN samples s ON s.id = r.sample_id
-             WHERE r.name LIKE 'beats_%' GROUP BY s.group_id",
+            "SELECT sum(c.win) AS total FROM comparisons c JOIN samples s ON s.id = c.sample_id GROUP BY s.group_id",
         );
         assert!(sums.iter().all(|row| (number(row, "total") - 1.0).abs() < 1e-6), "{sums:?}");
         std::fs::remove_dir_all(desk.path("run")).unwrap();

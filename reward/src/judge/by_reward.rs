@@ -7,8 +7,8 @@
 //! At temperature 1 and with the reward of a reward model that is the model's own Bradley-Terry probability.
 
 use super::{Contestant, Judge, Pair};
-use crate::{Judgement, Reward};
-use schema::Group;
+use crate::Reward;
+use schema::{Grade, Group};
 use std::ptr;
 
 /// Compares by a reward; if either sample is unjudged, so is the comparison.
@@ -38,7 +38,7 @@ impl Judge for ByReward {
     }
 
     /// Each group is judged once, however many pairs its samples are in.
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
         let mut groups: Vec<&Group> = Vec::new();
         for group in pairs.iter().flat_map(|(a, b)| [a.group, b.group]) {
             if !groups.iter().any(|known| ptr::eq(*known, group)) {
@@ -49,15 +49,15 @@ impl Judge for ByReward {
             |of: &Contestant<'_>| groups.iter().position(|group| ptr::eq(*group, of.group)).unwrap_or_default();
         let numbers: Vec<(usize, usize)> = pairs.iter().map(|(a, b)| (number(a), number(b))).collect();
         let owned: Vec<Group> = groups.iter().map(|group| (*group).clone()).collect();
-        let judged = self.reward.score(&owned);
+        let judged = self.reward.grade(&owned);
         let one = |((a, b), (of_a, of_b)): (&Pair<'_>, &(usize, usize))| match (
             &judged[*of_a][a.place],
             &judged[*of_b][b.place],
         ) {
-            (Judgement::Value(a), Judgement::Value(b)) => {
-                Judgement::of(wins(f64::from(*a), f64::from(*b), self.temperature) as f32)
+            (Grade::Value(a), Grade::Value(b)) => {
+                Grade::of(wins(f64::from(*a), f64::from(*b), self.temperature) as f32)
             }
-            (Judgement::Unjudged(reason), _) | (_, Judgement::Unjudged(reason)) => Judgement::unjudged(reason),
+            (Grade::Missing(reason), _) | (_, Grade::Missing(reason)) => Grade::missing(reason),
         };
         pairs.iter().zip(&numbers).map(one).collect()
     }
@@ -88,8 +88,8 @@ mod tests {
         let at = |place| Contestant { group: &group, place };
         let pairs = [(at(0), at(1)), (at(1), at(2)), (at(0), at(2)), (at(0), Contestant { group: &open, place: 0 })];
         let found = judge(0.0).compare(&pairs);
-        assert_eq!(found.iter().map(Judgement::value).collect::<Vec<_>>(), [Some(1.0), Some(0.0), Some(0.5), None]);
-        assert_eq!(found[3], Judgement::unjudged("the prompt has no answer"));
+        assert_eq!(found.iter().map(Grade::value).collect::<Vec<_>>(), [Some(1.0), Some(0.0), Some(0.5), None]);
+        assert_eq!(found[3], Grade::missing("the prompt has no answer"));
         assert_eq!(judge(0.0).compare(&[]), []);
         // σ(1/0.5) = 0.880797
         let soft = judge(0.5).compare(&pairs)[0].value().unwrap();

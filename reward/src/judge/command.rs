@@ -12,8 +12,9 @@
 //! dawdles or miscounts leaves every pair unjudged.
 
 use super::{Judge, Pair};
+use crate::Result;
 use crate::rule::command::{self, Config, about, read};
-use crate::{Judgement, Result};
+use schema::Grade;
 use serde_json::Value;
 
 /// The judge that a program is.
@@ -39,7 +40,7 @@ impl Judge for Command {
         self.version.clone()
     }
 
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
         if pairs.is_empty() {
             return Vec::new();
         }
@@ -47,7 +48,7 @@ impl Judge for Command {
         let said = self.program.run((lines.join("\n") + "\n").into_bytes());
         said.and_then(|output| read(&output, pairs.len(), "probability")).unwrap_or_else(|reason| {
             tracing::warn!(pairs = pairs.len(), reason, "the judge's program compared nothing");
-            vec![Judgement::Unjudged(reason); pairs.len()]
+            vec![Grade::Missing(reason); pairs.len()]
         })
     }
 }

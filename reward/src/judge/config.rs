@@ -88,7 +88,7 @@ impl Judge for Nobody {
         String::new()
     }
 
-    fn compare(&mut self, pairs: &[super::Pair<'_>]) -> Vec<crate::Judgement> {
-        vec![crate::Judgement::unjudged("no network is loaded"); pairs.len()]
+    fn compare(&mut self, pairs: &[super::Pair<'_>]) -> Vec<schema::Grade> {
+        vec![schema::Grade::missing("no network is loaded"); pairs.len()]
     }
 }

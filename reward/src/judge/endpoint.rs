@@ -13,8 +13,8 @@
 mod answer;
 
 use super::{Judge, Pair};
-use crate::{Error, Judgement, Result, fingerprint};
-use schema::{Prompt, PromptInput};
+use crate::{Error, Result, fingerprint};
+use schema::{Grade, Prompt, PromptInput};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::sync::OnceLock;
@@ -140,12 +140,12 @@ impl Endpoint {
     }
 
     /// What the model says of one pair; after an attempt that may be repeated, it is.
-    fn ask(&self, pair: &Pair<'_>, closed: &OnceLock<String>) -> Judgement {
+    fn ask(&self, pair: &Pair<'_>, closed: &OnceLock<String>) -> Grade {
         let body = self.body(pair).to_string();
         let (mut pause, mut left) = (self.pause, self.config.retries);
         loop {
             if let Some(reason) = closed.get() {
-                return Judgement::unjudged(format!("not asked, because another pair failed: {reason}"));
+                return Grade::missing(format!("not asked, because another pair failed: {reason}"));
             }
             match self.attempt(&body) {
                 Ok(reply) => return answer::read(&reply, self.config.soft),
@@ -159,7 +159,7 @@ impl Endpoint {
                         // The first one to notice tells the others.
                         let _ = closed.set(reason.clone());
                     }
-                    return Judgement::unjudged(reason);
+                    return Grade::missing(reason);
                 }
             }
         }
@@ -242,7 +242,7 @@ impl Judge for Endpoint {
         self.version.clone()
     }
 
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
         let endpoint = &*self;
         let (next, closed) = (AtomicUsize::new(0), OnceLock::new());
         let (sender, receiver) = channel();
@@ -260,7 +260,7 @@ impl Judge for Endpoint {
             }
         });
         drop(sender);
-        let mut said = vec![Judgement::unjudged("the judge said nothing of this pair"); pairs.len()];
+        let mut said = vec![Grade::missing("the judge said nothing of this pair"); pairs.len()];
         for (place, judgement) in receiver {
             said[place] = judgement;
         }

@@ -11,7 +11,7 @@
 //! bring the bias back. Two samples of the same text draw, and nobody is asked.
 
 use super::{Judge, Pair};
-use crate::Judgement;
+use schema::Grade;
 
 /// A judge whose word does not depend on the order.
 pub struct Fair {
@@ -39,7 +39,7 @@ impl Judge for Fair {
         self.swap || self.judge.is_symmetric()
     }
 
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
         let orders = if self.swap { 2 } else { 1 };
         let differ = |(a, b): &Pair<'_>| a.sample().text != b.sample().text;
         let asked: Vec<Pair<'_>> = pairs
@@ -47,32 +47,32 @@ impl Judge for Fair {
             .filter(|pair| differ(pair))
             .flat_map(|(a, b)| [(*a, *b), (*b, *a)].into_iter().take(orders))
             .collect();
-        let said: Vec<Judgement> =
+        let said: Vec<Grade> =
             if asked.is_empty() { Vec::new() } else { self.judge.compare(&asked).into_iter().map(checked).collect() };
         let mut said = said.chunks_exact(orders);
-        let missing = || Judgement::unjudged("the judge said nothing of this pair");
+        let missing = || Grade::missing("the judge said nothing of this pair");
         let mut next = || said.next().map_or_else(missing, merged);
-        let one = |pair: &Pair<'_>| if differ(pair) { next() } else { Judgement::Value(0.5) };
+        let one = |pair: &Pair<'_>| if differ(pair) { next() } else { Grade::Value(0.5) };
         pairs.iter().map(one).collect()
     }
 }
 
 /// A probability, or why it is none.
-fn checked(said: Judgement) -> Judgement {
+fn checked(said: Grade) -> Grade {
     match said {
-        Judgement::Value(value) if !(0.0..=1.0).contains(&value) => {
-            Judgement::unjudged(format!("the judge said {value}, which is no probability from 0 to 1"))
+        Grade::Value(value) if !(0.0..=1.0).contains(&value) => {
+            Grade::missing(format!("the judge said {value}, which is no probability from 0 to 1"))
         }
         said => said,
     }
 }
 
 /// What one order, or both, come to.
-fn merged(orders: &[Judgement]) -> Judgement {
+fn merged(orders: &[Grade]) -> Grade {
     match orders {
-        [Judgement::Value(there), Judgement::Value(back)] => Judgement::Value(0.5 * (there + 1.0 - back)),
-        [_, failed @ Judgement::Unjudged(_)] | [failed @ Judgement::Unjudged(_), _] => failed.clone(),
+        [Grade::Value(there), Grade::Value(back)] => Grade::Value(0.5 * (there + 1.0 - back)),
+        [_, failed @ Grade::Missing(_)] | [failed @ Grade::Missing(_), _] => failed.clone(),
         [one] => one.clone(),
-        _ => Judgement::unjudged("the judge said nothing of this pair"),
+        _ => Grade::missing("the judge said nothing of this pair"),
     }
 }

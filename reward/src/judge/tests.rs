@@ -13,12 +13,12 @@ impl Judge for Biased {
     fn version(&self) -> String {
         "1".into()
     }
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
         let one = |(first, second): &Pair<'_>| match (first.sample().text.as_str(), second.sample().text.as_str()) {
-            ("fails", _) => Judgement::unjudged("asleep"),
-            ("good", _) => Judgement::Value(1.0),
-            (_, "good") => Judgement::Value(self.0),
-            _ => Judgement::Value(self.0 * 2.0),
+            ("fails", _) => Grade::missing("asleep"),
+            ("good", _) => Grade::Value(1.0),
+            (_, "good") => Grade::Value(self.0),
+            _ => Grade::Value(self.0 * 2.0),
         };
         pairs.iter().map(one).collect()
     }
@@ -27,7 +27,7 @@ impl Judge for Biased {
 fn values(judge: &mut dyn Judge, group: &Group, places: &[(usize, usize)]) -> Vec<Option<f32>> {
     let at = |place| Contestant { group, place };
     let pairs: Vec<Pair<'_>> = places.iter().map(|(a, b)| (at(*a), at(*b))).collect();
-    judge.compare(&pairs).iter().map(Judgement::value).collect()
+    judge.compare(&pairs).iter().map(Grade::value).collect()
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn what_is_no_probability_is_no_judgement() {
     let group = group("", None, &["bad", "worse"]);
     let pair = [(Contestant { group: &group, place: 0 }, Contestant { group: &group, place: 1 })];
     let found = &Fair::new(Box::new(Biased(0.9)), true).compare(&pair)[0];
-    assert!(matches!(found, Judgement::Unjudged(reason) if reason.contains("1.8")), "{found:?}");
+    assert!(matches!(found, Grade::Missing(reason) if reason.contains("1.8")), "{found:?}");
 }
 
 /// The judge that a `[judge]` table names.
@@ -72,7 +72,7 @@ fn a_program_gets_both_answers_and_says_who_is_better() {
     assert_eq!(values(&mut judge, &group, &[(0, 1), (1, 0), (0, 2)]), [Some(0.25), Some(0.75), None]);
     assert_eq!(judge.name(), "command");
     let pair = [(Contestant { group: &group, place: 0 }, Contestant { group: &group, place: 2 })];
-    assert_eq!(judge.compare(&pair), [Judgement::unjudged("beyond me")]);
+    assert_eq!(judge.compare(&pair), [Grade::missing("beyond me")]);
     assert_eq!(judge.compare(&[]), []);
 }
 
@@ -85,7 +85,7 @@ fn a_program_that_fails_compares_nothing() {
     {
         let mut judge = judge(&format!("command = {{ program = 'sh', args = ['-c', '{script}'] }}")).unwrap();
         let found = &judge.compare(&pair)[0];
-        assert!(matches!(found, Judgement::Unjudged(reason) if reason.contains(word)), "{script}: {found:?}");
+        assert!(matches!(found, Grade::Missing(reason) if reason.contains(word)), "{script}: {found:?}");
     }
 }
 

@@ -18,8 +18,8 @@ mod program;
 
 pub(crate) use program::Program;
 
-use crate::{Error, Judgement, Result, Reward, fingerprint};
-use schema::{Group, Prompt, PromptInput, Sample};
+use crate::{Error, Result, Reward, fingerprint};
+use schema::{Grade, Group, Prompt, PromptInput, Sample};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -78,7 +78,7 @@ impl Reward for Command {
         self.version.clone()
     }
 
-    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
+    fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>> {
         let count = groups.iter().map(|group| group.samples.len()).sum();
         if count == 0 {
             return vec![Vec::new(); groups.len()];
@@ -87,7 +87,7 @@ impl Reward for Command {
         let mut judgements = judged
             .unwrap_or_else(|reason| {
                 tracing::warn!(samples = count, reason, "the reward program judged nothing");
-                vec![Judgement::Unjudged(reason); count]
+                vec![Grade::Missing(reason); count]
             })
             .into_iter();
         groups.iter().map(|group| judgements.by_ref().take(group.samples.len()).collect()).collect()
@@ -135,7 +135,7 @@ pub(crate) fn about<const N: usize>(prompt: &Prompt, own: [(&str, Value); N]) ->
 }
 
 /// One judgement per line of output, or why there is none for any; `key` names the number where a line is an object.
-pub(crate) fn read(output: &[u8], count: usize, key: &str) -> std::result::Result<Vec<Judgement>, String> {
+pub(crate) fn read(output: &[u8], count: usize, key: &str) -> std::result::Result<Vec<Grade>, String> {
     let text = String::from_utf8_lossy(output);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if lines.len() != count {
@@ -145,16 +145,16 @@ pub(crate) fn read(output: &[u8], count: usize, key: &str) -> std::result::Resul
     Ok(lines.into_iter().map(|line| judgement(line, key)).collect())
 }
 
-fn judgement(line: &str, key: &str) -> Judgement {
+fn judgement(line: &str, key: &str) -> Grade {
     let shown = || line.chars().take(80).collect::<String>();
     let Ok(value) = serde_json::from_str::<Value>(line) else {
-        return Judgement::unjudged(format!("the program printed what is not JSON: {}", shown()));
+        return Grade::missing(format!("the program printed what is not JSON: {}", shown()));
     };
     let reason = value.get("reason").and_then(Value::as_str).unwrap_or("does not apply");
     match value.get(key).unwrap_or(&value) {
-        Value::Null => Judgement::unjudged(reason),
-        Value::Number(number) => Judgement::of(number.as_f64().map_or(f32::NAN, |number| number as f32)),
-        _ => Judgement::unjudged(format!("the program printed no number, null or {{\"{key}\": …}}: {}", shown())),
+        Value::Null => Grade::missing(reason),
+        Value::Number(number) => Grade::of(number.as_f64().map_or(f32::NAN, |number| number as f32)),
+        _ => Grade::missing(format!("the program printed no number, null or {{\"{key}\": …}}: {}", shown())),
     }
 }
 

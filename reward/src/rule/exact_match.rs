@@ -3,8 +3,8 @@
 //! The strictest rule, for answers of a fixed wording: labels, names, codes. What may differ is a setting.
 
 use crate::reward::against_answer;
-use crate::{Judgement, Result, Reward, fingerprint};
-use schema::Group;
+use crate::{Result, Reward, fingerprint};
+use schema::{Grade, Group};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
@@ -63,7 +63,7 @@ impl Reward for ExactMatch {
         Some(0.0..=1.0)
     }
 
-    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
+    fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>> {
         let config = &self.config;
         against_answer(groups, |answer| config.essence(answer), |answer, text| config.essence(text) == *answer)
     }

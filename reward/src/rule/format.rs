@@ -4,8 +4,8 @@
 //! section 2.2.2). Each tag must occur exactly once, so that a completion cannot win by opening sections in passing.
 
 use crate::reward::each;
-use crate::{Error, Judgement, Result, Reward, fingerprint};
-use schema::Group;
+use crate::{Error, Result, Reward, fingerprint};
+use schema::{Grade, Group};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
@@ -73,8 +73,8 @@ impl Reward for Format {
         Some(0.0..=1.0)
     }
 
-    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
-        each(groups, |_, sample| Judgement::right(self.fits(&sample.text)))
+    fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>> {
+        each(groups, |_, sample| Grade::correct(self.fits(&sample.text)))
     }
 }
 

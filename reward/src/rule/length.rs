@@ -8,8 +8,8 @@
 //! ```
 
 use crate::reward::each;
-use crate::{Error, Judgement, Result, Reward, fingerprint};
-use schema::{Group, Sample};
+use crate::{Error, Result, Reward, fingerprint};
+use schema::{Grade, Group, Sample};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
@@ -109,8 +109,8 @@ impl Reward for Length {
         Some(-1.0..=0.0)
     }
 
-    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
-        each(groups, |_, sample| Judgement::of(self.value(self.config.unit.count(sample))))
+    fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>> {
+        each(groups, |_, sample| Grade::of(self.value(self.config.unit.count(sample))))
     }
 }
 

@@ -16,9 +16,9 @@ mod plain;
 mod quantity;
 
 use crate::reward::against_answer;
-use crate::{Judgement, Result, Reward, fingerprint};
+use crate::{Result, Reward, fingerprint};
 use answer::Answer;
-use schema::Group;
+use schema::{Grade, Group};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
@@ -71,7 +71,7 @@ impl Reward for MathAnswer {
         Some(0.0..=1.0)
     }
 
-    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
+    fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>> {
         let extract = self.config.extract;
         against_answer(groups, Answer::new, |answer, text| answer.is_final_in(text, extract))
     }

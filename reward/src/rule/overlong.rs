@@ -10,8 +10,8 @@
 //! length alone; the ramp tells the model beforehand. DAPO trains with L = 20480 and c = 4096, a fifth of it.
 
 use crate::reward::each;
-use crate::{Error, Judgement, Result, Reward, fingerprint};
-use schema::Group;
+use crate::{Error, Result, Reward, fingerprint};
+use schema::{Grade, Group};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
@@ -65,8 +65,8 @@ impl Reward for Overlong {
         Some(-1.0..=0.0)
     }
 
-    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
-        each(groups, |group, sample| Judgement::of(self.value(sample.len(), group.settings.max_new_tokens)))
+    fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>> {
+        each(groups, |group, sample| Grade::of(self.value(sample.len(), group.settings.max_new_tokens)))
     }
 }
 

@@ -4,8 +4,8 @@
 //! no completion can stall a run. `(?s)` lets `.` match line ends, `(?i)` ignores case.
 
 use crate::reward::each;
-use crate::{Error, Judgement, Result, Reward, fingerprint};
-use schema::Group;
+use crate::{Error, Result, Reward, fingerprint};
+use schema::{Grade, Group};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
@@ -81,9 +81,9 @@ impl Reward for Regex {
         Some(matched.min(unmatched)..=matched.max(unmatched))
     }
 
-    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
+    fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>> {
         let Config { matched, unmatched, .. } = self.config;
-        each(groups, |_, sample| Judgement::of(if self.regex.is_match(&sample.text) { matched } else { unmatched }))
+        each(groups, |_, sample| Grade::of(if self.regex.is_match(&sample.text) { matched } else { unmatched }))
     }
 }
 

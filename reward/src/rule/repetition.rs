@@ -8,8 +8,8 @@
 //! the first thing a policy falls into when length is rewarded. A completion shorter than n has no penalty.
 
 use crate::reward::each;
-use crate::{Error, Judgement, Result, Reward, fingerprint};
-use schema::{Group, Sample};
+use crate::{Error, Result, Reward, fingerprint};
+use schema::{Grade, Group, Sample};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -98,8 +98,8 @@ impl Reward for Repetition {
         Some(-self.config.max_penalty..=0.0)
     }
 
-    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
-        each(groups, |_, sample| Judgement::of(self.value(sample)))
+    fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>> {
+        each(groups, |_, sample| Grade::of(self.value(sample)))
     }
 }
 

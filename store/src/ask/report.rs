@@ -4,9 +4,10 @@ use crate::engine::{Access, Connection, FromRow, Row, sql, time};
 use crate::error::Doing;
 use crate::rows::read;
 use crate::rows::run::{Run, by_id};
+use crate::rows::verdict::{Part, Status};
 use crate::table::{Table, Value};
 use crate::{Error, Result, RunId, SampleId, Store};
-use schema::{PartStatus, PromptInput, Verdict};
+use schema::{PromptInput, Verdict};
 use serde::Serialize;
 
 const DOING: &str = "summing up";
@@ -292,15 +293,15 @@ fn sample_record(group: &read::StoredGroup, id: SampleId, run: &Run) -> Result<T
 
 /// One line per part: `exact 1 x 0.5 (version 2)`.
 fn parts_in_words(verdict: &Verdict) -> String {
-    let line = |part: &schema::Part| {
+    let line = |part: &Part| {
         let value = match (&part.status, part.value) {
-            (PartStatus::Unjudged(reason), _) => format!("unjudged ({reason})"),
-            (PartStatus::Judged, Some(value)) => value.to_string(),
-            (PartStatus::Judged, None) => "none".into(),
+            (Status::Judged, Some(value)) => value.to_string(),
+            (Status::Judged, None) => "none".into(),
+            (Status::Unjudged(reason), _) => format!("unjudged ({reason})"),
         };
         format!("{} {value} x {} (version {})", part.name, part.weight, part.version)
     };
-    verdict.parts.iter().map(line).collect::<Vec<_>>().join("\n")
+    Part::of(verdict).iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// JSON, with each `f32` as short as it can be.

@@ -11,6 +11,7 @@ use std::time::Duration;
 pub(crate) const MIGRATIONS: Migrations = &[
     (2, include_str!("../../migrations/postgres/0002_spine.sql")),
     (3, include_str!("../../migrations/postgres/0003_jobs.sql")),
+    (4, include_str!("../../migrations/postgres/0004_comparisons.sql")),
 ];
 
 /// How many tables there are, and how many of them are the schema's version.

@@ -14,6 +14,7 @@ pub(crate) const MIGRATIONS: Migrations = &[
     (1, include_str!("../../migrations/sqlite/0001_spine.sql")),
     (2, include_str!("../../migrations/sqlite/0002_keeping.sql")),
     (3, include_str!("../../migrations/sqlite/0003_jobs.sql")),
+    (4, include_str!("../../migrations/sqlite/0004_comparisons.sql")),
 ];
 
 /// How many tables there are, and how many of them are the schema's version.

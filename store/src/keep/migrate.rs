@@ -29,7 +29,7 @@ use Kind::{Blob as B, Integer as I, Real as R, Text as T};
 type Copied = (&'static str, usize, &'static [(&'static str, Kind)]);
 
 /// Every table that outlives a process, what others refer to first.
-const TABLES: [Copied; 11] = [
+const TABLES: [Copied; 12] = [
     (
         "runs",
         1,
@@ -98,6 +98,22 @@ const TABLES: [Copied; 11] = [
             ("version", T),
             ("weight", R),
             ("value", R),
+            ("status", T),
+            ("created_at", I),
+        ],
+    ),
+    (
+        "comparisons",
+        3,
+        &[
+            ("sample_id", I),
+            ("scoring", I),
+            ("place", I),
+            ("judge", T),
+            ("version", T),
+            ("rival", T),
+            ("rival_place", I),
+            ("win", R),
             ("status", T),
             ("created_at", I),
         ],

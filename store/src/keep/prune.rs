@@ -28,8 +28,10 @@ const STEPS: &str = "SELECT t.run_id, runs.name, runs.kind, runs.status, t.step,
     FROM steps t JOIN runs ON runs.id = t.run_id
     WHERE t.samples > 0 AND t.pruned_at IS NULL
     ORDER BY t.collected_at, t.run_id, t.step";
-const REMOVE: [&str; 4] = [
+const REMOVE: [&str; 5] = [
     "DELETE FROM rewards WHERE sample_id IN
+        (SELECT s.id FROM groups g JOIN samples s ON s.group_id = g.id WHERE g.run_id = $1 AND g.step = $2)",
+    "DELETE FROM comparisons WHERE sample_id IN
         (SELECT s.id FROM groups g JOIN samples s ON s.group_id = g.id WHERE g.run_id = $1 AND g.step = $2)",
     "DELETE FROM samples WHERE group_id IN (SELECT id FROM groups WHERE run_id = $1 AND step = $2)",
     "DELETE FROM groups WHERE run_id = $1 AND step = $2",

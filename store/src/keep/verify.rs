@@ -23,7 +23,7 @@ const HASHED_PROMPTS: &str = "SELECT id, json, hash, token_ids, token_hash FROM 
     ORDER BY id LIMIT $2";
 
 /// What must not be found: a name, and a statement that names each row where it is.
-const RULES: [(&str, &str); 13] = [
+const RULES: [(&str, &str); 14] = [
     (
         "samples without a group",
         "SELECT 'sample ' || id FROM samples s
@@ -33,6 +33,14 @@ const RULES: [(&str, &str); 13] = [
         "rewards without a sample",
         "SELECT DISTINCT 'rewards of sample ' || sample_id FROM rewards r
         WHERE NOT EXISTS (SELECT 1 FROM samples s WHERE s.id = r.sample_id)",
+    ),
+    (
+        "comparisons without a sample, or with a rival that is not there",
+        "SELECT DISTINCT 'comparisons of sample ' || sample_id FROM comparisons r
+        WHERE NOT EXISTS (SELECT 1 FROM samples s WHERE s.id = r.sample_id)
+            OR r.rival NOT IN ('own', 'opponent') OR (r.rival = 'own' AND NOT EXISTS
+            (SELECT 1 FROM samples s JOIN samples o ON o.group_id = s.group_id AND o.place = r.rival_place
+                WHERE s.id = r.sample_id AND o.id <> s.id))",
     ),
     (
         "groups without a run, prompt or policy",
@@ -94,11 +102,15 @@ const RULES: [(&str, &str); 13] = [
     (
         "judged without a value, or the reverse",
         "SELECT 'scoring ' || scoring || ' of sample ' || sample_id FROM rewards
-        WHERE (status = 'judged') <> (value IS NOT NULL)",
+        WHERE (status = 'judged') <> (value IS NOT NULL)
+        UNION ALL SELECT 'comparisons in scoring ' || scoring || ' of sample ' || sample_id FROM comparisons
+        WHERE (status = 'judged') <> (win IS NOT NULL)",
     ),
     (
         "rewards of no scoring",
         "SELECT 'scoring ' || scoring || ' of sample ' || sample_id FROM rewards
+        WHERE scoring <> 0 AND scoring NOT IN (SELECT id FROM scorings)
+        UNION ALL SELECT 'comparisons in scoring ' || scoring || ' of sample ' || sample_id FROM comparisons
         WHERE scoring <> 0 AND scoring NOT IN (SELECT id FROM scorings)",
     ),
 ];

@@ -5,7 +5,7 @@
 
 use super::{Fill, ReplaySampler, ReplayedGroup, Source};
 use crate::Result;
-use schema::{ScoredGroup, Seed};
+use schema::{GradedGroup, Seed};
 
 /// Another rule, over what is at most `max_age` steps old.
 pub struct StalenessLimit {
@@ -20,7 +20,7 @@ impl ReplaySampler for StalenessLimit {
         self.rule.draw_from(&source.within(self.max_age), count, seed)
     }
 
-    fn fill(&self, source: &Source<'_>, groups: &[ScoredGroup], seed: &Seed) -> Result<Vec<Fill>> {
+    fn fill(&self, source: &Source<'_>, groups: &[GradedGroup], seed: &Seed) -> Result<Vec<Fill>> {
         self.rule.fill(&source.within(self.max_age), groups, seed)
     }
 }

@@ -19,7 +19,7 @@ use crate::rows::append::FIND_PROMPT;
 use crate::rows::read::fetch_in;
 use crate::rows::{blob, read};
 use crate::{Error, Result, StoredGroup};
-use schema::{Group, ScoredGroup, Seed};
+use schema::{GradedGroup, Group, Seed};
 use std::collections::HashMap;
 
 const DOING: &str = "drawing samples of another reward";
@@ -59,7 +59,7 @@ impl Stratified {
 
     /// Whether every judged reward of a group is the same, and which it is; `None` for a group that carries a signal
     /// or that nobody could judge.
-    fn common_reward(&self, group: &ScoredGroup) -> Option<f64> {
+    fn common_reward(&self, group: &GradedGroup) -> Option<f64> {
         let rewards = || group.rewards().into_iter().flatten().map(f64::from);
         let (low, high) = (rewards().fold(f64::INFINITY, f64::min), rewards().fold(f64::NEG_INFINITY, f64::max));
         (low <= high && high - low <= self.min_difference).then_some(f64::midpoint(low, high))
@@ -139,7 +139,7 @@ impl ReplaySampler for Stratified {
         Ok(groups.into_iter().map(|stored| aged(source, stored)).collect())
     }
 
-    fn fill(&self, source: &Source<'_>, groups: &[ScoredGroup], seed: &Seed) -> Result<Vec<Fill>> {
+    fn fill(&self, source: &Source<'_>, groups: &[GradedGroup], seed: &Seed) -> Result<Vec<Fill>> {
         source.store.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let mut chosen = Vec::new();

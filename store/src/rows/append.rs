@@ -5,9 +5,9 @@ use crate::engine::{Access, Connection, sql};
 use crate::error::Doing;
 use crate::id::FIRST_SCORING;
 use crate::rows::run::RunKind;
-use crate::rows::{blob, run};
+use crate::rows::{blob, run, verdict};
 use crate::{Error, Result, RunId, Store};
-use schema::{Group, Part, PartStatus, Sample, ScoredGroup, Verdict};
+use schema::{Grade, GradedGroup, Group, Sample, Verdict};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 const DOING: &str = "appending a step's samples";
@@ -40,11 +40,6 @@ const ADD_SAMPLES: Insert = Insert {
     columns: 10,
     returning: "RETURNING group_id, place, id",
 };
-const ADD_REWARDS: Insert = Insert {
-    into: "rewards (sample_id, scoring, place, name, version, weight, value, status, created_at)",
-    columns: 9,
-    returning: "",
-};
 
 /// Rows a statement. One statement for many rows halves the time of an append; more rows gain nothing.
 const ROWS: usize = 64;
@@ -55,13 +50,13 @@ impl Store {
     /// appended for this step ([`finish_job`](Store::finish_job)) stay, and get their rewards.
     ///
     /// `adapter` says where the weights of the newest policy among the groups are kept, if they are.
-    pub fn append_step(&self, run: RunId, step: u64, groups: &[ScoredGroup], adapter: Option<&str>) -> Result<()> {
+    pub fn append_step(&self, run: RunId, step: u64, groups: &[GradedGroup], adapter: Option<&str>) -> Result<()> {
         check(groups)?;
         self.with(async |connection| {
             let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
             let kind = run::by_id(&mut transaction, run).await?.kind;
             collect_step(&mut transaction, run, step, groups).await?;
-            let all: Vec<(usize, &Group)> = groups.iter().map(ScoredGroup::group).enumerate().collect();
+            let all: Vec<(usize, &Group)> = groups.iter().map(GradedGroup::group).enumerate().collect();
             let policies = add_policies(&mut transaction, run, kind, &all, adapter).await?;
             let drawn = drawn_by_workers(&mut transaction, run, step, &all).await?;
             let new: Vec<(usize, &Group)> =
@@ -71,14 +66,14 @@ impl Store {
             sample_ids.extend(drawn.samples);
             let mut group_ids = drawn.groups;
             group_ids.extend(new.iter().map(|(place, _)| *place).zip(new_ids));
-            add_rewards(&mut transaction, groups, &group_ids, &sample_ids).await?;
+            add_verdicts(&mut transaction, groups, &group_ids, &sample_ids).await?;
             transaction.commit().await.doing(DOING)
         })
     }
 }
 
 /// Refuses what could not be read back as it was.
-fn check(groups: &[ScoredGroup]) -> Result<()> {
+fn check(groups: &[GradedGroup]) -> Result<()> {
     for (group, scored) in groups.iter().enumerate() {
         for (sample, (drawn, verdict)) in scored.group().samples.iter().zip(scored.verdicts()).enumerate() {
             if let Some(reason) = flaw(drawn, verdict) {
@@ -94,17 +89,19 @@ fn flaw(sample: &Sample, verdict: &Verdict) -> Option<String> {
     if mask != ids || logprobs != ids {
         return Some(format!("it has {ids} tokens, {mask} entries in its mask and {logprobs} log-probabilities"));
     }
-    let part = verdict
-        .parts
-        .iter()
-        .find(|part| !part.weight.is_finite() || part.value.is_some_and(|value| !value.is_finite()))?;
-    let (name, value, weight) = (&part.name, part.value, part.weight);
-    Some(format!(
-        "its reward `{name}` is {value:?} with weight {weight}; a reward that cannot be judged must be none, not NaN"
-    ))
+    let is_flawed = |grade: &Grade| grade.value().is_some_and(|value| !value.is_finite());
+    if let Some(part) = verdict.rewards.iter().find(|part| !part.weight.is_finite() || is_flawed(&part.grade)) {
+        let (name, value, weight) = (&part.name, part.grade.value(), part.weight);
+        return Some(format!(
+            "its reward `{name}` is {value:?} with weight {weight}; a reward that cannot be judged must be none, not NaN"
+        ));
+    }
+    let comparison = verdict.comparisons.iter().find(|comparison| is_flawed(&comparison.win))?;
+    let (judge, rival, win) = (&comparison.judge, comparison.rival, comparison.win.value());
+    Some(format!("its comparison with {rival:?} by the judge `{judge}` is {win:?}, which is no probability"))
 }
 
-async fn collect_step(connection: &mut Connection, run: RunId, step: u64, groups: &[ScoredGroup]) -> Result<()> {
+async fn collect_step(connection: &mut Connection, run: RunId, step: u64, groups: &[GradedGroup]) -> Result<()> {
     let samples = || groups.iter().flat_map(|scored| &scored.group().samples);
     let done = sql::query(COLLECT_STEP)
         .bind(run.0)
@@ -313,65 +310,21 @@ pub(crate) async fn add_samples(
     Ok(ids)
 }
 
-async fn add_rewards(
+async fn add_verdicts(
     connection: &mut Connection,
-    groups: &[ScoredGroup],
+    groups: &[GradedGroup],
     group_ids: &HashMap<usize, i64>,
     sample_ids: &HashMap<(i64, usize), i64>,
 ) -> Result<()> {
-    let verdicts = groups.iter().enumerate().flat_map(|(place, scored)| {
-        let id = group_ids[&place];
-        scored.verdicts().iter().enumerate().map(move |(place, verdict)| (sample_ids[&(id, place)], verdict))
-    });
-    add_parts(connection, &part_rows(FIRST_SCORING, verdicts), DOING).await
-}
-
-/// A row of `rewards`, but for its moment.
-pub(crate) struct PartRow<'a> {
-    sample_id: i64,
-    scoring: i64,
-    place: i64,
-    part: &'a Part,
-}
-
-/// The rows that these samples' verdicts make in a scoring.
-pub(crate) fn part_rows<'a>(scoring: i64, verdicts: impl Iterator<Item = (i64, &'a Verdict)>) -> Vec<PartRow<'a>> {
-    let row = |sample_id, place, part| PartRow { sample_id, scoring, place, part };
-    verdicts
-        .flat_map(|(sample_id, verdict)| {
-            (0i64..).zip(&verdict.parts).map(move |(place, part)| row(sample_id, place, part))
+    let verdicts: Vec<(i64, &Verdict)> = groups
+        .iter()
+        .enumerate()
+        .flat_map(|(place, graded)| {
+            let id = group_ids[&place];
+            graded.verdicts().iter().enumerate().map(move |(place, verdict)| (sample_ids[&(id, place)], verdict))
         })
-        .collect()
-}
-
-/// Adds rows of `rewards`.
-pub(crate) async fn add_parts(connection: &mut Connection, rows: &[PartRow<'_>], doing: &'static str) -> Result<()> {
-    let created_at = now();
-    for chunk in rows.chunks(ROWS) {
-        let mut insert = sql::query(ADD_REWARDS.sql(chunk.len()));
-        for PartRow { sample_id, scoring, place, part } in chunk {
-            insert = insert
-                .bind(sample_id)
-                .bind(scoring)
-                .bind(place)
-                .bind(&part.name)
-                .bind(&part.version)
-                .bind(part.weight)
-                .bind(part.value.map(f64::from))
-                .bind(status(&part.status))
-                .bind(created_at);
-        }
-        insert.execute(&mut *connection).await.doing(doing)?;
-    }
-    Ok(())
-}
-
-/// The column `rewards.status`.
-fn status(status: &PartStatus) -> String {
-    match status {
-        PartStatus::Judged => "judged".into(),
-        PartStatus::Unjudged(reason) => format!("unjudged: {reason}"),
-    }
+        .collect();
+    verdict::add(connection, FIRST_SCORING, &verdicts, DOING).await
 }
 
 fn json(value: &impl serde::Serialize) -> String {
@@ -379,15 +332,15 @@ fn json(value: &impl serde::Serialize) -> String {
 }
 
 /// An INSERT of any number of rows.
-struct Insert {
-    into: &'static str,
-    columns: usize,
-    returning: &'static str,
+pub(crate) struct Insert {
+    pub(crate) into: &'static str,
+    pub(crate) columns: usize,
+    pub(crate) returning: &'static str,
 }
 
 impl Insert {
     /// `INSERT INTO … VALUES ($1, $2), ($3, $4) RETURNING …`
-    fn sql(&self, rows: usize) -> String {
+    pub(crate) fn sql(&self, rows: usize) -> String {
         format!("INSERT INTO {} VALUES {} {}", self.into, sql::places(rows, self.columns), self.returning)
     }
 }

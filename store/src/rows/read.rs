@@ -2,9 +2,9 @@
 
 use crate::engine::{Access, Cell, Connection, Row, sql};
 use crate::error::Doing;
-use crate::rows::blob;
+use crate::rows::{blob, verdict};
 use crate::{Error, GroupId, Result, RunId, SampleId, Scoring, Store};
-use schema::{Finish, Group, Part, PartStatus, PolicyVersion, Sample, ScoredGroup, Verdict};
+use schema::{Finish, GradedGroup, Group, PolicyVersion, Sample, Verdict};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 
@@ -18,9 +18,6 @@ const GROUPS: &str = "SELECT g.id, g.run_id, g.step, g.settings, q.json, q.token
 const SAMPLES: &str = "SELECT group_id, id, length, finish, text, mask, token_ids, logprobs
     FROM samples WHERE group_id IN ";
 const SAMPLES_ORDER: &str = " ORDER BY group_id, place";
-const REWARDS: &str = "SELECT r.sample_id, r.name, r.version, r.weight, r.value, r.status
-    FROM samples s JOIN rewards r ON r.sample_id = s.id AND r.scoring = 0 WHERE s.group_id IN ";
-const REWARDS_ORDER: &str = " ORDER BY r.sample_id, r.place";
 
 /// Groups a statement.
 pub(crate) const GROUPS_AT_ONCE: usize = 64;
@@ -37,7 +34,7 @@ pub struct StoredGroup {
     /// The number of each sample, in their order.
     pub sample_ids: Vec<SampleId>,
     /// The group itself, with the policy that drew it.
-    pub scored: ScoredGroup,
+    pub scored: GradedGroup,
 }
 
 impl Store {
@@ -83,7 +80,7 @@ pub(crate) async fn groups(connection: &mut Connection, ids: &[i64], scoring: Sc
     let mut groups = Vec::with_capacity(ids.len());
     for chunk in ids.chunks(GROUPS_AT_ONCE) {
         let rows = fetch_in(connection, GROUPS, chunk, "").await?;
-        let mut verdicts = verdicts(connection, chunk, scoring).await?;
+        let mut verdicts = verdict::of_groups(connection, chunk, scoring).await?;
         let mut samples: HashMap<i64, Vec<(SampleId, Sample)>> = HashMap::new();
         for row in fetch_in(connection, SAMPLES, chunk, SAMPLES_ORDER).await? {
             samples.entry(get(&row, "group_id")?).or_default().push(sample(&row)?);
@@ -108,21 +105,10 @@ pub(crate) async fn fetch_in(connection: &mut Connection, select: &str, ids: &[i
     query.fetch_all(connection).await.doing(DOING)
 }
 
-/// The parts of every sample's reward, by the sample's number.
-async fn verdicts(connection: &mut Connection, group_ids: &[i64], scoring: Scoring) -> Result<HashMap<i64, Verdict>> {
-    let mut verdicts: HashMap<i64, Verdict> = HashMap::new();
-    for row in fetch_in(connection, &scoring.applied_to(REWARDS), group_ids, REWARDS_ORDER).await? {
-        let sample_id = get(&row, "sample_id")?;
-        verdicts.entry(sample_id).or_insert_with(|| Verdict { parts: Vec::new() }).parts.push(part(&row)?);
-    }
-    Ok(verdicts)
-}
-
 fn group(row: &Row, samples: Vec<(SampleId, Sample)>, verdicts: &mut HashMap<i64, Verdict>) -> Result<StoredGroup> {
     let id = GroupId(get(row, "id")?);
     let (sample_ids, samples): (Vec<SampleId>, Vec<Sample>) = samples.into_iter().unzip();
-    let verdicts =
-        sample_ids.iter().map(|id| verdicts.get(&id.0).cloned().unwrap_or(Verdict { parts: Vec::new() })).collect();
+    let verdicts = sample_ids.iter().map(|id| verdicts.get(&id.0).cloned().unwrap_or_default()).collect();
     let group = Group {
         prompt: parse(row, "json")?,
         prompt_ids: blob::to_tokens(&get::<Vec<u8>>(row, "token_ids")?)
@@ -136,7 +122,7 @@ fn group(row: &Row, samples: Vec<(SampleId, Sample)>, verdicts: &mut HashMap<i64
         run: RunId(get(row, "run_id")?),
         step: get::<i64>(row, "step")? as u64,
         sample_ids,
-        scored: ScoredGroup::new(group, verdicts).map_err(|error| damaged(error.to_string()))?,
+        scored: GradedGroup::new(group, verdicts).map_err(|error| damaged(error.to_string()))?,
     })
 }
 
@@ -161,25 +147,7 @@ fn sample(row: &Row) -> Result<(SampleId, Sample)> {
     Ok((id, sample))
 }
 
-fn part(row: &Row) -> Result<Part> {
-    Ok(Part {
-        name: get(row, "name")?,
-        version: get(row, "version")?,
-        weight: get(row, "weight")?,
-        value: get::<Option<f64>>(row, "value")?.map(|value| value as f32),
-        status: status(&get::<String>(row, "status")?),
-    })
-}
-
-/// What the column `rewards.status` says.
-fn status(text: &str) -> PartStatus {
-    if text == "judged" {
-        return PartStatus::Judged;
-    }
-    PartStatus::Unjudged(text.strip_prefix("unjudged: ").unwrap_or(text).to_owned())
-}
-
-fn get<T: Cell>(row: &Row, column: &str) -> Result<T> {
+pub(crate) fn get<T: Cell>(row: &Row, column: &str) -> Result<T> {
     row.try_get(column).doing(DOING)
 }
 

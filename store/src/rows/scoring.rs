@@ -12,11 +12,11 @@ use crate::engine::time::{now, words};
 use crate::engine::{Access, Connection, Engine, sql};
 use crate::error::Doing;
 use crate::id::FIRST_SCORING;
-use crate::rows::append::{add_parts, part_rows};
 use crate::rows::read::StoredGroup;
+use crate::rows::verdict;
 use crate::table::{Table, Value};
 use crate::{Error, GroupId, Result, RunId, SampleId, Scoring, Store};
-use schema::ScoredGroup;
+use schema::{GradedGroup, Verdict};
 
 const BEGIN_SCORING: &str = "INSERT INTO scorings (run_id, config, created_at) VALUES ($1, $2, $3) RETURNING id";
 const FINISH_SCORING: &str = "UPDATE scorings SET finished_at = $2 WHERE id = $1";
@@ -75,13 +75,13 @@ impl Store {
     }
 
     /// Adds verdicts to a scoring, all of them or none: those of `scored`, which judge the samples with these numbers.
-    pub fn add_scores(&self, scoring: i64, scored: &[(Vec<SampleId>, ScoredGroup)]) -> Result<()> {
+    pub fn add_scores(&self, scoring: i64, scored: &[(Vec<SampleId>, GradedGroup)]) -> Result<()> {
         const DOING: &str = "adding a scoring's verdicts";
-        let verdicts = scored.iter().flat_map(|(ids, group)| ids.iter().map(|id| id.0).zip(group.verdicts()));
-        let parts = part_rows(scoring, verdicts);
+        let verdicts: Vec<(i64, &Verdict)> =
+            scored.iter().flat_map(|(ids, group)| ids.iter().map(|id| id.0).zip(group.verdicts())).collect();
         self.with(async |connection| {
             let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
-            add_parts(&mut transaction, &parts, DOING).await?;
+            verdict::add(&mut transaction, scoring, &verdicts, DOING).await?;
             transaction.commit().await.doing(DOING)
         })
     }
@@ -144,7 +144,7 @@ pub(crate) async fn check(connection: &mut Connection, scoring: Scoring) -> Resu
 }
 
 /// The views that a migration makes, each as it stands there. The server itself would tell of them in other words.
-fn views_of(migration: &'static str) -> impl Iterator<Item = &'static str> {
+pub(crate) fn views_of(migration: &'static str) -> impl Iterator<Item = &'static str> {
     let starts = migration.match_indices("\nCREATE VIEW ").map(|(at, _)| &migration[at + 1..]);
     starts.map(|view| view.split_once(";\n").map_or(view, |(view, _)| view))
 }

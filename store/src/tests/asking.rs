@@ -47,7 +47,7 @@ fn the_log_prob_view_is_exact_at_every_exponent() {
     scored.samples[0].ids = (0..numbers.len() as u32).map(|number| number.wrapping_mul(2_654_435_769)).collect();
     scored.samples[0].mask = vec![true; numbers.len()];
     scored.samples[0].logprobs = numbers.clone();
-    let scored = schema::ScoredGroup::new(scored, vec![super::verdict(Some(1.0))]).unwrap();
+    let scored = schema::GradedGroup::new(scored, vec![super::verdict(Some(1.0))]).unwrap();
     store.append_step(run, 0, std::slice::from_ref(&scored), None).unwrap();
     let table = store.query("SELECT logprobs, token_ids FROM sample_view").unwrap();
     assert_eq!(logprobs(&table.rows[0][0]), numbers.into_iter().map(Some).collect::<Vec<_>>());
@@ -110,7 +110,7 @@ fn reports() {
     cut.samples[0].finish = schema::Finish::Length;
     let verdicts = vec![super::verdict(Some(1.0)), super::verdict(None)];
     store.append_step(run, 0, &step_0, None).unwrap();
-    store.append_step(run, 1, &[schema::ScoredGroup::new(cut, verdicts).unwrap()], None).unwrap();
+    store.append_step(run, 1, &[schema::GradedGroup::new(cut, verdicts).unwrap()], None).unwrap();
     let mut metrics = schema::Metrics::new();
     metrics.set("effective_sample_share", 0.75);
     store.finish_step(run, 0, &metrics).unwrap();

@@ -4,7 +4,7 @@ use super::{
     Place, begin, count, execute, group, is_postgres, new_place, realistic_step, rich_groups, sample, step_groups, url,
 };
 use crate::{Error, NewJob, RunId, SampleId, Store, Value};
-use schema::ScoredGroup;
+use schema::GradedGroup;
 use std::time::Duration;
 
 /// A file with everything in it that a store can hold.
@@ -19,7 +19,7 @@ fn full_store() -> (tempfile::TempDir, String) {
     }
     let mut odd = group("zero", 10, &[Some(1.0)]).group().clone();
     odd.samples[0] = sample(&[0, 0], "a\0b\u{10fffe}\0");
-    let odd = ScoredGroup::new(odd, vec![super::verdict(None)]).unwrap();
+    let odd = GradedGroup::new(odd, vec![super::verdict(None)]).unwrap();
     store.append_step(run, 10, &[odd], None).unwrap();
     store.finish_step(run, 1, &schema::Metrics::new()).unwrap();
     store.checkpoint(run, 1, "step_1", "hash").unwrap();
@@ -44,7 +44,7 @@ fn a_copy_is_equal_and_goes_on() {
     let ((_folder, from), to) = (full_store(), empty_place());
     let mut tables = Vec::new();
     let migrated = Store::migrate(&from, to.url(), &mut |table| tables.push(table.to_owned())).unwrap();
-    assert_eq!((tables.len(), tables.first().map(String::as_str)), (11, Some("runs")));
+    assert_eq!((tables.len(), tables.first().map(String::as_str)), (12, Some("runs")));
     let (source, copy) = (Store::open_read_only(&from).unwrap(), Store::open(to.url()).unwrap());
     for row in &migrated.tables.rows {
         let Value::Text(table) = &row[0] else { panic!("{row:?}") };

@@ -2,7 +2,7 @@
 
 use super::{begin, group, new_store, realistic_step, sample, verdict};
 use crate::{End, Ranking, RunId, SampleId, Scoring, Store, Table, Value};
-use schema::{Finish, Group, PolicyVersion, Prompt, SamplerSettings, ScoredGroup};
+use schema::{Finish, GradedGroup, Group, PolicyVersion, Prompt, SamplerSettings};
 
 /// One step of two groups, judged once more with other rewards. Returns the scoring's number.
 fn judged_twice(store: &Store) -> i64 {
@@ -125,7 +125,7 @@ fn runs_are_compared_by_key_sample_and_metric() {
 }
 
 /// A group whose samples are given as text, tokens and reward.
-fn answers(question: &str, answers: &[(&str, Vec<u32>, f32)]) -> ScoredGroup {
+fn answers(question: &str, answers: &[(&str, Vec<u32>, f32)]) -> GradedGroup {
     let group = Group {
         prompt: Prompt::user(question),
         prompt_ids: vec![1],
@@ -134,7 +134,7 @@ fn answers(question: &str, answers: &[(&str, Vec<u32>, f32)]) -> ScoredGroup {
         samples: answers.iter().map(|(text, ids, _)| sample(ids, text)).collect(),
     };
     let verdicts = answers.iter().map(|(_, _, reward)| verdict(Some(*reward))).collect();
-    ScoredGroup::new(group, verdicts).unwrap()
+    GradedGroup::new(group, verdicts).unwrap()
 }
 
 #[test]
@@ -154,11 +154,11 @@ fn an_audit_finds_a_hacked_reward() {
             let (losing, winning) = if late { ("so it goes", "<answer>4</answer>") } else { ("4", "5") };
             answers(&format!("question {step} {number}"), &[(losing, short, 0.0), (winning, long, 1.0)])
         };
-        let mut groups: Vec<ScoredGroup> = (0..2).map(group).collect();
+        let mut groups: Vec<GradedGroup> = (0..2).map(group).collect();
         if late {
             let mut cut = groups[0].group().clone();
             cut.samples[1].finish = Finish::Length;
-            groups[0] = ScoredGroup::new(cut, groups[0].verdicts().to_vec()).unwrap();
+            groups[0] = GradedGroup::new(cut, groups[0].verdicts().to_vec()).unwrap();
         }
         store.append_step(run, u64::from(step), &groups, None).unwrap();
     }

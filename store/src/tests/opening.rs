@@ -87,7 +87,7 @@ fn a_newer_store_is_refused_unchanged() {
     execute(&store, "INSERT INTO schema_version (version, program_version, applied_at) VALUES (99, '9.0', 0)");
     drop(store);
     let before = fs::read(&path).unwrap();
-    refused(&Store::open(&url(&path)).unwrap_err(), "has schema version 99, but this program knows versions up to 3");
+    refused(&Store::open(&url(&path)).unwrap_err(), "has schema version 99, but this program knows versions up to 4");
     refused(&Store::open_read_only(&url(&path)).unwrap_err(), "use a newer proxrl");
     assert_eq!(fs::read(&path).unwrap(), before);
 }
@@ -149,7 +149,7 @@ fn samples_from_before_the_hashes_are_said_to_be_unverifiable() {
         connection.close().await.unwrap();
     });
     let error = Store::open_read_only(&url(&path)).unwrap_err();
-    assert!(error.to_string().contains("has schema version 1, and reading needs 3"), "{error}");
+    assert!(error.to_string().contains("has schema version 1, and reading needs 4"), "{error}");
     let store = Store::open(&url(&path)).unwrap();
     let found = store.verify().unwrap();
     assert!(found.is_sound(), "{}", found.checks);

@@ -81,10 +81,10 @@ fn what_a_job_drew_comes_with_its_end_and_is_judged_later() {
     assert_eq!(groups[1].prompt.question(), "question 1 of step 1");
     assert_eq!(groups[1].policy, PolicyVersion { version: 0, hash: "hash 0".into() });
     let verdicts = |reward| vec![super::verdict(Some(reward)); 2];
-    let scored: Vec<schema::ScoredGroup> = groups
+    let scored: Vec<schema::GradedGroup> = groups
         .into_iter()
         .zip([0.0, 1.0])
-        .map(|(group, reward)| schema::ScoredGroup::new(group, verdicts(reward)).unwrap())
+        .map(|(group, reward)| schema::GradedGroup::new(group, verdicts(reward)).unwrap())
         .collect();
     // Samples that are not what the workers drew are not taken for them.
     let mut other = scored.clone();
@@ -93,7 +93,7 @@ fn what_a_job_drew_comes_with_its_end_and_is_judged_later() {
     assert!(matches!(store.append_step(run, 1, &scored[..1], None).unwrap_err(), Error::AskedOtherwise { .. }));
     // A group that no worker drew is appended beside them.
     let own = group("drawn here", 0, &[Some(1.0)]);
-    let all: Vec<schema::ScoredGroup> = scored.into_iter().chain([own]).collect();
+    let all: Vec<schema::GradedGroup> = scored.into_iter().chain([own]).collect();
     store.append_step(run, 1, &all, Some("step_0")).unwrap();
     assert_eq!(super::step_groups(&store, run, 1).unwrap().unwrap(), all);
     assert_eq!((count(&store, "samples"), count(&store, "rewards"), count(&store, "policies")), (5, 5, 1));

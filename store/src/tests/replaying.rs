@@ -3,7 +3,7 @@
 use super::{begin, group, new_store, realistic_step};
 use crate::replay::{self, Ages, Config, Source, Stratified, StratifiedConfig, Uniform, UniformConfig};
 use crate::{Recent, ReplaySampler, ReplayedGroup, RunId, SampleId, Scoring, Store};
-use schema::{ScoredGroup, Seed};
+use schema::{GradedGroup, Seed};
 use std::collections::HashSet;
 
 fn draw(store: &Store, steps: u64, now: u64, count: usize, seed: u64) -> Vec<ReplayedGroup> {
@@ -52,7 +52,7 @@ fn a_draw_repeats_under_its_seed_and_holds_no_group_twice() {
 }
 
 /// Appends a step of one group with these rewards.
-fn rewarded(store: &Store, run: RunId, step: u64, question: &str, rewards: &[Option<f32>]) -> ScoredGroup {
+fn rewarded(store: &Store, run: RunId, step: u64, question: &str, rewards: &[Option<f32>]) -> GradedGroup {
     let scored = group(question, step, rewards);
     store.append_step(run, step, std::slice::from_ref(&scored), None).unwrap();
     scored
@@ -163,7 +163,7 @@ fn a_group_without_signal_is_filled_with_another_reward() {
         } else {
             other.settings.temperature = 0.5;
         }
-        let other = ScoredGroup::new(other, vec![super::verdict(Some(1.0))]).unwrap();
+        let other = GradedGroup::new(other, vec![super::verdict(Some(1.0))]).unwrap();
         store.append_step(run, step, &[other], None).unwrap();
     }
     let fresh = [

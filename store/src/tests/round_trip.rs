@@ -13,7 +13,7 @@ fn groups_come_back_bit_for_bit() {
     store.append_step(run, 3, &groups, Some("checkpoints/step_3")).unwrap();
     let back = step_groups(&store, run, 3).unwrap().unwrap();
     assert_eq!(back, groups);
-    let bits = |groups: &[schema::ScoredGroup]| -> Vec<u32> {
+    let bits = |groups: &[schema::GradedGroup]| -> Vec<u32> {
         groups.iter().flat_map(|g| &g.group().samples).flat_map(|s| &s.logprobs).map(|p| p.to_bits()).collect()
     };
     assert_eq!(bits(&back), bits(&groups));
@@ -52,7 +52,7 @@ fn a_policy_version_has_one_content() {
     store.append_step(run, 1, &[group("a", 5, &[Some(1.0)])], None).unwrap();
     let mut changed = group("b", 5, &[Some(1.0)]).group().clone();
     changed.policy.hash = "other".into();
-    let changed = schema::ScoredGroup::new(changed, vec![super::verdict(Some(1.0))]).unwrap();
+    let changed = schema::GradedGroup::new(changed, vec![super::verdict(Some(1.0))]).unwrap();
     let error = store.append_step(run, 2, &[changed], None).unwrap_err();
     assert!(error.to_string().contains("policy version 5 of run 1"), "{error}");
     assert_eq!(step_groups(&store, run, 2).unwrap(), None);
@@ -68,7 +68,7 @@ fn prompts_are_kept_once_per_tokenization() {
     assert_eq!(count(&store, "prompts"), 1);
     let mut other = group("2+2?", 0, &[Some(1.0)]).group().clone();
     other.prompt_ids.push(4);
-    let other = schema::ScoredGroup::new(other, vec![super::verdict(Some(1.0))]).unwrap();
+    let other = schema::GradedGroup::new(other, vec![super::verdict(Some(1.0))]).unwrap();
     store.append_step(two, 1, std::slice::from_ref(&other), None).unwrap();
     assert_eq!(count(&store, "prompts"), 2);
     assert_eq!(step_groups(&store, two, 1).unwrap().unwrap(), [other]);
@@ -78,7 +78,7 @@ fn prompts_are_kept_once_per_tokenization() {
 fn what_could_not_come_back_is_refused() {
     let (_folder, store) = new_store();
     let run = begin(&store, "refused");
-    let check = |scored: schema::ScoredGroup, part: &str| {
+    let check = |scored: schema::GradedGroup, part: &str| {
         let error = store.append_step(run, 0, &[group("fine", 0, &[Some(1.0)]), scored], None).unwrap_err();
         assert!(error.to_string().starts_with("sample 1 of group 1 cannot be stored: "), "{error}");
         assert!(error.to_string().contains(part), "{error}");
@@ -87,7 +87,7 @@ fn what_could_not_come_back_is_refused() {
     let mut ragged = good.group().clone();
     ragged.samples[1].logprobs.clear();
     check(
-        schema::ScoredGroup::new(ragged, good.verdicts().to_vec()).unwrap(),
+        schema::GradedGroup::new(ragged, good.verdicts().to_vec()).unwrap(),
         "1 tokens, 1 entries in its mask and 0 log",
     );
     check(group("a", 0, &[Some(0.0), Some(f32::NAN)]), "reward `exact` is Some(NaN)");

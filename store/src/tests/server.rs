@@ -47,7 +47,7 @@ fn a_newer_store_is_refused() {
     let newer = "INSERT INTO schema_version (version, program_version, applied_at) VALUES (99, '9.0', 0)";
     execute(&store, newer);
     let error = Store::open(place.url()).unwrap_err();
-    assert!(error.to_string().contains("has schema version 99, but this program knows versions up to 3"), "{error}");
+    assert!(error.to_string().contains("has schema version 99, but this program knows versions up to 4"), "{error}");
 }
 
 #[test]

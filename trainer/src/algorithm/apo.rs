@@ -26,7 +26,7 @@ use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, sigmoid, squared};
 use crate::objective::{Denominator, MetricSums};
 use crate::{Error, Result};
-use schema::{Metrics, ScoredGroup};
+use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -107,7 +107,7 @@ impl Algorithm for Apo {
         Needs { iterations: Some(iterations), ..preference::drawn_needs(2, Compares::Group) }
     }
 
-    fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
+    fn arrange(&self, groups: &[GradedGroup]) -> Option<Vec<GradedGroup>> {
         let against = if self.loss == ApoLoss::Sppo { Against::Group } else { Against::Partner };
         Some(self.ties.resolve(preference::best_and_worst(groups, self.judge_temperature, against)))
     }

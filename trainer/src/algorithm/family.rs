@@ -15,7 +15,7 @@ use crate::objective::{
     Aggregation, Denominator, KlEstimator, MetricSums, RolloutCorrection, Rows, Scale, Surrogate, group_advantages,
 };
 use crate::{Error, Result};
-use schema::{Finish, Metrics, Sample, ScoredGroup};
+use schema::{Finish, GradedGroup, Metrics, Sample};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -319,7 +319,7 @@ pub(super) fn checked<S: Settings>(settings: S, own: &[(&str, f64)]) -> Result<S
 
 /// The rewards of each group.
 pub(super) fn rewards(evidence: &Evidence<'_>) -> Vec<Vec<Option<f64>>> {
-    let group = |group: &ScoredGroup| group.rewards().into_iter().map(|reward| reward.map(f64::from)).collect();
+    let group = |group: &GradedGroup| group.rewards().into_iter().map(|reward| reward.map(f64::from)).collect();
     evidence.groups.iter().map(group).collect()
 }
 

@@ -20,7 +20,7 @@ use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::prospect;
 use crate::objective::{Aggregation, Denominator, MetricSums};
-use schema::{Group, Metrics, Sample, ScoredGroup};
+use schema::{GradedGroup, Group, Metrics, Sample};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -84,7 +84,7 @@ impl Algorithm for Kto {
     }
 
     /// Behind its own samples each group gets the first one of the group before it, unjudged.
-    fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
+    fn arrange(&self, groups: &[GradedGroup]) -> Option<Vec<GradedGroup>> {
         let before = groups.iter().cycle().skip(groups.len().saturating_sub(1));
         groups.iter().zip(before).map(|(group, before)| with_stranger(group, before.group().samples.first()?)).collect()
     }
@@ -99,7 +99,7 @@ impl Algorithm for Kto {
             let tokens = |value: f64| vec![value as f32; sample.len()];
             Some(Credit::Tokens { advantages: tokens(weight), returns: tokens(kl) })
         };
-        let group = |group: &ScoredGroup| {
+        let group = |group: &GradedGroup| {
             group
                 .rewards()
                 .into_iter()
@@ -142,12 +142,12 @@ impl Algorithm for Kto {
 }
 
 /// A group with an unjudged sample of another group behind its own.
-fn with_stranger(group: &ScoredGroup, stranger: &Sample) -> Option<ScoredGroup> {
+fn with_stranger(group: &GradedGroup, stranger: &Sample) -> Option<GradedGroup> {
     let mut samples = group.group().samples.clone();
     samples.push(stranger.clone());
     let mut verdicts = group.verdicts().to_vec();
-    verdicts.push(schema::Verdict { parts: Vec::new() });
-    ScoredGroup::new(Group { samples, ..group.group().clone() }, verdicts).ok()
+    verdicts.push(schema::Verdict::default());
+    GradedGroup::new(Group { samples, ..group.group().clone() }, verdicts).ok()
 }
 
 /// The mean log-ratio of the last sample of each group, over groups; 0 without scores.

@@ -21,7 +21,7 @@ use super::{Algorithm, Compares, Credit, Credits, Evidence, Needs, Opponent, Out
 use crate::batch::Batch;
 use crate::objective::{Aggregation, Denominator, MetricSums};
 use crate::{Error, Result};
-use schema::{Metrics, ScoredGroup};
+use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -102,19 +102,19 @@ impl Algorithm for NashMd {
         }
     }
 
-    fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
+    fn arrange(&self, groups: &[GradedGroup]) -> Option<Vec<GradedGroup>> {
         Some(preference::against_opponents(groups, self.judge_temperature))
     }
 
     /// Metrics have TRL's names: `rewards/probabilities`, `objective/kl`.
     fn credit(&self, evidence: &Evidence<'_>, metrics: &mut Metrics) -> Credits {
         let Some(scores) = evidence.scores else { return Vec::new() };
-        let rates: Vec<f64> = evidence.groups.iter().flat_map(ScoredGroup::rewards).flatten().map(f64::from).collect();
+        let rates: Vec<f64> = evidence.groups.iter().flat_map(GradedGroup::rewards).flatten().map(f64::from).collect();
         metrics.set("rewards/probabilities", rates.iter().sum::<f64>() / rates.len().max(1) as f64);
         let every = || scores.iter().flatten();
         let kl: f64 = every().map(|score| family::k1(score).iter().sum::<f64>()).sum();
         metrics.set("objective/kl", kl / every().count().max(1) as f64);
-        let group = |(group, scores): (&ScoredGroup, &Vec<SampleScores>)| {
+        let group = |(group, scores): (&GradedGroup, &Vec<SampleScores>)| {
             let credit = |(rate, score): (Option<f32>, &SampleScores)| Some(self.credit_of(f64::from(rate?), score));
             group.rewards().into_iter().zip(scores).map(credit).collect()
         };

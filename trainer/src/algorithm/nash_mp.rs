@@ -33,7 +33,7 @@ use crate::batch::Batch;
 use crate::objective::preference::squared;
 use crate::objective::{Aggregation, Denominator, MetricSums, leave_one_out, reward_to_go};
 use crate::{Error, Result};
-use schema::{Metrics, Sample, ScoredGroup};
+use schema::{GradedGroup, Metrics, Sample};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -98,7 +98,7 @@ impl NashMp {
     }
 
     /// How each judged sample of a group fares against every other one, less ½.
-    fn wins(&self, group: &ScoredGroup) -> Vec<Option<f64>> {
+    fn wins(&self, group: &GradedGroup) -> Vec<Option<f64>> {
         let entrants = preference::entrants(group);
         let mut wins = vec![None; group.group().samples.len()];
         for own in &entrants {
@@ -118,7 +118,7 @@ impl NashMp {
     }
 
     /// The advantages of every token: wins, less what is paid above what the others of the batch pay on average.
-    fn advantages(&self, groups: &[ScoredGroup], scores: &[Vec<SampleScores>]) -> Credits {
+    fn advantages(&self, groups: &[GradedGroup], scores: &[Vec<SampleScores>]) -> Credits {
         let wins: Vec<Vec<Option<f64>>> = groups.iter().map(|group| self.wins(group)).collect();
         let samples = groups.iter().flat_map(|group| &group.group().samples).zip(scores.iter().flatten());
         let paid: Vec<Option<Vec<f64>>> = wins
@@ -158,7 +158,7 @@ impl Algorithm for NashMp {
         }
     }
 
-    fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
+    fn arrange(&self, groups: &[GradedGroup]) -> Option<Vec<GradedGroup>> {
         (self.form == NashForm::Contrastive).then(|| preference::neighbours(groups, self.judge_temperature))
     }
 

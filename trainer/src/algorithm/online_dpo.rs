@@ -15,7 +15,7 @@ use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, sigmoid, squared};
 use crate::objective::{Denominator, MetricSums};
-use schema::{Metrics, ScoredGroup};
+use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -62,7 +62,7 @@ impl Algorithm for OnlineDpo {
         preference::drawn_needs(2, Compares::Group)
     }
 
-    fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
+    fn arrange(&self, groups: &[GradedGroup]) -> Option<Vec<GradedGroup>> {
         Some(self.ties.resolve(preference::best_and_worst(groups, 0.0, Against::Partner)))
     }
 

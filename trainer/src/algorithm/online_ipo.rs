@@ -17,7 +17,7 @@ use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::squared;
 use crate::objective::{Denominator, MetricSums};
-use schema::{Metrics, ScoredGroup};
+use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -52,7 +52,7 @@ impl Algorithm for OnlineIpo {
     }
 
     /// Neighbours and not extremes: the identity holds for pairs drawn without a look at their rewards.
-    fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
+    fn arrange(&self, groups: &[GradedGroup]) -> Option<Vec<GradedGroup>> {
         Some(preference::neighbours(groups, self.judge_temperature))
     }
 

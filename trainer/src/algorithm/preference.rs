@@ -18,7 +18,7 @@ use crate::batch::Batch;
 use crate::objective::preference::PairScores;
 use crate::objective::{Aggregation, Denominator, MetricSums};
 use crate::{Error, Result};
-use schema::{Group, Part, PartStatus, Rival, Sample, ScoredGroup, Verdict};
+use schema::{Grade, GradedGroup, Group, RewardPart, Rival, Sample, Verdict};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -58,7 +58,7 @@ pub(super) fn positive(algorithm: &str, key: &str, value: f64) -> Result<()> {
 /// The win rate less one half of both samples of each pair. A group is no pair if either sample has no token to train
 /// on or is unjudged; further samples of a group belong to no pair.
 pub(super) fn credits(evidence: &Evidence<'_>) -> Credits {
-    let group = |group: &ScoredGroup| {
+    let group = |group: &GradedGroup| {
         let rewards = group.rewards();
         let samples = &group.group().samples;
         let whole = samples.len() >= 2 && (0..2).all(|side| rewards[side].is_some() && has_tokens(&samples[side]));
@@ -156,7 +156,7 @@ pub enum Ties {
 
 impl Ties {
     /// The pairs to learn from.
-    pub(super) fn resolve(self, mut pairs: Vec<ScoredGroup>) -> Vec<ScoredGroup> {
+    pub(super) fn resolve(self, mut pairs: Vec<GradedGroup>) -> Vec<GradedGroup> {
         if self == Self::Skip {
             pairs.retain(|pair| pair.rewards()[0] != pair.rewards()[1]);
         }
@@ -187,13 +187,13 @@ fn win_probability(reward: f64, other: f64, temperature: f64) -> f64 {
 pub(super) type Entrant = (usize, f64);
 
 /// Whether a judge has compared samples of this group; otherwise their rewards say who is better.
-fn is_compared(group: &ScoredGroup) -> bool {
+fn is_compared(group: &GradedGroup) -> bool {
     group.verdicts().iter().any(Verdict::is_compared)
 }
 
 /// The samples of a group that can be one side of a pair, with their win rates where a judge has compared them, and with
 /// their rewards otherwise.
-pub(super) fn entrants(group: &ScoredGroup) -> Vec<Entrant> {
+pub(super) fn entrants(group: &GradedGroup) -> Vec<Entrant> {
     let strength: Vec<Option<f64>> = if is_compared(group) {
         group.verdicts().iter().map(Verdict::win_rate).collect()
     } else {
@@ -204,13 +204,13 @@ pub(super) fn entrants(group: &ScoredGroup) -> Vec<Entrant> {
 }
 
 /// The probability that a sample of `group` beats another one of it; `None` where a judge was asked and could not say.
-pub(super) fn beats(group: &ScoredGroup, own: Entrant, other: Entrant, temperature: f64) -> Option<f64> {
+pub(super) fn beats(group: &GradedGroup, own: Entrant, other: Entrant, temperature: f64) -> Option<f64> {
     beats_rival(group, own, other, Rival::Own, temperature)
 }
 
 /// The same of another one in its own group or in its opponent's, by `rival`.
 fn beats_rival(
-    group: &ScoredGroup,
+    group: &GradedGroup,
     own: Entrant,
     other: Entrant,
     rival: fn(usize) -> Rival,
@@ -226,11 +226,11 @@ fn beats_rival(
 /// The best and the worst sample of each group as a pair, whose rewards are win rates. The first of equals is the better
 /// one. A group in which fewer than two samples are judged gives none, nor does one whose pair the judge could not
 /// compare.
-pub(super) fn best_and_worst(groups: &[ScoredGroup], temperature: f64, against: Against) -> Vec<ScoredGroup> {
+pub(super) fn best_and_worst(groups: &[GradedGroup], temperature: f64, against: Against) -> Vec<GradedGroup> {
     groups.iter().filter_map(|group| best_and_worst_of(group, temperature, against)).collect()
 }
 
-fn best_and_worst_of(group: &ScoredGroup, temperature: f64, against: Against) -> Option<ScoredGroup> {
+fn best_and_worst_of(group: &GradedGroup, temperature: f64, against: Against) -> Option<GradedGroup> {
     let entrants = entrants(group);
     let (first, rest) = entrants.split_first()?;
     let best = rest.iter().fold(first, |best, next| if next.1 > best.1 { next } else { best });
@@ -251,8 +251,8 @@ fn best_and_worst_of(group: &ScoredGroup, temperature: f64, against: Against) ->
 /// The first and the second judged sample of each group as a pair, the third and the fourth, and so on, the better one
 /// first, whose rewards are win rates against each other. No sample is in two pairs, and none is chosen for its reward.
 /// Where a judge has compared them, places count and not judged samples.
-pub(super) fn neighbours(groups: &[ScoredGroup], temperature: f64) -> Vec<ScoredGroup> {
-    let of_group = |group: &ScoredGroup| -> Vec<ScoredGroup> {
+pub(super) fn neighbours(groups: &[GradedGroup], temperature: f64) -> Vec<GradedGroup> {
+    let of_group = |group: &GradedGroup| -> Vec<GradedGroup> {
         let entrants = entrants(group);
         let duos: Vec<(Entrant, Entrant)> = if is_compared(group) {
             let duos = entrants.windows(2).filter(|duo| duo[0].0.is_multiple_of(2) && duo[1].0 == duo[0].0 + 1);
@@ -272,8 +272,8 @@ pub(super) fn neighbours(groups: &[ScoredGroup], temperature: f64) -> Vec<Scored
 
 /// Every two groups, the policy's and its opponent's on one prompt, become the policy's, whose rewards are the win rates
 /// of its samples against all judged ones of the opponent.
-pub(super) fn against_opponents(groups: &[ScoredGroup], temperature: f64) -> Vec<ScoredGroup> {
-    let one = |two: &[ScoredGroup]| {
+pub(super) fn against_opponents(groups: &[GradedGroup], temperature: f64) -> Vec<GradedGroup> {
+    let one = |two: &[GradedGroup]| {
         let (own, others) = (entrants(&two[0]), entrants(&two[1]));
         let win_rate = |entrant: Entrant| {
             let rate = |other: &Entrant| beats_rival(&two[0], entrant, *other, Rival::Opponent, temperature);
@@ -281,15 +281,15 @@ pub(super) fn against_opponents(groups: &[ScoredGroup], temperature: f64) -> Vec
         };
         let rate_of = |place| own.iter().find(|entrant| entrant.0 == place).and_then(|entrant| win_rate(*entrant));
         let verdicts = (0..two[0].group().samples.len()).map(|place| verdict(rate_of(place))).collect();
-        ScoredGroup::new(two[0].group().clone(), verdicts).ok()
+        GradedGroup::new(two[0].group().clone(), verdicts).ok()
     };
     groups.chunks_exact(2).filter_map(one).collect()
 }
 
 /// Of every two groups, the policy's and its opponent's on one prompt, the n-th judged sample of one and of the other are
 /// a pair, the better one first and the policy's first where they are equal. [`drawn_by_reference`] tells them apart.
-pub(super) fn pairs_with_opponents(groups: &[ScoredGroup], temperature: f64) -> Vec<ScoredGroup> {
-    let one = |two: &[ScoredGroup]| -> Vec<ScoredGroup> {
+pub(super) fn pairs_with_opponents(groups: &[GradedGroup], temperature: f64) -> Vec<GradedGroup> {
+    let one = |two: &[GradedGroup]| -> Vec<GradedGroup> {
         let (own, others) = (entrants(&two[0]), entrants(&two[1]));
         let duos: Vec<(Entrant, Entrant)> = if is_compared(&two[0]) {
             let same = |own: Entrant| Some((own, *others.iter().find(|other| other.0 == own.0)?));
@@ -305,9 +305,9 @@ pub(super) fn pairs_with_opponents(groups: &[ScoredGroup], temperature: f64) -> 
             let sides = if own_first { [(0, wins), (1, 1.0 - wins)] } else { [(1, 1.0 - wins), (0, wins)] };
             let pair = pair(&joint, sides);
             let mut verdicts = pair.verdicts().to_vec();
-            let mark = Part { name: BY_REFERENCE.into(), weight: 0.0, ..verdicts[0].parts[0].clone() };
-            verdicts[usize::from(own_first)].parts.push(mark);
-            ScoredGroup::new(pair.group().clone(), verdicts).ok()
+            let mark = RewardPart { name: BY_REFERENCE.into(), weight: 0.0, ..verdicts[0].rewards[0].clone() };
+            verdicts[usize::from(own_first)].rewards.push(mark);
+            GradedGroup::new(pair.group().clone(), verdicts).ok()
         };
         duos.into_iter().filter_map(pair_of).collect()
     };
@@ -323,12 +323,12 @@ pub(super) fn mean(numbers: &[f64]) -> Option<f64> {
 const BY_REFERENCE: &str = "by_reference";
 
 /// Whether the reference drew each sample of a pair.
-pub(super) fn drawn_by_reference(pair: &ScoredGroup) -> impl Iterator<Item = bool> {
-    pair.verdicts().iter().map(|verdict| verdict.parts.iter().any(|part| part.name == BY_REFERENCE))
+pub(super) fn drawn_by_reference(pair: &GradedGroup) -> impl Iterator<Item = bool> {
+    pair.verdicts().iter().map(|verdict| verdict.rewards.iter().any(|part| part.name == BY_REFERENCE))
 }
 
 /// Two samples of a group with their win rates.
-fn pair(group: &Group, sides: [(usize, f64); 2]) -> ScoredGroup {
+fn pair(group: &Group, sides: [(usize, f64); 2]) -> GradedGroup {
     let pair = Group {
         prompt: group.prompt.clone(),
         prompt_ids: group.prompt_ids.clone(),
@@ -337,19 +337,18 @@ fn pair(group: &Group, sides: [(usize, f64); 2]) -> ScoredGroup {
         samples: sides.iter().map(|(place, _)| group.samples[*place].clone()).collect(),
     };
     let verdicts = sides.iter().map(|(_, win_rate)| verdict(Some(*win_rate))).collect();
-    ScoredGroup::new(pair, verdicts).expect("a pair has two verdicts")
+    GradedGroup::new(pair, verdicts).expect("a pair has two verdicts")
 }
 
 /// What a win rate is to a sample.
 fn verdict(win_rate: Option<f64>) -> Verdict {
-    let part = |win_rate: f64| Part {
+    let part = |win_rate: f64| RewardPart {
         name: "win_rate".into(),
         version: "1".into(),
         weight: 1.0,
-        value: Some(win_rate as f32),
-        status: PartStatus::Judged,
+        grade: Grade::Value(win_rate as f32),
     };
-    Verdict { parts: win_rate.map(part).into_iter().collect() }
+    Verdict::of_rewards(win_rate.map(part).into_iter().collect())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::{Algorithm, Credit, Credits, Evidence, Needs, Outputs, RewardModel};
 use crate::Result;
 use crate::batch::Batch;
 use crate::objective::{Denominator, MetricSums};
-use schema::{Group, Metrics, Sample, ScoredGroup};
+use schema::{GradedGroup, Group, Metrics, Sample};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -67,18 +67,18 @@ impl Algorithm for PreferenceModel {
     }
 
     /// Each pair in both orders; what is no pair stays out.
-    fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
-        let both = |scored: &ScoredGroup| {
+    fn arrange(&self, groups: &[GradedGroup]) -> Option<Vec<GradedGroup>> {
+        let both = |scored: &GradedGroup| {
             let [first, second, ..] = &scored.group().samples[..] else { return None };
             let samples = vec![joined(first, second), joined(second, first)];
-            ScoredGroup::new(Group { samples, ..scored.group().clone() }, scored.verdicts().get(..2)?.to_vec()).ok()
+            GradedGroup::new(Group { samples, ..scored.group().clone() }, scored.verdicts().get(..2)?.to_vec()).ok()
         };
         Some(groups.iter().filter_map(both).collect())
     }
 
     fn credit(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {
         // A sample carries the margin of its pair to the loss of a reward model; probabilities have none.
-        let none = |group: &ScoredGroup| vec![Some(Credit::Whole(0.0)); group.group().samples.len()];
+        let none = |group: &GradedGroup| vec![Some(Credit::Whole(0.0)); group.group().samples.len()];
         evidence.groups.iter().map(none).collect()
     }
 

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::batch::Batch;
 use crate::objective::{Aggregation, Denominator, MetricSums, Rows, bradley_terry};
 use rollout::prompts::examples::MARGIN;
-use schema::{Metrics, ScoredGroup};
+use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -64,8 +64,8 @@ impl Algorithm for RewardModel {
     /// The margin of its pair is what each sample carries to the loss.
     fn credit(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Credits {
         let margin =
-            |group: &ScoredGroup| group.group().prompt.metadata.get(MARGIN).and_then(Value::as_f64).unwrap_or_default();
-        let samples = |group: &ScoredGroup| group.group().samples.len();
+            |group: &GradedGroup| group.group().prompt.metadata.get(MARGIN).and_then(Value::as_f64).unwrap_or_default();
+        let samples = |group: &GradedGroup| group.group().samples.len();
         evidence.groups.iter().map(|group| vec![Some(Credit::Whole(margin(group))); samples(group)]).collect()
     }
 
@@ -111,11 +111,11 @@ mod tests {
     use schema::{Group, Seed};
 
     /// Two pairs, whose scores should differ by `margin`.
-    fn pairs(margin: f64) -> Vec<ScoredGroup> {
-        let with_margin = |scored: ScoredGroup| {
+    fn pairs(margin: f64) -> Vec<GradedGroup> {
+        let with_margin = |scored: GradedGroup| {
             let mut group: Group = scored.group().clone();
             group.prompt.metadata.insert(MARGIN.into(), margin.into());
-            ScoredGroup::new(group, scored.verdicts().to_vec()).unwrap()
+            GradedGroup::new(group, scored.verdicts().to_vec()).unwrap()
         };
         scored(&[&[1.0, 0.0], &[1.0, 0.0]]).into_iter().map(with_margin).collect()
     }

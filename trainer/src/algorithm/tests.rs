@@ -47,7 +47,7 @@ fn credit(config: &Config, rewards: &[&[f32]]) -> Vec<Vec<Option<f64>>> {
     credit_of(config, &scored(rewards))
 }
 
-fn credit_of(config: &Config, groups: &[ScoredGroup]) -> Vec<Vec<Option<f64>>> {
+fn credit_of(config: &Config, groups: &[GradedGroup]) -> Vec<Vec<Option<f64>>> {
     let credits = build(config).unwrap().credit(&Evidence { groups, scores: None }, &mut Metrics::new());
     let number = |credit: Option<Credit>| {
         credit.map(|credit| match credit {

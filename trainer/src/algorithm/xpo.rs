@@ -14,7 +14,7 @@ use crate::Result;
 use crate::batch::Batch;
 use crate::objective::preference::{LabelNoise, sigmoid};
 use crate::objective::{Denominator, MetricSums};
-use schema::{Metrics, ScoredGroup};
+use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -50,7 +50,7 @@ impl Algorithm for Xpo {
         Needs { opponent: Some(Opponent::Reference), ..preference::drawn_needs(1, Compares::Counterparts) }
     }
 
-    fn arrange(&self, groups: &[ScoredGroup]) -> Option<Vec<ScoredGroup>> {
+    fn arrange(&self, groups: &[GradedGroup]) -> Option<Vec<GradedGroup>> {
         Some(self.ties.resolve(preference::pairs_with_opponents(groups, 0.0)))
     }
 
@@ -115,7 +115,7 @@ mod tests {
         let algorithm = build(&Config::Xpo(Xpo::default())).unwrap();
         // Own rewards 1, 2, 0 against 1, 0, 3: a draw, a win, a defeat.
         let groups = algorithm.arrange(&scored(&[&[1.0, 2.0, 0.0], &[1.0, 0.0, 3.0]])).unwrap();
-        let rates: Vec<_> = groups.iter().map(ScoredGroup::rewards).collect();
+        let rates: Vec<_> = groups.iter().map(GradedGroup::rewards).collect();
         assert_eq!(rates, [[Some(0.5), Some(0.5)], [Some(1.0), Some(0.0)], [Some(1.0), Some(0.0)]]);
         let evidence = Evidence { groups: &groups, scores: None };
         let by_reference =

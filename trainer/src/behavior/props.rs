@@ -32,7 +32,7 @@ use model::adapter::Adapter;
 use model::logprob::Want;
 use model::packed::{Packed, Sequences};
 use model::{LogitHead, Policy};
-use schema::{Group, Metrics, Sample, ScoredGroup, Seed, Token};
+use schema::{GradedGroup, Group, Metrics, Sample, Seed, Token};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -353,7 +353,7 @@ impl Props {
     /// | `behavior/sampling_error_iid` | the same for independent samples from the policy at these prefixes |
     /// | `behavior/prefixes` | shared prefixes, among the first `positions` tokens; at most 256 |
     /// The sampling error of the groups of a step, under `behavior/*`.
-    pub(super) fn measure(&self, policy: &Policy, groups: &[ScoredGroup], seed: &Seed) -> Result<Metrics> {
+    pub(super) fn measure(&self, policy: &Policy, groups: &[GradedGroup], seed: &Seed) -> Result<Metrics> {
         let temperature = groups.first().map_or(1.0, |group| group.group().settings.logprob_temperature());
         let sampled: Vec<PromptSamples<'_>> =
             groups.iter().map(|group| prompt_samples(&group.group().prompt_ids, &group.group().samples)).collect();

@@ -7,7 +7,7 @@
 use crate::grading::RewardModel;
 use crate::{Error, Result};
 use reward::{Config, ModelConfig, Reward};
-use schema::ScoredGroup;
+use schema::GradedGroup;
 use serde::Serialize;
 use store::{GroupId, RunId, Store, StoredGroup};
 
@@ -55,7 +55,7 @@ pub fn rescore(
     let mut totals = Totals::default();
     while let Some(last) = groups.last().map(|group| group.id) {
         let fresh = groups.iter().map(|stored| stored.scored.group().clone()).collect();
-        let scored = reward.score(fresh)?;
+        let scored = reward.grade(fresh)?;
         totals.add(&groups, &scored);
         let rows: Vec<_> = groups.into_iter().map(|stored| stored.sample_ids).zip(scored).collect();
         store.add_scores(scoring, &rows)?;
@@ -94,7 +94,7 @@ struct Totals {
 }
 
 impl Totals {
-    fn add(&mut self, groups: &[StoredGroup], scored: &[ScoredGroup]) {
+    fn add(&mut self, groups: &[StoredGroup], scored: &[GradedGroup]) {
         for (old, new) in groups.iter().zip(scored) {
             for (before, after) in old.scored.rewards().into_iter().zip(new.rewards()) {
                 self.samples += 1;
@@ -152,7 +152,7 @@ mod tests {
         // One token is the target; two are as far from it as the penalty goes.
         assert_eq!(group.rewards(), [Some(0.0), Some(-1.0)]);
         assert_eq!((again.changed, again.reward_after), (70, Some(-0.5)));
-        assert_eq!(group.verdicts()[0].parts[0].name, "brief");
+        assert_eq!(group.verdicts()[0].rewards[0].name, "brief");
         let config = latest.query("SELECT config FROM scorings").unwrap();
         assert!(config.to_csv().contains("[[reward]]"), "{config}");
     }

@@ -12,8 +12,8 @@ use crate::config::Config;
 use crate::{Error, Result};
 use model::packed::{Packed, Sequences};
 use model::{Critic, Policy};
-use reward::{Judgement, Reward, fingerprint};
-use schema::{Finish, Group, Sample, Seed, Token};
+use reward::{Reward, fingerprint};
+use schema::{Finish, Grade, Group, Sample, Seed, Token};
 use std::path::Path;
 use tch::Tensor;
 
@@ -170,11 +170,11 @@ impl Reward for RewardModel {
         self.version.clone()
     }
 
-    fn score(&mut self, groups: &[Group]) -> Vec<Vec<Judgement>> {
+    fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>> {
         match self.scores(groups) {
-            Ok(scores) => scores.into_iter().map(|group| group.into_iter().map(Judgement::of).collect()).collect(),
+            Ok(scores) => scores.into_iter().map(|group| group.into_iter().map(Grade::of).collect()).collect(),
             Err(error) => {
-                let unjudged = Judgement::unjudged(format!("the reward model cannot judge it: {error}"));
+                let unjudged = Grade::missing(format!("the reward model cannot judge it: {error}"));
                 groups.iter().map(|group| vec![unjudged.clone(); group.samples.len()]).collect()
             }
         }

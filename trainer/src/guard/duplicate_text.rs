@@ -8,7 +8,7 @@
 use super::{Action, Finding, Guard, SampleIndex, indexed, largest_first, mean, share};
 use crate::Result;
 use crate::algorithm::Algorithm;
-use schema::{Metrics, ScoredGroup, Token};
+use schema::{GradedGroup, Metrics, Token};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -32,7 +32,7 @@ impl Default for DuplicateText {
 
 /// Returns the samples whose tokens were also sampled for another prompt, each with the number of samples that have
 /// these tokens.
-fn duplicates(samples: &[ScoredGroup]) -> Vec<(SampleIndex, f64)> {
+fn duplicates(samples: &[GradedGroup]) -> Vec<(SampleIndex, f64)> {
     let prompt = |index: SampleIndex| &samples[index.group].group().prompt_ids;
     let mut drawn: HashMap<&[Token], Vec<SampleIndex>> = HashMap::new();
     for (index, sample) in indexed(samples) {
@@ -59,7 +59,7 @@ impl Guard for DuplicateText {
         share("limit", self.limit)
     }
 
-    fn measure(&self, samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
+    fn measure(&self, samples: &[GradedGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
         let all = indexed(samples).count();
         let duplicated = duplicates(samples).len() as f64 / all as f64;
         if all > 0 {
@@ -68,7 +68,7 @@ impl Guard for DuplicateText {
         (all > 0).then(|| vec![duplicated])
     }
 
-    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+    fn check_window(&self, window: &[&[f64]], samples: &[GradedGroup]) -> Option<Finding> {
         let duplicated = mean(window, 0);
         (duplicated > self.limit).then(|| Finding {
             message: format!(

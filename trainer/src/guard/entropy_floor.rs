@@ -6,7 +6,7 @@
 use super::{Action, Finding, Guard, indexed, largest_first, mean, positive, surprise};
 use crate::Result;
 use crate::algorithm::Algorithm;
-use schema::{Metrics, ScoredGroup};
+use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 
 /// `[guard.entropy_floor]`: alarm on an entropy collapse.
@@ -40,11 +40,11 @@ impl Guard for EntropyFloor {
         positive("limit", self.limit)
     }
 
-    fn measure(&self, _samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
+    fn measure(&self, _samples: &[GradedGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
         Some(vec![metrics.get("entropy")?])
     }
 
-    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+    fn check_window(&self, window: &[&[f64]], samples: &[GradedGroup]) -> Option<Finding> {
         let entropy = mean(window, 0);
         (entropy < self.limit).then(|| Finding {
             message: format!("the entropy is {entropy:.4} nats per token, below the floor of {}", self.limit),

@@ -7,7 +7,7 @@
 use super::{Action, Finding, Guard, indexed, largest_first, mean, positive, surprise};
 use crate::algorithm::Algorithm;
 use crate::{Error, Result};
-use schema::{Metrics, ScoredGroup};
+use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 
 /// `[guard.kl_ceiling]`: alarm on a KL divergence.
@@ -82,11 +82,11 @@ impl Guard for KlCeiling {
         positive("limit", self.limit)
     }
 
-    fn measure(&self, _samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
+    fn measure(&self, _samples: &[GradedGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
         Some(vec![metrics.get(self.metric.metric())?])
     }
 
-    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+    fn check_window(&self, window: &[&[f64]], samples: &[GradedGroup]) -> Option<Finding> {
         let kl = mean(window, 0);
         (kl > self.limit).then(|| Finding {
             message: format!("{} is {kl:.4} nats per token, above the ceiling of {}", self.metric.metric(), self.limit),

@@ -13,7 +13,7 @@
 use super::{Action, Finding, Guard, indexed, largest_first, mean, positive};
 use crate::Result;
 use crate::algorithm::Algorithm;
-use schema::{Metrics, ScoredGroup};
+use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 
 /// `[guard.length_drift]`: alarm on a reward that rises with the length.
@@ -47,11 +47,11 @@ impl Guard for LengthDrift {
         positive("limit", self.limit)
     }
 
-    fn measure(&self, _samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
+    fn measure(&self, _samples: &[GradedGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
         Some(vec![metrics.get("reward")?, metrics.get("completions/mean_length")?])
     }
 
-    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+    fn check_window(&self, window: &[&[f64]], samples: &[GradedGroup]) -> Option<Finding> {
         let (earlier, later) = window.split_at(self.window);
         let [rewards, lengths] = [0, 1].map(|number| (mean(earlier, number), mean(later, number)));
         let change = lengths.1 / lengths.0 - 1.0;

@@ -10,7 +10,7 @@
 use super::{Action, Finding, Guard, SampleIndex, indexed, largest_first, mean, share};
 use crate::algorithm::Algorithm;
 use crate::{Error, Result};
-use schema::{Metrics, Sample, ScoredGroup};
+use schema::{GradedGroup, Metrics, Sample};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
@@ -46,7 +46,7 @@ impl RepeatedText {
         1.0 - sample.ids.windows(self.ngram).collect::<HashSet<_>>().len() as f64 / all as f64
     }
 
-    fn repetitive(&self, samples: &[ScoredGroup]) -> Vec<(SampleIndex, f64)> {
+    fn repetitive(&self, samples: &[GradedGroup]) -> Vec<(SampleIndex, f64)> {
         indexed(samples)
             .map(|(index, sample)| (index, self.repetition_of(sample)))
             .filter(|(_, repetition)| *repetition > self.repetition)
@@ -71,7 +71,7 @@ impl Guard for RepeatedText {
         share("repetition", self.repetition)
     }
 
-    fn measure(&self, samples: &[ScoredGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
+    fn measure(&self, samples: &[GradedGroup], metrics: &mut Metrics) -> Option<Vec<f64>> {
         let all = indexed(samples).count();
         let repeated = self.repetitive(samples).len() as f64 / all as f64;
         if all > 0 {
@@ -80,7 +80,7 @@ impl Guard for RepeatedText {
         (all > 0).then(|| vec![repeated])
     }
 
-    fn check_window(&self, window: &[&[f64]], samples: &[ScoredGroup]) -> Option<Finding> {
+    fn check_window(&self, window: &[&[f64]], samples: &[GradedGroup]) -> Option<Finding> {
         let repeated = mean(window, 0);
         (repeated > self.limit).then(|| Finding {
             message: format!(

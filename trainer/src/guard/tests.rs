@@ -19,7 +19,7 @@ fn metrics(numbers: &[(&str, f64)]) -> Metrics {
 }
 
 /// Returns the alarms of steps 1, 2, … with these metrics, each with its step.
-fn alarms(config: &Config, samples: &[ScoredGroup], steps: &[&[(&str, f64)]]) -> Vec<(u64, Alarm)> {
+fn alarms(config: &Config, samples: &[GradedGroup], steps: &[&[(&str, f64)]]) -> Vec<(u64, Alarm)> {
     let mut memory = Memory::default();
     let mut all = Vec::new();
     for (step, numbers) in (1..).zip(steps) {
@@ -38,16 +38,16 @@ fn alarms(config: &Config, samples: &[ScoredGroup], steps: &[&[(&str, f64)]]) ->
 type Completion<'a> = (&'a [u32], f32);
 
 /// Returns one group per list of completions, each with a prompt of its own.
-fn texts(groups: &[&[Completion<'_>]]) -> Vec<ScoredGroup> {
+fn texts(groups: &[&[Completion<'_>]]) -> Vec<GradedGroup> {
     let rewards: Vec<Vec<f32>> = groups.iter().map(|group| vec![0.0; group.len()]).collect();
     let scored = scored(&rewards.iter().map(|rewards| &rewards[..]).collect::<Vec<_>>());
-    let fill = |(index, scored): (usize, ScoredGroup)| {
+    let fill = |(index, scored): (usize, GradedGroup)| {
         let mut group = Group { prompt_ids: vec![index as u32 + 1], ..scored.group().clone() };
         for (sample, (ids, logprob)) in group.samples.iter_mut().zip(groups[index]) {
             (sample.ids, sample.mask) = (ids.to_vec(), vec![true; ids.len()]);
             sample.logprobs = vec![*logprob; ids.len()];
         }
-        ScoredGroup::new(group, scored.verdicts().to_vec()).unwrap()
+        GradedGroup::new(group, scored.verdicts().to_vec()).unwrap()
     };
     scored.into_iter().enumerate().map(fill).collect()
 }

@@ -1,17 +1,17 @@
 //! Comparisons of drawn samples: which are made, what becomes of them, and what is known about them.
 //!
-//! What a judge says of a pair becomes a weightless part of both samples' verdicts, `beats_3` for the fourth sample of
-//! the same group and `beats_opponent_3` for that of the opponent's: so comparisons are committed to the store with the
-//! samples, before anything is learned from them, a resumed run finds them there and asks nobody twice, and SQL reads them
-//! beside rewards. A comparison that failed has no value and a reason. A sample's mean over those that succeeded is its
-//! part `win_rate`, which is its reward where there is no `[[reward]]`.
+//! What a judge says of a pair becomes a comparison in both samples' verdicts: so comparisons are committed to the store
+//! with the samples, before anything is learned from them, and a resumed run finds them there and asks the judge nothing
+//! twice. A comparison that failed has a reason instead of a probability.
+//!
+//! The judge also acts as a reward function, `win_rate`: it grades each compared sample by the mean of its comparisons
+//! that succeeded. The grade has weight 1 where there is no `[[reward]]`, and weight 0 otherwise.
 
 use crate::algorithm::Compares;
 use crate::config::WIN_RATE;
 use crate::{Error, Result};
-use reward::Judgement;
 use reward::judge::{Contestant, Fair, Judge};
-use schema::{Group, Metrics, Part, PartStatus, Rival, ScoredGroup, Verdict};
+use schema::{Comparison, Grade, GradedGroup, Group, Metrics, RewardPart, Rival, Verdict};
 
 /// A judge, and which samples of a step it compares.
 pub(crate) struct Bench {
@@ -41,36 +41,38 @@ impl Bench {
     }
 
     /// Compares the samples of a step and adds to each verdict how its sample fared.
-    pub(crate) fn hear(&mut self, groups: Vec<ScoredGroup>) -> Result<Vec<ScoredGroup>> {
+    pub(crate) fn hear(&mut self, groups: Vec<GradedGroup>) -> Result<Vec<GradedGroup>> {
         let seats = seats(self.compares, &groups);
         let at = |seat: Seat| Contestant { group: groups[seat.group].group(), place: seat.place };
         let pairs: Vec<_> = seats.iter().map(|(a, b)| (at(*a), at(*b))).collect();
         let said = self.compare(&pairs)?;
         let mut verdicts: Vec<Vec<Verdict>> = groups.iter().map(|group| group.verdicts().to_vec()).collect();
-        let version = self.judge.version();
-        for ((a, b), judgement) in seats.into_iter().zip(said) {
-            let (there, back) = match judgement {
-                Judgement::Value(wins) => (Judgement::Value(wins), Judgement::Value(1.0 - wins)),
-                failed @ Judgement::Unjudged(_) => (failed.clone(), failed),
+        let (judge, version) = (self.judge.name(), self.judge.version());
+        for ((a, b), win) in seats.into_iter().zip(said) {
+            let (there, back) = match win {
+                Grade::Value(win) => (Grade::Value(win), Grade::Value(1.0 - win)),
+                failed @ Grade::Missing(_) => (failed.clone(), failed),
             };
-            for (own, other, judgement) in [(a, b, there), (b, a, back)] {
-                verdicts[own.group][own.place].parts.push(part(own.sees(other).part_name(), &version, 0.0, judgement));
+            for (own, other, win) in [(a, b, there), (b, a, back)] {
+                let comparison =
+                    Comparison { judge: judge.to_owned(), version: version.clone(), rival: own.sees(other), win };
+                verdicts[own.group][own.place].comparisons.push(comparison);
             }
         }
         for verdict in verdicts.iter_mut().flatten().filter(|verdict| verdict.is_compared()) {
-            let reason = "no comparison succeeded";
-            let rate = verdict.win_rate().map_or(Judgement::unjudged(reason), |rate| Judgement::of(rate as f32));
-            verdict.parts.push(part(WIN_RATE.into(), &version, self.weight, rate));
+            let grade = win_rate(verdict);
+            let (name, version) = (WIN_RATE.to_owned(), version.clone());
+            verdict.rewards.push(RewardPart { name, version, weight: self.weight, grade });
         }
         let joined = groups.into_iter().zip(verdicts).map(|(group, verdicts)| {
             let group = group.group().clone();
-            ScoredGroup::new(group, verdicts).map_err(reward::Error::from)
+            GradedGroup::new(group, verdicts).map_err(reward::Error::from)
         });
         Ok(joined.collect::<std::result::Result<_, _>>()?)
     }
 
     /// Compares the n-th sample of each group with the n-th of the same group of `others`, which answer the same prompts.
-    pub(crate) fn counterparts(&mut self, groups: &[Group], others: &[Group]) -> Result<Vec<Judgement>> {
+    pub(crate) fn counterparts(&mut self, groups: &[Group], others: &[Group]) -> Result<Vec<Grade>> {
         let pairs: Vec<_> = groups
             .iter()
             .zip(others)
@@ -82,14 +84,14 @@ impl Bench {
         self.compare(&pairs)
     }
 
-    fn compare(&mut self, pairs: &[reward::judge::Pair<'_>]) -> Result<Vec<Judgement>> {
+    fn compare(&mut self, pairs: &[reward::judge::Pair<'_>]) -> Result<Vec<Grade>> {
         let said = self.judge.compare(pairs);
         if said.len() != pairs.len() {
             return Err(Error::runtime(format!("the judge `{}` must say one thing of each pair", self.judge.name())));
         }
         let failed = said.iter().filter(|judgement| judgement.value().is_none()).count();
         if failed == said.len()
-            && let Some(Judgement::Unjudged(reason)) = said.first()
+            && let Some(Grade::Missing(reason)) = said.first()
         {
             tracing::warn!(pairs = failed, reason, "the judge compared nothing");
         }
@@ -97,16 +99,13 @@ impl Bench {
     }
 }
 
-fn part(name: String, version: &str, weight: f64, judgement: Judgement) -> Part {
-    let (value, status) = match judgement {
-        Judgement::Value(value) => (Some(value), PartStatus::Judged),
-        Judgement::Unjudged(reason) => (None, PartStatus::Unjudged(reason)),
-    };
-    Part { name, version: version.to_owned(), weight, value, status }
+/// The grade that a sample's comparisons give it.
+fn win_rate(verdict: &Verdict) -> Grade {
+    verdict.win_rate().map_or(Grade::missing("no comparison succeeded"), |rate| Grade::of(rate as f32))
 }
 
 /// The pairs to compare, each once.
-fn seats(compares: Compares, groups: &[ScoredGroup]) -> Vec<(Seat, Seat)> {
+fn seats(compares: Compares, groups: &[GradedGroup]) -> Vec<(Seat, Seat)> {
     let size = |group: usize| groups[group].group().samples.len();
     let duels = (0..groups.len() / 2).map(|two| (2 * two, 2 * two + 1));
     let seat = |group, place| Seat { group, place };
@@ -137,14 +136,11 @@ fn seats(compares: Compares, groups: &[ScoredGroup]) -> Vec<(Seat, Seat)> {
 /// | `judge/comparisons` | pairs that were compared with success |
 /// | `judge/unjudged_fraction` | share of pairs of which the judge could not say who is better |
 /// | `judge/draws` | share of the successful ones that nobody won |
-pub(crate) fn metrics(groups: &[ScoredGroup]) -> Metrics {
+pub(crate) fn metrics(groups: &[GradedGroup]) -> Metrics {
     let mut metrics = Metrics::new();
-    let verdicts = groups.iter().flat_map(ScoredGroup::verdicts);
-    let values: Vec<Option<f32>> = verdicts
-        .flat_map(|verdict| &verdict.parts)
-        .filter(|part| part.is_comparison())
-        .map(|part| part.value)
-        .collect();
+    let verdicts = groups.iter().flat_map(GradedGroup::verdicts);
+    let values: Vec<Option<f32>> =
+        verdicts.flat_map(|verdict| &verdict.comparisons).map(|comparison| comparison.win.value()).collect();
     if values.is_empty() {
         return metrics;
     }
@@ -176,26 +172,26 @@ mod tests {
         fn is_symmetric(&self) -> bool {
             true
         }
-        fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+        fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
             let one = |(a, b): &Pair<'_>| match (a.sample().len(), b.sample().len()) {
-                (3, _) | (_, 3) => Judgement::unjudged("three"),
-                (a, b) => Judgement::Value(if a > b { 0.75 } else { 0.25 }),
+                (3, _) | (_, 3) => Grade::missing("three"),
+                (a, b) => Grade::Value(if a > b { 0.75 } else { 0.25 }),
             };
             pairs.iter().map(one).collect()
         }
     }
 
     /// Groups whose samples differ in text, as drawn ones do.
-    fn drawn(rewards: &[&[f32]]) -> Vec<ScoredGroup> {
-        let named = |group: ScoredGroup| {
+    fn drawn(rewards: &[&[f32]]) -> Vec<GradedGroup> {
+        let named = |group: GradedGroup| {
             let mut own = group.group().clone();
             own.samples.iter_mut().for_each(|sample| sample.text = sample.len().to_string());
-            ScoredGroup::new(own, group.verdicts().to_vec()).unwrap()
+            GradedGroup::new(own, group.verdicts().to_vec()).unwrap()
         };
         scored(rewards).into_iter().map(named).collect()
     }
 
-    fn heard(compares: Compares, rewards: &[&[f32]]) -> Vec<ScoredGroup> {
+    fn heard(compares: Compares, rewards: &[&[f32]]) -> Vec<GradedGroup> {
         Bench::new(Fair::new(Box::new(Longer), true), compares, 0.0).hear(drawn(rewards)).unwrap()
     }
 
@@ -210,9 +206,9 @@ mod tests {
             (Some(0.25), Some(0.75), Some(0.75), Some(0.25))
         );
         assert_eq!((beats(0, 2), beats(2, 0), beats(0, 0)), (None, None, None));
-        let rate = |own: usize| verdicts[own].parts.iter().find(|part| part.name == WIN_RATE).unwrap();
-        assert_eq!((rate(0).value, rate(1).value, rate(3).value), (Some(0.25), Some(0.5), Some(0.75)));
-        assert_eq!(rate(2).status, PartStatus::Unjudged("no comparison succeeded".into()));
+        let rate = |own: usize| &verdicts[own].rewards.iter().find(|part| part.name == WIN_RATE).unwrap().grade;
+        assert_eq!([rate(0), rate(1), rate(3)].map(Grade::value), [Some(0.25), Some(0.5), Some(0.75)]);
+        assert_eq!(rate(2), &Grade::missing("no comparison succeeded"));
         // The made-up reward is still what the samples are worth.
         assert_eq!(groups[0].rewards(), [Some(0.0); 4]);
         // Of six pairs three have the one with three tokens.
@@ -226,8 +222,8 @@ mod tests {
     #[test]
     fn neighbours_opponents_and_counterparts_meet_as_they_should() {
         let neighbours = heard(Compares::Neighbours, &[&[0.0; 5]]);
-        let parts = |verdict: &Verdict| verdict.parts.iter().filter(|part| part.is_comparison()).count();
-        assert_eq!(neighbours[0].verdicts().iter().map(parts).collect::<Vec<_>>(), [1, 1, 1, 1, 0]);
+        let comparisons = |verdict: &Verdict| verdict.comparisons.len();
+        assert_eq!(neighbours[0].verdicts().iter().map(comparisons).collect::<Vec<_>>(), [1, 1, 1, 1, 0]);
         let opponents = heard(Compares::Opponents, &[&[0.0; 2], &[0.0; 2]]);
         let beats = |group: usize, own: usize, other| opponents[group].verdicts()[own].beats(Rival::Opponent(other));
         assert_eq!((beats(0, 1, 0), beats(1, 0, 1), beats(0, 0, 1)), (Some(0.75), Some(0.25), Some(0.25)));
@@ -235,13 +231,13 @@ mod tests {
         assert_eq!(beats(0, 0, 0), Some(0.5));
         assert_eq!(metrics(&opponents).get("judge/draws"), Some(0.5));
         let counterparts = heard(Compares::Counterparts, &[&[0.0; 2], &[0.0; 3]]);
-        assert_eq!(counterparts[1].verdicts().iter().map(parts).collect::<Vec<_>>(), [1, 1, 0]);
+        assert_eq!(counterparts[1].verdicts().iter().map(comparisons).collect::<Vec<_>>(), [1, 1, 0]);
     }
 
     #[test]
     fn win_rates_are_rewards_where_nothing_else_is() {
         let bare = drawn(&[&[0.0; 2]]).remove(0);
-        let bare = ScoredGroup::new(bare.group().clone(), vec![Verdict { parts: vec![] }; 2]).unwrap();
+        let bare = GradedGroup::new(bare.group().clone(), vec![Verdict::default(); 2]).unwrap();
         let heard = Bench::new(Fair::new(Box::new(Longer), true), Compares::Group, 1.0).hear(vec![bare]).unwrap();
         assert_eq!(heard[0].rewards(), [Some(0.25), Some(0.75)]);
     }

@@ -8,9 +8,8 @@ use crate::checkpoint::restore::resumed_config;
 use crate::grading::RewardModel;
 use crate::{Error, Result};
 use model::Policy;
-use reward::Judgement;
 use reward::judge::{ByReward, Contestant, Judge, Pair};
-use schema::Token;
+use schema::{Grade, Token};
 use std::path::Path;
 
 /// What can be refused before anything is loaded: a folder that is no run, or a run of another kind.
@@ -86,11 +85,11 @@ impl Judge for PreferenceJudge {
         true
     }
 
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Judgement> {
+    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
         match self.probabilities(pairs) {
-            Ok(found) => found.into_iter().map(|wins| Judgement::of(wins as f32)).collect(),
+            Ok(found) => found.into_iter().map(|wins| Grade::of(wins as f32)).collect(),
             Err(error) => {
-                vec![Judgement::unjudged(format!("the preference model cannot judge it: {error}")); pairs.len()]
+                vec![Grade::missing(format!("the preference model cannot judge it: {error}")); pairs.len()]
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::optimizer::OptimizerConfig;
 use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;
-use schema::{Metrics, ScoredGroup};
+use schema::{GradedGroup, Metrics};
 
 /// After this many halvings the extrapolation is given up.
 const HALVINGS: u32 = 4;
@@ -62,7 +62,7 @@ impl Learner {
 
     /// At the end of an iteration that is not the last: finds the beginning of the next one. `groups` are those of the
     /// iteration's last step.
-    pub(super) fn end_iteration(&mut self, step: u64, groups: &[ScoredGroup], policy: &Policy) -> Result<Metrics> {
+    pub(super) fn end_iteration(&mut self, step: u64, groups: &[GradedGroup], policy: &Policy) -> Result<Metrics> {
         let mut metrics = Metrics::new();
         let Some(progress) = &self.iterations else { return Ok(metrics) };
         if !step.is_multiple_of(progress.needs.steps) || step >= self.steps {
@@ -86,7 +86,7 @@ impl Learner {
         &self,
         progress: &Progress,
         end: &Adapter,
-        groups: &[ScoredGroup],
+        groups: &[GradedGroup],
         policy: &Policy,
     ) -> Result<Metrics> {
         let Iterations { alpha, max_loss_increase, .. } = progress.needs;

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::algorithm::SampleScores;
 use crate::batch::{Cut, score_samples};
 use model::packed::Packed;
-use schema::{ScoredGroup, Token};
+use schema::{GradedGroup, Token};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use tch::Tensor;
@@ -26,11 +26,11 @@ impl References {
     /// The reference's log-probabilities of each sample of each group; `score` is asked for those of new ones.
     pub(super) fn scores(
         &self,
-        groups: &[ScoredGroup],
+        groups: &[GradedGroup],
         cut: Cut,
         score: impl Fn(&Packed) -> Tensor,
     ) -> Result<Vec<Vec<SampleScores>>> {
-        let one = |group: &ScoredGroup| {
+        let one = |group: &GradedGroup| {
             let row = row(group);
             if let Some(known) = self.known.borrow().get(&row) {
                 return Ok(known.clone());
@@ -48,7 +48,7 @@ impl References {
     }
 }
 
-fn row(group: &ScoredGroup) -> Row {
+fn row(group: &GradedGroup) -> Row {
     let group = group.group();
     std::iter::once(&group.prompt_ids).chain(group.samples.iter().map(|sample| &sample.ids)).cloned().collect()
 }
@@ -64,7 +64,7 @@ mod tests {
         let references = References::default();
         let cut = Cut { micro_batch_tokens: 100, vocab: 50, device: model::device::HOST };
         let passes = Cell::new(0);
-        let ask = |groups: &[ScoredGroup]| {
+        let ask = |groups: &[GradedGroup]| {
             let score = |packed: &Packed| {
                 passes.set(passes.get() + 1);
                 Tensor::arange(packed.scored_tokens() as i64, (tch::Kind::Float, cut.device))

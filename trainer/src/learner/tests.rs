@@ -28,7 +28,7 @@ fn begin(config: &Config) -> (Learner, Policy) {
     (Learner::new(config, &policy).unwrap(), policy)
 }
 
-fn groups() -> Vec<ScoredGroup> {
+fn groups() -> Vec<GradedGroup> {
     scored(&[&[1.0, 0.0, 0.0], &[0.5, 2.0]])
 }
 

@@ -2,7 +2,7 @@
 
 use crate::algorithm::SampleScores;
 use model::adapter::{Adapter, LowRank};
-use schema::{Finish, Metrics, Sample, ScoredGroup};
+use schema::{Finish, GradedGroup, Metrics, Sample};
 use std::collections::BTreeMap;
 
 /// Computes rewards, lengths and signal of the samples of one step.
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 /// | `completions/{mean,min,max}_terminated_length` | the same for completions that were not truncated |
 /// | `completions/clipped_ratio` | share of completions truncated at the token limit |
 /// | `samples/unjudged` | ungraded samples, which are not trained on |
-pub(crate) fn samples(groups: &[ScoredGroup]) -> Metrics {
+pub(crate) fn samples(groups: &[GradedGroup]) -> Metrics {
     let mut metrics = reward::metrics(groups);
     let per_group: Vec<Vec<f64>> =
         groups.iter().map(|group| group.rewards().into_iter().flatten().map(f64::from).collect()).collect();
@@ -40,7 +40,7 @@ pub(crate) fn samples(groups: &[ScoredGroup]) -> Metrics {
 
 /// Computes the lengths of completions in tokens, `completions/{mean,min,max}_length`, and the same for those that were
 /// not truncated.
-pub(crate) fn lengths(groups: &[ScoredGroup]) -> Metrics {
+pub(crate) fn lengths(groups: &[GradedGroup]) -> Metrics {
     let mut metrics = Metrics::new();
     let samples = || groups.iter().flat_map(|group| &group.group().samples);
     let lengths = |samples: &mut dyn Iterator<Item = &Sample>| samples.map(|sample| sample.len() as f64).collect();
@@ -64,7 +64,7 @@ pub(crate) fn lengths(groups: &[ScoredGroup]) -> Metrics {
 /// | `replay/mismatch_kl` | mean over their tokens of k3, an estimate of KL(sampling policy ‖ current policy), in nats |
 /// | `replay/effective_sample_share` | `(Σ ρ)² / (n Σ ρ²)` over their n tokens (Kish), ρ the ratio to the sampling policy |
 /// | `replay/effective_samples` | that share of their number |
-pub(crate) fn replayed(groups: &[ScoredGroup], scores: &[Vec<SampleScores>], present: &str) -> Metrics {
+pub(crate) fn replayed(groups: &[GradedGroup], scores: &[Vec<SampleScores>], present: &str) -> Metrics {
     let mut metrics = Metrics::new();
     let old = groups.iter().zip(scores).filter(|(group, _)| group.group().policy.hash != present);
     let samples: Vec<(&Sample, &SampleScores)> =
@@ -90,13 +90,13 @@ pub(crate) fn log_ratios(sample: &Sample, scores: &SampleScores) -> Vec<f64> {
 }
 
 /// Returns the number of sampled tokens.
-pub(crate) fn generated_tokens(groups: &[ScoredGroup]) -> u64 {
+pub(crate) fn generated_tokens(groups: &[GradedGroup]) -> u64 {
     groups.iter().flat_map(|group| &group.group().samples).map(|sample| sample.len() as u64).sum()
 }
 
 /// Returns the number of sampled tokens and prompt tokens, with each prompt counted once per sample as in TRL's
 /// `num_tokens`.
-pub(crate) fn seen_tokens(groups: &[ScoredGroup]) -> u64 {
+pub(crate) fn seen_tokens(groups: &[GradedGroup]) -> u64 {
     let prompts: usize = groups.iter().map(|group| group.group().prompt_ids.len() * group.group().samples.len()).sum();
     prompts as u64 + generated_tokens(groups)
 }

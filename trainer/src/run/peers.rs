@@ -6,7 +6,7 @@ use crate::checkpoint::bucket::Shared;
 use crate::config::Config;
 use crate::distributed::Team;
 use crate::sampling::RunContext;
-use schema::ScoredGroup;
+use schema::GradedGroup;
 use std::path::Path;
 use std::rc::Rc;
 use store::RunId;
@@ -43,7 +43,7 @@ impl Peers {
     }
 
     /// Makes the other ranks learn from the groups of a step beside this one.
-    pub(super) fn learn(&self, step: u64, groups: &[ScoredGroup]) -> Result<()> {
+    pub(super) fn learn(&self, step: u64, groups: &[GradedGroup]) -> Result<()> {
         self.team.as_ref().map_or(Ok(()), |team| team.learn(step, groups))
     }
 

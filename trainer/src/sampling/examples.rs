@@ -14,7 +14,7 @@ use model::Policy;
 use rollout::prompts::examples::{CHOSEN, COMPLETION, LABEL, REJECTED};
 use rollout::prompts::{Epochs, RowKind};
 use schema::{
-    Finish, Group, Metrics, Part, PartStatus, PolicyVersion, Prompt, Sample, SamplerSettings, ScoredGroup, Verdict,
+    Finish, Grade, GradedGroup, Group, Metrics, PolicyVersion, Prompt, RewardPart, Sample, SamplerSettings, Verdict,
 };
 
 /// Deals out examples.
@@ -64,7 +64,7 @@ enum Kind {
 #[derive(Debug, Default)]
 pub(crate) struct Read {
     /// One group per row that is not dropped.
-    pub(crate) groups: Vec<ScoredGroup>,
+    pub(crate) groups: Vec<GradedGroup>,
     /// Demonstrations that were cut.
     pub(crate) cut: usize,
     /// Pairs with a completion that is too long, and demonstrations whose prompt leaves room for nothing.
@@ -126,21 +126,16 @@ impl Reader {
             .collect()
     }
 
-    fn group(self, prompt: Prompt, prompt_ids: Vec<u32>, samples: Vec<Sample>) -> Result<ScoredGroup> {
+    fn group(self, prompt: Prompt, prompt_ids: Vec<u32>, samples: Vec<Sample>) -> Result<GradedGroup> {
         let bad = prompt.metadata.get(LABEL).is_some_and(|label| label == false);
         let values: &[f32] = match self.kind {
             Kind::Pairs => &[1.0, 0.0],
             Kind::Demonstrations if bad => &[0.0],
             Kind::Demonstrations => &[1.0],
         };
-        let verdict = |value: &f32| Verdict {
-            parts: vec![Part {
-                name: CHOSEN.into(),
-                version: "1".into(),
-                weight: 1.0,
-                value: Some(*value),
-                status: PartStatus::Judged,
-            }],
+        let verdict = |value: &f32| {
+            let grade = Grade::Value(*value);
+            Verdict::of_rewards(vec![RewardPart { name: CHOSEN.into(), version: "1".into(), weight: 1.0, grade }])
         };
         let group = Group {
             prompt,
@@ -149,7 +144,7 @@ impl Reader {
             settings: SamplerSettings::default(),
             samples,
         };
-        ScoredGroup::new(group, values.iter().map(verdict).collect()).map_err(|error| Error::runtime(error.to_string()))
+        GradedGroup::new(group, values.iter().map(verdict).collect()).map_err(|error| Error::runtime(error.to_string()))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::report::metrics;
 use model::Policy;
 use rollout::collector::{Address, Collector, Job, Progress};
 use rollout::prompts::Epochs;
-use schema::{Group, Prompt, SamplerSettings, ScoredGroup, Seed};
+use schema::{GradedGroup, Group, Prompt, SamplerSettings, Seed};
 
 /// Samples from the policy in training.
 pub(crate) struct Fresh {
@@ -150,7 +150,7 @@ impl Source for Fresh {
         self.round(&asked[..prompts], &seed, address, progress)
     }
 
-    fn select(&mut self, request: StepRequest, fresh: Vec<ScoredGroup>) -> Result<StepSamples> {
+    fn select(&mut self, request: StepRequest, fresh: Vec<GradedGroup>) -> Result<StepSamples> {
         let StepRequest { step, schedule, prompts, .. } = request;
         let behavior = self.behavior.measure(&self.policy, &fresh, &self.seed.at(step).child("behavior"))?;
         let stale = staleness(&fresh, step).filter(|_| self.lookahead > 0);
@@ -165,7 +165,7 @@ impl Source for Fresh {
 }
 
 /// The mean and the largest age of the groups' policies, in versions before the policy of this step.
-fn staleness(groups: &[ScoredGroup], step: u64) -> Option<(f64, f64)> {
+fn staleness(groups: &[GradedGroup], step: u64) -> Option<(f64, f64)> {
     let ages: Vec<f64> =
         groups.iter().map(|group| (step - 1).saturating_sub(group.group().policy.version) as f64).collect();
     (!ages.is_empty()).then(|| (metrics::mean(&ages), ages.iter().copied().fold(0.0, f64::max)))
@@ -185,7 +185,7 @@ fn join(groups: &mut Vec<Group>, slice: Vec<Group>) {
 
 /// Selects the groups to train on from those of a step with `prompts` prompts in each round, and returns them with their
 /// metrics. With `opponents`, the metrics of the policy's own samples have no prefix.
-fn samples(fresh: Vec<ScoredGroup>, prompts: usize, schedule: &Schedule, opponents: bool) -> StepSamples {
+fn samples(fresh: Vec<GradedGroup>, prompts: usize, schedule: &Schedule, opponents: bool) -> StepSamples {
     let mut metrics = if opponents {
         let (own, others) = with_opponents(&fresh);
         let mut metrics = metrics::samples(&own);
@@ -199,7 +199,7 @@ fn samples(fresh: Vec<ScoredGroup>, prompts: usize, schedule: &Schedule, opponen
     metrics.merge(comparisons::metrics(&fresh));
     let chosen = (schedule.max_rounds > 1).then(|| {
         let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
-        let chosen: Vec<ScoredGroup> = signal.take(prompts).cloned().collect();
+        let chosen: Vec<GradedGroup> = signal.take(prompts).cloned().collect();
         let tokens = metrics::generated_tokens(&fresh);
         metrics.set("sampling/rounds", fresh.len().div_ceil(prompts) as f64);
         metrics.set("sampling/groups_kept", chosen.len() as f64);
@@ -211,7 +211,7 @@ fn samples(fresh: Vec<ScoredGroup>, prompts: usize, schedule: &Schedule, opponen
 }
 
 /// The policy's groups and those of its opponent, which lie behind them one by one.
-fn with_opponents(groups: &[ScoredGroup]) -> (Vec<ScoredGroup>, Vec<ScoredGroup>) {
+fn with_opponents(groups: &[GradedGroup]) -> (Vec<GradedGroup>, Vec<GradedGroup>) {
     let every_second = |first: usize| groups.iter().skip(first).step_by(2).cloned().collect();
     (every_second(0), every_second(1))
 }

@@ -20,7 +20,7 @@ use crate::report::metrics;
 use crate::{Error, Result};
 use model::Policy;
 use rollout::collector::Progress;
-use schema::{Group, Metrics, Sample, ScoredGroup, Seed};
+use schema::{GradedGroup, Group, Metrics, Sample, Seed};
 use store::replay::Uniform;
 use store::{ReplaySampler, ReplayedGroup, RunId, RunStatus, Store};
 
@@ -46,7 +46,7 @@ impl Replayed {
     fn old(&self, context: &StepContext<'_>, replay: &Replay, prompts: usize) -> Result<Vec<ReplayedGroup>> {
         let StepContext { step, store, run, .. } = *context;
         let (wanted, seed) = (wanted(replay, prompts), self.seed.at(step));
-        let teaches = |group: &ScoredGroup| teaches(group, replay);
+        let teaches = |group: &GradedGroup| teaches(group, replay);
         let own = store::replay::Source::of(store, run, step).within(replay.window);
         let mut old = select(&own, wanted, &seed, &teaches)?;
         if let Some(past) = self.past.filter(|_| old.len() < wanted) {
@@ -113,7 +113,7 @@ impl Source for Replayed {
         self.fresh.collect(request, round, groups, progress)
     }
 
-    fn select(&mut self, mut request: StepRequest, fresh: Vec<ScoredGroup>) -> Result<StepSamples> {
+    fn select(&mut self, mut request: StepRequest, fresh: Vec<GradedGroup>) -> Result<StepSamples> {
         let replays = request.schedule.replay.is_some();
         let (old, replayed) = (std::mem::take(&mut request.existing), std::mem::take(&mut request.metrics));
         let mut samples = self.fresh.select(request, fresh)?;
@@ -136,7 +136,7 @@ fn select(
     source: &store::replay::Source<'_>,
     wanted: usize,
     seed: &Seed,
-    worth: &dyn Fn(&ScoredGroup) -> bool,
+    worth: &dyn Fn(&GradedGroup) -> bool,
 ) -> Result<Vec<ReplayedGroup>> {
     // A longer draw begins with the shorter one, so that drawing more only adds groups.
     let mut count = wanted;
@@ -152,7 +152,7 @@ fn select(
     }
 }
 
-fn teaches(group: &ScoredGroup, replay: &Replay) -> bool {
+fn teaches(group: &GradedGroup, replay: &Replay) -> bool {
     let signal = !replay.only_with_signal || has_signal(&group.rewards());
     signal && !group.group().samples.iter().any(Sample::is_empty)
 }
@@ -164,7 +164,7 @@ fn teaches(group: &ScoredGroup, replay: &Replay) -> bool {
 /// | `replay/groups`, `replay/samples` | old groups and samples that the step trains on |
 /// | `replay/fresh_groups`, `replay/fresh_samples` | fresh ones |
 /// | `replay/age_mean`, `replay/age_max` | steps since the old ones were sampled |
-fn fresh_metrics(fresh: &[ScoredGroup]) -> Metrics {
+fn fresh_metrics(fresh: &[GradedGroup]) -> Metrics {
     let mut metrics = Metrics::new();
     metrics.set("replay/fresh_groups", fresh.len() as f64);
     metrics.set("replay/fresh_samples", fresh.iter().map(|group| group.group().samples.len()).sum::<usize>() as f64);
@@ -194,7 +194,7 @@ impl Source for Offline {
     fn request(&mut self, context: &StepContext<'_>) -> Result<StepRequest> {
         let StepContext { step, store, run, .. } = *context;
         let replay = Replay { share: 1.0, window: 0, only_with_signal: self.group_size > 1 };
-        let worth = |group: &ScoredGroup| group.group().samples.len() >= self.group_size && teaches(group, &replay);
+        let worth = |group: &GradedGroup| group.group().samples.len() >= self.group_size && teaches(group, &replay);
         let old = select(&self.past.source(store, run)?, self.groups, &self.seed.at(step), &worth)?;
         if old.is_empty() {
             return Err(Error::input(
@@ -203,7 +203,7 @@ impl Source for Offline {
         }
         let mut metrics = store::replay::metrics(&old);
         metrics.merge(fresh_metrics(&[]));
-        let existing: Vec<ScoredGroup> = old.into_iter().map(|group| group.stored.scored).collect();
+        let existing: Vec<GradedGroup> = old.into_iter().map(|group| group.stored.scored).collect();
         metrics.merge(metrics::samples(&existing));
         Ok(StepRequest::existing(context, existing, metrics))
     }

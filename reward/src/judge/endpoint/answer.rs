@@ -1,26 +1,26 @@
 //! What a chat model's reply says of a pair, if it says anything.
 
-use crate::Judgement;
+use schema::Grade;
 use serde_json::Value;
 
 /// The judgement in a reply of the chat completions interface. With `soft` it is the probability that the reply's first
 /// token gives to A, out of what it gives to A, B and tie, a tie counting half.
-pub(super) fn read(reply: &Value, soft: bool) -> Judgement {
+pub(super) fn read(reply: &Value, soft: bool) -> Grade {
     let choice = &reply["choices"][0];
     if soft {
         return match first_token(choice) {
-            Some(probability) => Judgement::of(probability as f32),
-            None => Judgement::unjudged(
+            Some(probability) => Grade::of(probability as f32),
+            None => Grade::missing(
                 "the judge's reply has no log-probabilities of A, B or tie; the server must offer them, or `soft` be false",
             ),
         };
     }
     let Some(text) = choice["message"]["content"].as_str() else {
-        return Judgement::unjudged(format!("the judge's reply has no text: {}", shortened(&reply.to_string())));
+        return Grade::missing(format!("the judge's reply has no text: {}", shortened(&reply.to_string())));
     };
     word(text).map_or_else(
-        || Judgement::unjudged(format!("the judge answered neither A, B nor tie: {}", shortened(text))),
-        Judgement::Value,
+        || Grade::missing(format!("the judge answered neither A, B nor tie: {}", shortened(text))),
+        Grade::Value,
     )
 }
 
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn said(text: &str) -> Judgement {
+    fn said(text: &str) -> Grade {
         read(&json!({ "choices": [{ "message": { "content": text } }] }), false)
     }
 
@@ -87,11 +87,9 @@ mod tests {
         ] {
             assert_eq!(said(text).value(), expected, "{text:?}");
         }
-        let Judgement::Unjudged(reason) = said("A is\nbetter") else { panic!("judged") };
+        let Grade::Missing(reason) = said("A is\nbetter") else { panic!("judged") };
         assert_eq!(reason, "the judge answered neither A, B nor tie: A is better");
-        assert!(
-            matches!(read(&json!({ "choices": [] }), false), Judgement::Unjudged(reason) if reason.contains("no text"))
-        );
+        assert!(matches!(read(&json!({ "choices": [] }), false), Grade::Missing(reason) if reason.contains("no text")));
     }
 
     #[test]

@@ -55,17 +55,17 @@ fn config(url: &str) -> Config {
 }
 
 /// Compares the first text with each of the others.
-fn compare(config: &Config, texts: &[&str]) -> Vec<Judgement> {
+fn compare(config: &Config, texts: &[&str]) -> Vec<Grade> {
     let group = group("Which?", None, texts);
     let at = |place| Contestant { group: &group, place };
     let pairs: Vec<Pair<'_>> = (1..texts.len()).map(|place| (at(0), at(place))).collect();
     Endpoint::new(config).unwrap().compare(&pairs)
 }
 
-fn reason(judgement: &Judgement) -> &str {
+fn reason(judgement: &Grade) -> &str {
     match judgement {
-        Judgement::Unjudged(reason) => reason,
-        Judgement::Value(value) => panic!("judged: {value}"),
+        Grade::Missing(reason) => reason,
+        Grade::Value(value) => panic!("judged: {value}"),
     }
 }
 
@@ -78,7 +78,7 @@ fn each_pair_is_a_request_and_each_reply_finds_its_pair() {
     });
     let config = Config { request: json!({ "seed": 1 }).as_object().unwrap().clone(), ..config(&url) };
     let found = compare(&config, &["x", "bad", "good", "worse", "good", "dull"]);
-    let values: Vec<_> = found.iter().map(Judgement::value).collect();
+    let values: Vec<_> = found.iter().map(Grade::value).collect();
     assert_eq!(values, [Some(1.0), Some(0.0), Some(1.0), Some(0.0), Some(1.0)]);
     let heard = heard.lock().unwrap();
     assert_eq!(heard.len(), 5);
@@ -100,7 +100,7 @@ fn what_may_pass_is_tried_again() {
         _ => says("tie"),
     });
     let start = Instant::now();
-    assert_eq!(compare(&config(&url), &["a", "b"]), [Judgement::Value(0.5)]);
+    assert_eq!(compare(&config(&url), &["a", "b"]), [Grade::Value(0.5)]);
     assert_eq!(heard.lock().unwrap().len(), 3);
     // The first pause is the server's, of no length, and the second twice the first one's 20 ms.
     assert!(start.elapsed() >= Duration::from_millis(40), "{:?}", start.elapsed());
@@ -130,7 +130,7 @@ fn one_pair_that_fails_leaves_the_others() {
         if bad { (400, String::new(), "no".into()) } else { says("A") }
     });
     let found = compare(&config(&url), &["a", "bad", "b"]);
-    assert_eq!(found.iter().map(Judgement::value).collect::<Vec<_>>(), [None, Some(1.0)]);
+    assert_eq!(found.iter().map(Grade::value).collect::<Vec<_>>(), [None, Some(1.0)]);
 }
 
 #[test]

@@ -13,11 +13,11 @@ fn shell(script: &str, timeout_s: f64) -> Command {
 /// The reasons why a script left samples unjudged; empty text for those it judged.
 fn reasons(script: &str, timeout_s: f64, samples: usize) -> Vec<String> {
     let group = group("", None, &vec!["x"; samples]);
-    let reason = |judgement: &Judgement| match judgement {
-        Judgement::Value(_) => String::new(),
-        Judgement::Unjudged(reason) => reason.clone(),
+    let reason = |judgement: &Grade| match judgement {
+        Grade::Value(_) => String::new(),
+        Grade::Missing(reason) => reason.clone(),
     };
-    shell(script, timeout_s).score(&[group])[0].iter().map(reason).collect()
+    shell(script, timeout_s).grade(&[group])[0].iter().map(reason).collect()
 }
 
 #[test]
@@ -25,13 +25,13 @@ fn each_line_judges_its_sample() {
     let script = r#"cat > /dev/null; echo 1; echo -0.5; echo null; echo '{"reward": 2, "reason": "neat"}'; echo;
                     echo '{"reward": null, "reason": "no tests"}'; echo NaN; echo true; echo 1e300"#;
     let group = group("", None, &["x"; 8]);
-    let judged = &shell(script, 10.0).score(&[group])[0];
-    let found: Vec<Option<f32>> = judged.iter().map(Judgement::value).collect();
+    let judged = &shell(script, 10.0).grade(&[group])[0];
+    let found: Vec<Option<f32>> = judged.iter().map(Grade::value).collect();
     assert_eq!(found, [Some(1.0), Some(-0.5), None, Some(2.0), None, None, None, None]);
-    assert_eq!(judged[2], Judgement::unjudged("does not apply"));
-    assert_eq!(judged[4], Judgement::unjudged("no tests"));
-    assert!(matches!(&judged[5], Judgement::Unjudged(reason) if reason.contains("not JSON: NaN")));
-    assert!(matches!(&judged[6], Judgement::Unjudged(reason) if reason.contains("no number")));
+    assert_eq!(judged[2], Grade::missing("does not apply"));
+    assert_eq!(judged[4], Grade::missing("no tests"));
+    assert!(matches!(&judged[5], Grade::Missing(reason) if reason.contains("not JSON: NaN")));
+    assert!(matches!(&judged[6], Grade::Missing(reason) if reason.contains("no number")));
 }
 
 #[test]
@@ -55,11 +55,10 @@ fn the_input_holds_sample_prompt_and_columns() {
 fn one_run_serves_many_groups() {
     // The program counts lines, so that a second run would start over.
     let mut rule = shell("n=0; while read -r line; do n=$((n+1)); echo $n; done", 10.0);
-    let judged = rule.score(&[group("", None, &["a", "b"]), group("", None, &[]), group("", None, &["c"])]);
-    let values: Vec<Vec<Option<f32>>> =
-        judged.iter().map(|group| group.iter().map(Judgement::value).collect()).collect();
+    let judged = rule.grade(&[group("", None, &["a", "b"]), group("", None, &[]), group("", None, &["c"])]);
+    let values: Vec<Vec<Option<f32>>> = judged.iter().map(|group| group.iter().map(Grade::value).collect()).collect();
     assert_eq!(values, [vec![Some(1.0), Some(2.0)], vec![], vec![Some(3.0)]]);
-    assert_eq!(shell("exit 1", 1.0).score(&[group("", None, &[])]), [vec![]]);
+    assert_eq!(shell("exit 1", 1.0).grade(&[group("", None, &[])]), [vec![]]);
 }
 
 #[test]

@@ -251,7 +251,7 @@ fn data_sets_answers_are_read_too() {
 #[test]
 fn without_an_answer_nothing_is_judged() {
     let mut rule = Config::default().build().unwrap();
-    assert_eq!(rule.score(&[group("", None, &["22"])])[0], [Judgement::unjudged("the prompt has no answer")]);
+    assert_eq!(rule.grade(&[group("", None, &["22"])])[0], [Grade::missing("the prompt has no answer")]);
 }
 
 proptest! {

@@ -177,7 +177,7 @@ fn tokens_that_are_not_trained_on_have_no_credit_of_their_own() {
     let mut groups = scored_lengths(&[(&[1.0], &[3]), (&[0.0], &[1])]);
     let mut group = groups[0].group().clone();
     group.samples[0].mask[1] = false;
-    groups[0] = ScoredGroup::new(group, groups[0].verdicts().to_vec()).unwrap();
+    groups[0] = GradedGroup::new(group, groups[0].verdicts().to_vec()).unwrap();
     let settings = ReinforcePp { kl_coefficient: 0.0, ..ReinforcePp::default() };
     let credit = token_advantages(&Config::ReinforcePp(settings), &groups, None);
     // Rewards to go 1, –, 1 | 0: mean 2/3, variance with Bessel (2/9 + 4/9)/2 = 1/3.

@@ -4,7 +4,7 @@ use super::super::{Config, build};
 use super::*;
 use crate::testing::{Losses, scored};
 
-fn scores(groups: &[ScoredGroup], reference: f32, anchor: f32) -> Vec<Vec<SampleScores>> {
+fn scores(groups: &[GradedGroup], reference: f32, anchor: f32) -> Vec<Vec<SampleScores>> {
     let score = |sample: &schema::Sample| SampleScores {
         logprobs: vec![-1.0; sample.len()],
         reference: vec![reference; sample.len()],

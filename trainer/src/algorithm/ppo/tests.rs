@@ -8,7 +8,7 @@ use crate::objective::{Denominator, Rows};
 use crate::testing::{scored, tiny_run};
 use model::Policy;
 use model::packed::{Packed, Sequences};
-use schema::{Group, ScoredGroup, Seed};
+use schema::{GradedGroup, Group, Seed};
 
 const TOLERANCE: f64 = 1e-6;
 
@@ -29,7 +29,7 @@ fn wide(numbers: &[f32]) -> Vec<f64> {
 }
 
 /// One group of samples, each a reward and a mask; every one ended by itself.
-fn group(samples: &[(f32, &[bool])]) -> Vec<ScoredGroup> {
+fn group(samples: &[(f32, &[bool])]) -> Vec<GradedGroup> {
     let rewards: Vec<f32> = samples.iter().map(|(reward, _)| *reward).collect();
     let scored = scored(&[&rewards]).remove(0);
     let (mut group, verdicts) = (scored.group().clone(), scored.verdicts().to_vec());
@@ -39,7 +39,7 @@ fn group(samples: &[(f32, &[bool])]) -> Vec<ScoredGroup> {
         sample.logprobs = vec![-1.0; mask.len()];
         sample.finish = Finish::Eos;
     }
-    vec![ScoredGroup::new(group, verdicts).unwrap()]
+    vec![GradedGroup::new(group, verdicts).unwrap()]
 }
 
 fn valued(values: &[&[f32]]) -> Vec<Vec<SampleScores>> {
@@ -54,7 +54,7 @@ fn valued(values: &[&[f32]]) -> Vec<Vec<SampleScores>> {
 /// Advantages and returns of the samples of one group.
 fn credit(
     settings: Ppo,
-    groups: &[ScoredGroup],
+    groups: &[GradedGroup],
     scores: &[Vec<SampleScores>],
     metrics: &mut Metrics,
 ) -> Vec<Option<(Vec<f64>, Vec<f64>)>> {
@@ -124,10 +124,10 @@ fn equal_rewards_teach_the_policy_nothing_while_the_critic_knows_nothing() {
 #[test]
 fn the_kl_and_a_missing_end_are_taken_off_the_reward() {
     let mut groups = group(&[(1.0, &[true, true]), (1.0, &[true])]);
-    let cut = |scored: &ScoredGroup| {
+    let cut = |scored: &GradedGroup| {
         let mut group = scored.group().clone();
         group.samples[1].finish = Finish::Length;
-        ScoredGroup::new(group, scored.verdicts().to_vec()).unwrap()
+        GradedGroup::new(group, scored.verdicts().to_vec()).unwrap()
     };
     groups = vec![cut(&groups[0])];
     let scores = |logprobs: &[f32], reference: &[f32]| SampleScores {
@@ -303,7 +303,7 @@ impl Tiny {
         Self { policy, learner }
     }
 
-    fn step(&mut self, step: u64, groups: &[ScoredGroup]) -> Metrics {
+    fn step(&mut self, step: u64, groups: &[GradedGroup]) -> Metrics {
         self.learner.update(step, groups, &mut self.policy).unwrap()
     }
 }
@@ -325,7 +325,7 @@ fn the_critic_comes_to_know_the_returns() {
         let mut tiny = Tiny::new(Ppo { critic_adapter, value_clip: 0.0, ..Ppo::default() });
         // Two prompts, of which one is always answered well.
         let mut groups = scored(&[&[1.0, 1.0], &[0.0, 0.0]]);
-        let other = ScoredGroup::new(
+        let other = GradedGroup::new(
             Group { prompt_ids: vec![40, 50, 60], ..groups[1].group().clone() },
             groups[1].verdicts().to_vec(),
         );

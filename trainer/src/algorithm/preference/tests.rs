@@ -5,7 +5,7 @@ use super::*;
 use crate::algorithm::{Anchored, AnchoredForm, Apo, ApoLoss, Cpo, NashMp, OnlineDpo, OnlineIpo, OnlineLoss};
 use crate::algorithm::{Config, Dpo, DpoLoss, Ipo, LogRatio, Orpo, SampleScores, SimPo, Sppo, SppoForm, build};
 use crate::testing::{Losses, scored, scored_lengths};
-use schema::Metrics;
+use schema::{Comparison, Metrics};
 
 /// The pair, whose sequences have these sums spread evenly over their tokens.
 fn losses(win_rates: [f64; 2]) -> Losses {
@@ -108,7 +108,7 @@ fn metrics_have_the_names_of_trl() {
 
 #[test]
 fn a_pair_with_an_empty_or_unjudged_side_is_left_out() {
-    let credit = |groups: &[ScoredGroup]| {
+    let credit = |groups: &[GradedGroup]| {
         let scores: Option<&[Vec<SampleScores>]> = None;
         let evidence = Evidence { groups, scores };
         build(&Config::Dpo(Dpo::default())).unwrap().credit(&evidence, &mut Metrics::new())
@@ -148,7 +148,7 @@ fn ties_can_be_skipped() {
     let pairs = || best_and_worst(&scored(&[&[1.0, 1.0], &[1.0, 0.0]]), 0.0, Against::Partner);
     assert_eq!(Ties::FirstWins.resolve(pairs()).len(), 2);
     let left = Ties::Skip.resolve(pairs());
-    assert_eq!(left.iter().map(ScoredGroup::rewards).collect::<Vec<_>>(), [[Some(1.0), Some(0.0)]]);
+    assert_eq!(left.iter().map(GradedGroup::rewards).collect::<Vec<_>>(), [[Some(1.0), Some(0.0)]]);
 }
 
 #[test]
@@ -164,24 +164,24 @@ fn neighbours_are_pairs_whatever_their_rewards() {
 
 /// A group whose samples a judge has compared, of worthless samples: the probability that one (row) beats another
 /// (column); NaN where the judge could not say.
-fn compared(wins: &[&[f32]]) -> ScoredGroup {
+fn compared(wins: &[&[f32]]) -> GradedGroup {
     let bare = scored(&[&vec![0.0; wins.len()]]).remove(0);
-    let part = |(place, value): (usize, &f32)| Part {
-        name: Rival::Own(place).part_name(),
-        weight: 0.0,
-        value: value.is_finite().then_some(*value),
-        ..bare.verdicts()[0].parts[0].clone()
+    let comparison = |(place, value): (usize, &f32)| Comparison {
+        judge: "table".into(),
+        version: "1".into(),
+        rival: Rival::Own(place),
+        win: Grade::of(*value),
     };
     let row = |(own, row): (usize, &&[f32])| {
-        let others = row.iter().enumerate().filter(|(place, _)| *place != own).map(part);
-        Verdict { parts: bare.verdicts()[own].parts.iter().cloned().chain(others).collect() }
+        let others = row.iter().enumerate().filter(|(place, _)| *place != own).map(comparison);
+        Verdict { comparisons: others.collect(), ..bare.verdicts()[own].clone() }
     };
-    ScoredGroup::new(bare.group().clone(), wins.iter().enumerate().map(row).collect()).unwrap()
+    GradedGroup::new(bare.group().clone(), wins.iter().enumerate().map(row).collect()).unwrap()
 }
 
 #[test]
 fn what_a_judge_has_said_counts_and_rewards_do_not() {
-    let near = |pair: &ScoredGroup, lengths: [usize; 2], rates: [f32; 2]| {
+    let near = |pair: &GradedGroup, lengths: [usize; 2], rates: [f32; 2]| {
         assert_eq!(pair.group().samples.iter().map(Sample::len).collect::<Vec<_>>(), lengths);
         let found = pair.rewards();
         assert!(found.iter().zip(rates).all(|(found, rate)| (found.unwrap() - rate).abs() < 1e-6), "{found:?}");
