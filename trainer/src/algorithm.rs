@@ -1,166 +1,107 @@
 //! Learning rules: one file each, behind one trait.
 //!
-//! An algorithm says what it needs, gives each sample its credit, and turns a batch into a loss. The loop supplies
-//! exactly what it needs, or refuses before anything is loaded. A new algorithm is one file and its line in the list
-//! below.
+//! An algorithm says what it needs, builds the units that it trains on, gives each sequence its signal, and turns a batch
+//! into a loss. The loop supplies exactly what it needs, or refuses before anything is loaded. A new algorithm is one file
+//! and one line in the list below, which declares its module, its config table and its builder.
 
-mod anchored;
-mod apo;
-mod cispo;
-mod cpo;
-mod dapo;
-mod dpo;
-mod dr_grpo;
-mod family;
-mod grpo;
-mod gspo;
-mod ipo;
-mod kto;
-mod nash_md;
-mod nash_mp;
-mod online_dpo;
-mod online_ipo;
-mod orpo;
-pub(crate) mod policy_gradient;
-mod ppo;
-mod preference;
-mod preference_model;
-mod reinforce;
-mod reinforce_pp;
-mod remix;
-mod reward_model;
-mod rloo;
-mod sft;
-mod simpo;
-mod sppo;
-mod xpo;
-
-pub use anchored::{Anchored, AnchoredForm};
-pub use apo::{Apo, ApoLoss};
-pub use cispo::Cispo;
-pub use cpo::Cpo;
-pub use dapo::Dapo;
-pub use dpo::{Dpo, DpoLoss};
-pub use dr_grpo::DrGrpo;
-pub use family::RatioOf;
-pub use grpo::{Grpo, LossType, ScaleRewards};
-pub use gspo::Gspo;
-pub use ipo::{Ipo, LogRatio};
-pub use kto::{Kto, KtoData};
-pub use nash_md::{NashMd, NashMdForm};
-pub use nash_mp::{NashForm, NashMp};
-pub use online_dpo::{OnlineDpo, OnlineLoss};
-pub use online_ipo::OnlineIpo;
-pub use orpo::Orpo;
-pub use ppo::Ppo;
-pub use preference::Ties;
-pub use preference_model::PreferenceModel;
-pub use reinforce::{Baseline, Reinforce};
-pub use reinforce_pp::ReinforcePp;
-pub use remix::{Base, ConvexKl, LambdaSchedule, Remix};
-pub use reward_model::RewardModel;
-pub use rloo::Rloo;
-pub use sft::Sft;
-pub use simpo::SimPo;
-pub use sppo::{Sppo, SppoForm};
-pub use xpo::Xpo;
-
-use crate::batch::Batch;
+use crate::batch::{Batch, Reads, SequenceLogprobs, Signals, ZeroAdvantage};
+use crate::collected::{Collected, Sequence, Unit};
+use crate::companion::{ByRole, Companion, Role};
 use crate::objective::{Denominator, MetricSums};
 use crate::{Error, Result};
-use schema::{GradedGroup, Metrics, Sample};
+use model::Policy;
+use model::adapter::Adapter;
+use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// What an algorithm wants the loop to supply, in every step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[expect(clippy::struct_excessive_bools, reason = "each says by itself whether one thing is needed")]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Needs {
-    /// Where samples come from.
+    /// The origin of what it trains on.
     pub samples: Samples,
-    /// Tokens that an example of a data set may have, its prompt included; samples that are drawn have their own limit.
-    pub max_length: usize,
     /// What the loss is a function of.
     pub reads: Reads,
-    /// Log-probabilities under the reference policy: the network with its adapter off, or the policy that a schedule
-    /// has made the reference since ([`Schedule::renew_reference`]).
-    pub reference: bool,
-    /// Who draws a second group for each prompt, which follows the policy's own.
-    pub opponent: Option<Opponent>,
-    /// Which samples are compared with each other; `None` if rewards alone are learned from.
-    pub compares: Option<Compares>,
-    /// Training goes in iterations, each of which has the policy that it began with as its reference.
-    pub iterations: Option<Iterations>,
-    /// Log-probabilities under a moving average of the policy.
-    pub anchor: Option<MovingAverage>,
-    /// The policy of one step earlier is kept; a schedule says in which steps it is scored
-    /// ([`Schedule::score_previous`]).
-    pub previous: bool,
-    /// What is known of the reference, and of the previous policy in steps that score it.
-    pub divergences: Divergences,
+    /// The policies that are kept beside the trained one.
+    pub companions: Vec<Companion>,
     /// A critic, which values every prefix.
     pub critic: Option<CriticNeeds>,
-    /// Credit depends on what the policies say of each token, so every sample is scored before credit is given.
-    pub scored_credit: bool,
-    /// Samples whose credit is exactly zero.
-    pub zero_credit: ZeroCredit,
-    /// The samples of a group are never parted, as those of a pair are not.
-    pub whole_groups: bool,
+    /// Whether the signal depends on log-probs, so that every sequence is evaluated before it is given.
+    pub signal_reads_logprobs: bool,
+    /// The treatment of sequences whose advantage is exactly zero.
+    pub zero_advantage: ZeroAdvantage,
 }
 
 impl Default for Needs {
-    /// What a method without a critic needs that learns from groups and penalises nothing.
+    /// The needs of a method without a critic that learns from groups and penalises nothing.
     fn default() -> Self {
         Self {
-            samples: Samples::Drawn { group_size: 2 },
-            max_length: 1024,
+            samples: Samples::sampled(2),
             reads: Reads::Tokens,
-            reference: false,
-            opponent: None,
-            compares: None,
-            iterations: None,
-            anchor: None,
-            previous: false,
-            divergences: Divergences::OfDraws,
+            companions: Vec::new(),
             critic: None,
-            scored_credit: false,
-            zero_credit: ZeroCredit::Skip,
-            whole_groups: false,
+            signal_reads_logprobs: false,
+            zero_advantage: ZeroAdvantage::Skip,
         }
     }
 }
 
-/// Where the samples of an algorithm come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Needs {
+    /// The companion with this role, if it is needed.
+    pub fn companion(&self, role: Role) -> Option<&Companion> {
+        self.companions.iter().find(|companion| companion.role == role)
+    }
+}
+
+/// The origin of what an algorithm trains on.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Samples {
-    /// The policy draws them, and rewards judge them.
-    Drawn {
-        /// The smallest group it can learn from.
+    /// The policy samples, and rewards or a judge tell the samples apart.
+    Sampled {
+        /// The smallest group that it can learn from.
         group_size: usize,
+        /// The policy that samples a second group for each prompt.
+        opponent: Option<Opponent>,
+        /// The samples that are compared with each other; `None` if rewards alone are learned from.
+        compares: Option<Compares>,
     },
     /// Completions of a data set, one per prompt.
-    Demonstrations,
-    /// Two completions of a data set per prompt: the chosen one, then the rejected one. They are never parted.
-    Pairs,
+    Demonstrations {
+        /// Tokens of a prompt with its completion; a longer completion is cut.
+        max_length: usize,
+    },
+    /// Two completions of a data set per prompt, a chosen and a rejected one.
+    Pairs {
+        /// Tokens of a prompt with either completion; a longer pair is left out.
+        max_length: usize,
+    },
 }
 
-/// What a loss is a function of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reads {
-    /// The log-probability of every token, and the critic's value before it where there is a critic.
-    Tokens,
-    /// The critic's value after the last token of each sample, and nothing else. A sample has one more place behind its
-    /// last token, and that one alone is trained on.
-    Ends,
-}
+impl Samples {
+    /// Groups of at least this size that the policy samples, learned from by their rewards.
+    pub fn sampled(group_size: usize) -> Self {
+        Self::Sampled { group_size, opponent: None, compares: None }
+    }
 
-/// What an algorithm gets to know of the policies that it is held to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Divergences {
-    /// Their log-probabilities of the drawn tokens, once per step, from which divergences can be estimated.
-    OfDraws,
-    /// The divergences from them over the whole vocabulary, in every pass: [`Outputs::reference_kl`].
-    Exact,
+    /// Whether the policy samples what is learned from.
+    pub fn are_sampled(self) -> bool {
+        matches!(self, Self::Sampled { .. })
+    }
+
+    /// The smallest group that the method can learn from, if the policy samples.
+    pub fn group_size(self) -> Option<usize> {
+        if let Self::Sampled { group_size, .. } = self { Some(group_size) } else { None }
+    }
+
+    /// The policy that samples a second group for each prompt.
+    pub fn opponent(self) -> Option<Opponent> {
+        if let Self::Sampled { opponent, .. } = self { opponent } else { None }
+    }
+
+    /// The samples that are compared with each other.
+    pub fn compares(self) -> Option<Compares> {
+        if let Self::Sampled { compares, .. } = self { compares } else { None }
+    }
 }
 
 /// The critic that an algorithm wants.
@@ -172,7 +113,7 @@ pub struct CriticNeeds {
     pub learning_rate_scale: f64,
 }
 
-/// With whom the policy is compared.
+/// The policy that the trained one is compared with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Opponent {
     /// The reference policy.
@@ -184,7 +125,7 @@ pub enum Opponent {
     },
 }
 
-/// Which samples a method compares.
+/// The pairs of samples that a method compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compares {
     /// Each sample of a group with every other one.
@@ -197,35 +138,6 @@ pub enum Compares {
     Counterparts,
 }
 
-/// How an average follows the policy.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MovingAverage {
-    /// What it takes over of the policy at a time.
-    pub share: f64,
-    /// After every this many steps.
-    pub every: u64,
-}
-
-/// How training goes in iterations.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Iterations {
-    /// Training steps of one.
-    pub steps: u64,
-    /// How far the next one begins beyond the end of the last, as a share of what that has moved.
-    pub alpha: f64,
-    /// How much larger the loss may be there before that share is halved; 0 does not look.
-    pub max_loss_increase: f64,
-}
-
-/// What becomes of samples whose credit is exactly zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ZeroCredit {
-    /// They have no gradient, so they are counted in denominators but not computed.
-    Skip,
-    /// They are computed: a penalty acts on every sample.
-    Compute,
-}
-
 /// How one step learns.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
@@ -235,35 +147,25 @@ pub struct Schedule {
     pub minibatches: usize,
     /// Stop the step's updates once the policy is this far from where the step began, in nats per token (mean of k3).
     pub max_proximal_kl: Option<f64>,
-    /// Draw up to this many times as many prompts until there are enough groups that carry a signal (DAPO's dynamic
+    /// Ask up to this many times as many prompts until there are enough groups that carry a signal (DAPO's dynamic
     /// sampling); 1 takes what comes.
     pub max_rounds: usize,
     /// Old groups that take the place of fresh ones.
     pub replay: Option<Replay>,
-    /// Score the samples under the policy of one step earlier too.
-    pub score_previous: bool,
-    /// After this step's updates the policy, as it then is, becomes the reference.
-    pub renew_reference: bool,
+    /// Companions that are not consulted in this step.
+    pub idle: &'static [Role],
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self {
-            epochs: 1,
-            minibatches: 1,
-            max_proximal_kl: None,
-            max_rounds: 1,
-            replay: None,
-            score_previous: false,
-            renew_reference: false,
-        }
+        Self { epochs: 1, minibatches: 1, max_proximal_kl: None, max_rounds: 1, replay: None, idle: &[] }
     }
 }
 
-/// How many old groups a step learns from, and which.
+/// The number and kind of old groups that a step learns from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Replay {
-    /// Their share in the groups of the step; the rest is drawn.
+    /// Their share in the groups of the step; the rest is sampled.
     pub share: f64,
     /// They come from this many steps before this one.
     pub window: u64,
@@ -278,88 +180,80 @@ impl Schedule {
     }
 }
 
-/// What credit is given by.
+/// The basis of the training signal.
 #[derive(Debug, Clone, Copy)]
 pub struct Evidence<'a> {
-    /// The samples of the step with their rewards.
-    pub groups: &'a [GradedGroup],
-    /// What the policies say of each sample of each group; there if [`Needs::scored_credit`].
-    pub scores: Option<&'a [Vec<SampleScores>]>,
+    /// Everything that the step collected.
+    pub collected: &'a Collected,
+    /// The units that [`Algorithm::units`] built of it.
+    pub units: &'a [Unit<'a>],
+    /// Log-probs of each sequence of each unit; there if [`Needs::signal_reads_logprobs`].
+    pub logprobs: Option<&'a [Vec<SequenceLogprobs>]>,
 }
 
-/// What the policies said of one sample at the start of the step, one entry per token.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct SampleScores {
-    /// Log-probabilities under the policy that is trained.
-    pub logprobs: Vec<f32>,
-    /// Log-probabilities under the reference policy; empty if it is not needed.
-    pub reference: Vec<f32>,
-    /// Log-probabilities under the moving average of the policy; empty if it is not needed.
-    pub anchor: Vec<f32>,
-    /// The critic's value of the prefix before each token; empty without a critic.
-    pub values: Vec<f32>,
-}
-
-impl SampleScores {
-    /// `log π − log other` at each token, for the scores of another policy.
-    pub(crate) fn log_ratios_to(&self, other: &[f32]) -> Vec<f64> {
-        self.logprobs.iter().zip(other).map(|(own, other)| f64::from(*own) - f64::from(*other)).collect()
+impl<'a> Evidence<'a> {
+    /// The graded groups among the units, in order.
+    pub fn groups(&self) -> Vec<&'a GradedGroup> {
+        self.units.iter().filter_map(Unit::group).collect()
     }
-}
-
-/// What a sample is worth to the update.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Credit {
-    /// One advantage for every token.
-    Whole(f64),
-    /// An advantage for each token, and the return that the critic is fitted to (empty without a critic).
-    Tokens {
-        /// One per token of the sample; ignored where the sample's mask is off.
-        advantages: Vec<f32>,
-        /// One per token, or none.
-        returns: Vec<f32>,
-    },
-}
-
-impl Credit {
-    /// Whether it moves nothing.
-    pub fn is_zero(&self) -> bool {
-        match self {
-            Self::Whole(advantage) => *advantage == 0.0,
-            Self::Tokens { advantages, returns } => returns.is_empty() && advantages.iter().all(|a| *a == 0.0),
-        }
-    }
-}
-
-/// The credit of each sample of each group; `None` for a sample that is not trained on.
-pub type Credits = Vec<Vec<Option<Credit>>>;
-
-/// One advantage per sample as [`Credits`].
-pub(crate) fn whole(advantages: Vec<Vec<Option<f64>>>) -> Credits {
-    let credit = |advantage: Option<f64>| advantage.map(Credit::Whole);
-    advantages.into_iter().map(|group| group.into_iter().map(credit).collect()).collect()
 }
 
 /// What a forward pass says of a batch; the leaves that a loss is a function of.
 #[derive(Debug, Clone, Copy)]
 pub struct Outputs<'a> {
-    /// `[token]`: log-probabilities under the policy. Empty if the algorithm reads ends.
+    /// `[token]`: log-probs under the policy. Empty if the algorithm reads sequence ends.
     pub logprobs: &'a Tensor,
-    /// `[token]`: the entropy of the distribution that each token was drawn from, in nats.
+    /// `[token]`: the entropy of the distribution that each token was sampled from, in nats.
     pub entropy: Option<&'a Tensor>,
     /// `[token]`: the critic's value of the prefix before each token.
     pub values: Option<&'a Tensor>,
-    /// `[token]`: KL(policy ‖ reference) over the vocabulary, in nats; there if [`Needs::divergences`] are exact.
-    pub reference_kl: Option<&'a Tensor>,
-    /// `[token]`: KL(policy ‖ previous policy), likewise, in steps that score it.
-    pub previous_kl: Option<&'a Tensor>,
+    /// `[token]` each: KL(policy ‖ companion) over the vocabulary, in nats, for companions whose divergence is consulted.
+    pub divergences: ByRole<&'a Tensor>,
 }
 
 impl<'a> Outputs<'a> {
-    /// Log-probabilities alone.
+    /// Log-probs alone.
     pub fn of(logprobs: &'a Tensor) -> Self {
-        Self { logprobs, entropy: None, values: None, reference_kl: None, previous_kl: None }
+        Self { logprobs, entropy: None, values: None, divergences: ByRole::default() }
     }
+}
+
+/// The settings of a run that a method may not be able to live with.
+#[derive(Debug, Clone, Copy)]
+pub struct RunShape {
+    /// Training steps.
+    pub steps: u64,
+    /// Whether the adapter has gates (SoRA).
+    pub gates: bool,
+    /// Whether closed ranks are cut away during the run (`[prune]`).
+    pub prunes: bool,
+    /// Whether nothing is sampled (`replay.offline`).
+    pub offline: bool,
+}
+
+/// The end of a step, as [`Algorithm::end_step`] sees it.
+pub struct StepEnd<'a> {
+    /// The step, from 1.
+    pub step: u64,
+    /// The last step of the run.
+    pub last_step: u64,
+    /// The policy after the step's updates; its adapter may be overwritten.
+    pub policy: &'a Policy,
+    /// The adapters of the companions.
+    pub companions: &'a ByRole<Adapter>,
+    /// The loss of the policy, as its adapter now is, on the step's data.
+    pub loss: &'a dyn Fn() -> Result<f64>,
+}
+
+/// The changes that a method makes at the end of a step.
+#[derive(Debug, Default)]
+pub struct StepChanges {
+    /// Companions with their new adapters.
+    pub companions: Vec<(Role, Adapter)>,
+    /// Whether the optimizer forgets its moments.
+    pub restart_optimizer: bool,
+    /// Diagnostics.
+    pub metrics: Metrics,
 }
 
 /// A learning rule.
@@ -367,29 +261,45 @@ pub trait Algorithm {
     /// What the loop must supply.
     fn needs(&self) -> Needs;
 
+    /// Refuses a run that the method cannot live with.
+    ///
+    /// # Errors
+    /// The sentence that says what to change, if the method cannot train in a run of this shape.
+    fn check(&self, _run: &RunShape) -> Result<()> {
+        Ok(())
+    }
+
     /// How this step learns; steps count from 1.
     fn schedule(&self, _step: u64) -> Schedule {
         Schedule::default()
     }
 
-    /// What to learn from where that is not the groups as they come: pairs of the best and the worst, for example.
-    fn arrange(&self, _groups: &[GradedGroup]) -> Option<Vec<GradedGroup>> {
-        None
+    /// Builds the units to train on: pairs of the best and the worst sample, for example.
+    fn units<'a>(&self, collected: &'a Collected) -> Vec<Unit<'a>> {
+        collected.units()
     }
 
-    /// What each sample is worth. What is worth knowing about it goes to `metrics`.
-    fn credit(&self, evidence: &Evidence<'_>, metrics: &mut Metrics) -> Credits;
+    /// The signal of each sequence of each unit. Diagnostics go to `metrics`.
+    fn signals(&self, evidence: &Evidence<'_>, metrics: &mut Metrics) -> Signals;
 
-    /// Whether the tokens of this sample are in the loss and its denominator.
-    fn trains_on(&self, _sample: &Sample) -> bool {
+    /// Whether the tokens of this sequence are in the loss and its denominator.
+    fn trains_on(&self, _sequence: &Sequence<'_>) -> bool {
         true
     }
 
-    /// What sums of token losses are divided by, over a whole optimizer batch; one entry per sequence.
+    /// The denominator of sums of token losses over a whole optimizer batch; one entry per sequence.
     fn denominator(&self, trained_per_sequence: &[i64]) -> Denominator;
 
     /// The share of this batch in the loss, a scalar that is minimised; its measurements go to `tally`.
     fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor;
+
+    /// Changes companions, the policy or the optimizer at the end of a step, after its updates.
+    ///
+    /// # Errors
+    /// If an adapter cannot be computed or overwritten.
+    fn end_step(&self, _end: &StepEnd<'_>) -> Result<StepChanges> {
+        Ok(StepChanges::default())
+    }
 
     /// After the updates of a step over `samples` samples: adapts what depends on its metrics.
     fn finish_step(&mut self, _metrics: &mut Metrics, _samples: usize) {}
@@ -400,6 +310,9 @@ pub trait Algorithm {
     }
 
     /// Goes on from a saved state.
+    ///
+    /// # Errors
+    /// If the state is another algorithm's.
     fn restore(&mut self, state: &serde_json::Value) -> Result<()> {
         match state {
             serde_json::Value::Null => Ok(()),
@@ -408,67 +321,94 @@ pub trait Algorithm {
     }
 }
 
-/// Declares `Config`, one variant per algorithm, and everything that must know them all.
+/// The names of the methods of which this is true with their default settings, as a config writes them.
+pub(crate) fn names_of(is: impl Fn(&dyn Algorithm) -> bool) -> Vec<&'static str> {
+    let with_it = |config: &Config| build(config).is_ok_and(|algorithm| is(&*algorithm));
+    Config::defaults().iter().filter(|config| with_it(config)).map(Config::name).collect()
+}
+
+/// Declares the modules, `Config` with one variant per algorithm, and its builder: one line per algorithm.
 macro_rules! algorithms {
-    ($($name:literal $variant:ident($settings:ty),)*) => {
+    ($($(#[$about:meta])* $folder:ident($($shared:ident),* $(,)?) { $($name:literal $module:ident::$settings:ident,)* })*) => {
+        $(
+            $(#[$about])*
+            pub mod $folder {
+                $(pub(crate) mod $shared;)*
+                $(pub mod $module;)*
+            }
+            $(pub use $folder::$module::$settings;)*
+        )*
+
         /// `[algorithm.<name>]`
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
         pub enum Config {
-            $(#[doc = concat!("`[algorithm.", $name, "]`")] $variant($settings),)*
+            $($(#[doc = concat!("`[algorithm.", $name, "]`")] $settings($settings),)*)*
         }
 
         impl Config {
             /// The algorithm's name in the config.
             pub fn name(&self) -> &'static str {
                 match self {
-                    $(Self::$variant(_) => $name,)*
+                    $($(Self::$settings(_) => $name,)*)*
                 }
             }
 
             /// Every algorithm with its default settings.
             pub fn defaults() -> Vec<Self> {
-                vec![$(Self::$variant(<$settings>::default()),)*]
+                vec![$($(Self::$settings(<$settings>::default()),)*)*]
             }
         }
 
         /// Checks the settings and makes the algorithm.
+        ///
+        /// # Errors
+        /// If a setting is out of its range; the message names the key.
         pub fn build(config: &Config) -> Result<Box<dyn Algorithm>> {
             match config {
-                $(Config::$variant(settings) => Ok(Box::new(settings.clone().checked()?)),)*
+                $($(Config::$settings(settings) => Ok(Box::new(settings.clone().checked()?)),)*)*
             }
         }
     };
 }
 
 algorithms! {
-    "grpo" Grpo(Grpo),
-    "dr_grpo" DrGrpo(DrGrpo),
-    "dapo" Dapo(Dapo),
-    "gspo" Gspo(Gspo),
-    "rloo" Rloo(Rloo),
-    "reinforce_pp" ReinforcePp(ReinforcePp),
-    "cispo" Cispo(Cispo),
-    "reinforce" Reinforce(Reinforce),
-    "ppo" Ppo(Ppo),
-    "reward_model" RewardModel(RewardModel),
-    "preference_model" PreferenceModel(PreferenceModel),
-    "sft" Sft(Sft),
-    "dpo" Dpo(Dpo),
-    "ipo" Ipo(Ipo),
-    "simpo" Simpo(SimPo),
-    "cpo" Cpo(Cpo),
-    "orpo" Orpo(Orpo),
-    "kto" Kto(Kto),
-    "sppo" Sppo(Sppo),
-    "anchored" Anchored(Anchored),
-    "online_dpo" OnlineDpo(OnlineDpo),
-    "online_ipo" OnlineIpo(OnlineIpo),
-    "apo" Apo(Apo),
-    "nash_mp" NashMp(NashMp),
-    "nash_md" NashMd(NashMd),
-    "xpo" Xpo(Xpo),
-    "remix" Remix(Remix),
+    /// Policy gradients: sampled groups, learned from by their rewards.
+    policy_gradient(family, surrogate_loss) {
+        "grpo" grpo::Grpo,
+        "dr_grpo" dr_grpo::DrGrpo,
+        "dapo" dapo::Dapo,
+        "gspo" gspo::Gspo,
+        "rloo" rloo::Rloo,
+        "reinforce_pp" reinforce_pp::ReinforcePp,
+        "cispo" cispo::Cispo,
+        "reinforce" reinforce::Reinforce,
+        "ppo" ppo::Ppo,
+        "remix" remix::Remix,
+    }
+    /// Preferences: pairs of completions or labelled ones, of a data set or sampled.
+    preference(pair_loss, pairing) {
+        "dpo" dpo::Dpo,
+        "ipo" ipo::Ipo,
+        "simpo" simpo::Simpo,
+        "cpo" cpo::Cpo,
+        "orpo" orpo::Orpo,
+        "kto" kto::Kto,
+        "sppo" sppo::Sppo,
+        "anchored" anchored::Anchored,
+        "online_dpo" online_dpo::OnlineDpo,
+        "online_ipo" online_ipo::OnlineIpo,
+        "apo" apo::Apo,
+        "nash_mp" nash_mp::NashMp,
+        "nash_md" nash_md::NashMd,
+        "xpo" xpo::Xpo,
+    }
+    /// Imitation, and models of rewards and preferences.
+    supervised() {
+        "sft" sft::Sft,
+        "reward_model" reward_model::RewardModel,
+        "preference_model" preference_model::PreferenceModel,
+    }
 }
 
 impl Default for Config {

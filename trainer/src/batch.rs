@@ -1,41 +1,60 @@
-//! From scored groups to tensors: what one forward and backward pass works on.
+//! From units to tensors: what one forward and backward pass works on.
 
-use crate::algorithm::{Algorithm, Credit, Needs, Reads, SampleScores, Samples, Schedule, ZeroCredit};
+mod logprobs;
+mod signal;
+
+pub use logprobs::SequenceLogprobs;
+pub(crate) use logprobs::per_sequence;
+pub use signal::{BatchSignal, Signal, Signals};
+pub(crate) use signal::{advantages, side_sums, sides};
+
+use crate::collected::{PromptSequences, Sequence, Unit};
+use crate::companion::{ByRole, Role};
 use crate::objective::{Denominator, Rows};
 use crate::{Error, Result};
 use model::packed::{Packed, Sequences};
-use schema::{GradedGroup, Sample, Seed};
+use schema::{Seed, Token};
+use std::borrow::Cow;
 use std::ops::Range;
 use tch::{Device, Tensor};
 
-/// The tensors of one micro-batch; every `[token]` runs over the scored completion tokens of its sequences.
+/// The tensors of one micro-batch; every `[token]` runs over the completion tokens of its sequences.
 #[derive(Debug)]
 pub struct Batch {
-    /// The tokens themselves, prompts once per group.
+    /// The tokens themselves, prompts once per unit.
     pub packed: Packed,
     /// Which token belongs to which sequence and is trained on.
     pub rows: Rows,
-    /// The sequences of each group, in order.
-    pub groups: Vec<Range<usize>>,
-    /// `[token]` f32: the credit of each token.
-    pub advantages: Tensor,
-    /// `[token]` f32: what the critic is fitted to, where there is one.
-    pub returns: Option<Tensor>,
-    /// `[token]` f32: log-probabilities under the policy that drew the tokens, as stored.
-    pub behaviour_logprobs: Tensor,
-    /// `[token]` f32: log-probabilities at the start of the step; absent where a step has a single update, whose own
-    /// log-probabilities they are.
+    /// The sequences of each unit, in order.
+    pub units: Vec<Range<usize>>,
+    /// The training signal.
+    pub signal: BatchSignal,
+    /// `[token]` f32: log-probs under the policy that sampled the tokens, as stored; `None` for a data set.
+    pub behaviour_logprobs: Option<Tensor>,
+    /// `[token]` f32: log-probs at the start of the step; `None` where a step has a single update, whose own log-probs they
+    /// are.
     pub proximal_logprobs: Option<Tensor>,
-    /// `[token]` f32: log-probabilities under the reference policy, where the algorithm needs them.
-    pub reference_logprobs: Option<Tensor>,
-    /// `[token]` f32: log-probabilities under the moving average of the policy, where the algorithm needs them.
-    pub anchor_logprobs: Option<Tensor>,
-    /// `[token]` f32: log-probabilities under the policy of one step earlier, where the schedule asks for them.
-    pub previous_logprobs: Option<Tensor>,
-    /// `[token]` f32: the critic's values at the start of the step, where there is one.
+    /// `[token]` f32 each: log-probs under the companions that the method consults.
+    pub companion_logprobs: ByRole<Tensor>,
+    /// `[token]` f32: the critic's values at the start of the step; `None` without a critic.
     pub old_values: Option<Tensor>,
     /// What sums of token losses are divided by, counted over the whole optimizer batch.
     pub denominator: Denominator,
+}
+
+impl Batch {
+    /// `[token]`: log-probs under a companion; `None` where the method does not consult it.
+    pub fn logprobs_of(&self, role: Role) -> Option<&Tensor> {
+        self.companion_logprobs.get(role)
+    }
+
+    /// `[token]`: log-probs under the policy that sampled the tokens.
+    ///
+    /// # Panics
+    /// If the tokens are those of a data set: no method that trains on one reads them.
+    pub fn behaviour(&self) -> &Tensor {
+        self.behaviour_logprobs.as_ref().unwrap_or_else(|| unreachable!("a data set has no behaviour log-probs"))
+    }
 }
 
 /// The micro-batches of one optimizer update.
@@ -47,158 +66,184 @@ pub struct MiniBatch {
     pub trained_tokens: i64,
 }
 
-/// How batches are cut.
+/// The limits of a micro-batch.
 #[derive(Debug, Clone, Copy)]
-pub struct Cut {
-    /// Tokens of one forward pass at most; a single longer sequence still goes in one pass.
-    pub micro_batch_tokens: usize,
+pub struct MicroBatchLimits {
+    /// Tokens of one forward pass at most, prompts included; a single longer sequence still goes in one pass.
+    pub tokens: usize,
     /// Tokens in the model's vocabulary.
     pub vocab: i64,
     /// Where the tensors go.
     pub device: Device,
 }
 
-/// The samples of one step with all that is known of them.
-#[derive(Debug, Clone, Copy)]
-pub struct Material<'a> {
-    /// The samples.
-    pub groups: &'a [GradedGroup],
-    /// What each is worth.
-    pub credits: &'a [Vec<Option<Credit>>],
-    /// What the policies say of each, if they were scored before credit was given.
-    pub scores: Option<&'a [Vec<SampleScores>]>,
-}
-
-/// Where a sample stands.
+/// The leaves that a loss is a function of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    group: usize,
-    sample: usize,
+pub enum Reads {
+    /// The log-prob of every token, and the critic's value before it where there is a critic.
+    Tokens,
+    /// The critic's value after the last token of each sequence, and nothing else. A sequence has one more position behind
+    /// its last token, and that one alone is trained on.
+    SequenceEnds,
 }
 
-impl Place {
+/// The treatment of sequences whose advantage is exactly zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroAdvantage {
+    /// They have no gradient, so they are counted in denominators but not computed.
+    Skip,
+    /// They are computed: a penalty acts on every sequence.
+    Compute,
+}
+
+/// The rules by which a method's sequences become batches.
+pub struct BatchRules<'a> {
+    /// What the loss is a function of.
+    pub reads: Reads,
+    /// Whether sequences without a gradient are computed.
+    pub zero_advantage: ZeroAdvantage,
+    /// Optimizer updates in one pass over the units.
+    pub minibatches: usize,
+    /// The least number of micro-batches, where there are sequences enough: as many processes compute them.
+    pub shares: usize,
+    /// Whether the tokens of a sequence are in the loss and its denominator.
+    pub trains_on: &'a dyn Fn(&Sequence<'_>) -> bool,
+    /// The denominator of an optimizer batch, from the trained tokens of each of its sequences.
+    pub denominator: &'a dyn Fn(&[i64]) -> Denominator,
+}
+
+/// The units of one step with all that is known of them.
+#[derive(Debug, Clone, Copy)]
+pub struct StepData<'a> {
+    /// The units.
+    pub units: &'a [Unit<'a>],
+    /// The signal of each sequence.
+    pub signals: &'a [Vec<Option<Signal>>],
+    /// Log-probs of each sequence, if they were computed before the signal.
+    pub logprobs: Option<&'a [Vec<SequenceLogprobs>]>,
+}
+
+/// The address of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Index {
+    unit: usize,
+    sequence: usize,
+}
+
+impl Index {
+    fn every<U: PromptSequences>(units: &[U]) -> Vec<Self> {
+        let of_unit =
+            |(unit, sequences): (usize, &U)| (0..sequences.count()).map(move |sequence| Self { unit, sequence });
+        units.iter().enumerate().flat_map(of_unit).collect()
+    }
+
     fn of<T>(self, table: &[Vec<T>]) -> &T {
-        &table[self.group][self.sample]
+        &table[self.unit][self.sequence]
     }
 
-    fn sample(self, groups: &[GradedGroup]) -> &Sample {
-        &groups[self.group].group().samples[self.sample]
+    fn sequence<U: PromptSequences>(self, units: &[U]) -> Sequence<'_> {
+        units[self.unit].sequence(self.sequence)
     }
 }
 
-/// Cuts scored groups into optimizer batches and those into micro-batches. Whole groups stay in one optimizer batch;
-/// `seed` decides which. There are at least `shares` micro-batches, where there are samples enough: as many processes will
-/// compute them.
+/// Whether the sequences of a unit that says so stay in one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Together {
+    /// Those of a pair do.
+    WholeUnits,
+    /// Nothing is computed across sequences.
+    Never,
+}
+
+/// Cuts units into optimizer batches and those into micro-batches. A unit's sequences stay in one optimizer batch; `seed`
+/// decides in which.
+///
+/// # Errors
+/// If a sequence's tokens, mask and log-probs differ in length, or a token is outside the vocabulary.
 pub fn mini_batches(
-    material: &Material<'_>,
-    algorithm: &dyn Algorithm,
-    schedule: &Schedule,
-    cut: Cut,
-    shares: usize,
+    data: &StepData<'_>,
+    rules: &BatchRules<'_>,
+    limits: MicroBatchLimits,
     seed: &Seed,
 ) -> Result<Vec<MiniBatch>> {
-    let needs = algorithm.needs();
-    let groups = material.groups;
-    let order = if schedule.minibatches > 1 { seed.permutation(groups.len()) } else { (0..groups.len()).collect() };
-    let share = order.len().div_ceil(schedule.minibatches).max(1);
+    let units = data.units;
+    let order = if rules.minibatches > 1 { seed.permutation(units.len()) } else { (0..units.len()).collect() };
+    let share = order.len().div_ceil(rules.minibatches).max(1);
     order
         .chunks(share)
         .map(|part| {
-            let places = credited(part, material, algorithm);
-            let trained: Vec<i64> =
-                places.iter().map(|place| trained_tokens(place.sample(groups), needs.reads)).collect();
-            let denominator = algorithm.denominator(&trained);
-            let computed: Vec<Place> = places
+            let trained = trained(part, data, rules);
+            let tokens: Vec<i64> =
+                trained.iter().map(|index| trained_tokens(&index.sequence(units), rules.reads)).collect();
+            let denominator = (rules.denominator)(&tokens);
+            let computed: Vec<Index> = trained
                 .into_iter()
-                .filter(|place| {
-                    needs.zero_credit == ZeroCredit::Compute
-                        || place.of(material.credits).as_ref().is_some_and(|credit| !credit.is_zero())
+                .filter(|index| {
+                    rules.zero_advantage == ZeroAdvantage::Compute
+                        || index.of(data.signals).as_ref().is_some_and(|signal| !signal.is_zero())
                 })
                 .collect();
-            let limit = cut.micro_batch_tokens.min(tokens(groups, &computed).div_ceil(shares));
-            let micro_batches = micro_batches(groups, &computed, limit, &needs)
+            let limit = limits.tokens.min(total_tokens(units, &computed).div_ceil(rules.shares));
+            let micro_batches = micro_batches(units, &computed, limit, rules.reads, Together::WholeUnits)
                 .iter()
-                .map(|places| Batch::new(material, places, &needs, denominator, cut))
+                .map(|part| Batch::new(data, part, rules.reads, denominator, limits))
                 .collect::<Result<_>>()?;
-            Ok(MiniBatch { micro_batches, trained_tokens: trained.iter().sum() })
+            Ok(MiniBatch { micro_batches, trained_tokens: tokens.iter().sum() })
         })
         .collect()
 }
 
-/// Every sample in packed passes, in order; `score` gives any number of `[token]` tensors for a pass, which come back
-/// sample by sample: one list per tensor.
-pub(crate) fn score_samples(
-    groups: &[GradedGroup],
-    cut: Cut,
-    mut score: impl FnMut(&Packed) -> Vec<Tensor>,
-) -> Result<Vec<Vec<Vec<Vec<f32>>>>> {
-    let every: Vec<Place> = groups
-        .iter()
-        .enumerate()
-        .flat_map(|(group, scored)| (0..scored.group().samples.len()).map(move |sample| Place { group, sample }))
-        .collect();
-    let mut scores: Vec<Vec<Vec<Vec<f32>>>> =
-        groups.iter().map(|scored| Vec::with_capacity(scored.group().samples.len())).collect();
-    for places in micro_batches(groups, &every, cut.micro_batch_tokens, &Needs::default()) {
-        let packed = Packed::new(&sequences(groups, &places).1, cut.vocab, cut.device)?;
-        let columns =
-            score(&packed).iter().map(|column| Ok(Vec::<f32>::try_from(column)?)).collect::<Result<Vec<_>>>()?;
-        let mut start = 0;
-        for place in &places {
-            let tokens = start..start + place.sample(groups).len();
-            start = tokens.end;
-            scores[place.group].push(columns.iter().map(|column| column[tokens.clone()].to_vec()).collect());
-        }
-    }
-    Ok(scores)
-}
-
-fn trained_tokens(sample: &Sample, reads: Reads) -> i64 {
+fn trained_tokens(sequence: &Sequence<'_>, reads: Reads) -> i64 {
     match reads {
-        Reads::Tokens => sample.mask.iter().filter(|trained| **trained).count() as i64,
-        Reads::Ends => 1,
+        Reads::Tokens => sequence.trained_tokens() as i64,
+        Reads::SequenceEnds => 1,
     }
 }
 
-/// The samples of these groups that are in the loss.
-fn credited(part: &[usize], material: &Material<'_>, algorithm: &dyn Algorithm) -> Vec<Place> {
-    let of_group = |&group: &usize| (0..material.credits[group].len()).map(move |sample| Place { group, sample });
+/// The sequences of these units that are in the loss.
+fn trained(part: &[usize], data: &StepData<'_>, rules: &BatchRules<'_>) -> Vec<Index> {
+    let of_unit = |&unit: &usize| (0..data.signals[unit].len()).map(move |sequence| Index { unit, sequence });
     part.iter()
-        .flat_map(of_group)
-        .filter(|place| place.of(material.credits).is_some() && algorithm.trains_on(place.sample(material.groups)))
+        .flat_map(of_unit)
+        .filter(|index| index.of(data.signals).is_some() && (rules.trains_on)(&index.sequence(data.units)))
         .collect()
 }
 
-/// The tokens of these samples, each prompt counted once.
-fn tokens(groups: &[GradedGroup], places: &[Place]) -> usize {
-    let of_group = |part: &[Place]| {
-        let prompt = groups[part[0].group].group().prompt_ids.len();
-        prompt + part.iter().map(|place| place.sample(groups).len()).sum::<usize>()
+/// The tokens of these sequences, each prompt counted once.
+fn total_tokens<U: PromptSequences>(units: &[U], part: &[Index]) -> usize {
+    let of_unit = |part: &[Index]| {
+        let prompt = units[part[0].unit].prompt_ids().len();
+        prompt + part.iter().map(|index| index.sequence(units).len()).sum::<usize>()
     };
-    places.chunk_by(|a, b| a.group == b.group).map(of_group).sum()
+    part.chunk_by(|a, b| a.unit == b.unit).map(of_unit).sum()
 }
 
-/// Cuts samples, which are sorted by group, so that each part computes at most `limit` tokens, prompts included.
-/// Pairs stay together.
-fn micro_batches(groups: &[GradedGroup], places: &[Place], limit: usize, needs: &Needs) -> Vec<Vec<Place>> {
-    let whole_groups = needs.whole_groups || needs.samples == Samples::Pairs;
-    let extra = usize::from(needs.reads == Reads::Ends);
-    let own = |place: &Place| (place.sample(groups).len() + extra).saturating_sub(1);
-    let units = places.chunk_by(|a, b| whole_groups && a.group == b.group);
-    let mut parts: Vec<Vec<Place>> = Vec::new();
+/// Cuts sequences, which are sorted by unit, so that each part computes at most `limit` tokens, prompts included.
+fn micro_batches<U: PromptSequences>(
+    units: &[U],
+    sequences: &[Index],
+    limit: usize,
+    reads: Reads,
+    together: Together,
+) -> Vec<Vec<Index>> {
+    let extra = usize::from(reads == Reads::SequenceEnds);
+    let own = |index: &Index| (index.sequence(units).len() + extra).saturating_sub(1);
+    let inseparable =
+        |a: &Index, b: &Index| together == Together::WholeUnits && a.unit == b.unit && units[a.unit].is_whole();
+    let mut parts: Vec<Vec<Index>> = Vec::new();
     let mut tokens = 0;
-    for unit in units {
-        let prompt = groups[unit[0].group].group().prompt_ids.len();
-        let completions: usize = unit.iter().map(own).sum();
-        let same_group = parts.last().and_then(|part| part.last()).is_some_and(|last| last.group == unit[0].group);
-        let added = completions + if same_group { 0 } else { prompt };
+    for block in sequences.chunk_by(inseparable) {
+        let prompt = units[block[0].unit].prompt_ids().len();
+        let completions: usize = block.iter().map(own).sum();
+        let same_unit = parts.last().and_then(|part| part.last()).is_some_and(|last| last.unit == block[0].unit);
+        let added = completions + if same_unit { 0 } else { prompt };
         match parts.last_mut() {
             Some(part) if tokens + added <= limit => {
-                part.extend(unit);
+                part.extend(block);
                 tokens += added;
             }
             _ => {
-                parts.push(unit.to_vec());
+                parts.push(block.to_vec());
                 tokens = completions + prompt;
             }
         }
@@ -206,99 +251,111 @@ fn micro_batches(groups: &[GradedGroup], places: &[Place], limit: usize, needs: 
     parts
 }
 
-/// The tokens of each group's samples, and the range of samples of each group.
-fn sequences<'a>(groups: &'a [GradedGroup], places: &[Place]) -> (Vec<Range<usize>>, Vec<Sequences<'a>>) {
+/// The tokens of some sequences, unit by unit.
+struct PackedSequences<'a> {
+    /// The sequences of each unit, by their index in the batch.
+    ranges: Vec<Range<usize>>,
+    /// Each unit's prompt and completions.
+    units: Vec<(&'a [Token], Vec<Cow<'a, [Token]>>)>,
+}
+
+fn packed_sequences<'a, U: PromptSequences>(units: &'a [U], part: &[Index]) -> PackedSequences<'a> {
     let mut start = 0;
-    places
-        .chunk_by(|a, b| a.group == b.group)
-        .map(|part| {
-            let range = start..start + part.len();
-            start = range.end;
-            let prompt = &groups[part[0].group].group().prompt_ids;
-            (range, Sequences { prompt, completions: part.iter().map(|place| &place.sample(groups).ids[..]).collect() })
+    let of_unit = |part: &[Index]| {
+        let range = start..start + part.len();
+        start = range.end;
+        let completions = part.iter().map(|index| index.sequence(units).ids).collect();
+        (range, (units[part[0].unit].prompt_ids(), completions))
+    };
+    let (ranges, units) = part.chunk_by(|a, b| a.unit == b.unit).map(of_unit).unzip();
+    PackedSequences { ranges, units }
+}
+
+impl PackedSequences<'_> {
+    fn pack(&self, reads: Reads, limits: MicroBatchLimits) -> Result<Packed> {
+        let sequences: Vec<Sequences<'_>> = self
+            .units
+            .iter()
+            .map(|(prompt, completions)| Sequences {
+                prompt,
+                completions: completions.iter().map(|it| &it[..]).collect(),
+            })
+            .collect();
+        Ok(match reads {
+            Reads::Tokens => Packed::new(&sequences, limits.vocab, limits.device)?,
+            Reads::SequenceEnds => Packed::with_ends(&sequences, limits.vocab, limits.device)?,
         })
-        .unzip()
+    }
 }
 
 impl Batch {
     fn new(
-        material: &Material<'_>,
-        places: &[Place],
-        needs: &Needs,
+        data: &StepData<'_>,
+        part: &[Index],
+        reads: Reads,
         denominator: Denominator,
-        cut: Cut,
+        limits: MicroBatchLimits,
     ) -> Result<Self> {
-        let groups = material.groups;
-        if let Some(place) = places.iter().find(|place| !place.sample(groups).is_consistent()) {
+        if let Some(index) = part.iter().find(|index| !index.sequence(data.units).is_consistent()) {
             return Err(Error::runtime(format!(
                 "sample {} of group {} has ids, mask and log-probabilities of different lengths or a log-probability above 0",
-                place.sample, place.group
+                index.sequence, index.unit
             )));
         }
-        let (ranges, sequences) = sequences(groups, places);
-        let columns = Columns::new(material, places, needs.reads);
-        let tensor = |numbers: &[f32]| Tensor::from_slice(numbers).to_device(cut.device);
+        let sequences = packed_sequences(data.units, part);
+        let columns = Columns::new(data, part, reads);
+        let signals: Vec<&Signal> = part.iter().filter_map(|index| index.of(data.signals).as_ref()).collect();
+        let tensor = |numbers: &[f32]| Tensor::from_slice(numbers).to_device(limits.device);
         let known = |numbers: &[f32]| (!numbers.is_empty()).then(|| tensor(numbers));
         Ok(Self {
-            packed: match needs.reads {
-                Reads::Tokens => Packed::new(&sequences, cut.vocab, cut.device)?,
-                Reads::Ends => Packed::with_ends(&sequences, cut.vocab, cut.device)?,
-            },
-            rows: Rows::new(&columns.lengths, &columns.mask, cut.device)?,
-            groups: ranges,
-            advantages: tensor(&columns.advantages),
-            returns: known(&columns.returns),
-            behaviour_logprobs: tensor(&columns.behaviour),
+            packed: sequences.pack(reads, limits)?,
+            rows: Rows::new(&columns.lengths, &columns.mask, limits.device)?,
+            units: sequences.ranges,
+            signal: BatchSignal::new(&signals, &columns.lengths, limits.device),
+            behaviour_logprobs: columns.behaviour.as_deref().map(tensor),
             proximal_logprobs: known(&columns.proximal),
-            reference_logprobs: known(&columns.reference),
-            anchor_logprobs: known(&columns.anchor),
-            previous_logprobs: None,
+            companion_logprobs: columns
+                .companions
+                .iter()
+                .filter_map(|(role, numbers)| Some((role, known(numbers)?)))
+                .collect(),
             old_values: known(&columns.values),
             denominator,
         })
     }
 }
 
-/// What is known of each token, end to end; what is not known stays empty.
+/// Everything that is known of each token, end to end; what is not known stays empty.
 #[derive(Default)]
 struct Columns {
     lengths: Vec<usize>,
     mask: Vec<bool>,
-    advantages: Vec<f32>,
-    returns: Vec<f32>,
-    behaviour: Vec<f32>,
+    /// `None` for completions of a data set.
+    behaviour: Option<Vec<f32>>,
     proximal: Vec<f32>,
-    reference: Vec<f32>,
-    anchor: Vec<f32>,
+    companions: ByRole<Vec<f32>>,
     values: Vec<f32>,
 }
 
 impl Columns {
-    fn new(material: &Material<'_>, places: &[Place], reads: Reads) -> Self {
+    fn new(data: &StepData<'_>, part: &[Index], reads: Reads) -> Self {
         let mut columns = Self::default();
-        for place in places {
-            let sample = place.sample(material.groups);
-            let length = sample.len() + usize::from(reads == Reads::Ends);
-            columns.lengths.push(length);
+        for index in part {
+            let sequence = index.sequence(data.units);
             match reads {
-                Reads::Tokens => columns.mask.extend(&sample.mask),
-                Reads::Ends => columns.mask.extend((1..=length).map(|place| place == length)),
+                Reads::Tokens => columns.mask.extend(sequence.mask().iter()),
+                Reads::SequenceEnds => columns.mask.extend((0..=sequence.len()).map(|token| token == sequence.len())),
             }
-            columns.behaviour.extend(&sample.logprobs);
-            columns.behaviour.resize(columns.mask.len(), 0.0);
-            match place.of(material.credits) {
-                Some(Credit::Whole(advantage)) => columns.advantages.resize(columns.mask.len(), *advantage as f32),
-                Some(Credit::Tokens { advantages, returns }) => {
-                    columns.advantages.extend(advantages);
-                    columns.returns.extend(returns);
+            columns.lengths.push(sequence.len() + usize::from(reads == Reads::SequenceEnds));
+            if let Some(logprobs) = sequence.behaviour_logprobs {
+                columns.behaviour.get_or_insert_default().extend(logprobs);
+            }
+            if let Some(known) = data.logprobs.map(|logprobs| index.of(logprobs)) {
+                columns.proximal.extend(&known.policy);
+                columns.values.extend(&known.values);
+                for (role, logprobs) in known.companions.iter() {
+                    columns.companions.entry(role).extend(logprobs);
                 }
-                None => columns.advantages.resize(columns.mask.len(), 0.0),
-            }
-            if let Some(scores) = material.scores.map(|scores| place.of(scores)) {
-                columns.proximal.extend(&scores.logprobs);
-                columns.reference.extend(&scores.reference);
-                columns.anchor.extend(&scores.anchor);
-                columns.values.extend(&scores.values);
             }
         }
         columns

@@ -13,7 +13,7 @@ pub use parse::Override;
 pub use serving::Serving;
 pub use share::Share;
 
-use crate::algorithm::{self, Algorithm, Samples};
+use crate::algorithm::{self, Algorithm, RunShape};
 use crate::behavior;
 use crate::{Error, Result, guard, optimizer, prox};
 use serde::{Deserialize, Serialize};
@@ -280,7 +280,7 @@ impl Config {
         }
         self.rollout.check()?;
         let algorithm = algorithm::build(&self.algorithm)?;
-        if let Samples::Drawn { group_size } = algorithm.needs().samples {
+        if let Some(group_size) = algorithm.needs().samples.group_size() {
             self.check_sampling(group_size)?;
         }
         if !(self.evaluate.beta >= 0.0 && self.evaluate.beta.is_finite()) {
@@ -288,14 +288,14 @@ impl Config {
         }
         self.check_judge(&*algorithm)?;
         self.guard.check(&*algorithm, self.algorithm.name(), self.checkpoint.keep, self.checkpoint.every)?;
-        let accelerated = algorithm.needs().iterations.is_some_and(|iterations| iterations.alpha > 0.0);
-        if accelerated && matches!(self.model.adapter, model::adapter::AdapterConfig::Sora(_)) {
-            return Err(Error::input(
-                "algorithm.apo extrapolates the adapter's product, in which SoRA's gates would be lost; use [model.adapter.lora], or alpha = 0",
-            ));
-        }
+        algorithm.check(&RunShape {
+            steps: self.steps,
+            gates: self.model.adapter.has_gates(),
+            prunes: self.prune.every > 0,
+            offline: self.replay.as_ref().is_some_and(|replay| replay.offline),
+        })?;
         if let Some(behavior) = &self.behavior {
-            let draws = matches!(algorithm.needs().samples, Samples::Drawn { .. });
+            let draws = algorithm.needs().samples.are_sampled();
             behavior.check(self.rollout.group_size)?;
             if !draws || self.replay.as_ref().is_some_and(|replay| replay.offline) {
                 return Err(Error::input("[behavior] says which policy draws, but this run draws nothing; drop it"));
@@ -307,15 +307,9 @@ impl Config {
         if let Some(CollectorConfig::Remote(remote)) = &self.collector {
             self.check_remote(remote, &*algorithm)?;
         }
-        if algorithm.needs().opponent.is_some() && (self.behavior.is_some() || self.replay.is_some()) {
+        if algorithm.needs().samples.opponent().is_some() && (self.behavior.is_some() || self.replay.is_some()) {
             return Err(Error::input(format!(
                 "algorithm.{} compares fresh samples of the policy with those of another one; drop [behavior] and [replay]",
-                self.algorithm.name(),
-            )));
-        }
-        if self.prune.every > 0 && (algorithm.needs().iterations.is_some() || algorithm.needs().anchor.is_some()) {
-            return Err(Error::input(format!(
-                "[prune] changes the shape of the adapter, which algorithm.{} compares with earlier ones; drop [prune]",
                 self.algorithm.name(),
             )));
         }
@@ -327,10 +321,11 @@ impl Config {
         remote.check()?;
         let name = self.algorithm.name();
         let offline = self.replay.as_ref().is_some_and(|replay| replay.offline);
-        if offline || !matches!(algorithm.needs().samples, Samples::Drawn { .. }) {
+        if offline || !algorithm.needs().samples.are_sampled() {
             return Err(Error::input("[collector.remote] says who draws, but this run draws nothing; drop it"));
         }
-        let local = [("[behavior]", self.behavior.is_some()), ("an opponent", algorithm.needs().opponent.is_some())];
+        let local =
+            [("[behavior]", self.behavior.is_some()), ("an opponent", algorithm.needs().samples.opponent().is_some())];
         if let Some((what, _)) = local.iter().find(|(_, present)| *present) {
             return Err(Error::input(format!(
                 "[collector.remote] draws from the policy that is trained alone, but this run has {what} too; drop one of the two"
@@ -347,21 +342,18 @@ impl Config {
     /// Returns an error if another run's samples would not be used.
     fn check_replay(&self, replay: &Replay, algorithm: &dyn Algorithm) -> Result<()> {
         let (name, replays) = (self.algorithm.name(), |step| algorithm.schedule(step).replay.is_some());
-        if !matches!(algorithm.needs().samples, Samples::Drawn { .. }) {
+        if !algorithm.needs().samples.are_sampled() {
             return Err(Error::input(format!(
                 "[replay] brings back samples that a policy drew, but algorithm.{name} learns from a data set; drop [replay]"
             )));
         }
-        match (replay.offline, replays(1)) {
-            (false, false) => Err(Error::input(format!(
-                "algorithm.{name} replays nothing, so [replay] would do nothing; set replay.offline = true to learn from that run alone, or use algorithm.remix"
-            ))),
-            (true, true) if !(1..=self.steps).all(replays) => Err(Error::input(format!(
-                "replay.offline draws nothing, but algorithm.{name} goes over to fresh samples before step {}; set algorithm.{name}.reincarnate_after = 0",
-                self.steps
-            ))),
-            _ => Ok(()),
+        if !replay.offline && !replays(1) {
+            let others = algorithm::names_of(|other| other.schedule(1).replay.is_some()).join(" or algorithm.");
+            return Err(Error::input(format!(
+                "algorithm.{name} replays nothing, so [replay] would do nothing; set replay.offline = true to learn from that run alone, or use algorithm.{others}"
+            )));
         }
+        Ok(())
     }
 
     /// Returns an error if the judge would never be asked.
@@ -369,11 +361,12 @@ impl Config {
         if self.judge.is_none() {
             return Ok(());
         }
-        let drawn = matches!(algorithm.needs().samples, Samples::Drawn { .. });
-        if drawn && algorithm.needs().compares.is_none() {
+        let drawn = algorithm.needs().samples.are_sampled();
+        if drawn && algorithm.needs().samples.compares().is_none() {
             return Err(Error::input(format!(
-                "[judge] compares samples, but algorithm.{} learns from rewards; drop [judge], or use a method that compares, such as [algorithm.online_dpo]",
+                "[judge] compares samples, but algorithm.{} learns from rewards; drop [judge], or use a method that compares: {}",
                 self.algorithm.name(),
+                algorithm::names_of(|other| other.needs().samples.compares().is_some()).join(", "),
             )));
         }
         if self.replay.as_ref().is_some_and(|replay| replay.offline) {

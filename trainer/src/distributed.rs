@@ -23,12 +23,12 @@
 mod c10d;
 
 use crate::checkpoint::{Snapshot, State};
+use crate::collected::Collected;
 use crate::objective::{MetricSums, Number};
 use crate::optimizer::Parameter;
 use crate::{Error, Result};
 #[cfg(feature = "distributed")]
 use c10d::Wire;
-use schema::GradedGroup;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -65,8 +65,8 @@ pub(crate) enum Call<'a> {
     Restore { state: Box<State>, parts: Vec<String> },
     /// Sampling: the part of the job of each rank; the last ranks may have none.
     Draw { step: u64, orders: Vec<String> },
-    /// Training: the groups of a step.
-    Learn { step: u64, groups: Cow<'a, [GradedGroup]> },
+    /// The data of a step to learn from.
+    Learn { step: u64, collected: Cow<'a, Collected> },
     /// The run has ended.
     End,
 }
@@ -167,9 +167,9 @@ impl Team {
         files.iter().try_for_each(|(_, bytes)| self.send_bytes(bytes))
     }
 
-    /// Makes the other ranks train on the same groups.
-    pub(crate) fn learn(&self, step: u64, groups: &[GradedGroup]) -> Result<()> {
-        self.send(&Call::Learn { step, groups: groups.into() })
+    /// Makes the followers learn beside this rank.
+    pub(crate) fn learn(&self, step: u64, collected: &Collected) -> Result<()> {
+        self.send(&Call::Learn { step, collected: Cow::Borrowed(collected) })
     }
 
     /// Ends the other ranks.

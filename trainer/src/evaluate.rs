@@ -4,6 +4,7 @@
 pub(crate) mod pool;
 
 use crate::Result;
+use crate::collected::Collected;
 use crate::judge::Bench;
 use crate::learner::Learner;
 use model::Policy;
@@ -19,14 +20,14 @@ use schema::{Grade, GradedGroup, Group, Metrics, Prompt, SamplerSettings, Seed};
 pub(crate) struct Exam {
     /// Prompts to answer, if answers can be graded or compared.
     pub(crate) answers: Option<HeldOut>,
-    /// Examples for the loss, if the algorithm learns from a data set.
-    pub(crate) examples: Vec<GradedGroup>,
+    /// Examples to measure the loss on, where a data set is learned from.
+    pub(crate) examples: Collected,
 }
 
 impl Exam {
     /// Returns the number of held-out prompts.
     pub(crate) fn len(&self) -> usize {
-        self.answers.as_ref().map_or(self.examples.len(), |answers| answers.prompts.len())
+        self.answers.as_ref().map_or(self.examples.examples().len(), |answers| answers.prompts.len())
     }
 
     /// Answers the prompts and computes the loss on the examples. Metrics of the algorithm get the prefix `eval_`;

@@ -27,7 +27,7 @@ pub use kl_ceiling::{Divergence, KlCeiling};
 pub use length_drift::LengthDrift;
 pub use repeated_text::RepeatedText;
 
-use crate::algorithm::{Algorithm, Samples};
+use crate::algorithm::Algorithm;
 use crate::{Error, Result};
 use schema::{GradedGroup, Metrics, Sample};
 use serde::{Deserialize, Serialize};
@@ -179,7 +179,7 @@ impl Config {
         }
         for (guard, settings) in self.guards() {
             let input = |message: String| Error::input(format!("guard.{guard}{message}"));
-            if !matches!(algorithm.needs().samples, Samples::Drawn { .. }) {
+            if !algorithm.needs().samples.are_sampled() {
                 return Err(input(format!(
                     " watches samples that are drawn, but algorithm.{name} draws none; drop it"
                 )));

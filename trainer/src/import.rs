@@ -12,7 +12,7 @@
 
 mod rows;
 
-use crate::batch::{Cut, score_samples};
+use crate::batch::{MicroBatchLimits, per_sequence};
 use crate::{Error, Result};
 use model::Policy;
 use rollout::prompts::Form;
@@ -171,12 +171,13 @@ impl LogprobModel<'_> {
 
     /// Returns the groups with the model's log-probabilities.
     fn with_model_logprobs(&self, groups: &[GradedGroup]) -> Result<Vec<GradedGroup>> {
-        let cut = Cut {
-            micro_batch_tokens: self.import.micro_batch_tokens,
+        let limits = MicroBatchLimits {
+            tokens: self.import.micro_batch_tokens,
             vocab: self.policy.network().dimensions().vocab,
             device: self.policy.device(),
         };
-        let logprobs = score_samples(groups, cut, |packed| {
+        let bare: Vec<Group> = groups.iter().map(|group| group.group().clone()).collect();
+        let logprobs = per_sequence(&bare, limits, |packed| {
             vec![self.policy.logprobs(packed, self.import.temperature, self.policy.adapter())]
         })?;
         groups.iter().zip(logprobs).map(|(scored, logprobs)| with_logprobs(scored, logprobs)).collect()

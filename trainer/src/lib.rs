@@ -13,6 +13,8 @@ pub mod batch;
 pub mod behavior;
 mod bucket;
 mod checkpoint;
+pub mod collected;
+pub mod companion;
 pub mod config;
 mod distributed;
 mod error;

@@ -320,8 +320,8 @@ impl<'a> Training<'a> {
     /// Updates the policy, together with the other ranks. Returns the updates' metrics.
     fn learn(&mut self, step: u64, samples: &StepSamples, observer: &mut dyn Observer) -> Result<Metrics> {
         observer.phase(Phase::Updating);
-        self.peers.learn(step, samples.trained())?;
-        self.learner.update(step, samples.trained(), &mut self.policy)
+        self.peers.learn(step, &samples.trained)?;
+        self.learner.update(step, &samples.trained, &mut self.policy)
     }
 
     /// Names the policy after the step that made it, and samples from it from now on.
@@ -356,7 +356,7 @@ impl<'a> Training<'a> {
         let _span = phase_span!("evaluate");
         observer.phase(Phase::Evaluating);
         let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
-        let policy = self.learner.shipped(&self.policy);
+        let policy = self.learner.deployed(&self.policy);
         let rivals = pool::open(self.config, &policy, Some(self.folder.path()))?;
         let mut panel = Panel { reward: &mut self.reward, judge: self.judge.as_mut(), rivals: &rivals };
         exam.evaluate(&policy, &self.learner, &mut panel, &mut progress)

@@ -17,6 +17,7 @@ pub(crate) use replayed::{Offline, Past, Replayed, replays};
 use crate::Result;
 use crate::algorithm::Schedule;
 use crate::checkpoint::bucket::Shared;
+use crate::collected::Collected;
 use crate::config::Config;
 use crate::distributed::Team;
 use crate::objective::has_signal;
@@ -24,6 +25,7 @@ use crate::report::metrics;
 use model::Policy;
 use rollout::collector::Progress;
 use schema::{GradedGroup, Group, Metrics};
+use std::borrow::Cow;
 use std::path::Path;
 use std::rc::Rc;
 use store::{RunId, Store};
@@ -65,9 +67,9 @@ pub(crate) struct StepRequest {
     pub schedule: Schedule,
     /// Prompts of one round of sampling; 0 if the step samples nothing.
     pub prompts: usize,
-    /// Groups that exist already: replayed ones, or examples of a data set.
-    pub existing: Vec<GradedGroup>,
-    /// Metrics of the existing groups.
+    /// Data that exists already: replayed groups, or examples of a data set.
+    pub existing: Collected,
+    /// Metrics of the existing data.
     pub metrics: Metrics,
 }
 
@@ -75,11 +77,11 @@ impl StepRequest {
     /// A step that samples for `prompts` prompts in each round and takes no existing groups.
     pub(crate) fn sampled(context: &StepContext<'_>, prompts: usize) -> Self {
         let StepContext { step, schedule, .. } = *context;
-        Self { step, schedule, prompts, existing: Vec::new(), metrics: Metrics::new() }
+        Self { step, schedule, prompts, existing: Collected::Groups(Vec::new()), metrics: Metrics::new() }
     }
 
-    /// A step that trains on existing groups alone.
-    pub(crate) fn existing(context: &StepContext<'_>, existing: Vec<GradedGroup>, metrics: Metrics) -> Self {
+    /// A step that trains on existing data alone.
+    pub(crate) fn existing(context: &StepContext<'_>, existing: Collected, metrics: Metrics) -> Self {
         Self { existing, metrics, ..Self::sampled(context, 0) }
     }
 
@@ -92,25 +94,24 @@ impl StepRequest {
 }
 
 /// The samples of one step.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct StepSamples {
-    /// Groups that the step sampled.
+    /// Groups that the step sampled, in the order of the store: each of the policy's before its opponent's, if it has one.
     pub fresh: Vec<GradedGroup>,
-    /// Groups to train on; `None` for all fresh ones.
-    pub chosen: Option<Vec<GradedGroup>>,
+    /// The data to train on.
+    pub trained: Collected,
     /// Metrics of both.
     pub metrics: Metrics,
 }
 
 impl StepSamples {
-    /// The groups to train on.
-    pub(crate) fn trained(&self) -> &[GradedGroup] {
-        self.chosen.as_deref().unwrap_or(&self.fresh)
-    }
-
-    /// The fresh groups or, if the step sampled none, those to train on.
-    pub(crate) fn seen(&self) -> &[GradedGroup] {
-        if self.fresh.is_empty() { self.trained() } else { &self.fresh }
+    /// The fresh groups or, if the step sampled none, the data to train on.
+    pub(crate) fn seen(&self) -> Cow<'_, Collected> {
+        if self.fresh.is_empty() {
+            Cow::Borrowed(&self.trained)
+        } else {
+            Cow::Owned(Collected::Groups(self.fresh.clone()))
+        }
     }
 
     /// The number of sampled tokens.
@@ -157,6 +158,6 @@ pub(crate) trait Source {
     /// # Errors
     /// If the fresh groups cannot be measured.
     fn select(&mut self, request: StepRequest, fresh: Vec<GradedGroup>) -> Result<StepSamples> {
-        Ok(StepSamples { fresh, chosen: Some(request.existing), metrics: request.metrics })
+        Ok(StepSamples { fresh, trained: request.existing, metrics: request.metrics })
     }
 }

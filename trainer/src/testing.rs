@@ -1,7 +1,9 @@
 //! Small made-up data for this crate's tests, and the loss of an algorithm in f64.
 
-use crate::algorithm::{Config, Credit, Evidence, Outputs, SampleScores, build};
-use crate::batch::Batch;
+use crate::algorithm::{Algorithm, Config, Evidence, Outputs, Samples, build};
+use crate::batch::{Batch, BatchSignal, SequenceLogprobs, Signal, Signals};
+use crate::collected::{Collected, Completion, Completions, Duel, Example, PromptSequences, Unit};
+use crate::companion::{ByRole, Role};
 use crate::config;
 use crate::objective::testing::{f64s, gradient, numeric_gradient};
 use crate::objective::{MetricSums, Rows};
@@ -58,30 +60,87 @@ fn group(rewards: &[f32], lengths: &[usize]) -> GradedGroup {
     GradedGroup::new(group, rewards.iter().map(verdict).collect()).expect("one verdict per sample")
 }
 
-/// Scores of every sample, in which the policy is above the reference by these log-ratios, sample by sample. The policy
-/// is the one that drew the samples.
-pub(crate) fn scores(groups: &[GradedGroup], k1: &[&[f64]]) -> Vec<Vec<SampleScores>> {
-    let mut k1 = k1.iter();
-    let mut score = |sample: &Sample| SampleScores {
-        logprobs: sample.logprobs.clone(),
-        reference: sample.logprobs.iter().zip(*k1.next().unwrap()).map(|(own, k1)| own - *k1 as f32).collect(),
-        ..SampleScores::default()
+/// What these rewards are to a method: groups, duels of every two, or rows of a data set, in which the first completion of
+/// a pair is the chosen one and a reward above one half is a label.
+pub(crate) fn collected(algorithm: &dyn Algorithm, rewards: &[&[f32]]) -> Collected {
+    let groups = scored(rewards);
+    let examples = |rows: Vec<Completions>| {
+        Collected::Examples(
+            rows.into_iter().map(|completions| Example { prompt_ids: vec![1, 2, 3], completions }).collect(),
+        )
     };
-    groups.iter().map(|group| group.group().samples.iter().map(&mut score).collect()).collect()
+    let completion = |sample: &Sample| Completion { ids: sample.ids.clone(), cut: sample.finish == Finish::Length };
+    match algorithm.needs().samples {
+        Samples::Sampled { opponent: None, .. } => Collected::Groups(groups),
+        Samples::Sampled { opponent: Some(_), .. } => Collected::duels_of(&groups),
+        Samples::Demonstrations { .. } => {
+            let row = |(sample, reward): (&Sample, Option<f32>)| Completions::Demonstration {
+                completion: completion(sample),
+                desirable: reward.is_some_and(|reward| reward > 0.5),
+            };
+            examples(groups.iter().flat_map(|it| it.group().samples.iter().zip(it.rewards()).map(row)).collect())
+        }
+        Samples::Pairs { .. } => {
+            let row = |group: &GradedGroup| Completions::Pair {
+                chosen: completion(&group.group().samples[0]),
+                rejected: completion(&group.group().samples[1]),
+                margin: 0.0,
+            };
+            examples(groups.iter().map(row).collect())
+        }
+    }
+}
+
+/// The policy's groups, as a step collects them.
+pub(crate) fn groups(rewards: &[&[f32]]) -> Collected {
+    Collected::Groups(scored(rewards))
+}
+
+/// A duel of two groups with these rewards.
+pub(crate) fn duel(own: &[f32], opponent: &[f32]) -> Collected {
+    Collected::Duels(vec![Duel { own: scored(&[own]).remove(0), opponent: scored(&[opponent]).remove(0) }])
+}
+
+/// Log-probs of every sequence, in which the policy is above the reference by these log-ratios, sequence by sequence. The
+/// policy is the one that sampled it; a row of a data set has log-probs of −1.
+pub(crate) fn logprobs(units: &[Unit<'_>], k1: &[&[f64]]) -> Vec<Vec<SequenceLogprobs>> {
+    let mut k1 = k1.iter();
+    let mut of_sequence = |unit: &Unit<'_>, index| {
+        let sequence = unit.sequence(index);
+        let policy = sequence.behaviour_logprobs.map_or_else(|| vec![-1.0; sequence.len()], <[f32]>::to_vec);
+        let reference = policy.iter().zip(*k1.next().unwrap()).map(|(own, k1)| own - *k1 as f32).collect();
+        SequenceLogprobs {
+            policy,
+            companions: std::iter::once((Role::Reference, reference)).collect(),
+            ..SequenceLogprobs::default()
+        }
+    };
+    units.iter().map(|unit| (0..unit.count()).map(|index| of_sequence(unit, index)).collect()).collect()
+}
+
+/// The signals of an algorithm; `k1` as in [`logprobs`].
+pub(crate) fn signals(
+    algorithm: &dyn Algorithm,
+    collected: &Collected,
+    k1: Option<&[&[f64]]>,
+    metrics: &mut Metrics,
+) -> Signals {
+    let units = algorithm.units(collected);
+    let logprobs = k1.map(|k1| logprobs(&units, k1));
+    algorithm.signals(&Evidence { collected, units: &units, logprobs: logprobs.as_deref() }, metrics)
 }
 
 /// The advantage of each token of each sample, all groups in one list; empty for a sample that is not trained on.
 pub(crate) fn token_advantages(config: &Config, groups: &[GradedGroup], k1: Option<&[&[f64]]>) -> Vec<Vec<f64>> {
-    let scores = k1.map(|k1| scores(groups, k1));
-    let evidence = Evidence { groups, scores: scores.as_deref() };
-    let credits = build(config).unwrap().credit(&evidence, &mut Metrics::new());
+    let collected = Collected::Groups(groups.to_vec());
+    let signals = signals(&*build(config).unwrap(), &collected, k1, &mut Metrics::new());
     let samples = groups.iter().flat_map(|group| &group.group().samples);
-    let tokens = |(credit, sample): (Option<Credit>, &Sample)| match credit {
-        Some(Credit::Whole(advantage)) => vec![advantage; sample.len()],
-        Some(Credit::Tokens { advantages, .. }) => advantages.into_iter().map(f64::from).collect(),
-        None => Vec::new(),
+    let tokens = |(signal, sample): (Option<Signal>, &Sample)| match signal {
+        Some(Signal::Advantage(advantage)) => vec![advantage; sample.len()],
+        Some(Signal::TokenAdvantages { advantages, .. }) => advantages.into_iter().map(f64::from).collect(),
+        _ => Vec::new(),
     };
-    credits.into_iter().flatten().zip(samples).map(tokens).collect()
+    signals.into_iter().flatten().zip(samples).map(tokens).collect()
 }
 
 /// The advantage of each sample of each group, of its first token where tokens differ.
@@ -89,7 +148,7 @@ pub(crate) fn advantages(config: &Config, rewards: &[&[f32]]) -> Vec<Vec<f64>> {
     sample_advantages(config, rewards, None)
 }
 
-/// The same, where the policy has left the reference by these log-ratios; see [`scores`].
+/// The same, where the policy has left the reference by these log-ratios; see [`logprobs`].
 pub(crate) fn advantages_with_k1(config: &Config, rewards: &[&[f32]], k1: &[&[f64]]) -> Vec<Vec<f64>> {
     sample_advantages(config, rewards, Some(k1))
 }
@@ -103,13 +162,42 @@ fn sample_advantages(config: &Config, rewards: &[&[f32]], k1: Option<&[&[f64]]>)
 #[derive(Debug)]
 pub(crate) struct Losses {
     pub(crate) lengths: Vec<usize>,
-    pub(crate) advantages: Vec<f64>,
+    pub(crate) signal: LossSignal,
     pub(crate) policy: Vec<f64>,
     pub(crate) proximal: Tensor,
     pub(crate) behaviour: Tensor,
     pub(crate) reference: Option<Tensor>,
-    pub(crate) anchor: Option<Tensor>,
-    pub(crate) returns: Option<Tensor>,
+    pub(crate) ema: Option<Tensor>,
+}
+
+/// A training signal, in f64.
+#[derive(Debug, Clone)]
+pub(crate) enum LossSignal {
+    /// One per token.
+    Advantages(Vec<f64>),
+    /// One per sequence: the win rate, and whether an opponent sampled it.
+    Pairs(Vec<(f64, bool)>),
+    /// One per sequence: the signed weight and the baseline.
+    Labels(Vec<(f64, f64)>),
+    /// Every token is imitated.
+    Imitation,
+}
+
+impl LossSignal {
+    fn tensors(&self) -> BatchSignal {
+        match self {
+            Self::Advantages(advantages) => BatchSignal::Advantages { advantages: f64s(advantages), returns: None },
+            Self::Pairs(sides) => BatchSignal::Pairs {
+                win_rates: f64s(&sides.iter().map(|(win_rate, _)| *win_rate).collect::<Vec<_>>()),
+                by_opponent: f64s(&sides.iter().map(|(_, by)| f64::from(*by)).collect::<Vec<_>>()),
+            },
+            Self::Labels(labels) => BatchSignal::Labels {
+                signed_weights: f64s(&labels.iter().map(|(weight, _)| *weight).collect::<Vec<_>>()),
+                baselines: f64s(&labels.iter().map(|(_, baseline)| *baseline).collect::<Vec<_>>()),
+            },
+            Self::Imitation => BatchSignal::Imitation,
+        }
+    }
 }
 
 /// A loss and its gradient with respect to the log-probabilities.
@@ -124,15 +212,19 @@ pub(crate) struct Loss {
 impl Losses {
     /// Sequences of these lengths; the policy began the step with these log-probabilities and has not moved.
     pub(crate) fn at(lengths: &[usize], advantages: &[f64], policy: &[f64]) -> Self {
+        Self::with(lengths, LossSignal::Advantages(advantages.to_vec()), policy)
+    }
+
+    /// The same with any signal.
+    pub(crate) fn with(lengths: &[usize], signal: LossSignal, policy: &[f64]) -> Self {
         Self {
             lengths: lengths.to_vec(),
-            advantages: advantages.to_vec(),
+            signal,
             policy: policy.to_vec(),
             proximal: f64s(policy),
             behaviour: f64s(policy),
             reference: None,
-            anchor: None,
-            returns: None,
+            ema: None,
         }
     }
 
@@ -175,18 +267,21 @@ impl Losses {
         let device = model::device::HOST;
         let completions: Vec<Vec<u32>> = self.lengths.iter().map(|length| vec![5; *length]).collect();
         let sequences = Sequences { prompt: &[1], completions: completions.iter().map(Vec::as_slice).collect() };
-        let mask = vec![true; self.advantages.len()];
+        let mask = vec![true; self.policy.len()];
         let rows = Rows::new(&self.lengths, &mask, device).unwrap();
+        let mut companion_logprobs = ByRole::default();
+        for (role, known) in [(Role::Reference, &self.reference), (Role::Ema, &self.ema)] {
+            if let Some(known) = known {
+                companion_logprobs.set(role, known.shallow_clone());
+            }
+        }
         Batch {
             packed: Packed::new(&[sequences], 10, device).unwrap(),
-            groups: std::iter::once(0..self.lengths.len()).collect(),
-            advantages: f64s(&self.advantages),
-            returns: self.returns.as_ref().map(Tensor::shallow_clone),
-            behaviour_logprobs: self.behaviour.shallow_clone(),
+            units: std::iter::once(0..self.lengths.len()).collect(),
+            signal: self.signal.tensors(),
+            behaviour_logprobs: Some(self.behaviour.shallow_clone()),
             proximal_logprobs: Some(self.proximal.shallow_clone()),
-            reference_logprobs: self.reference.as_ref().map(Tensor::shallow_clone),
-            anchor_logprobs: self.anchor.as_ref().map(Tensor::shallow_clone),
-            previous_logprobs: None,
+            companion_logprobs,
             old_values: None,
             denominator: algorithm.denominator(rows.trained_per_sequence()),
             rows,

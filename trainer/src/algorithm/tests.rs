@@ -1,11 +1,12 @@
 //! Laws that hold for every algorithm in the list, or for every one that learns from drawn groups.
 
 use super::*;
+use crate::batch::Signal;
 use crate::config;
 use crate::learner::Learner;
-use crate::testing::{scored, scored_lengths, tiny_run};
+use crate::testing::{collected, scored, scored_lengths, signals, tiny_run};
 use model::Policy;
-use schema::Seed;
+use schema::{GradedGroup, Seed};
 
 /// A run of a tiny random network with this algorithm.
 fn run(algorithm: &Config, micro_batch_tokens: usize) -> config::Config {
@@ -24,10 +25,11 @@ fn lenient(algorithm: Config) -> Config {
 fn gradient(algorithm: &Config, rewards: &[&[f32]], micro_batch_tokens: usize) -> (f64, Vec<Tensor>) {
     let config = run(algorithm, micro_batch_tokens);
     let policy = Policy::load(&config.model, &Seed::new(1)).unwrap();
-    Learner::new(&config, &policy).unwrap().gradients(&scored(rewards), &policy)
+    let collected = collected(&*build(algorithm).unwrap(), rewards);
+    Learner::new(&config, &policy).unwrap().gradients(&collected, &policy)
 }
 
-/// The algorithms that learn from groups alone, whose credit needs no scores; those that put a penalty into the reward
+/// The algorithms that learn from groups alone, whose signal needs no log-probs; those that put a penalty into the reward
 /// are here without it.
 fn group_relative() -> impl Iterator<Item = Config> {
     let unpenalised = [
@@ -38,7 +40,8 @@ fn group_relative() -> impl Iterator<Item = Config> {
     ];
     let relative = Config::defaults().into_iter().filter(|config| {
         let needs = build(config).unwrap().needs();
-        matches!(needs.samples, Samples::Drawn { group_size: 2.. }) && !needs.scored_credit && !needs.whole_groups
+        let by_rewards = matches!(needs.samples, Samples::Sampled { group_size: 2.., compares: None, .. });
+        by_rewards && !needs.signal_reads_logprobs
     });
     relative.chain(unpenalised)
 }
@@ -48,14 +51,16 @@ fn credit(config: &Config, rewards: &[&[f32]]) -> Vec<Vec<Option<f64>>> {
 }
 
 fn credit_of(config: &Config, groups: &[GradedGroup]) -> Vec<Vec<Option<f64>>> {
-    let credits = build(config).unwrap().credit(&Evidence { groups, scores: None }, &mut Metrics::new());
-    let number = |credit: Option<Credit>| {
-        credit.map(|credit| match credit {
-            Credit::Whole(advantage) => advantage,
-            Credit::Tokens { advantages, .. } => f64::from(advantages[0]),
+    let collected = Collected::Groups(groups.to_vec());
+    let signals = signals(&*build(config).unwrap(), &collected, None, &mut Metrics::new());
+    let number = |signal: Option<Signal>| {
+        signal.map(|signal| match signal {
+            Signal::Advantage(advantage) => advantage,
+            Signal::TokenAdvantages { advantages, .. } => f64::from(advantages[0]),
+            other => panic!("{other:?} is no advantage"),
         })
     };
-    credits.into_iter().map(|group| group.into_iter().map(number).collect()).collect()
+    signals.into_iter().map(|group| group.into_iter().map(number).collect()).collect()
 }
 
 #[test]
@@ -74,7 +79,7 @@ fn micro_batches_add_up_to_the_whole() {
         let size = largest(&mut defined().map(|(a, _)| a.shallow_clone()));
         assert!(apart < 1e-6 * size.max(1.0), "{}: {apart} apart of {size}", config.name());
         // Where the second group is an opponent's, its samples are the policy's own here, and only XPO's bonus is left.
-        let least = if build(&config).unwrap().needs().opponent.is_some() { 5e-5 } else { 1e-3 };
+        let least = if build(&config).unwrap().needs().samples.opponent().is_some() { 5e-5 } else { 1e-3 };
         assert!(size > least, "{}: {size}", config.name());
     }
 }
@@ -93,7 +98,7 @@ fn permuting_a_group_permutes_its_credit() {
             |rewards: &[f32], lengths: &[usize]| credit_of(&config, &scored_lengths(&[(rewards, lengths)])).remove(0);
         let (a, b) = (credit(&[1.0, 0.0, 0.25], &[1, 2, 3]), credit(&[0.25, 1.0, 0.0], &[3, 1, 2]));
         for (a, b) in [a[0], a[1], a[2]].iter().zip([b[1], b[2], b[0]]) {
-            // Credit by token is f32.
+            // Advantages by token are f32.
             assert!((a.unwrap() - b.unwrap()).abs() < 1e-6, "{}", config.name());
         }
     }

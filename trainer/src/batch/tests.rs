@@ -1,20 +1,29 @@
-//! How scored groups are cut.
+//! The cutting of units into batches.
 
 use super::*;
-use crate::algorithm::{Config, Evidence, Grpo, build};
-use crate::testing::scored;
+use crate::algorithm::{Config, Grpo, build};
+use crate::testing::{groups, scored, signals};
 use schema::Metrics;
 
-fn cut(micro_batch_tokens: usize) -> Cut {
-    Cut { micro_batch_tokens, vocab: 100, device: model::device::HOST }
+fn limits(tokens: usize) -> MicroBatchLimits {
+    MicroBatchLimits { tokens, vocab: 100, device: model::device::HOST }
 }
 
 fn batches(rewards: &[&[f32]], settings: Grpo, tokens: usize) -> Vec<MiniBatch> {
     let algorithm = build(&Config::Grpo(settings)).unwrap();
-    let groups = scored(rewards);
-    let credits = algorithm.credit(&Evidence { groups: &groups, scores: None }, &mut Metrics::new());
-    let material = Material { groups: &groups, credits: &credits, scores: None };
-    mini_batches(&material, &*algorithm, &algorithm.schedule(1), cut(tokens), 1, &Seed::new(0)).unwrap()
+    let collected = groups(rewards);
+    let (units, needs) = (algorithm.units(&collected), algorithm.needs());
+    let signals = signals(&*algorithm, &collected, None, &mut Metrics::new());
+    let rules = BatchRules {
+        reads: needs.reads,
+        zero_advantage: needs.zero_advantage,
+        minibatches: algorithm.schedule(1).minibatches,
+        shares: 1,
+        trains_on: &|sequence| algorithm.trains_on(sequence),
+        denominator: &|trained| algorithm.denominator(trained),
+    };
+    let data = StepData { units: &units, signals: &signals, logprobs: None };
+    mini_batches(&data, &rules, limits(tokens), &Seed::new(0)).unwrap()
 }
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -32,7 +41,7 @@ fn a_group_without_signal_is_counted_and_not_computed() {
     assert_eq!(micro[0].packed.scored_tokens(), 3);
     assert_eq!(micro[0].denominator.divisor(), 6.0);
     // (1 - 0.5) / (std + 1e-4) with Bessel's std of (1, 0), 0.7071
-    let advantages = floats(&micro[0].advantages);
+    let advantages = floats(micro[0].signal.advantages());
     for (advantage, expected) in advantages.iter().zip([0.707_01f32, -0.707_01, -0.707_01]) {
         assert!((advantage - expected).abs() < 1e-4, "{advantages:?}");
     }
@@ -74,15 +83,16 @@ fn unjudged_and_truncated_samples_stay_out() {
 }
 
 #[test]
-fn scores_come_back_sample_by_sample_from_as_few_passes_as_fit() {
+fn columns_come_back_sequence_by_sequence_from_as_few_passes_as_fit() {
     // A prompt has 3 tokens; samples of 1, 2 and 3 tokens enter with one less, and are scored whole.
     let groups = scored(&[&[0.0, 0.0, 0.0], &[0.0, 0.0]]);
+    let units: Vec<Unit<'_>> = groups.iter().map(Unit::Group).collect();
     for (limit, passes) in [(6, vec![6, 3]), (10, vec![9]), (1, vec![1, 2, 3, 1, 2])] {
         let mut seen = Vec::new();
-        let scores = score_samples(&groups, cut(limit), |packed| {
+        let scores = per_sequence(&units, limits(limit), |packed| {
             seen.push(packed.scored_tokens());
-            let places = Tensor::arange(packed.scored_tokens() as i64, (tch::Kind::Float, cut(limit).device));
-            vec![places.shallow_clone(), -places]
+            let indices = Tensor::arange(packed.scored_tokens() as i64, (tch::Kind::Float, limits(limit).device));
+            vec![indices.shallow_clone(), -indices]
         })
         .unwrap();
         assert_eq!(seen, passes, "limit {limit}");
@@ -91,5 +101,5 @@ fn scores_come_back_sample_by_sample_from_as_few_passes_as_fit() {
         assert_eq!(lengths, [vec![1, 2, 3], vec![1, 2]]);
         assert!(scores.iter().flatten().all(|columns| columns.len() == 2 && columns[1][0] == -columns[0][0]));
     }
-    assert!(score_samples(&[], cut(8), |_| unreachable!("there is nothing to score")).unwrap().is_empty());
+    assert!(per_sequence::<Unit<'_>>(&[], limits(8), |_| unreachable!("there is no sequence")).unwrap().is_empty());
 }

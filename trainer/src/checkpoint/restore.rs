@@ -1,6 +1,7 @@
 //! Policies and configs of stopped runs, from the newest checkpoint of a run folder.
 
 use super::{Snapshot, Snapshots, State, bucket};
+use crate::companion::Role;
 use crate::config::{Config, Override};
 use crate::{Error, Result};
 use model::Policy;
@@ -10,16 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 
-/// Checkpoint file of the reference policy, present once that is no longer the untrained network.
-pub(crate) const REFERENCE: &str = "reference";
-/// Checkpoint file of the policy at the end of the previous iteration.
-pub(crate) const HAT: &str = "hat";
-
-/// Loads the policy of a run's newest checkpoint, from a folder or a URL.
-///
-/// # Errors
-/// If there is no run or checkpoint, the base model cannot be loaded, or it is not the one that the checkpoint was
-/// trained on.
+/// The policy of a run's newest checkpoint, in a folder or shared at a URL.
 pub fn trained_policy(folder: &Path) -> Result<Policy> {
     let folder = &bucket::run_folder(folder)?;
     let config = resumed_config(folder, &[])?;
@@ -60,8 +52,8 @@ pub(crate) fn restore(snapshot: &Snapshot, policy: &mut Policy, folder: &Path) -
     policy.adapter_mut().restore(snapshot.part("adapter")?)?;
     policy.set_version(snapshot.state.step);
     check_restored(policy, &snapshot.state, folder)?;
-    if let Some(hat) = end_of_iteration(snapshot) {
-        policy.adapter_mut().restore(hat)?;
+    if let Some(end) = end_of_iteration(snapshot) {
+        policy.adapter_mut().restore(end)?;
         policy.set_version(snapshot.state.step);
     }
     Ok(())
@@ -119,10 +111,11 @@ pub(crate) fn same_base(a: &model::Config, b: &model::Config) -> bool {
 /// there is the start of further training, which is its own reference, and not the result of the method. `None` in
 /// every other checkpoint.
 fn end_of_iteration(snapshot: &Snapshot) -> Option<&[(String, Tensor)]> {
-    let (hat, own, reference) =
-        (snapshot.part(HAT).ok()?, snapshot.part("adapter").ok()?, snapshot.part(REFERENCE).ok()?);
+    let companion = |role: Role| role.files().iter().find_map(|file| snapshot.part(file).ok());
+    let (end, reference) = (companion(Role::IterationEnd)?, companion(Role::Reference)?);
+    let own = snapshot.part("adapter").ok()?;
     let [own, reference] = [own, reference].map(|part| part.iter().map(|(name, tensor)| (name.clone(), tensor)));
-    alike(own, reference).then_some(hat)
+    alike(own, reference).then_some(end)
 }
 
 /// Returns true if each of these tensors is present under the same name.

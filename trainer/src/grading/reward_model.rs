@@ -6,7 +6,7 @@
 //! tokenized anew in its words.
 
 use crate::algorithm;
-use crate::batch::Cut;
+use crate::batch::MicroBatchLimits;
 use crate::checkpoint::restore::{restore_newest, resumed_config, same_base};
 use crate::config::Config;
 use crate::{Error, Result};
@@ -23,7 +23,7 @@ pub(crate) struct RewardModel {
     critic: Critic,
     /// Whether its words are those of the policy that it judges.
     same_words: bool,
-    cut: Cut,
+    limits: MicroBatchLimits,
     version: String,
 }
 
@@ -73,13 +73,17 @@ impl RewardModel {
         let snapshot = restore_newest(folder, &mut policy)?;
         let critic = Critic::new(policy.network(), None, policy.device());
         critic.restore(snapshot.part("critic")?)?;
-        let cut = Cut { micro_batch_tokens, vocab: policy.network().dimensions().vocab, device: policy.device() };
+        let limits = MicroBatchLimits {
+            tokens: micro_batch_tokens,
+            vocab: policy.network().dimensions().vocab,
+            device: policy.device(),
+        };
         let head: Vec<Vec<f32>> = critic
             .tensors()
             .map(|(_, tensor)| Ok(Vec::<f32>::try_from(&tensor.detach().flatten(0, -1))?))
             .collect::<Result<_>>()?;
         let version = fingerprint(1, &(&policy.version().hash, head));
-        Ok(Self { same_words: policy.identity() == judged.identity(), policy, critic, cut, version })
+        Ok(Self { same_words: policy.identity() == judged.identity(), policy, critic, limits, version })
     }
 
     /// The newest checkpoint of a run by itself, for stored samples, which may be any model's: their text is tokenized
@@ -135,7 +139,7 @@ impl RewardModel {
         let mut pass = Pass::default();
         for (place, (prompt, answers)) in asked.into_iter().enumerate() {
             for answer in answers {
-                if !pass.is_empty() && pass.tokens_with(place, &prompt, &answer) > self.cut.micro_batch_tokens {
+                if !pass.is_empty() && pass.tokens_with(place, &prompt, &answer) > self.limits.tokens {
                     self.run(&std::mem::take(&mut pass), &mut scores)?;
                 }
                 pass.push(place, &prompt, answer);
@@ -150,9 +154,9 @@ impl RewardModel {
             return Ok(());
         }
         let _no_grad = tch::no_grad_guard();
-        let packed = Packed::with_ends(&pass.sequences(), self.cut.vocab, self.cut.device)?;
+        let packed = Packed::with_ends(&pass.sequences(), self.limits.vocab, self.limits.device)?;
         let values = self.policy.evaluate_values(&packed, &self.critic).leaf;
-        let at_ends = values.index_select(0, &Tensor::from_slice(&pass.ends()).to_device(self.cut.device));
+        let at_ends = values.index_select(0, &Tensor::from_slice(&pass.ends()).to_device(self.limits.device));
         let answers = pass.parts.iter().flat_map(|part| part.answers.iter().map(|_| part.group));
         for (group, score) in answers.zip(Vec::<f32>::try_from(&at_ends)?) {
             scores[group].push(score);
@@ -247,13 +251,13 @@ mod tests {
         let policy = Policy::load(&config, &Seed::new(0)).unwrap();
         let critic = Critic::new(policy.network(), None, policy.device());
         critic.restore(&[("score.weight".into(), Tensor::from_slice(&Seed::new(1).normals(64)))]).unwrap();
-        let cut = Cut { micro_batch_tokens: 1000, vocab: 259, device: policy.device() };
-        let mut judge = RewardModel { policy, critic, same_words: true, cut, version: "1".into() };
+        let limits = MicroBatchLimits { tokens: 1000, vocab: 259, device: policy.device() };
+        let mut judge = RewardModel { policy, critic, same_words: true, limits, version: "1".into() };
         // Answers of one, two and three tokens, and of one and two.
         let groups: Vec<Group> = scored(&[&[0.0; 3], &[0.0; 2]]).iter().map(|scored| scored.group().clone()).collect();
         let whole = judge.scores(&groups).unwrap();
         assert_eq!(whole.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2]);
-        judge.cut.micro_batch_tokens = 1;
+        judge.limits.tokens = 1;
         for (whole, alone) in whole.iter().flatten().zip(judge.scores(&groups).unwrap().iter().flatten()) {
             assert!((whole - alone).abs() < 1e-4, "{whole} and {alone}");
         }

@@ -6,6 +6,7 @@
 
 use super::{Action, Finding, Guard, indexed, largest_first, mean, positive, surprise};
 use crate::algorithm::Algorithm;
+use crate::companion::Role;
 use crate::{Error, Result};
 use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
@@ -65,9 +66,9 @@ impl Guard for KlCeiling {
     fn check(&self, algorithm: &dyn Algorithm) -> Result<()> {
         let needs = algorithm.needs();
         let measured = match self.metric {
-            Divergence::Kl => needs.reference,
+            Divergence::Kl => needs.companion(Role::Reference).is_some(),
             Divergence::MismatchKl => true,
-            Divergence::ProximalKl => needs.scored_credit || algorithm.schedule(1).updates() > 1,
+            Divergence::ProximalKl => needs.signal_reads_logprobs || algorithm.schedule(1).updates() > 1,
         };
         if !measured {
             let remedy = match self.metric {

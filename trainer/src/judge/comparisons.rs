@@ -8,6 +8,7 @@
 //! that succeeded. The grade has weight 1 where there is no `[[reward]]`, and weight 0 otherwise.
 
 use crate::algorithm::Compares;
+use crate::collected::duels;
 use crate::config::WIN_RATE;
 use crate::{Error, Result};
 use reward::judge::{Contestant, Fair, Judge};
@@ -107,7 +108,8 @@ fn win_rate(verdict: &Verdict) -> Grade {
 /// The pairs to compare, each once.
 fn seats(compares: Compares, groups: &[GradedGroup]) -> Vec<(Seat, Seat)> {
     let size = |group: usize| groups[group].group().samples.len();
-    let duels = (0..groups.len() / 2).map(|two| (2 * two, 2 * two + 1));
+    let indices: Vec<usize> = (0..groups.len()).collect();
+    let duels = duels(&indices).map(|(own, other)| (*own, *other));
     let seat = |group, place| Seat { group, place };
     match compares {
         Compares::Group => (0..groups.len())

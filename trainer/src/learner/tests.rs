@@ -1,7 +1,7 @@
 //! Pruning in the middle of a run changes what is computed, not what is learned.
 
 use super::*;
-use crate::testing::scored;
+use crate::testing;
 
 /// A SoRA run of a tiny network. No gradient clipping: the joint norm would count closed gates too.
 fn config(more: &str) -> Config {
@@ -28,8 +28,8 @@ fn begin(config: &Config) -> (Learner, Policy) {
     (Learner::new(config, &policy).unwrap(), policy)
 }
 
-fn groups() -> Vec<GradedGroup> {
-    scored(&[&[1.0, 0.0, 0.0], &[0.5, 2.0]])
+fn groups() -> Collected {
+    testing::groups(&[&[1.0, 0.0, 0.0], &[0.5, 2.0]])
 }
 
 /// Two updates, so that `B`, gates and moments are not zero; then some gates of each layer close.
@@ -56,7 +56,7 @@ fn a_step_after_pruning_is_the_step_without_pruning() {
         .map(|layer| layer.gate.as_ref().unwrap().ne(0.0).nonzero().squeeze_dim(1))
         .collect();
     let (before, numbers) = (small_policy.adapter().ranks(), small_policy.adapter().parameters());
-    small.prune(&mut small_policy).unwrap();
+    small.updates.prune(&mut small_policy, None).unwrap();
     assert!(small_policy.adapter().ranks() < before && small_policy.adapter().parameters() < numbers);
 
     whole.update(3, &groups(), &mut whole_policy).unwrap();
@@ -99,7 +99,7 @@ fn a_checkpoint_from_before_the_pruning_is_restored_in_its_larger_shape() {
     let config = config("");
     let (mut learner, mut policy) = after_two_updates(&config);
     let (snapshot, whole) = (learner.snapshot(&State::start(""), &policy), policy.adapter().copy());
-    learner.prune(&mut policy).unwrap();
+    learner.updates.prune(&mut policy, None).unwrap();
     assert!(policy.adapter().ranks() < whole.ranks());
     learner.restore(snapshot, &mut policy).unwrap();
     assert_eq!(policy.adapter().hash(), whole.hash());
@@ -114,7 +114,7 @@ fn each_stage_has_an_optimizer_of_its_own() {
     let mut steps = Vec::new();
     for step in 1..=5 {
         learner.update(step, &groups(), &mut policy).unwrap();
-        steps.push(*learner.optimizer.state().scalars.values().next().unwrap());
+        steps.push(*learner.updates.optimizer().state().scalars.values().next().unwrap());
     }
     assert_eq!(steps, [1.0, 2.0, 3.0, 1.0, 2.0]);
 }

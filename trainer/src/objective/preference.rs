@@ -36,8 +36,8 @@ pub enum LabelNoise {
 
 /// Sequence log-probabilities of both completions of each pair, in nats; every tensor is `[pair]`.
 #[derive(Debug)]
-pub struct PairScores {
-    /// `p_c`: log-probability of the chosen completion under the policy, summed over its tokens.
+pub struct PairLogprobs {
+    /// `p_c`: sum over the chosen completion's tokens, under the policy.
     pub chosen: Tensor,
     /// `p_r`: log-probability of the rejected completion under the policy.
     pub rejected: Tensor,
@@ -51,8 +51,8 @@ pub struct PairScores {
     pub rejected_tokens: Tensor,
 }
 
-impl PairScores {
-    /// Returns `p_c − r_c`, `[pair]`: the log-ratio of the chosen completion.
+impl PairLogprobs {
+    /// `p_c − r_c`, `[pair]`.
     pub fn chosen_ratio(&self) -> Tensor {
         &self.chosen - &self.chosen_reference
     }

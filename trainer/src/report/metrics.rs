@@ -1,6 +1,7 @@
 //! Metrics of the samples of a step, under TRL's names.
 
-use crate::algorithm::SampleScores;
+use crate::batch::SequenceLogprobs;
+use crate::collected::{Collected, Example, Unit};
 use model::adapter::{Adapter, LowRank};
 use schema::{Finish, GradedGroup, Metrics, Sample};
 use std::collections::BTreeMap;
@@ -32,20 +33,19 @@ pub(crate) fn samples(groups: &[GradedGroup]) -> Metrics {
     let samples: Vec<&Sample> = groups.iter().flat_map(|group| &group.group().samples).collect();
     metrics.set("samples/unjudged", (samples.len() - all.len()) as f64);
 
-    metrics.merge(lengths(groups));
+    metrics.merge(lengths(samples.iter().map(|sample| (sample.len(), sample.finish == Finish::Length))));
     let clipped = samples.iter().filter(|sample| sample.finish == Finish::Length).count();
     metrics.set("completions/clipped_ratio", clipped as f64 / samples.len().max(1) as f64);
     metrics
 }
 
-/// Computes the lengths of completions in tokens, `completions/{mean,min,max}_length`, and the same for those that were
-/// not truncated.
-pub(crate) fn lengths(groups: &[GradedGroup]) -> Metrics {
+/// Tokens of completions: `completions/{mean,min,max}_length`, and of those that were not cut. `completions` gives the
+/// tokens of each, and whether it was cut.
+pub(crate) fn lengths(completions: impl Iterator<Item = (usize, bool)>) -> Metrics {
     let mut metrics = Metrics::new();
-    let samples = || groups.iter().flat_map(|group| &group.group().samples);
-    let lengths = |samples: &mut dyn Iterator<Item = &Sample>| samples.map(|sample| sample.len() as f64).collect();
-    let every: Vec<f64> = lengths(&mut samples());
-    let terminated: Vec<f64> = lengths(&mut samples().filter(|sample| sample.finish != Finish::Length));
+    let completions: Vec<(usize, bool)> = completions.collect();
+    let every: Vec<f64> = completions.iter().map(|(length, _)| *length as f64).collect();
+    let terminated: Vec<f64> = completions.iter().filter(|(_, cut)| !cut).map(|(length, _)| *length as f64).collect();
     for (kind, lengths) in [("length", &every), ("terminated_length", &terminated)] {
         if !lengths.is_empty() {
             metrics.set(format!("completions/mean_{kind}"), mean(lengths));
@@ -64,12 +64,13 @@ pub(crate) fn lengths(groups: &[GradedGroup]) -> Metrics {
 /// | `replay/mismatch_kl` | mean over their tokens of k3, an estimate of KL(sampling policy ‖ current policy), in nats |
 /// | `replay/effective_sample_share` | `(Σ ρ)² / (n Σ ρ²)` over their n tokens (Kish), ρ the ratio to the sampling policy |
 /// | `replay/effective_samples` | that share of their number |
-pub(crate) fn replayed(groups: &[GradedGroup], scores: &[Vec<SampleScores>], present: &str) -> Metrics {
+pub(crate) fn replayed(units: &[Unit<'_>], logprobs: &[Vec<SequenceLogprobs>], present: &str) -> Metrics {
     let mut metrics = Metrics::new();
-    let old = groups.iter().zip(scores).filter(|(group, _)| group.group().policy.hash != present);
-    let samples: Vec<(&Sample, &SampleScores)> =
-        old.flat_map(|(group, scores)| group.group().samples.iter().zip(scores)).collect();
-    let log_ratios: Vec<f64> = samples.iter().flat_map(|(sample, scores)| log_ratios(sample, scores)).collect();
+    let groups = units.iter().zip(logprobs).filter_map(|(unit, logprobs)| Some((unit.group()?.group(), logprobs)));
+    let old = groups.filter(|(group, _)| group.policy.hash != present);
+    let samples: Vec<(&Sample, &SequenceLogprobs)> =
+        old.flat_map(|(group, logprobs)| group.samples.iter().zip(logprobs)).collect();
+    let log_ratios: Vec<f64> = samples.iter().flat_map(|(sample, logprobs)| log_ratios(sample, logprobs)).collect();
     if log_ratios.is_empty() {
         return metrics;
     }
@@ -83,9 +84,9 @@ pub(crate) fn replayed(groups: &[GradedGroup], scores: &[Vec<SampleScores>], pre
     metrics
 }
 
-/// Returns `log π − log π_behaviour` of each trained token of a sample at the start of the step, `[trained token]`.
-pub(crate) fn log_ratios(sample: &Sample, scores: &SampleScores) -> Vec<f64> {
-    let pairs = scores.logprobs.iter().zip(&sample.logprobs).zip(&sample.mask);
+/// `log π − log π_drawing` of each trained token of a sample, at the start of the step.
+pub(crate) fn log_ratios(sample: &Sample, logprobs: &SequenceLogprobs) -> Vec<f64> {
+    let pairs = logprobs.policy.iter().zip(&sample.logprobs).zip(&sample.mask);
     pairs.filter(|(_, trained)| **trained).map(|((now, then), _)| f64::from(now - then)).collect()
 }
 
@@ -94,11 +95,17 @@ pub(crate) fn generated_tokens(groups: &[GradedGroup]) -> u64 {
     groups.iter().flat_map(|group| &group.group().samples).map(|sample| sample.len() as u64).sum()
 }
 
-/// Returns the number of sampled tokens and prompt tokens, with each prompt counted once per sample as in TRL's
-/// `num_tokens`.
-pub(crate) fn seen_tokens(groups: &[GradedGroup]) -> u64 {
-    let prompts: usize = groups.iter().map(|group| group.group().prompt_ids.len() * group.group().samples.len()).sum();
-    prompts as u64 + generated_tokens(groups)
+/// Tokens of completions and of prompts, each prompt counted once per completion as TRL's `num_tokens` does.
+pub(crate) fn seen_tokens(collected: &Collected) -> u64 {
+    let of_group = |group: &GradedGroup| {
+        let group = group.group();
+        group.samples.iter().map(|sample| group.prompt_ids.len() + sample.len()).sum::<usize>()
+    };
+    let of_example = |example: &Example| {
+        example.completions().map(|completion| example.prompt_ids.len() + completion.ids.len()).sum::<usize>()
+    };
+    let sampled = collected.groups().into_iter().map(of_group).sum::<usize>();
+    (sampled + collected.examples().iter().map(of_example).sum::<usize>()) as u64
 }
 
 /// Computes the open ranks of an adapter.
@@ -179,10 +186,11 @@ mod tests {
     fn old_samples_are_weighed_against_the_present_policy() {
         // the first sample has one token and the second two, all sampled with log-probability -1.0
         let groups = scored(&[&[1.0, 0.0]]);
-        let scores = |logprobs: &[f32]| SampleScores { logprobs: logprobs.to_vec(), ..SampleScores::default() };
+        let logprobs = |policy: &[f32]| SequenceLogprobs { policy: policy.to_vec(), ..SequenceLogprobs::default() };
         let doubled = -1.0 + std::f32::consts::LN_2;
-        let scores = [vec![scores(&[-1.0]), scores(&[-1.0, doubled])]];
-        let metrics = replayed(&groups, &scores, "another");
+        let units: Vec<Unit<'_>> = groups.iter().map(Unit::Group).collect();
+        let logprobs = [vec![logprobs(&[-1.0]), logprobs(&[-1.0, doubled])]];
+        let metrics = replayed(&units, &logprobs, "another");
         let near = |name: &str, expected: f64| {
             let value = metrics.get(name).unwrap();
             assert!((value - expected).abs() < 1e-6, "{name} is {value}");
@@ -191,6 +199,6 @@ mod tests {
         near("replay/effective_sample_share", 16.0 / 18.0);
         near("replay/effective_samples", 32.0 / 18.0);
         near("replay/mismatch_kl", (1.0 - std::f64::consts::LN_2) / 3.0);
-        assert_eq!(replayed(&groups, &scores, &groups[0].group().policy.hash).iter().count(), 0);
+        assert_eq!(replayed(&units, &logprobs, &groups[0].group().policy.hash).iter().count(), 0);
     }
 }

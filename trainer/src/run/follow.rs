@@ -29,8 +29,8 @@ pub(crate) fn follow(config: &Config, team: &Rc<Team>) -> Result<()> {
                 team.gather(own)?;
                 continue;
             }
-            Call::Learn { step, groups } => {
-                learner.update(step, &groups, &mut policy)?;
+            Call::Learn { step, collected } => {
+                learner.update(step, &collected, &mut policy)?;
                 step
             }
             Call::End => return Ok(()),

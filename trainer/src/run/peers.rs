@@ -3,10 +3,10 @@
 use crate::Result;
 use crate::checkpoint::Snapshot;
 use crate::checkpoint::bucket::Shared;
+use crate::collected::Collected;
 use crate::config::Config;
 use crate::distributed::Team;
 use crate::sampling::RunContext;
-use schema::GradedGroup;
 use std::path::Path;
 use std::rc::Rc;
 use store::RunId;
@@ -43,8 +43,8 @@ impl Peers {
     }
 
     /// Makes the other ranks learn from the groups of a step beside this one.
-    pub(super) fn learn(&self, step: u64, groups: &[GradedGroup]) -> Result<()> {
-        self.team.as_ref().map_or(Ok(()), |team| team.learn(step, groups))
+    pub(super) fn learn(&self, step: u64, collected: &Collected) -> Result<()> {
+        self.team.as_ref().map_or(Ok(()), |team| team.learn(step, collected))
     }
 
     /// Refuses to go on if a rank holds another policy than the one with this hash.

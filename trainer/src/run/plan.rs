@@ -1,7 +1,9 @@
 //! What a config asks for, built: everything that the loop needs, or a sentence that says what is missing.
 
-use crate::algorithm::{self, Compares, Needs, Opponent, Reads, Samples};
+use crate::algorithm::{self, Compares, Needs, Opponent};
+use crate::batch::Reads;
 use crate::checkpoint::restore::start_from;
+use crate::collected::Collected;
 use crate::config::{Config, Replay};
 use crate::evaluate::pool;
 use crate::evaluate::{Exam, HeldOut};
@@ -39,21 +41,22 @@ impl Plan {
         config.share.check()?;
         let algorithm = algorithm::build(&config.algorithm)?;
         let needs = algorithm.needs();
-        let reader = Reader::new(needs.samples, needs.max_length);
+        let reader = Reader::new(needs.samples);
         let rows = reader.map_or(RowKind::Prompts, Reader::rows);
         let Sources { train, held_out } = config.prompts.open_rows(rows, &seed.child("prompts"))?;
         let count = held_out.as_deref().map_or(Ok(0), |source| held_out_count(source, config))?;
         let first_prompt = train.prompt(0)?;
         let policy = policy(config)?;
         let reward = rewards(config, &policy)?;
-        let judge = bench(config, needs.compares, &policy)?;
+        let judge = bench(config, needs.samples.compares(), &policy)?;
         let exam = held_out.filter(|_| count > 0).map(|source| {
             let prompts = (0..count).map(|index| source.prompt(index)).collect::<rollout::Result<Vec<Prompt>>>()?;
             let examples = match reader {
-                Some(reader) => reader.read(prompts.clone(), &policy)?.groups,
+                Some(reader) => reader.read(prompts.clone(), &policy)?.examples,
                 None => Vec::new(),
             };
-            let answers = answers(config, needs, &seed).map(|answers| HeldOut { prompts, ..answers });
+            let examples = Collected::Examples(examples);
+            let answers = answers(config, &needs, &seed).map(|answers| HeldOut { prompts, ..answers });
             Ok::<_, Error>(Exam { answers, examples })
         });
         let rollout = &config.rollout;
@@ -64,12 +67,12 @@ impl Plan {
         let source = match (reader, offline) {
             (Some(reader), _) => SourcePlan::Examples(Examples::new(prompts, reader, &policy)),
             (None, Some(past)) => {
-                let group_size = if let Samples::Drawn { group_size } = needs.samples { group_size } else { 1 };
+                let group_size = needs.samples.group_size().unwrap_or(1);
                 SourcePlan::Offline(Offline::new(past, rollout.prompts_per_step, group_size, seed.child("replay")))
             }
             (None, None) => SourcePlan::Fresh {
                 prompts,
-                opponent: needs.opponent.map(|opponent| opponent_of(&policy, opponent, config)),
+                opponent: needs.samples.opponent().map(|opponent| opponent_of(&policy, opponent, config)),
                 replays: replays(&*algorithm, config.steps),
                 past,
             },
@@ -197,7 +200,7 @@ fn held_out_count(source: &dyn PromptSource, config: &Config) -> Result<u64> {
 
 /// How held-out prompts are answered: not at all where nobody looks at answers, or where the adapter makes scores and not
 /// words.
-fn answers(config: &Config, needs: Needs, seed: &Seed) -> Option<HeldOut> {
+fn answers(config: &Config, needs: &Needs, seed: &Seed) -> Option<HeldOut> {
     let evaluate = &config.evaluate;
     let looked_at = !config.reward.is_empty() || !evaluate.against.is_empty();
     (looked_at && needs.reads == Reads::Tokens).then(|| HeldOut {
@@ -254,9 +257,9 @@ pub fn estimate(config: &Config) -> Result<Estimate> {
     let plan = Plan::build(config)?;
     let (rollout, dimensions) = (&config.rollout, plan.policy.network().dimensions());
     let algorithm = algorithm::build(&config.algorithm)?;
-    let drawn = matches!(algorithm.needs().samples, algorithm::Samples::Drawn { .. });
+    let drawn = algorithm.needs().samples.are_sampled();
     let updates_per_step = algorithm.schedule(1).updates();
-    let groups = if algorithm.needs().opponent.is_some() { 2 } else { 1 };
+    let groups = if algorithm.needs().samples.opponent().is_some() { 2 } else { 1 };
     let samples_per_prompt = if drawn { groups * rollout.group_size as u64 } else { 0 };
     let samples_per_step = rollout.prompts_per_step as u64 * samples_per_prompt;
     let answers = plan.exam.as_ref().is_some_and(|exam| exam.answers.is_some());

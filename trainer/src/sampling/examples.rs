@@ -1,21 +1,18 @@
-//! Examples of a data set: completions that somebody wrote, one per prompt or two of which one is better.
+//! Examples of a data set: completions written beforehand, one per prompt or two of which one is better.
 //!
-//! An example has the form of a sample, so that everything behind the source treats both alike: its ids are what the
-//! model would have had to draw, end-of-sequence token included. But nobody drew it. Its log-probabilities are zero and
-//! mean nothing, its verdict is what the data set says (1 for a demonstration and for the chosen one of a pair, 0 for the
-//! rejected one and for a demonstration labelled false), and it does not go into the store, which holds what policies
-//! drew.
+//! Their tokens are those that the model would have to sample, end-of-sequence token included. No policy sampled them, so
+//! they have no behaviour log-probs, and they do not go into the store, which holds samples of policies.
 
 use super::{Source, StepContext, StepRequest};
 use crate::algorithm::Samples;
+use crate::collected::{Collected, Completion, Completions, Example};
 use crate::report::metrics;
 use crate::{Error, Result};
 use model::Policy;
-use rollout::prompts::examples::{CHOSEN, COMPLETION, LABEL, REJECTED};
+use rollout::prompts::examples::{CHOSEN, COMPLETION, LABEL, MARGIN, REJECTED};
 use rollout::prompts::{Epochs, RowKind};
-use schema::{
-    Finish, Grade, GradedGroup, Group, Metrics, PolicyVersion, Prompt, RewardPart, Sample, SamplerSettings, Verdict,
-};
+use schema::Prompt;
+use serde_json::Value;
 
 /// Deals out examples.
 pub(crate) struct Examples {
@@ -34,15 +31,15 @@ impl Examples {
 impl Source for Examples {
     fn request(&mut self, context: &StepContext<'_>) -> Result<StepRequest> {
         let step = context.step;
-        let Read { groups, cut, dropped } = self.reader.read(self.prompts.step(step)?, &self.policy)?;
-        let mut metrics = Metrics::new();
-        metrics.merge(metrics::lengths(&groups));
+        let Read { examples, cut, dropped } = self.reader.read(self.prompts.step(step)?, &self.policy)?;
+        let completions = examples.iter().flat_map(Example::completions);
+        let mut metrics = metrics::lengths(completions.map(|completion| (completion.ids.len(), completion.cut)));
         metrics.set("examples/cut", cut as f64);
         metrics.set("examples/dropped", dropped as f64);
         if let Some(passes) = self.prompts.passes(step) {
             metrics.set("epoch", passes);
         }
-        Ok(StepRequest::existing(context, groups, metrics))
+        Ok(StepRequest::existing(context, Collected::Examples(examples), metrics))
     }
 }
 
@@ -63,8 +60,8 @@ enum Kind {
 /// What became of some rows.
 #[derive(Debug, Default)]
 pub(crate) struct Read {
-    /// One group per row that is not dropped.
-    pub(crate) groups: Vec<GradedGroup>,
+    /// One example per row that is not dropped.
+    pub(crate) examples: Vec<Example>,
     /// Demonstrations that were cut.
     pub(crate) cut: usize,
     /// Pairs with a completion that is too long, and demonstrations whose prompt leaves room for nothing.
@@ -72,14 +69,13 @@ pub(crate) struct Read {
 }
 
 impl Reader {
-    /// A reader for these samples; none if they are drawn.
-    pub(crate) fn new(samples: Samples, max_length: usize) -> Option<Self> {
-        let kind = match samples {
-            Samples::Drawn { .. } => return None,
-            Samples::Demonstrations => Kind::Demonstrations,
-            Samples::Pairs => Kind::Pairs,
-        };
-        Some(Self { kind, max_length })
+    /// A reader of what a method trains on; `None` if the policy samples it.
+    pub(crate) fn new(samples: Samples) -> Option<Self> {
+        match samples {
+            Samples::Sampled { .. } => None,
+            Samples::Demonstrations { max_length } => Some(Self { kind: Kind::Demonstrations, max_length }),
+            Samples::Pairs { max_length } => Some(Self { kind: Kind::Pairs, max_length }),
+        }
     }
 
     /// What the rows must hold.
@@ -91,27 +87,49 @@ impl Reader {
     }
 
     /// One example per row, in order, less those that are dropped.
+    ///
+    /// # Errors
+    /// If a row lacks a text, or its prompt cannot be rendered.
     pub(crate) fn read(self, rows: Vec<Prompt>, policy: &Policy) -> Result<Read> {
         let mut read = Read::default();
         for row in rows {
             let prompt_ids = policy.tokenizer().prompt_ids(&row)?;
             let room = self.max_length.saturating_sub(prompt_ids.len());
-            let mut samples =
-                self.texts(&row)?.into_iter().map(|text| given(&row, text, policy)).collect::<Result<Vec<_>>>()?;
-            let too_long = samples.iter().any(|sample| sample.len() > room);
+            let complete = |text| {
+                let ids = policy.tokenizer().answer_ids(&row, text)?;
+                Ok(Completion { ids, cut: false })
+            };
+            let mut completions = self.texts(&row)?.into_iter().map(complete).collect::<Result<Vec<_>>>()?;
+            let too_long = completions.iter().any(|completion| completion.ids.len() > room);
             if room == 0 || (too_long && self.kind == Kind::Pairs) {
                 read.dropped += 1;
                 continue;
             }
             if too_long {
                 read.cut += 1;
-                for sample in &mut samples {
-                    cut(sample, room, policy);
+                for completion in &mut completions {
+                    completion.ids.truncate(room);
+                    completion.cut = true;
                 }
             }
-            read.groups.push(self.group(row, prompt_ids, samples)?);
+            read.examples.push(Example { prompt_ids, completions: Self::completions(&row, completions)? });
         }
         Ok(read)
+    }
+
+    fn completions(row: &Prompt, completions: Vec<Completion>) -> Result<Completions> {
+        let mut completions = completions.into_iter();
+        match (completions.next(), completions.next()) {
+            (Some(chosen), Some(rejected)) => {
+                let margin = row.metadata.get(MARGIN).and_then(Value::as_f64).unwrap_or_default();
+                Ok(Completions::Pair { chosen, rejected, margin })
+            }
+            (Some(completion), None) => {
+                let undesirable = row.metadata.get(LABEL).is_some_and(|label| label == false);
+                Ok(Completions::Demonstration { completion, desirable: !undesirable })
+            }
+            _ => Err(Error::runtime("a row has no completion")),
+        }
     }
 
     fn texts(self, row: &Prompt) -> Result<Vec<&str>> {
@@ -125,42 +143,6 @@ impl Reader {
             .map(|name| text(name).ok_or_else(|| Error::runtime(format!("a row has no text `{name}`"))))
             .collect()
     }
-
-    fn group(self, prompt: Prompt, prompt_ids: Vec<u32>, samples: Vec<Sample>) -> Result<GradedGroup> {
-        let bad = prompt.metadata.get(LABEL).is_some_and(|label| label == false);
-        let values: &[f32] = match self.kind {
-            Kind::Pairs => &[1.0, 0.0],
-            Kind::Demonstrations if bad => &[0.0],
-            Kind::Demonstrations => &[1.0],
-        };
-        let verdict = |value: &f32| {
-            let grade = Grade::Value(*value);
-            Verdict::of_rewards(vec![RewardPart { name: CHOSEN.into(), version: "1".into(), weight: 1.0, grade }])
-        };
-        let group = Group {
-            prompt,
-            prompt_ids,
-            policy: PolicyVersion { version: 0, hash: "given".into() },
-            settings: SamplerSettings::default(),
-            samples,
-        };
-        GradedGroup::new(group, values.iter().map(verdict).collect()).map_err(|error| Error::runtime(error.to_string()))
-    }
-}
-
-/// A text as the sample that it would have been.
-fn given(prompt: &Prompt, text: &str, policy: &Policy) -> Result<Sample> {
-    let ids = policy.tokenizer().answer_ids(prompt, text)?;
-    let (mask, logprobs) = (vec![true; ids.len()], vec![0.0; ids.len()]);
-    Ok(Sample { ids, mask, logprobs, finish: Finish::Eos, text: text.to_owned() })
-}
-
-fn cut(sample: &mut Sample, room: usize, policy: &Policy) {
-    sample.ids.truncate(room);
-    sample.mask.truncate(room);
-    sample.logprobs.truncate(room);
-    sample.finish = Finish::Length;
-    sample.text = policy.tokenizer().decode(&sample.ids);
 }
 
 #[cfg(test)]
@@ -179,31 +161,37 @@ mod tests {
     }
 
     #[test]
-    fn an_example_is_the_sample_that_it_would_have_been() {
+    fn the_tokens_of_an_example_are_those_that_the_model_would_sample() {
         let policy = policy();
-        let reader = Reader::new(Samples::Pairs, 100).unwrap();
+        let reader = Reader::new(Samples::Pairs { max_length: 100 }).unwrap();
         let rows = vec![row(&json!({"chosen": "2", "rejected": "33"}))];
-        let Read { groups, cut, dropped } = reader.read(rows, &policy).unwrap();
-        assert_eq!((groups.len(), cut, dropped), (1, 0, 0));
-        let group = groups[0].group();
-        assert_eq!(group.prompt_ids, policy.tokenizer().prompt_ids(&Prompt::user("1+1?")).unwrap());
+        let Read { examples, cut, dropped } = reader.read(rows, &policy).unwrap();
+        assert_eq!((examples.len(), cut, dropped), (1, 0, 0));
+        assert_eq!(examples[0].prompt_ids, policy.tokenizer().prompt_ids(&Prompt::user("1+1?")).unwrap());
         // A byte is a token, and 257 ends the turn.
-        assert_eq!(group.samples[0].ids, [u32::from(b'2'), 257]);
-        assert_eq!(group.samples[1].ids, [u32::from(b'3'), u32::from(b'3'), 257]);
-        assert!(group.samples.iter().all(|sample| sample.is_consistent() && sample.mask.iter().all(|on| *on)));
-        assert_eq!(groups[0].rewards(), [Some(1.0), Some(0.0)]);
+        let ids = |text: &[u8]| [&text.iter().map(|byte| u32::from(*byte)).collect::<Vec<_>>()[..], &[257]].concat();
+        let completion = |text| Completion { ids: ids(text), cut: false };
+        let (chosen, rejected) = (completion(b"2"), completion(b"33"));
+        assert_eq!(examples[0].completions, Completions::Pair { chosen, rejected, margin: 0.0 });
     }
 
     #[test]
-    fn labels_are_verdicts() {
-        let reader = Reader::new(Samples::Demonstrations, 100).unwrap();
+    fn the_margin_of_a_row_is_that_of_its_pair() {
+        let reader = Reader::new(Samples::Pairs { max_length: 100 }).unwrap();
+        let rows = vec![row(&json!({"chosen": "2", "rejected": "3", "margin": 0.5}))];
+        let examples = reader.read(rows, &policy()).unwrap().examples;
+        assert!(matches!(examples[0].completions, Completions::Pair { margin: 0.5, .. }), "{examples:?}");
+    }
+
+    #[test]
+    fn a_row_is_desirable_unless_its_label_is_false() {
+        let reader = Reader::new(Samples::Demonstrations { max_length: 100 }).unwrap();
         let rows =
             [json!(true), json!(false), json!(null)].map(|label| row(&json!({"completion": "2", "label": label})));
-        let groups = reader.read(rows.into(), &policy()).unwrap().groups;
-        assert_eq!(
-            groups.iter().map(|group| group.rewards()[0]).collect::<Vec<_>>(),
-            [Some(1.0), Some(0.0), Some(1.0)]
-        );
+        let examples = reader.read(rows.into(), &policy()).unwrap().examples;
+        let desirable =
+            |example: &Example| matches!(example.completions, Completions::Demonstration { desirable: true, .. });
+        assert_eq!(examples.iter().map(desirable).collect::<Vec<_>>(), [true, false, true]);
     }
 
     #[test]
@@ -211,19 +199,19 @@ mod tests {
         let policy = policy();
         let prompt = policy.tokenizer().prompt_ids(&Prompt::user("1+1?")).unwrap().len();
         let rows = || vec![row(&json!({"completion": "2345", "chosen": "2", "rejected": "2345"}))];
-        let read = |samples, room| Reader::new(samples, prompt + room).unwrap().read(rows(), &policy).unwrap();
+        let of = |samples| Reader::new(samples).unwrap().read(rows(), &policy).unwrap();
+        let demonstration = |room| of(Samples::Demonstrations { max_length: prompt + room });
+        let pair = |room| of(Samples::Pairs { max_length: prompt + room });
+        let first = |read: &Read| read.examples[0].completions().next().unwrap().clone();
 
-        let whole = read(Samples::Demonstrations, 5);
-        assert_eq!((whole.cut, whole.groups[0].group().samples[0].finish), (0, Finish::Eos));
-        let cut = read(Samples::Demonstrations, 3);
-        let sample = &cut.groups[0].group().samples[0];
-        assert_eq!((cut.cut, &sample.text[..], sample.finish, sample.len()), (1, "234", Finish::Length, 3));
-        assert!(sample.is_consistent());
-        let nothing = read(Samples::Demonstrations, 0);
-        assert_eq!((nothing.dropped, nothing.groups.len()), (1, 0));
+        let whole = demonstration(5);
+        assert_eq!((whole.cut, first(&whole).cut), (0, false));
+        let cut = demonstration(3);
+        assert_eq!((cut.cut, first(&cut)), (1, Completion { ids: b"234".map(u32::from).into(), cut: true }));
+        let nothing = demonstration(0);
+        assert_eq!((nothing.dropped, nothing.examples.len()), (1, 0));
 
-        assert_eq!(read(Samples::Pairs, 5).dropped, 0);
-        let pair = read(Samples::Pairs, 4);
-        assert_eq!((pair.dropped, pair.groups.len()), (1, 0));
+        assert_eq!(pair(5).dropped, 0);
+        assert_eq!((pair(4).dropped, pair(4).examples.len()), (1, 0));
     }
 }

@@ -10,6 +10,7 @@ use super::{RunContext, Source, StepContext, StepRequest, StepSamples, collector
 use crate::Result;
 use crate::algorithm::Schedule;
 use crate::behavior::BehaviorPolicy;
+use crate::collected::{Collected, duels, in_store_order};
 use crate::config::CollectorConfig;
 use crate::judge::comparisons;
 use crate::objective::has_signal;
@@ -112,7 +113,7 @@ impl Fresh {
         let against = self.job(prompts.to_vec(), self.group_size, seed.child("opponent"), address);
         if let Some(opponent) = &mut self.opponent {
             let others = opponent.collect(against, progress)?;
-            groups = groups.into_iter().zip(others).flat_map(|(own, other)| [own, other]).collect();
+            groups = in_store_order(groups, others);
         }
         Ok(groups)
     }
@@ -187,7 +188,8 @@ fn join(groups: &mut Vec<Group>, slice: Vec<Group>) {
 /// metrics. With `opponents`, the metrics of the policy's own samples have no prefix.
 fn samples(fresh: Vec<GradedGroup>, prompts: usize, schedule: &Schedule, opponents: bool) -> StepSamples {
     let mut metrics = if opponents {
-        let (own, others) = with_opponents(&fresh);
+        let (own, others): (Vec<GradedGroup>, Vec<GradedGroup>) =
+            duels(&fresh).map(|(own, opponent)| (own.clone(), opponent.clone())).unzip();
         let mut metrics = metrics::samples(&own);
         if let Some(reward) = metrics::samples(&others).get("reward") {
             metrics.set("opponent/reward", reward);
@@ -197,21 +199,16 @@ fn samples(fresh: Vec<GradedGroup>, prompts: usize, schedule: &Schedule, opponen
         metrics::samples(&fresh)
     };
     metrics.merge(comparisons::metrics(&fresh));
-    let chosen = (schedule.max_rounds > 1).then(|| {
-        let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
-        let chosen: Vec<GradedGroup> = signal.take(prompts).cloned().collect();
-        let tokens = metrics::generated_tokens(&fresh);
-        metrics.set("sampling/rounds", fresh.len().div_ceil(prompts) as f64);
-        metrics.set("sampling/groups_kept", chosen.len() as f64);
-        metrics.set("sampling/groups_dropped", (fresh.len() - chosen.len()) as f64);
-        metrics.set("sampling/tokens_dropped", (tokens - metrics::generated_tokens(&chosen)) as f64);
-        chosen
-    });
-    StepSamples { fresh, chosen, metrics }
-}
-
-/// The policy's groups and those of its opponent, which lie behind them one by one.
-fn with_opponents(groups: &[GradedGroup]) -> (Vec<GradedGroup>, Vec<GradedGroup>) {
-    let every_second = |first: usize| groups.iter().skip(first).step_by(2).cloned().collect();
-    (every_second(0), every_second(1))
+    if schedule.max_rounds == 1 {
+        let trained = if opponents { Collected::duels_of(&fresh) } else { Collected::Groups(fresh.clone()) };
+        return StepSamples { fresh, trained, metrics };
+    }
+    let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
+    let chosen: Vec<GradedGroup> = signal.take(prompts).cloned().collect();
+    let tokens = metrics::generated_tokens(&fresh);
+    metrics.set("sampling/rounds", fresh.len().div_ceil(prompts) as f64);
+    metrics.set("sampling/groups_kept", chosen.len() as f64);
+    metrics.set("sampling/groups_dropped", (fresh.len() - chosen.len()) as f64);
+    metrics.set("sampling/tokens_dropped", (tokens - metrics::generated_tokens(&chosen)) as f64);
+    StepSamples { fresh, trained: Collected::Groups(chosen), metrics }
 }

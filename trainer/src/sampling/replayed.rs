@@ -15,6 +15,7 @@
 
 use super::{Fresh, Source, StepContext, StepRequest, StepSamples};
 use crate::algorithm::{Algorithm, Replay};
+use crate::collected::Collected;
 use crate::objective::has_signal;
 use crate::report::metrics;
 use crate::{Error, Result};
@@ -98,7 +99,7 @@ impl Source for Replayed {
             let old = self.old(context, replay, request.prompts)?;
             request.prompts -= old.len();
             request.metrics = store::replay::metrics(&old);
-            request.existing = old.into_iter().map(|group| group.stored.scored).collect();
+            request.existing = Collected::Groups(old.into_iter().map(|group| group.stored.scored).collect());
         }
         Ok(request)
     }
@@ -114,13 +115,15 @@ impl Source for Replayed {
     }
 
     fn select(&mut self, mut request: StepRequest, fresh: Vec<GradedGroup>) -> Result<StepSamples> {
-        let replays = request.schedule.replay.is_some();
-        let (old, replayed) = (std::mem::take(&mut request.existing), std::mem::take(&mut request.metrics));
+        let replayed = request.schedule.replay.map(|_| std::mem::take(&mut request.metrics));
+        let old = std::mem::replace(&mut request.existing, Collected::Groups(Vec::new()));
         let mut samples = self.fresh.select(request, fresh)?;
-        if replays {
+        if let (Some(replayed), Collected::Groups(groups), Collected::Groups(old)) =
+            (replayed, &mut samples.trained, old)
+        {
             samples.metrics.merge(replayed);
-            samples.metrics.merge(fresh_metrics(samples.trained()));
-            samples.chosen = Some(samples.trained().iter().cloned().chain(old).collect());
+            samples.metrics.merge(fresh_metrics(groups));
+            groups.extend(old);
         }
         Ok(samples)
     }
@@ -205,7 +208,7 @@ impl Source for Offline {
         metrics.merge(fresh_metrics(&[]));
         let existing: Vec<GradedGroup> = old.into_iter().map(|group| group.stored.scored).collect();
         metrics.merge(metrics::samples(&existing));
-        Ok(StepRequest::existing(context, existing, metrics))
+        Ok(StepRequest::existing(context, Collected::Groups(existing), metrics))
     }
 }
 

@@ -4,10 +4,10 @@
 use super::super::testing::{check, check_slice, f64s, gradient, numeric_gradient};
 use super::*;
 
-type Loss = fn(&PairScores) -> Tensor;
+type Loss = fn(&PairLogprobs) -> Tensor;
 
-fn pair(chosen: &Tensor, rejected: &Tensor) -> PairScores {
-    PairScores {
+fn pair(chosen: &Tensor, rejected: &Tensor) -> PairLogprobs {
+    PairLogprobs {
         chosen: chosen.shallow_clone(),
         rejected: rejected.shallow_clone(),
         chosen_reference: f64s(&[-13.0]),
@@ -17,12 +17,12 @@ fn pair(chosen: &Tensor, rejected: &Tensor) -> PairScores {
     }
 }
 
-fn ratio_loss(scores: &PairScores, loss: fn(&Tensor, &Tensor, f64) -> Tensor) -> Tensor {
+fn ratio_loss(scores: &PairLogprobs, loss: fn(&Tensor, &Tensor, f64) -> Tensor) -> Tensor {
     loss(&scores.chosen_ratio(), &scores.rejected_ratio(), 0.1)
 }
 
 /// SPPO's soft targets `(P − ½)/β` for win rates 0.8 and 0.25.
-fn soft(scores: &PairScores, beta: f64) -> Tensor {
+fn soft(scores: &PairLogprobs, beta: f64) -> Tensor {
     let target = |win_rate: f64| f64s(&[(win_rate - 0.5) / beta]);
     self_play(&scores.chosen_ratio(), &scores.rejected_ratio(), &target(0.8), &target(0.25))
 }

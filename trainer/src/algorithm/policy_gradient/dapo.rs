@@ -1,0 +1,113 @@
+//! DAPO, decoupled clip and dynamic sampling (Yu et al. 2025, arXiv 2503.14476).
+//!
+//! ```text
+//! A_i = (R_i − mean R) / std R
+//! L   = 1/Σ|y_i| Σ_i Σ_t −min(r_t A_i, clip(r_t, 1 − 0.2, 1 + 0.28) A_i)
+//! ```
+//!
+//! GRPO with four changes, each of them a setting: the clip leaves more room above than below, so that rare tokens can
+//! become likely (clip-higher); every token of the batch counts alike; groups whose answers are all right or all wrong
+//! are replaced by those of further prompts, since they teach nothing (dynamic sampling; what it cost is counted in
+//! `sampling/*`, see [`crate::sampling`]); and completions near the token limit are punished softly by the reward rule
+//! `overlong`, or left out of the loss with `mask_truncated_completions`.
+//!
+//! Defaults are the paper's. No KL term. Masking is off, as in verl's best reproduction; like verl it gives up on a step
+//! after ten rounds, but then learns from what it has instead of ending the run.
+
+use super::family::{self, Method, Penalty, Shared, settings};
+use super::surrogate_loss::at_least_one;
+use crate::Result;
+use crate::objective::{Clip, KlEstimator, Surrogate};
+
+settings! {
+    /// `[algorithm.dapo]`
+    pub struct Dapo, "dapo" {
+        /// How far the ratio may fall below 1 before its gradient is cut.
+        #[serde(alias = "epsilon")]
+        clip_low: f64 = 0.2,
+        /// How far the ratio may rise above 1 before its gradient is cut.
+        #[serde(alias = "epsilon_high")]
+        clip_high: f64 = 0.28,
+        /// Ask further prompts in place of those whose rewards are all alike.
+        dynamic_sampling: bool = true,
+        /// How often a step may draw `rollout.prompts_per_step` prompts to that end.
+        #[serde(alias = "max_num_gen_batches")]
+        max_rounds: usize = 10,
+        /// How the KL penalty is estimated.
+        kl_estimator: KlEstimator = KlEstimator::K3,
+    }
+    shared: Shared::default()
+}
+
+impl Dapo {
+    /// The settings, if they make sense.
+    pub(in crate::algorithm) fn checked(self) -> Result<Self> {
+        at_least_one("dapo", &[("max_rounds", self.max_rounds)])?;
+        let numbers = [("clip_low", self.clip_low), ("clip_high", self.clip_high)];
+        family::checked(self, &numbers)
+    }
+}
+
+impl Method for Dapo {
+    fn surrogate(&self) -> Surrogate {
+        Surrogate { clip: Clip::Ratio { low: self.clip_low, high: self.clip_high }, ..Surrogate::default() }
+    }
+
+    fn penalty(&self) -> Penalty {
+        Penalty::Loss(self.kl_estimator)
+    }
+
+    fn max_rounds(&self) -> usize {
+        if self.dynamic_sampling { self.max_rounds } else { 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algorithm::{Config, build};
+    use crate::objective::testing::check_slice;
+    use crate::testing::{Losses, advantages};
+
+    /// Token ratios around both bounds, 0.8 and 1.28.
+    const RATIOS: [f64; 8] = [0.5, 0.7, 1.0, 1.1, 1.2, 1.25, 1.5, 4.0];
+
+    fn at_ratios(advantage: f64) -> Losses {
+        Losses {
+            proximal: tch::Tensor::from_slice(&[0.0_f64; 8]),
+            ..Losses::at(&[8], &[advantage; 8], &RATIOS.map(f64::ln))
+        }
+    }
+
+    #[test]
+    fn there_is_more_room_above_than_below() {
+        let config = Config::Dapo(Dapo::default());
+        let up = at_ratios(1.0).of(&config);
+        check_slice(&[up.value], &[-(0.5 + 0.7 + 1.0 + 1.1 + 1.2 + 1.25 + 1.28 + 1.28) / 8.0]);
+        check_slice(&up.gradient, &[-0.5, -0.7, -1.0, -1.1, -1.2, -1.25, 0.0, 0.0].map(|slope| slope / 8.0));
+        let down = at_ratios(-1.0).of(&config);
+        check_slice(&[down.value], &[(0.8 + 0.8 + 1.0 + 1.1 + 1.2 + 1.25 + 1.5 + 4.0) / 8.0]);
+        check_slice(&down.gradient, &[0.0, 0.0, 1.0, 1.1, 1.2, 1.25, 1.5, 4.0].map(|slope| slope / 8.0));
+    }
+
+    #[test]
+    fn every_token_of_the_batch_counts_alike() {
+        let losses = [1.0, 2.0, 3.0, 4.0, 10.0];
+        let loss = Losses::unmoved(&[4, 1, 0], &losses.map(|loss| -loss)).of(&Config::Dapo(Dapo::default()));
+        check_slice(&[loss.value], &[4.0]);
+        check_slice(&loss.gradient, &losses.map(|loss| loss / 5.0));
+    }
+
+    #[test]
+    fn credit_is_that_of_grpo() {
+        let credit = advantages(&Config::Dapo(Dapo::default()), &[&[1.0, 0.0, 0.0, 1.0]]).remove(0);
+        check_slice(&credit, &[0.865_875_43, -0.865_875_43, -0.865_875_43, 0.865_875_43]);
+    }
+
+    #[test]
+    fn dynamic_sampling_can_be_switched_off() {
+        let rounds = |settings: Dapo| build(&Config::Dapo(settings)).unwrap().schedule(1).max_rounds;
+        assert_eq!(rounds(Dapo::default()), 10);
+        assert_eq!(rounds(Dapo { dynamic_sampling: false, ..Dapo::default() }), 1);
+    }
+}

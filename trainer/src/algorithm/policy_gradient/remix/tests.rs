@@ -1,0 +1,170 @@
+//! Worked examples, and what the loop sees of the two stages.
+
+use super::*;
+use crate::batch::{BatchSignal, Signal};
+use crate::collected::Collected;
+use crate::companion::ByRole;
+use crate::objective::{Aggregation, Rows};
+use crate::testing::scored;
+use model::device::HOST;
+use model::packed::{Packed, Sequences};
+
+fn logs(probabilities: &[f64]) -> Tensor {
+    Tensor::from_slice(&probabilities.iter().map(|p| p.ln()).collect::<Vec<f64>>())
+}
+
+/// Four tokens of four completions: two fresh ones and two old ones.
+fn batch(proximal: &[f64], reference: &[f64], previous: &[f64]) -> Batch {
+    let sequences = Sequences { prompt: &[1], completions: vec![&[2], &[3], &[4], &[5]] };
+    let rows = Rows::new(&[1; 4], &[true; 4], HOST).unwrap();
+    Batch {
+        packed: Packed::new(&[sequences], 10, HOST).unwrap(),
+        units: std::iter::once(0..4).collect(),
+        signal: BatchSignal::Advantages { advantages: Tensor::from_slice(&[1.0f64, 1.0, 1.0, -1.0]), returns: None },
+        behaviour_logprobs: Some(logs(&[0.2, 0.5, 0.1, 0.4])),
+        proximal_logprobs: Some(logs(proximal)),
+        companion_logprobs: [(Role::Reference, logs(reference)), (Role::Previous, logs(previous))]
+            .into_iter()
+            .collect(),
+        old_values: None,
+        denominator: Denominator::of(Aggregation::TokenMean, rows.trained_per_sequence()),
+        rows,
+    }
+}
+
+const POLICY: [f64; 4] = [0.25, 0.45, 0.2, 0.2];
+
+/// `finished` steps of a run that never reincarnates.
+fn remix(kl: ConvexKl, kl_coefficient: f64, finished: u64) -> Reincarnating {
+    let settings = Remix { kl, kl_coefficient, reincarnate_after: 0, ..Remix::default() };
+    Reincarnating { finished, ..settings.checked().unwrap() }
+}
+
+fn loss(remix: &Reincarnating, tally: &mut MetricSums) -> f64 {
+    let batch = batch(&[0.2, 0.5, 0.15, 0.3], &[0.2, 0.4, 0.1, 0.4], &[0.2, 0.5, 0.12, 0.33]);
+    let policy = logs(&POLICY);
+    let outputs = Outputs::of(&policy);
+    remix.loss(&batch, outputs, tally).double_value(&[])
+}
+
+#[test]
+fn a_whole_minibatch_by_hand() {
+    // Surrogates −1.2, −0.9, −1.7 and 0.55; in step 75 λ is 0.7.
+    let mut tally = MetricSums::new();
+    assert!((loss(&remix(ConvexKl::K3, 0.1, 74), &mut tally) - -0.801_061_15).abs() < 1e-6);
+    assert!((loss(&remix(ConvexKl::K3, 0.0, 74), &mut MetricSums::new()) - -3.25 / 4.0).abs() < 1e-6);
+    // Each completion has one token, which is its first quarter: ratios 1.25, 0.9, 2 and 0.5.
+    assert!((tally.mean("ratio/first_quarter_mean").unwrap() - 4.65 / 4.0).abs() < 1e-6);
+    assert_eq!(tally.mean("ratio/last_quarter_mean"), None);
+}
+
+#[test]
+fn a_weighted_estimate_counts_each_token_by_its_ratio_up_to_two() {
+    // The mixed divergences of the four tokens, times ratios 1.25, 0.9, 2 and 0.5.
+    let mixed = [0.023_143_551, 0.006_395_525_8, 0.168_450_71, 0.259_564_39];
+    let weighted: f64 = mixed.iter().zip([1.25, 0.9, 2.0, 0.5]).map(|(kl, ratio)| kl * ratio).sum();
+    let expected = (-3.25 + 0.1 * weighted) / 4.0;
+    assert!((loss(&remix(ConvexKl::WeightedK3, 0.1, 74), &mut MetricSums::new()) - expected).abs() < 1e-6);
+}
+
+#[test]
+fn the_exact_divergences_are_mixed_by_lambda() {
+    let remix = remix(ConvexKl::Exact, 0.1, 74);
+    let batch = batch(&POLICY, &POLICY, &POLICY);
+    let (policy, far, near) = (logs(&POLICY), logs(&[1.0; 4]) + 0.4, logs(&[1.0; 4]) + 0.2);
+    let kl = |divergences: &[(Role, &Tensor)]| {
+        let divergences: ByRole<&Tensor> = divergences.iter().copied().collect();
+        let outputs = Outputs { divergences, ..Outputs::of(&policy) };
+        remix.convex_kl(&batch, outputs, &mut MetricSums::new()).unwrap().double_value(&[0])
+    };
+    let (reference, previous) = ((Role::Reference, &far), (Role::Previous, &near));
+    assert!((kl(&[reference, previous]) - (0.7 * 0.4 + 0.3 * 0.2)).abs() < 1e-12);
+    assert!((kl(&[reference]) - 0.4).abs() < 1e-12);
+}
+
+#[test]
+fn lambda_falls_from_one_to_a_half() {
+    let lambda = LambdaSchedule::default();
+    for (step, expected) in
+        [(1, 1.0), (50, 1.0), (51, 0.9), (60, 0.9), (61, 0.8), (70, 0.8), (71, 0.7), (80, 0.7), (81, 0.6), (90, 0.6)]
+    {
+        assert!((lambda.at(step) - expected).abs() < 1e-12, "step {step}");
+    }
+    assert!([91, 100, 500].iter().all(|step| lambda.at(*step) == 0.5));
+}
+
+/// Whether each of the first steps renews the reference.
+fn renewals(remix: &Reincarnating, steps: u64) -> Vec<bool> {
+    let config = crate::testing::tiny_run(crate::algorithm::Config::default(), &[]);
+    let policy = model::Policy::load(&config.model, &schema::Seed::new(1)).unwrap();
+    let companions = std::iter::once((Role::Reference, policy.adapter().copy())).collect();
+    let changes = |step| {
+        let end = StepEnd { step, last_step: steps, policy: &policy, companions: &companions, loss: &|| Ok(0.0) };
+        remix.end_step(&end).unwrap().companions
+    };
+    (1..=steps).map(|step| changes(step).iter().any(|(role, _)| *role == Role::Reference)).collect()
+}
+
+#[test]
+fn the_reincarnation_ends_replay_and_renews_the_reference_once() {
+    let remix = Remix { reincarnate_after: 3, ..Remix::default() }.checked().unwrap();
+    let schedules: Vec<Schedule> = (1..=6).map(|step| remix.schedule(step)).collect();
+    assert!(schedules[..3].iter().all(|schedule| schedule.replay.is_some() && schedule.epochs == 2));
+    assert!(schedules[3..].iter().all(|schedule| schedule.replay.is_none() && schedule.epochs == 1));
+    assert_eq!(remix.schedule(50).idle, [Role::Previous]);
+    assert!(remix.schedule(51).idle.is_empty());
+    assert_eq!(renewals(&remix, 6), [false, false, true, false, false, false]);
+    let after = Reincarnating { finished: 3, ..remix };
+    assert_eq!(after.gradient().surrogate, Surrogate::default());
+}
+
+#[test]
+fn samples_drawn_in_the_accounting_of_the_paper() {
+    // 256 prompts a step, p = 0.4, T = 50: 50 steps at 153.6 and 50 at 256.
+    let remix = Remix::default().checked().unwrap();
+    let fresh = |step| 256.0 * (1.0 - remix.schedule(step).replay.map_or(0.0, |replay| replay.share));
+    assert!(((1..=100).map(fresh).sum::<f64>() - 20_480.0).abs() < 1e-6);
+    assert!(((1..=350).map(fresh).sum::<f64>() - 84_480.0).abs() < 1e-6);
+}
+
+#[test]
+fn samples_that_the_policy_has_left_behind_are_dropped_and_counted() {
+    let groups = scored(&[&[1.0, 0.0, 1.0, 0.0]]);
+    let samples = &groups[0].group().samples;
+    // Mean log-ratios 0, 0.6 and 0; the last sample has a token of ratio e^3.1 and one of e^-3.1.
+    let shifts: [&[f32]; 4] = [&[0.0], &[0.6, 0.6], &[0.0; 3], &[3.1, -3.1, 0.0, 0.0]];
+    let shifted = |sample: &Sample, shifts: &[f32]| SequenceLogprobs {
+        policy: sample.logprobs.iter().zip(shifts).map(|(logprob, shift)| logprob + shift).collect(),
+        ..SequenceLogprobs::default()
+    };
+    let scores = [samples.iter().zip(shifts).map(|(sample, shifts)| shifted(sample, shifts)).collect::<Vec<_>>()];
+    let mut metrics = Metrics::new();
+    let collected = Collected::Groups(groups.clone());
+    let units = collected.units();
+    let evidence = Evidence { collected: &collected, units: &units, logprobs: Some(&scores) };
+    let credits = Remix::default().checked().unwrap().signals(&evidence, &mut metrics);
+    let kept: Vec<bool> = credits[0].iter().map(Option::is_some).collect();
+    assert_eq!(kept, [true, false, true, false]);
+    assert_eq!(metrics.get("replay/samples_dropped"), Some(2.0));
+    // Wider limits keep them all.
+    let mut metrics = Metrics::new();
+    let wide = Remix { max_mean_log_ratio: 10.0, max_ratio: 1000.0, ..Remix::default() };
+    let wide = wide.checked().unwrap().signals(&evidence, &mut metrics);
+    assert!(wide[0].iter().all(Option::is_some) && metrics.get("replay/samples_dropped") == Some(0.0));
+    // Those that stay keep the credit of the whole group: 0.5 over the deviation 0.577 of (1, 0, 1, 0).
+    assert_eq!(credits[0][0], Some(Signal::Advantage(0.5 / ((1.0f64 / 3.0).sqrt() + 1e-4))));
+}
+
+#[test]
+fn quarters_of_sequences() {
+    assert_eq!(quarters(&[0, 0, 0, 0, 1, 1, 2]), [0, 1, 2, 3, 0, 2, 0]);
+}
+
+#[test]
+fn what_remix_does_itself_is_refused_in_its_base() {
+    let base = |grpo| Remix { base: Base::Grpo(grpo), ..Remix::default() }.checked().err().unwrap().to_string();
+    assert!(base(Grpo { kl_coefficient: 0.1, ..Grpo::default() }).contains("algorithm.remix.kl_coefficient"));
+    let correction = RolloutCorrection::TokenTruncate { cap: 2.0 };
+    assert!(base(Grpo { rollout_correction: correction, ..Grpo::default() }).contains("rollout_correction"));
+    assert!(Remix { replay_share: 1.0, ..Remix::default() }.checked().err().unwrap().is_input());
+}
