@@ -44,12 +44,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use store::{RunId, RunStatus, Store};
 
-/// How a call of [`train`] ended.
+/// Result of [`train`].
 #[derive(Debug)]
 pub enum Outcome {
-    /// Every step is done.
+    /// All steps are done.
     Finished(Summary),
-    /// This process has followed the one that leads, which has the run.
+    /// This process is a rank other than 0, which has no run of its own.
     Followed,
     /// The stop flag was raised; everything is saved.
     Interrupted {
@@ -60,8 +60,12 @@ pub enum Outcome {
     },
 }
 
-/// Runs a config to its end, or until `stop` is raised. Where the environment says that this is one of several processes
-/// that train together (`RANK`, `WORLD_SIZE`), only rank 0 touches `target`.
+/// Trains a config to its end, or until `stop` is set. If several processes train together (`RANK` and `WORLD_SIZE` in
+/// the environment), only rank 0 touches `target`.
+///
+/// # Errors
+/// If the config cannot be built, a file, the store or a worker fails, ranks hold different policies, or a guard stops the
+/// run. Samples and checkpoints so far stay.
 pub fn train(config: &Config, target: &Target, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
     let team = Team::join()?.map(Rc::new);
     match team {
@@ -99,10 +103,14 @@ fn lead(
     Ok(outcome)
 }
 
-/// Answers the held-out prompts of a config with the untouched model, or with the newest checkpoint of a run folder.
+/// Evaluates a config's held-out prompts with the untouched model, or with the newest checkpoint of a run folder. Returns
+/// no metrics without held-out prompts.
+///
+/// # Errors
+/// If the config cannot be built, or the folder has no checkpoint of it.
 pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn Observer) -> Result<Metrics> {
     observer.phase(Phase::Loading);
-    // Answering needs nobody's old samples.
+    // An evaluation replays nothing.
     let config = &Config { replay: None, ..config.clone() };
     let mut plan = Plan::build(config)?;
     let learner = Learner::new(config, &plan.policy)?;
@@ -216,7 +224,7 @@ impl<'a> Training<'a> {
             let step = self.state.step + 1;
             let (metrics, alarms) = self.step(step, observer)?;
             observer.step(step, steps, &metrics);
-            self.heed(&alarms, observer)?;
+            self.handle_alarms(&alarms, observer)?;
             if step.is_multiple_of(self.config.checkpoint.every) {
                 observer.phase(Phase::Saving);
                 self.save()?;
@@ -373,7 +381,7 @@ impl<'a> Training<'a> {
         self.store.checkpoint(self.run, self.state.step, &path.display().to_string(), &self.state.policy_hash)?;
         self.saved = Some(self.state.step);
         self.peers.checkpoint(self.folder.path(), self.state.step, &self.snapshots.steps());
-        self.folder.draw_course()?;
-        self.folder.draw_ranks(self.policy.adapter())
+        self.folder.plot_curve()?;
+        self.folder.plot_ranks(self.policy.adapter())
     }
 }

@@ -1,4 +1,4 @@
-//! The run folder: what is in it, how it is made, and how a run is found again.
+//! The run folder: its files, its creation, and the run's row in the store that it points to.
 
 use crate::checkpoint::State;
 use crate::config::Config;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use store::{NewRun, RunId, RunStatus, Store};
 
-/// Where a run lives.
+/// The folder of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// A folder that must be new or empty.
@@ -23,20 +23,20 @@ pub enum Target {
     Resume(PathBuf),
 }
 
-/// What a finished run came to: `summary.json`.
+/// Result of a finished run: `summary.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The run's number in the store.
     pub run: i64,
     /// The run folder.
     pub folder: PathBuf,
-    /// Greedy held-out accuracy of the untouched model; absent without held-out prompts.
+    /// Greedy held-out accuracy before the first step; absent without held-out prompts.
     pub accuracy_before: Option<f64>,
     /// Greedy held-out accuracy after the last step.
     pub accuracy_after: Option<f64>,
-    /// How many held-out prompts there are.
+    /// Number of held-out prompts.
     pub held_out: usize,
-    /// Loss on held-out examples before the first step; absent where no data set is learned from.
+    /// Loss on held-out examples before the first step; absent unless the algorithm learns from a data set.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub loss_before: Option<f64>,
     /// Loss on held-out examples after the last step.
@@ -46,19 +46,19 @@ pub struct Summary {
     pub reward_first10: Option<f64>,
     /// Mean reward over the last ten steps.
     pub reward_last10: Option<f64>,
-    /// Mean loss over the first ten steps, where there are no rewards.
+    /// Mean loss over the first ten steps; absent with rewards.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub loss_first10: Option<f64>,
-    /// Mean loss over the last ten steps, where there are no rewards.
+    /// Mean loss over the last ten steps; absent with rewards.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub loss_last10: Option<f64>,
-    /// Steps.
+    /// Number of steps.
     pub steps: u64,
-    /// Tokens drawn in training.
+    /// Tokens sampled in training.
     pub generated_tokens: u64,
-    /// Samples drawn in training, or examples read.
+    /// Samples generated in training, or examples read.
     pub samples: u64,
-    /// Seconds of training: sampling, scoring, storing and updating; held-out evaluation is not in it.
+    /// Seconds of training: sampling, grading, storing and updating, without held-out evaluation.
     pub train_seconds: f64,
     /// Of these, seconds of sampling, storing and rewards.
     pub rollout_seconds: f64,
@@ -70,22 +70,22 @@ pub struct Summary {
     pub active_rank: f64,
 }
 
-/// The run's place in the store: `run.json`.
+/// The run's row in the store: `run.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Place {
+struct StoredRun {
     run: i64,
     store: String,
 }
 
-/// What is drawn of a run: the first of these that it has.
-const COURSES: [&str; 2] = ["reward", "loss"];
+/// Metrics to plot: the first of these that a run has.
+const CURVES: [&str; 2] = ["reward", "loss"];
 
-/// The mean, if there is any number.
+/// Mean of the numbers; `None` if there are none.
 fn mean(numbers: &[f64]) -> Option<f64> {
     (!numbers.is_empty()).then(|| metrics::mean(numbers))
 }
 
-/// A run folder that exists.
+/// An existing run folder.
 #[derive(Debug)]
 pub(super) struct RunFolder {
     path: PathBuf,
@@ -108,10 +108,13 @@ impl RunFolder {
         self.path.join("tensorboard")
     }
 
-    /// Draws the reward of every logged step, or the loss where there is no reward, as SVG and PNG.
-    pub(super) fn draw_course(&self) -> Result<()> {
+    /// Plots the reward of every logged step, or the loss of a run without rewards, as SVG and PNG.
+    ///
+    /// # Errors
+    /// If the metrics cannot be read, or a plot cannot be written.
+    pub(super) fn plot_curve(&self) -> Result<()> {
         let rows = self.logged()?;
-        let Some(name) = COURSES.into_iter().find(|name| rows.iter().any(|row| row.get(*name).is_some())) else {
+        let Some(name) = CURVES.into_iter().find(|name| rows.iter().any(|row| row.get(*name).is_some())) else {
             return Ok(());
         };
         let point = |row: &serde_json::Value| Some((row.get("step")?.as_f64()?, row.get(name)?.as_f64()?));
@@ -125,8 +128,11 @@ impl RunFolder {
         write_atomically(&self.path.join(name).with_extension("png"), &drawn.png)
     }
 
-    /// Draws the open ranks of every gated layer, as SVG and PNG.
-    pub(super) fn draw_ranks(&self, adapter: &Adapter) -> Result<()> {
+    /// Plots the open ranks of every gated layer, as SVG and PNG; nothing without gates.
+    ///
+    /// # Errors
+    /// If a plot cannot be written.
+    pub(super) fn plot_ranks(&self, adapter: &Adapter) -> Result<()> {
         let cells: Vec<(&str, i64)> = adapter
             .layers()
             .filter(|layer| layer.gate.is_some())
@@ -140,7 +146,7 @@ impl RunFolder {
         write_atomically(&self.path.join("ranks.png"), &drawn.png)
     }
 
-    /// Every line of `metrics.jsonl`.
+    /// The rows of `metrics.jsonl`.
     fn logged(&self) -> Result<Vec<serde_json::Value>> {
         let path = self.metrics();
         let text = fs::read_to_string(&path).unwrap_or_default();
@@ -149,7 +155,10 @@ impl RunFolder {
         text.lines().map(line).collect()
     }
 
-    /// Writes `summary.json`.
+    /// Writes `summary.json` and returns its content.
+    ///
+    /// # Errors
+    /// If the metrics cannot be read, or the file cannot be written.
     pub(super) fn summarise(
         &self,
         config: &Config,
@@ -194,27 +203,30 @@ impl RunFolder {
     }
 }
 
-/// Makes or finds the run folder, the store and the run's row in it. A new folder that cannot be used is removed again.
+/// Creates or reopens the run folder, the store and the run's row in it. A new folder that cannot be used is removed.
+///
+/// # Errors
+/// If a new folder is not empty or not writable, or the config names another store than a stopped run's.
 pub(super) fn open(config: &Config, target: &Target, identity: &str) -> Result<(RunFolder, Store, RunId)> {
     match target {
         Target::Resume(path) => {
             let folder = RunFolder { path: path.clone() };
-            let place = fs::read_to_string(path.join("run.json"))
+            let stored = fs::read_to_string(path.join("run.json"))
                 .ok()
-                .and_then(|text| serde_json::from_str::<Place>(&text).ok());
-            match place {
-                Some(place) if place.store == store::without_password(&config.store.url) => {
-                    let (store, run) = (Store::open(&config.store.url)?, RunId(place.run));
+                .and_then(|text| serde_json::from_str::<StoredRun>(&text).ok());
+            match stored {
+                Some(stored) if stored.store == store::without_password(&config.store.url) => {
+                    let (store, run) = (Store::open(&config.store.url)?, RunId(stored.run));
                     store.run(run)?;
                     store.finish_run(run, RunStatus::Running)?;
                     Ok((folder, store, run))
                 }
-                Some(place) => Err(Error::input(format!(
+                Some(stored) => Err(Error::input(format!(
                     "the run's samples are in {}, but the config now says {}; a run cannot change its store",
-                    place.store,
+                    stored.store,
                     store::without_password(&config.store.url)
                 ))),
-                // It was killed before it had drawn anything.
+                // It was killed before it had sampled anything.
                 None => begin(config, folder, identity),
             }
         }
@@ -250,13 +262,13 @@ fn begin(config: &Config, folder: RunFolder, identity: &str) -> Result<(RunFolde
         model_hash: identity.into(),
         started_at: SystemTime::now(),
     })?;
-    let place = Place { run: run.0, store: store::without_password(&config.store.url) };
-    let json = serde_json::to_string_pretty(&place).map_err(|error| Error::runtime(error.to_string()))?;
+    let stored = StoredRun { run: run.0, store: store::without_password(&config.store.url) };
+    let json = serde_json::to_string_pretty(&stored).map_err(|error| Error::runtime(error.to_string()))?;
     write_atomically(&folder.path.join("run.json"), json.as_bytes())?;
     Ok((folder, store, run))
 }
 
-/// Makes a folder and its missing parents; returns those it made, outermost first.
+/// Creates a folder and its missing parents. Returns those that it created, outermost first.
 fn make_folders(path: &Path) -> Result<Vec<PathBuf>> {
     let missing: Vec<PathBuf> = path
         .ancestors()

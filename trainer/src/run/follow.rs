@@ -1,4 +1,4 @@
-//! What a rank other than 0 does: whatever rank 0 says.
+//! The ranks other than 0: they execute the calls of rank 0.
 
 use super::plan;
 use crate::Result;
@@ -10,7 +10,10 @@ use crate::sampling::collector::ranks;
 use rollout::collector::{Collector, Inline};
 use std::rc::Rc;
 
-/// Follows rank 0 until the run ends.
+/// Executes the calls of rank 0 until the run ends.
+///
+/// # Errors
+/// If rank 0 is gone, or this rank holds another policy than it.
 pub(crate) fn follow(config: &Config, team: &Rc<Team>) -> Result<()> {
     let mut policy = plan::policy(config)?;
     let mut learner = Learner::new(config, &policy)?;

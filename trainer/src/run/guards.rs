@@ -1,8 +1,7 @@
-//! What a run does about the alarms of its guards: say, write down, go back, or stop.
+//! Reactions to the alarms of guards: a note, a line in `alarms.jsonl`, a roll-back, or the end of the run.
 //!
-//! A roll-back brings weights, critic, optimizer and algorithm back and nothing else. The step counter, the counts of
-//! tokens and samples and the store go on: what was drawn was drawn. The new state is saved at once, so a run that is
-//! killed afterwards does not meet its old self again.
+//! A roll-back restores weights, critic, optimizer and algorithm, and nothing else: the step counter, the counts of tokens
+//! and samples and the store go on. The restored state is saved at once, so that a run killed afterwards resumes from it.
 
 use super::Training;
 use crate::checkpoint::Snapshot;
@@ -13,19 +12,22 @@ use crate::{Error, Result};
 use serde_json::json;
 use store::SampleId;
 
-/// How many samples of an alarm are written down.
-const WRITTEN: usize = 32;
+/// Most samples of an alarm in its line of `alarms.jsonl`.
+const LOGGED: usize = 32;
 
-/// How many of them are said.
-const SAID: usize = 5;
+/// Most samples of an alarm in its note.
+const NOTED: usize = 5;
 
 impl Training<'_> {
-    /// Acts on the alarms of the step that has just been finished.
-    pub(super) fn heed(&mut self, alarms: &[Alarm], observer: &mut dyn Observer) -> Result<()> {
+    /// Acts on the alarms of the step that has just finished.
+    ///
+    /// # Errors
+    /// If an alarm stops the run, a roll-back finds no checkpoint, or a file cannot be written.
+    pub(super) fn handle_alarms(&mut self, alarms: &[Alarm], observer: &mut dyn Observer) -> Result<()> {
         let Some(action) = alarms.iter().map(|alarm| alarm.action).max() else { return Ok(()) };
-        let said = self.write_down(alarms)?;
-        for sentence in &said {
-            observer.note(sentence);
+        let notes = self.log_alarms(alarms)?;
+        for note in &notes {
+            observer.note(note);
         }
         match action {
             Action::Warn => Ok(()),
@@ -41,8 +43,8 @@ impl Training<'_> {
         }
     }
 
-    /// Adds a line for each alarm to the run's `alarms.jsonl`; returns a sentence for each.
-    fn write_down(&self, alarms: &[Alarm]) -> Result<Vec<String>> {
+    /// Adds a line for each alarm to the run's `alarms.jsonl`; returns a note for each.
+    fn log_alarms(&self, alarms: &[Alarm]) -> Result<Vec<String>> {
         let step = self.state.step;
         let stored = self.store.step_groups(self.run, step)?.unwrap_or_default();
         let mut log = JsonlTracker::resume(&self.folder.alarms(), step - 1)?;
@@ -51,18 +53,18 @@ impl Training<'_> {
             let number = |index: &SampleIndex| {
                 stored.get(index.group)?.sample_ids.get(index.sample).map(|SampleId(number)| *number)
             };
-            let named: Vec<i64> = samples.iter().filter_map(number).take(WRITTEN).collect();
+            let named: Vec<i64> = samples.iter().filter_map(number).take(LOGGED).collect();
             log.append(&json!({
                 "step": step, "since": since, "guard": guard, "action": action, "message": message, "samples": named,
             }))?;
-            let first: Vec<String> = named.iter().take(SAID).map(ToString::to_string).collect();
+            let first: Vec<String> = named.iter().take(NOTED).map(ToString::to_string).collect();
             let shown = if first.is_empty() { String::new() } else { format!("; see samples {}", first.join(", ")) };
             sentences.push(format!("guard.{guard}: {message} (steps {since} to {step}){shown}"));
         }
         Ok(sentences)
     }
 
-    /// Returns to what was learned before the step `since`, and goes on more slowly.
+    /// Restores the newest checkpoint before the step `since`, and lowers the learning rate.
     fn roll_back(&mut self, since: u64, observer: &mut dyn Observer) -> Result<()> {
         let Some(good) = self.snapshots.steps().into_iter().rev().find(|saved| *saved < since) else {
             return Err(self.ended(&format!(
@@ -84,7 +86,7 @@ impl Training<'_> {
         Ok(())
     }
 
-    /// Saves the run; the error that it ends with.
+    /// Saves the run, and returns the error that it ends with.
     fn ended(&mut self, why: &str) -> Result<Error> {
         self.save()?;
         let folder = self.folder.path().display();
