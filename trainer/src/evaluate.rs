@@ -5,11 +5,11 @@ pub(crate) mod pool;
 
 use crate::Result;
 use crate::collected::Collected;
-use crate::judge::Bench;
+use crate::judge::PairComparer;
 use crate::learner::Learner;
 use model::Policy;
 use model::adapter::Adapter;
-use pool::Rival;
+use pool::PoolPolicy;
 use reward::WeightedSum;
 use rollout::EngineConfig;
 use rollout::collector::{Address, Collector, Inline, Job, Progress};
@@ -17,14 +17,14 @@ use schema::{Grade, GradedGroup, Group, Metrics, Prompt, SamplerSettings, Seed};
 
 /// Held-out prompts and examples of a run.
 #[derive(Debug)]
-pub(crate) struct Exam {
+pub(crate) struct HeldOutEvaluation {
     /// Prompts to answer, if answers can be graded or compared.
     pub(crate) answers: Option<HeldOut>,
     /// Examples to measure the loss on, where a data set is learned from.
     pub(crate) examples: Collected,
 }
 
-impl Exam {
+impl HeldOutEvaluation {
     /// Returns the number of held-out prompts.
     pub(crate) fn len(&self) -> usize {
         self.answers.as_ref().map_or(self.examples.examples().len(), |answers| answers.prompts.len())
@@ -36,7 +36,7 @@ impl Exam {
         &self,
         policy: &Policy,
         learner: &Learner,
-        panel: &mut Panel<'_>,
+        graders: &mut Graders<'_>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Metrics> {
         let mut metrics = Metrics::new();
@@ -50,11 +50,11 @@ impl Exam {
             }
         }
         if let Some(answers) = &self.answers {
-            if !panel.reward.terms().is_empty() {
-                metrics.merge(answers.evaluate(policy, panel.reward, progress)?);
+            if !graders.reward.terms().is_empty() {
+                metrics.merge(answers.evaluate(policy, graders.reward, progress)?);
             }
-            if !panel.rivals.is_empty() {
-                metrics.merge(answers.compare(policy, learner, panel, progress)?);
+            if !graders.rivals.is_empty() {
+                metrics.merge(answers.compare(policy, learner, graders, progress)?);
             }
         }
         Ok(metrics)
@@ -62,10 +62,10 @@ impl Exam {
 }
 
 /// Grader, judge and rivals of an evaluation.
-pub(crate) struct Panel<'a> {
+pub(crate) struct Graders<'a> {
     pub(crate) reward: &'a mut WeightedSum,
-    pub(crate) judge: Option<&'a mut Bench>,
-    pub(crate) rivals: &'a [Rival],
+    pub(crate) judge: Option<&'a mut PairComparer>,
+    pub(crate) rivals: &'a [PoolPolicy],
 }
 
 /// Held-out prompts and the settings with which they are answered.
@@ -132,7 +132,7 @@ impl HeldOut {
         &self,
         policy: &Policy,
         learner: &Learner,
-        panel: &mut Panel<'_>,
+        graders: &mut Graders<'_>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Metrics> {
         let seed = self.seed.child("against");
@@ -142,11 +142,11 @@ impl HeldOut {
         };
         let own_kl = kl(policy, &own)?;
         let (mut metrics, mut unjudged, mut best) = (Metrics::new(), 0, 0.0f64);
-        for rival in panel.rivals {
+        for rival in graders.rivals {
             let others = self.sample(&rival.policy, seed.child("rivals").child(&rival.name), progress)?;
-            let wins = match &mut panel.judge {
-                Some(bench) => bench.counterparts(&own, &others)?.iter().map(Grade::value).collect(),
-                None => by_rewards(panel.reward, &own, &others)?,
+            let wins = match &mut graders.judge {
+                Some(comparer) => comparer.counterparts(&own, &others)?.iter().map(Grade::value).collect(),
+                None => by_rewards(graders.reward, &own, &others)?,
             };
             let known: Vec<f64> = wins.iter().flatten().map(|win| f64::from(*win)).collect();
             unjudged += wins.len() - known.len();

@@ -3,4 +3,4 @@
 pub mod rescore;
 mod reward_model;
 
-pub(crate) use reward_model::RewardModel;
+pub(crate) use reward_model::RewardNetwork;

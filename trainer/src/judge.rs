@@ -3,4 +3,4 @@
 pub(crate) mod comparisons;
 pub(crate) mod preference_model;
 
-pub(crate) use comparisons::Bench;
+pub(crate) use comparisons::PairComparer;

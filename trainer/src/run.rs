@@ -24,9 +24,9 @@ use crate::checkpoint::{Snapshots, State};
 use crate::config::Config;
 use crate::distributed::Team;
 use crate::evaluate::pool;
-use crate::evaluate::{Exam, Panel};
+use crate::evaluate::{Graders, HeldOutEvaluation};
 use crate::guard::Alarm;
-use crate::judge::Bench;
+use crate::judge::PairComparer;
 use crate::learner::Learner;
 use crate::observer::{Observer, Phase};
 use crate::report::tracker::{JsonlTracker, TensorboardTracker, Tracker};
@@ -118,12 +118,12 @@ pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn O
         let snapshot = restore_newest(folder, &mut plan.policy)?;
         learner.restore_critic(&snapshot)?;
     }
-    let Some(exam) = &plan.exam else { return Ok(Metrics::new()) };
+    let Some(evaluation) = &plan.evaluation else { return Ok(Metrics::new()) };
     observer.phase(Phase::Evaluating);
     let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
     let rivals = pool::open(config, &plan.policy, checkpoint)?;
-    let mut panel = Panel { reward: &mut plan.reward, judge: plan.judge.as_mut(), rivals: &rivals };
-    exam.evaluate(&plan.policy, &learner, &mut panel, &mut progress)
+    let mut graders = Graders { reward: &mut plan.reward, judge: plan.judge.as_mut(), rivals: &rivals };
+    evaluation.evaluate(&plan.policy, &learner, &mut graders, &mut progress)
 }
 
 /// One call of [`train`], on the process that leads.
@@ -132,8 +132,8 @@ struct Training<'a> {
     policy: Policy,
     source: Box<dyn Source>,
     reward: WeightedSum,
-    judge: Option<Bench>,
-    exam: Option<Exam>,
+    judge: Option<PairComparer>,
+    evaluation: Option<HeldOutEvaluation>,
     learner: Learner,
     folder: RunFolder,
     snapshots: Snapshots,
@@ -157,7 +157,7 @@ impl<'a> Training<'a> {
         run: RunId,
         peers: Peers,
     ) -> Result<Self> {
-        let Plan { mut policy, source, reward, judge, exam, .. } = plan;
+        let Plan { mut policy, source, reward, judge, evaluation, .. } = plan;
         let snapshots = Snapshots::new(folder.path(), config.checkpoint.keep);
         let newest = snapshots.newest()?;
         let saved = newest.as_ref().map(|snapshot| snapshot.state.step);
@@ -188,7 +188,7 @@ impl<'a> Training<'a> {
             source,
             reward,
             judge,
-            exam,
+            evaluation,
             learner,
             folder,
             snapshots,
@@ -237,7 +237,7 @@ impl<'a> Training<'a> {
         // The last step has no evaluation of its own: this is it, also after a resume that had no step left to do.
         let after = self.evaluate(observer)?;
         observer.phase(Phase::Saving);
-        let held_out = self.exam.as_ref().map_or(0, Exam::len);
+        let held_out = self.evaluation.as_ref().map_or(0, HeldOutEvaluation::len);
         let summary =
             self.folder.summarise(self.config, held_out, &self.state, &after, self.run, self.policy.adapter())?;
         Ok(Outcome::Finished(summary))
@@ -314,7 +314,7 @@ impl<'a> Training<'a> {
     fn compare(&mut self, graded: Vec<GradedGroup>) -> Result<Vec<GradedGroup>> {
         let Some(judge) = &mut self.judge else { return Ok(graded) };
         let _span = phase_span!("reward");
-        judge.hear(graded)
+        judge.compare_step(graded)
     }
 
     /// Commits the step's fresh samples, in one transaction.
@@ -360,14 +360,14 @@ impl<'a> Training<'a> {
 
     /// Answers the held-out prompts with the policy that a run would end with now.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<Metrics> {
-        let Some(exam) = &self.exam else { return Ok(Metrics::new()) };
+        let Some(evaluation) = &self.evaluation else { return Ok(Metrics::new()) };
         let _span = phase_span!("evaluate");
         observer.phase(Phase::Evaluating);
         let mut progress = |progress| observer.progress(Phase::Evaluating, progress);
         let policy = self.learner.deployed(&self.policy);
         let rivals = pool::open(self.config, &policy, Some(self.folder.path()))?;
-        let mut panel = Panel { reward: &mut self.reward, judge: self.judge.as_mut(), rivals: &rivals };
-        exam.evaluate(&policy, &self.learner, &mut panel, &mut progress)
+        let mut graders = Graders { reward: &mut self.reward, judge: self.judge.as_mut(), rivals: &rivals };
+        evaluation.evaluate(&policy, &self.learner, &mut graders, &mut progress)
     }
 
     /// Saves the present state, unless it is saved already, and redraws the run's curve.

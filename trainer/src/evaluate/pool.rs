@@ -27,7 +27,7 @@ const BASE: &str = "base";
 const CHECKPOINTS: &str = "checkpoints";
 
 /// A policy of the pool.
-pub(crate) struct Rival {
+pub(crate) struct PoolPolicy {
     /// Name in metrics.
     pub(crate) name: String,
     pub(crate) policy: Policy,
@@ -51,11 +51,11 @@ fn is_keyword(name: &str) -> bool {
 
 /// Opens the policies that the config names, over the network of `policy`; `folder` is the run's own, if it has one.
 /// Policies equal to the current one are left out.
-pub(crate) fn open(config: &Config, policy: &Policy, folder: Option<&Path>) -> Result<Vec<Rival>> {
+pub(crate) fn open(config: &Config, policy: &Policy, folder: Option<&Path>) -> Result<Vec<PoolPolicy>> {
     let mut rivals = Vec::new();
     for name in &config.evaluate.against {
         match name.as_str() {
-            BASE => rivals.push(Rival { name: name.clone(), policy: policy.with_adapter(Adapter::none()) }),
+            BASE => rivals.push(PoolPolicy { name: name.clone(), policy: policy.with_adapter(Adapter::none()) }),
             CHECKPOINTS => {
                 let Some(folder) = folder else { continue };
                 let snapshots = Snapshots::new(folder, 0);
@@ -122,11 +122,11 @@ impl Stored {
         Ok(Self { name, path, folder, config })
     }
 
-    fn open(self, policy: &Policy) -> Result<Rival> {
+    fn open(self, policy: &Policy) -> Result<PoolPolicy> {
         let seed = Seed::new(self.config.seed).child("adapter");
         let adapter = self.config.model.adapter.build(policy.network().linears(), &seed, policy.device())?;
         let mut stored = policy.with_adapter(adapter);
         restore(&Snapshot::read(&self.path)?, &mut stored, &self.folder)?;
-        Ok(Rival { name: self.name, policy: stored })
+        Ok(PoolPolicy { name: self.name, policy: stored })
     }
 }

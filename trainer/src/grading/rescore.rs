@@ -4,7 +4,7 @@
 //! and the result becomes a scoring of its own beside the one that training used, so that a corrected or a second
 //! reward can be compared on exactly the same samples.
 
-use crate::grading::RewardModel;
+use crate::grading::RewardNetwork;
 use crate::{Error, Result};
 use reward::{Config, ModelConfig, Reward};
 use schema::GradedGroup;
@@ -68,7 +68,7 @@ pub fn rescore(
 
 /// Opens a reward model by itself, without a policy beside it.
 fn open_model(model: &ModelConfig) -> reward::Result<Box<dyn Reward>> {
-    let opened = RewardModel::alone(&model.path, MICRO_BATCH_TOKENS).map_err(|error| match error {
+    let opened = RewardNetwork::alone(&model.path, MICRO_BATCH_TOKENS).map_err(|error| match error {
         error if error.is_input() => reward::Error::input(error.to_string()),
         error => reward::Error::Runtime(error.to_string()),
     })?;

@@ -1,9 +1,9 @@
-//! A trained reward model as a reward: text that a policy drew becomes the score that the model gives it.
+//! A trained reward model as a reward function: the grade of an answer is the model's reward after its last token.
 //!
-//! The reward crate knows no network, so the reward it asks for is made here. A reward model is a run of
-//! `algorithm.reward_model`: an adapter and a scalar head over a base. Where that base is the policy's own, its weights
-//! are used, and the two differ in a few megabytes of adapter; otherwise the other base is loaded, and answers are
-//! tokenized anew in its words.
+//! The reward crate has no networks, so the reward function is built here. A reward model is a run of
+//! `algorithm.reward_model`: an adapter and a scalar head over a base. If that base is the policy's own, its weights are
+//! shared, and the two differ in a few megabytes of adapter; otherwise the other base is loaded, and answers are tokenized
+//! with its tokenizer.
 
 use crate::algorithm;
 use crate::batch::MicroBatchLimits;
@@ -17,18 +17,21 @@ use schema::{Finish, Grade, Group, Sample, Seed, Token};
 use std::path::Path;
 use tch::Tensor;
 
-/// A reward model that judges for another run.
-pub(crate) struct RewardModel {
+/// A reward model that grades for another run.
+pub(crate) struct RewardNetwork {
     policy: Policy,
     critic: Critic,
-    /// Whether its words are those of the policy that it judges.
-    same_words: bool,
+    /// `true` if it shares the tokenizer of the policy that it grades.
+    same_tokenizer: bool,
     limits: MicroBatchLimits,
     version: String,
 }
 
-impl RewardModel {
-    /// What can be refused before anything is loaded: a folder that is no run, or a run of another kind.
+impl RewardNetwork {
+    /// Returns the config of the run in a folder, before anything is loaded.
+    ///
+    /// # Errors
+    /// If the folder is no run, or a run of another algorithm.
     pub(crate) fn check(folder: &Path) -> Result<Config> {
         let config = resumed_config(folder, &[])?;
         if !matches!(config.algorithm, algorithm::Config::RewardModel(_)) {
@@ -41,7 +44,8 @@ impl RewardModel {
         Ok(config)
     }
 
-    /// The newest checkpoint of a run, to judge what `judged` draws in passes of at most `micro_batch_tokens`.
+    /// Loads the newest checkpoint of a run, to grade samples of the policy `judged` in passes of at most
+    /// `micro_batch_tokens` tokens.
     pub(crate) fn open(
         folder: &Path,
         judged: &Policy,
@@ -51,7 +55,7 @@ impl RewardModel {
         Self::read(folder, &Self::check(folder)?, judged, model, micro_batch_tokens)
     }
 
-    /// The same of a run with this config, whatever its head was trained to say.
+    /// Loads the newest checkpoint of a run with this config, whatever its head was trained for.
     pub(crate) fn read(
         folder: &Path,
         config: &Config,
@@ -83,38 +87,37 @@ impl RewardModel {
             .map(|(_, tensor)| Ok(Vec::<f32>::try_from(&tensor.detach().flatten(0, -1))?))
             .collect::<Result<_>>()?;
         let version = fingerprint(1, &(&policy.version().hash, head));
-        Ok(Self { same_words: policy.identity() == judged.identity(), policy, critic, limits, version })
+        Ok(Self { same_tokenizer: policy.identity() == judged.identity(), policy, critic, limits, version })
     }
 
-    /// The newest checkpoint of a run by itself, for stored samples, which may be any model's: their text is tokenized
-    /// anew.
+    /// Loads the newest checkpoint of a run by itself, for stored samples of any model: their text is tokenized again.
     pub(crate) fn alone(folder: &Path, micro_batch_tokens: usize) -> Result<Self> {
         let config = Self::check(folder)?;
         let base = Policy::load(&config.model, &Seed::new(config.seed))?.base();
-        Ok(Self { same_words: false, ..Self::open(folder, &base, &config.model, micro_batch_tokens)? })
+        Ok(Self { same_tokenizer: false, ..Self::open(folder, &base, &config.model, micro_batch_tokens)? })
     }
 
-    /// What identifies the head, its backbone and the code that runs them.
+    /// Fingerprint of the head, its backbone and the code that runs them.
     pub(crate) fn version_hash(&self) -> &str {
         &self.version
     }
 
-    /// The tokens that end an answer, in the words of this model; the usual one is the first.
+    /// End-of-sequence tokens of this model; the usual one is the first.
     pub(crate) fn ends(&self) -> &[Token] {
         self.policy.tokenizer().eos_ids()
     }
 
-    /// The tokens of a prompt in the words of this model.
+    /// Tokens of a prompt in this model's vocabulary.
     pub(crate) fn prompt(&self, group: &Group) -> Result<Vec<Token>> {
-        if self.same_words {
+        if self.same_tokenizer {
             return Ok(group.prompt_ids.clone());
         }
         Ok(self.policy.tokenizer().prompt_ids(&group.prompt)?)
     }
 
-    /// The tokens of an answer in the words of this model; one that was cut has no end here either.
+    /// Tokens of an answer in this model's vocabulary; a truncated one has no end here either.
     pub(crate) fn answer(&self, group: &Group, sample: &Sample) -> Result<Vec<Token>> {
-        if self.same_words {
+        if self.same_tokenizer {
             return Ok(sample.ids.clone());
         }
         let mut ids = self.policy.tokenizer().answer_ids(&group.prompt, &sample.text)?;
@@ -124,7 +127,7 @@ impl RewardModel {
         Ok(ids)
     }
 
-    /// The score of each answer of each group.
+    /// Rewards of each answer of each group.
     fn scores(&self, groups: &[Group]) -> Result<Vec<Vec<f32>>> {
         let asked = |group: &Group| {
             let answers = group.samples.iter().map(|sample| self.answer(group, sample)).collect::<Result<_>>()?;
@@ -133,7 +136,7 @@ impl RewardModel {
         self.score_tokens(groups.iter().map(asked).collect::<Result<Vec<_>>>()?)
     }
 
-    /// The score after the last token of each answer, of prompts with their answers.
+    /// Rewards after the last token of each answer, of prompts with their answers.
     pub(crate) fn score_tokens(&self, asked: Vec<(Vec<Token>, Vec<Vec<Token>>)>) -> Result<Vec<Vec<f32>>> {
         let mut scores: Vec<Vec<f32>> = asked.iter().map(|(_, answers)| Vec::with_capacity(answers.len())).collect();
         let mut pass = Pass::default();
@@ -165,7 +168,7 @@ impl RewardModel {
     }
 }
 
-impl Reward for RewardModel {
+impl Reward for RewardNetwork {
     fn name(&self) -> &'static str {
         "model"
     }
@@ -185,14 +188,14 @@ impl Reward for RewardModel {
     }
 }
 
-/// The answers of one forward pass.
+/// Answers of one forward pass.
 #[derive(Debug, Default)]
 struct Pass {
     parts: Vec<GroupPart>,
     tokens: usize,
 }
 
-/// The answers of one group in one forward pass.
+/// Answers of one group in one forward pass.
 #[derive(Debug)]
 struct GroupPart {
     group: usize,
@@ -252,7 +255,7 @@ mod tests {
         let critic = Critic::new(policy.network(), None, policy.device());
         critic.restore(&[("score.weight".into(), Tensor::from_slice(&Seed::new(1).normals(64)))]).unwrap();
         let limits = MicroBatchLimits { tokens: 1000, vocab: 259, device: policy.device() };
-        let mut judge = RewardModel { policy, critic, same_words: true, limits, version: "1".into() };
+        let mut judge = RewardNetwork { policy, critic, same_tokenizer: true, limits, version: "1".into() };
         // Answers of one, two and three tokens, and of one and two.
         let groups: Vec<Group> = scored(&[&[0.0; 3], &[0.0; 2]]).iter().map(|scored| scored.group().clone()).collect();
         let whole = judge.scores(&groups).unwrap();

@@ -15,7 +15,7 @@ use reward::judge::{Contestant, Fair, Judge};
 use schema::{Comparison, Grade, GradedGroup, Group, Metrics, RewardPart, Rival, Verdict};
 
 /// A judge, and which samples of a step it compares.
-pub(crate) struct Bench {
+pub(crate) struct PairComparer {
     judge: Fair,
     compares: Compares,
     /// The weight of the win rate in a sample's reward.
@@ -24,32 +24,32 @@ pub(crate) struct Bench {
 
 /// A sample of a step: its group and its place there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Seat {
+struct SamplePosition {
     group: usize,
     place: usize,
 }
 
-impl Seat {
+impl SamplePosition {
     fn sees(self, other: Self) -> Rival {
         if self.group == other.group { Rival::Own(other.place) } else { Rival::Opponent(other.place) }
     }
 }
 
-impl Bench {
+impl PairComparer {
     /// Where nothing else is a reward, win rates are (`weight` 1).
     pub(crate) fn new(judge: Fair, compares: Compares, weight: f64) -> Self {
         Self { judge, compares, weight }
     }
 
     /// Compares the samples of a step and adds to each verdict how its sample fared.
-    pub(crate) fn hear(&mut self, groups: Vec<GradedGroup>) -> Result<Vec<GradedGroup>> {
-        let seats = seats(self.compares, &groups);
-        let at = |seat: Seat| Contestant { group: groups[seat.group].group(), place: seat.place };
-        let pairs: Vec<_> = seats.iter().map(|(a, b)| (at(*a), at(*b))).collect();
+    pub(crate) fn compare_step(&mut self, groups: Vec<GradedGroup>) -> Result<Vec<GradedGroup>> {
+        let pairings = pairings(self.compares, &groups);
+        let at = |position: SamplePosition| Contestant { group: groups[position.group].group(), place: position.place };
+        let pairs: Vec<_> = pairings.iter().map(|(a, b)| (at(*a), at(*b))).collect();
         let said = self.compare(&pairs)?;
         let mut verdicts: Vec<Vec<Verdict>> = groups.iter().map(|group| group.verdicts().to_vec()).collect();
         let (judge, version) = (self.judge.name(), self.judge.version());
-        for ((a, b), win) in seats.into_iter().zip(said) {
+        for ((a, b), win) in pairings.into_iter().zip(said) {
             let (there, back) = match win {
                 Grade::Value(win) => (Grade::Value(win), Grade::Value(1.0 - win)),
                 failed @ Grade::Missing(_) => (failed.clone(), failed),
@@ -106,26 +106,30 @@ fn win_rate(verdict: &Verdict) -> Grade {
 }
 
 /// The pairs to compare, each once.
-fn seats(compares: Compares, groups: &[GradedGroup]) -> Vec<(Seat, Seat)> {
+fn pairings(compares: Compares, groups: &[GradedGroup]) -> Vec<(SamplePosition, SamplePosition)> {
     let size = |group: usize| groups[group].group().samples.len();
     let indices: Vec<usize> = (0..groups.len()).collect();
     let duels = duels(&indices).map(|(own, other)| (*own, *other));
-    let seat = |group, place| Seat { group, place };
+    let position = |group, place| SamplePosition { group, place };
     match compares {
         Compares::Group => (0..groups.len())
-            .flat_map(|group| (0..size(group)).flat_map(move |a| (0..a).map(move |b| (seat(group, b), seat(group, a)))))
+            .flat_map(|group| {
+                (0..size(group)).flat_map(move |a| (0..a).map(move |b| (position(group, b), position(group, a))))
+            })
             .collect(),
         Compares::Neighbours => (0..groups.len())
-            .flat_map(|group| (0..size(group) / 2).map(move |two| (seat(group, 2 * two), seat(group, 2 * two + 1))))
+            .flat_map(|group| {
+                (0..size(group) / 2).map(move |two| (position(group, 2 * two), position(group, 2 * two + 1)))
+            })
             .collect(),
         Compares::Opponents => duels
             .flat_map(|(own, other)| {
-                (0..size(own)).flat_map(move |a| (0..size(other)).map(move |b| (seat(own, a), seat(other, b))))
+                (0..size(own)).flat_map(move |a| (0..size(other)).map(move |b| (position(own, a), position(other, b))))
             })
             .collect(),
         Compares::Counterparts => duels
             .flat_map(|(own, other)| {
-                (0..size(own).min(size(other))).map(move |place| (seat(own, place), seat(other, place)))
+                (0..size(own).min(size(other))).map(move |place| (position(own, place), position(other, place)))
             })
             .collect(),
     }
@@ -194,7 +198,7 @@ mod tests {
     }
 
     fn heard(compares: Compares, rewards: &[&[f32]]) -> Vec<GradedGroup> {
-        Bench::new(Fair::new(Box::new(Longer), true), compares, 0.0).hear(drawn(rewards)).unwrap()
+        PairComparer::new(Fair::new(Box::new(Longer), true), compares, 0.0).compare_step(drawn(rewards)).unwrap()
     }
 
     #[test]
@@ -240,7 +244,9 @@ mod tests {
     fn win_rates_are_rewards_where_nothing_else_is() {
         let bare = drawn(&[&[0.0; 2]]).remove(0);
         let bare = GradedGroup::new(bare.group().clone(), vec![Verdict::default(); 2]).unwrap();
-        let heard = Bench::new(Fair::new(Box::new(Longer), true), Compares::Group, 1.0).hear(vec![bare]).unwrap();
+        let heard = PairComparer::new(Fair::new(Box::new(Longer), true), Compares::Group, 1.0)
+            .compare_step(vec![bare])
+            .unwrap();
         assert_eq!(heard[0].rewards(), [Some(0.25), Some(0.75)]);
     }
 }

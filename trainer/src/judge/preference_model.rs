@@ -1,18 +1,21 @@
-//! A trained network as a judge: a preference model, which reads both answers at once, or a reward model, by its scores.
+//! A trained network as a judge: a preference model, which reads both answers at once, or a reward model, by its rewards.
 //!
 //! Like [rewards](crate::grading) that run networks, judges that do are made here, because the reward crate knows
 //! none.
 
 use crate::algorithm;
 use crate::checkpoint::restore::resumed_config;
-use crate::grading::RewardModel;
+use crate::grading::RewardNetwork;
 use crate::{Error, Result};
 use model::Policy;
 use reward::judge::{ByReward, Contestant, Judge, Pair};
 use schema::{Grade, Token};
 use std::path::Path;
 
-/// What can be refused before anything is loaded: a folder that is no run, or a run of another kind.
+/// Checks the run in a folder, before anything is loaded.
+///
+/// # Errors
+/// If the folder is no run, or a run of an algorithm that compares nothing.
 pub(crate) fn check(folder: &Path) -> Result<()> {
     let config = resumed_config(folder, &[])?;
     match config.algorithm {
@@ -25,7 +28,8 @@ pub(crate) fn check(folder: &Path) -> Result<()> {
     }
 }
 
-/// The newest checkpoint of a run, to judge what `judged` draws in passes of at most `micro_batch_tokens`.
+/// Loads the newest checkpoint of a run, to compare samples of the policy `judged` in passes of at most `micro_batch_tokens`
+/// tokens.
 pub(crate) fn open(
     folder: &Path,
     temperature: f64,
@@ -35,7 +39,7 @@ pub(crate) fn open(
 ) -> Result<Box<dyn Judge>> {
     check(folder)?;
     let config = resumed_config(folder, &[])?;
-    let network = RewardModel::read(folder, &config, judged, model, micro_batch_tokens)?;
+    let network = RewardNetwork::read(folder, &config, judged, model, micro_batch_tokens)?;
     Ok(match config.algorithm {
         algorithm::Config::PreferenceModel(_) => Box::new(PreferenceJudge { network }),
         _ => Box::new(ByReward::new(Box::new(network), temperature)),
@@ -44,7 +48,7 @@ pub(crate) fn open(
 
 /// `P(a ≻ b) = σ(s(x, a, b) − s(x, b, a))`, the same whichever is named first.
 struct PreferenceJudge {
-    network: RewardModel,
+    network: RewardNetwork,
 }
 
 impl PreferenceJudge {
@@ -63,8 +67,7 @@ impl PreferenceJudge {
         self.network.answer(contestant.group, contestant.sample())
     }
 
-    /// One answer behind the other. The first has an end, if need be one that it was cut before: without it nobody knows
-    /// where the second begins.
+    /// Concatenates two answers, appending EOS to the first if it was truncated, so that the boundary is visible.
     fn joined(&self, first: &[Token], second: &[Token]) -> Vec<Token> {
         let ends = self.network.ends();
         let end = ends.first().filter(|_| first.last().is_none_or(|last| !ends.contains(last)));

@@ -1,4 +1,4 @@
-//! What a config asks for, built: everything that the loop needs, or a sentence that says what is missing.
+//! The parts of a run, built from its config; or an error that says what is missing.
 
 use crate::algorithm::{self, Compares, Needs, Opponent};
 use crate::batch::Reads;
@@ -6,9 +6,9 @@ use crate::checkpoint::restore::start_from;
 use crate::collected::Collected;
 use crate::config::{Config, Replay};
 use crate::evaluate::pool;
-use crate::evaluate::{Exam, HeldOut};
-use crate::grading::RewardModel;
-use crate::judge::Bench;
+use crate::evaluate::{HeldOut, HeldOutEvaluation};
+use crate::grading::RewardNetwork;
+use crate::judge::PairComparer;
 use crate::judge::preference_model;
 use crate::sampling::{Examples, Fresh, Offline, Past, Reader, Replayed, RunContext, Source, replays};
 use crate::{Error, Result};
@@ -25,8 +25,8 @@ pub(crate) struct Plan {
     pub(crate) policy: Policy,
     pub(crate) source: SourcePlan,
     pub(crate) reward: WeightedSum,
-    pub(crate) judge: Option<Bench>,
-    pub(crate) exam: Option<Exam>,
+    pub(crate) judge: Option<PairComparer>,
+    pub(crate) evaluation: Option<HeldOutEvaluation>,
     /// The first prompt of the run, for an estimate of lengths.
     first_prompt: Prompt,
 }
@@ -48,8 +48,8 @@ impl Plan {
         let first_prompt = train.prompt(0)?;
         let policy = policy(config)?;
         let reward = rewards(config, &policy)?;
-        let judge = bench(config, needs.samples.compares(), &policy)?;
-        let exam = held_out.filter(|_| count > 0).map(|source| {
+        let judge = pair_comparer(config, needs.samples.compares(), &policy)?;
+        let evaluation = held_out.filter(|_| count > 0).map(|source| {
             let prompts = (0..count).map(|index| source.prompt(index)).collect::<rollout::Result<Vec<Prompt>>>()?;
             let examples = match reader {
                 Some(reader) => reader.read(prompts.clone(), &policy)?.examples,
@@ -57,7 +57,7 @@ impl Plan {
             };
             let examples = Collected::Examples(examples);
             let answers = answers(config, &needs, &seed).map(|answers| HeldOut { prompts, ..answers });
-            Ok::<_, Error>(Exam { answers, examples })
+            Ok::<_, Error>(HeldOutEvaluation { answers, examples })
         });
         let rollout = &config.rollout;
         let prompts = Epochs::new(train, rollout.prompts_per_step, seed.child("epochs"));
@@ -77,11 +77,11 @@ impl Plan {
                 past,
             },
         };
-        Ok(Self { policy, source, reward, judge, exam: exam.transpose()?, first_prompt })
+        Ok(Self { policy, source, reward, judge, evaluation: evaluation.transpose()?, first_prompt })
     }
 }
 
-/// Where samples come from, as far as it is known before the run has a folder.
+/// The source of samples, as far as it can be built before the run has a folder.
 pub(super) enum SourcePlan {
     /// A data set.
     Examples(Examples),
@@ -92,7 +92,7 @@ pub(super) enum SourcePlan {
         prompts: Epochs,
         /// Samples what the policy's own samples are compared with.
         opponent: Option<Box<dyn Collector>>,
-        /// Whether the algorithm replays old groups in any step.
+        /// `true` if the algorithm replays old groups in any step.
         replays: bool,
         /// Another run, whose groups are replayed too.
         past: Option<Past>,
@@ -129,7 +129,7 @@ pub(crate) fn policy(config: &Config) -> Result<Policy> {
     Ok(policy)
 }
 
-/// Draws the samples that the policy's own are compared with.
+/// The collector of the samples that the policy's own are compared with.
 fn opponent_of(policy: &Policy, opponent: Opponent, config: &Config) -> Box<dyn Collector> {
     let started = !config.model.adapter_from.is_empty();
     let adapter = if started { policy.adapter().copy() } else { Adapter::none() };
@@ -141,10 +141,10 @@ fn opponent_of(policy: &Policy, opponent: Opponent, config: &Config) -> Box<dyn 
     })
 }
 
-/// Refuses what is wrong with the rewards as far as it can be seen before a network is loaded.
+/// Refuses errors in the rewards that can be found before a network is loaded.
 fn check_rewards(rewards: &[reward::Config]) -> Result<()> {
     for model in rewards.iter().filter_map(|reward| reward.model.as_ref()) {
-        RewardModel::check(&model.path)?;
+        RewardNetwork::check(&model.path)?;
     }
     let rules: Vec<reward::Config> = rewards.iter().filter(|reward| reward.model.is_none()).cloned().collect();
     // Whether any reward carries weight can only be said of all of them.
@@ -160,14 +160,14 @@ fn rewards(config: &Config, policy: &Policy) -> Result<WeightedSum> {
         return Ok(WeightedSum::nothing());
     }
     let mut open = |model: &reward::ModelConfig| {
-        let opened = RewardModel::open(&model.path, policy, &config.model, config.micro_batch_tokens);
+        let opened = RewardNetwork::open(&model.path, policy, &config.model, config.micro_batch_tokens);
         let opened = opened.map_err(|error| in_rewards_words(&error))?;
         Ok(Box::new(opened) as Box<dyn reward::Reward>)
     };
     Ok(reward::build_with(&config.reward, &mut open)?)
 }
 
-/// Refuses what is wrong with the judge as far as it can be seen before a network is loaded.
+/// Refuses errors in the judge that can be found before a network is loaded.
 fn check_judge(config: &Config) -> Result<()> {
     let Some(judge) = &config.judge else { return Ok(()) };
     judge.check()?;
@@ -176,7 +176,7 @@ fn check_judge(config: &Config) -> Result<()> {
 
 /// The judge of a config, whose network shares the policy's base where it can. Where the method draws nothing, the judge
 /// compares held-out answers alone.
-fn bench(config: &Config, compares: Option<Compares>, policy: &Policy) -> Result<Option<Bench>> {
+fn pair_comparer(config: &Config, compares: Option<Compares>, policy: &Policy) -> Result<Option<PairComparer>> {
     let Some(judge) = &config.judge else { return Ok(None) };
     let mut open = |model: &reward::ModelConfig, temperature| {
         preference_model::open(&model.path, temperature, policy, &config.model, config.micro_batch_tokens)
@@ -184,7 +184,7 @@ fn bench(config: &Config, compares: Option<Compares>, policy: &Policy) -> Result
     };
     let fair = judge.build(&mut open)?;
     let weight = if config.reward.is_empty() { 1.0 } else { 0.0 };
-    Ok(Some(Bench::new(fair, compares.unwrap_or(Compares::Counterparts), weight)))
+    Ok(Some(PairComparer::new(fair, compares.unwrap_or(Compares::Counterparts), weight)))
 }
 
 /// An error of opening a network as the reward crate puts it.
@@ -192,14 +192,14 @@ fn in_rewards_words(error: &Error) -> reward::Error {
     if error.is_input() { reward::Error::input(error.to_string()) } else { reward::Error::Runtime(error.to_string()) }
 }
 
-/// How many held-out prompts the config asks for.
+/// Number of held-out prompts that the config asks for.
 fn held_out_count(source: &dyn PromptSource, config: &Config) -> Result<u64> {
     let all = source.len().ok_or_else(|| Error::input("the held-out prompts are endless; set evaluate.prompts"))?;
     Ok(if config.evaluate.prompts == 0 { all } else { all.min(config.evaluate.prompts as u64) })
 }
 
-/// How held-out prompts are answered: not at all where nobody looks at answers, or where the adapter makes scores and not
-/// words.
+/// The settings of answers to held-out prompts; `None` if nothing grades or compares answers, or the adapter has a scalar
+/// head.
 fn answers(config: &Config, needs: &Needs, seed: &Seed) -> Option<HeldOut> {
     let evaluate = &config.evaluate;
     let looked_at = !config.reward.is_empty() || !evaluate.against.is_empty();
@@ -214,18 +214,18 @@ fn answers(config: &Config, needs: &Needs, seed: &Seed) -> Option<HeldOut> {
     })
 }
 
-/// The arithmetic of a config.
+/// Sizes of a run, computed from its config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Estimate {
-    /// Samples drawn for a prompt; 0 if none is drawn and the step's prompts bring their completions.
+    /// Samples of a prompt; 0 if its completions come from a data set.
     pub samples_per_prompt: u64,
-    /// Samples drawn in one step.
+    /// Samples of one step.
     pub samples_per_step: u64,
     /// Optimizer updates in one step.
     pub updates_per_step: u64,
-    /// Samples drawn in the whole run.
+    /// Samples of the whole run.
     pub samples: u64,
-    /// Tokens drawn in the whole run if every completion reaches the limit.
+    /// Sampled tokens of the whole run if every completion reaches the limit.
     pub max_generated_tokens: u64,
     /// Held-out prompts.
     pub held_out: usize,
@@ -252,7 +252,10 @@ impl Estimate {
     }
 }
 
-/// Computes what a config asks for. Loads the model, so that its sizes are those of the file.
+/// Computes the sizes of a run. Loads the model, so that its sizes are those of the file.
+///
+/// # Errors
+/// If the config cannot be built.
 pub fn estimate(config: &Config) -> Result<Estimate> {
     let plan = Plan::build(config)?;
     let (rollout, dimensions) = (&config.rollout, plan.policy.network().dimensions());
@@ -262,7 +265,7 @@ pub fn estimate(config: &Config) -> Result<Estimate> {
     let groups = if algorithm.needs().samples.opponent().is_some() { 2 } else { 1 };
     let samples_per_prompt = if drawn { groups * rollout.group_size as u64 } else { 0 };
     let samples_per_step = rollout.prompts_per_step as u64 * samples_per_prompt;
-    let answers = plan.exam.as_ref().is_some_and(|exam| exam.answers.is_some());
+    let answers = plan.evaluation.as_ref().is_some_and(|evaluation| evaluation.answers.is_some());
     let parameters = dimensions.parameters() as u64;
     let trained_parameters = plan.policy.adapter().parameters() as u64;
     let bytes = plan.policy.kind().elt_size_in_bytes() as u64;
@@ -288,7 +291,7 @@ pub fn estimate(config: &Config) -> Result<Estimate> {
         updates_per_step,
         samples: samples_per_step * config.steps,
         max_generated_tokens: samples_per_step * config.steps * u64::from(rollout.max_new_tokens),
-        held_out: plan.exam.as_ref().map_or(0, Exam::len),
+        held_out: plan.evaluation.as_ref().map_or(0, HeldOutEvaluation::len),
         parameters,
         trained_parameters,
         weight_bytes: parameters * plan.policy.dtype().kind().elt_size_in_bytes() as u64,
