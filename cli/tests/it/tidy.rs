@@ -2,6 +2,8 @@
 //!
 //! What clippy or rustfmt can check is theirs (`clippy.toml`, `[workspace.lints]`, `.ci/run`).
 
+mod language;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
