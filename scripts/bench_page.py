@@ -218,7 +218,7 @@ network's shapes, {limits["read_gb_per_s"]} GB/s of reading.{quiet}
 
 Every number is the median of its repetitions, with the least and the greatest behind it. *Of the limit* is the share that
 is reached of what the machine could do at best: the larger of the products' operations at the rate above and the bytes at
-the rate above ([limit.rs](../../cli/src/bench/limit.rs) counts them). *Ratio* is how many times better proxrl is than the
+the rate above ([roofline.rs](../../bench/src/roofline.rs) counts them). *Ratio* is how many times better proxrl is than the
 peer in the column before it: above 1 it is ahead, in speed as in memory. All do the same work from the same weights:
 
 - `decode/N`: N sequences side by side after prompts of 64 tokens, eight of them of one prompt; *transformers* is

@@ -1,8 +1,8 @@
-//! `proxrl doctor`: what this machine offers to a run, and what is missing.
+//! `proxrl doctor`: the parts of this machine that a run needs, and those that are missing.
 //!
-//! Fails only if a run on the CPU would fail; everything else is told, not judged.
+//! Fails only if a run on the CPU would fail; everything else is only reported.
 
-use crate::screen::{answer, table};
+use crate::terminal::{answer, table};
 use anyhow::{Context, ensure};
 use model::device::{Cuda, Dtype, HOST, cuda};
 use std::fs;
@@ -35,7 +35,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         ("disk", format!("{} free for the cache, {} free here", free_space(&cache), free_space(Path::new(".")))),
         ("quickstart model", model_state(&cache.join(QUICKSTART_MODEL))),
     ];
-    answer(&table(&rows))?;
+    answer(&table::pairs(&rows))?;
     f32_speed.context("a run on the CPU would fail: libtorch cannot multiply two f32 matrices")?;
     answer("\nA run on the CPU will work.\n")?;
     Ok(())
@@ -100,7 +100,7 @@ fn product_speed(dtype: Dtype) -> anyhow::Result<f64> {
     const SIDE: i64 = 1024;
     let ones = Tensor::f_ones([SIDE, SIDE], (dtype.kind(), HOST))?;
     let mut fastest = f64::INFINITY;
-    // The first product warms up; a busy machine needs several for one that is undisturbed.
+    // The first product warms up; on a busy machine several are needed for one that is undisturbed.
     for _ in 0..8 {
         let start = Instant::now();
         let product = ones.f_matmul(&ones)?;

@@ -1,6 +1,6 @@
 //! `proxrl eval`: answers the held-out prompts of a run.
 
-use crate::screen::{Screen, Usage, answer, table};
+use crate::terminal::{TrainingScreen, Usage, answer, table};
 use std::path::PathBuf;
 use trainer::Observer;
 use trainer::config::{Config, Override};
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.against.is_empty() {
         config.evaluate.against.clone_from(&args.against);
     }
-    let mut screen = Screen::new();
+    let mut screen = TrainingScreen::new();
     let metrics = trainer::evaluate(&config, checkpoint, &mut screen)?;
     screen.end();
     if metrics.iter().next().is_none() {
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         answer(&format!("{}\n", serde_json::to_string(&metrics)?))?;
     } else {
         let rows: Vec<(&str, String)> = metrics.iter().map(|(name, value)| (name, format!("{value:.4}"))).collect();
-        answer(&table(&rows))?;
+        answer(&table::pairs(&rows))?;
     }
     Ok(())
 }

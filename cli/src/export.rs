@@ -1,6 +1,6 @@
 //! `proxrl export`: a run's adapter, or the model with it merged in, for other programs.
 
-use crate::screen::{Usage, answer};
+use crate::terminal::{Usage, answer};
 use model::export::Storage;
 use std::path::PathBuf;
 use trainer::PeftForm;
@@ -12,13 +12,13 @@ pub(crate) struct Args {
     /// The format to write.
     #[arg(long, value_enum, default_value_t = Format::Peft)]
     format: Format,
-    /// Where to write; RUN/export/FORMAT by default, RUN/export/model.gguf for gguf.
+    /// The file or folder to write; RUN/export/FORMAT by default, RUN/export/model.gguf for gguf.
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// What an adapter calls its base model; the path in the run's config by default.
+    /// The name of the base model in an adapter; the path in the run's config by default.
     #[arg(long, value_name = "NAME")]
     base: Option<String>,
-    /// How the weights of a merged model are stored: f16 by default for gguf, the base's own format for hf.
+    /// The format of a merged model's weights: f16 by default for gguf, the base's own format for hf.
     #[arg(long = "type", value_enum, value_name = "TYPE")]
     storage: Option<Type>,
     /// Files of weights in an hf folder are at most this large, in MB (10^6 bytes).

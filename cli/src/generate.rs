@@ -1,6 +1,6 @@
 //! `proxrl generate`: answers one prompt, token by token.
 
-use crate::screen::Usage;
+use crate::terminal::Usage;
 use anyhow::Context;
 use model::adapter::AdapterConfig;
 use model::{Config, Policy};
@@ -58,7 +58,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match print_answer(args) {
-        // Whoever read the answer has seen enough (`| head`).
+        // The reader of the answer has seen enough (`| head`).
         Err(error) if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => {
             Ok(())
         }
@@ -123,7 +123,7 @@ fn print_answer(args: &Args) -> anyhow::Result<()> {
         });
         writeln!(out, "{line}")?;
     } else {
-        // What the stream held back: an unfinished character, or all of it where a stop string could still cut it.
+        // The rest, which the stream held back: an unfinished character, or all of it where a stop string could still cut it.
         writeln!(out, "{}", sample.text.strip_prefix(&printed).unwrap_or_default())?;
     }
     Ok(())

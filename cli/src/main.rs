@@ -1,25 +1,24 @@
 //! `proxrl`: the front door. It parses, prints and wires; the rooms behind it do the work.
 //!
-//! Exit codes: 0 when done, 2 when something the user gave is at fault, 1 when something failed although it was right,
-//! 130 when interrupted after saving.
+//! Exit codes: 0 when done, 2 when the user's input is at fault, 1 when something else failed, 130 when interrupted after
+//! saving.
 
 mod bench;
-mod completions;
 mod doctor;
 mod eval;
 mod export;
 mod generate;
 mod plan;
 mod plot;
-mod profile;
 mod replay;
 mod rollout;
-mod screen;
-mod stop;
+mod shell;
+mod signals;
+mod terminal;
 mod train;
 
+use ::bench::profile::{ChromeTrace, PhaseLayer, PhaseLog};
 use clap::{Parser, Subcommand};
-use profile::{Kept, Listener, Trace};
 use std::process::ExitCode;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
@@ -51,11 +50,11 @@ enum Verb {
     /// Draw a metric of one or several runs.
     Plot(plot::Args),
     /// Measure how fast this machine samples and trains with a model, against its own limits.
-    Bench(bench::Args),
+    Bench(::bench::Args),
     /// Check this machine: libtorch, device, threads, cache and model.
     Doctor,
     /// Print a completion script for a shell.
-    Completions(completions::Args),
+    Completions(shell::Args),
 }
 
 fn main() -> ExitCode {
@@ -65,24 +64,24 @@ fn main() -> ExitCode {
     }
     let done = go(verb);
     done.unwrap_or_else(|error| {
-        screen::error(&error);
+        terminal::error(&error);
         ExitCode::from(if is_input(&error) { 2 } else { 1 })
     })
 }
 
-/// Shows warnings, or what `PROXRL_LOG` names, and lets `listener` hear what phases a run goes through.
-fn listen(listener: Option<Listener>) {
+/// Shows warnings, or the level that `PROXRL_LOG` names, and installs a layer that receives the phases of a run.
+fn subscribe(phases: Option<PhaseLayer>) {
     let level = std::env::var("PROXRL_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::WARN);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
-    tracing_subscriber::registry().with(lines.with_filter(level)).with(listener.map(Listener::layer)).init();
+    tracing_subscriber::registry().with(lines.with_filter(level)).with(phases.map(PhaseLayer::filtered)).init();
 }
 
 fn go(verb: Verb) -> anyhow::Result<ExitCode> {
-    let phases = Kept::default();
+    let phases = PhaseLog::default();
     let trace = if let Verb::Train(args) = &verb { args.trace()? } else { None };
-    listen(match &verb {
-        Verb::Bench(_) => Some(phases.listener()),
-        _ => trace.as_ref().map(Trace::listener),
+    subscribe(match &verb {
+        Verb::Bench(_) => Some(phases.layer()),
+        _ => trace.as_ref().map(ChromeTrace::layer),
     });
     match verb {
         Verb::Train(args) => train::run(&args, trace.as_ref()),
@@ -95,11 +94,11 @@ fn go(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Plot(args) => plot::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Doctor => doctor::run().map(|()| ExitCode::SUCCESS),
-        Verb::Completions(args) => completions::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Completions(args) => shell::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
 
-/// What libraries read from the environment before `main`, or once for all, and should find there.
+/// Variables that libraries read from the environment before `main`, or once, with the values they should find.
 const ENVIRONMENT: [(&str, &str); 3] = [
     // The C library: memory in pages of 2 MB where the system allows it. Weights are then read a fifth faster.
     ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
@@ -109,7 +108,7 @@ const ENVIRONMENT: [(&str, &str); 3] = [
     ("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1"),
 ];
 
-/// Starts the program anew, in the same process, with what [`ENVIRONMENT`] says and the user has not said.
+/// Starts the program again in the same process, with the variables of [`ENVIRONMENT`] that the user has not set.
 fn complete_environment() {
     #[cfg(target_os = "linux")]
     {
@@ -125,7 +124,7 @@ fn complete_environment() {
     }
 }
 
-/// Whether any link of the chain says that the user's input is at fault.
+/// Returns true if any error of the chain says that the user's input is at fault.
 fn is_input(error: &anyhow::Error) -> bool {
     error.chain().any(|link| {
         link.downcast_ref::<model::Error>().is_some_and(model::Error::is_input)
@@ -133,6 +132,7 @@ fn is_input(error: &anyhow::Error) -> bool {
             || link.downcast_ref::<reward::Error>().is_some_and(reward::Error::is_input)
             || link.downcast_ref::<store::Error>().is_some_and(store::Error::is_input)
             || link.downcast_ref::<trainer::Error>().is_some_and(trainer::Error::is_input)
-            || link.is::<screen::Usage>()
+            || link.is::<::bench::Usage>()
+            || link.is::<terminal::Usage>()
     })
 }

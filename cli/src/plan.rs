@@ -1,6 +1,6 @@
 //! `proxrl plan`: the arithmetic of a config, before it costs anything.
 
-use crate::screen::{answer, table, thousands};
+use crate::terminal::{answer, table, thousands};
 use std::path::PathBuf;
 use trainer::config::{Config, Override};
 
@@ -57,6 +57,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         ("memory: one micro-batch", megabytes(estimate.activation_bytes)),
         ("memory: peak, about", megabytes(estimate.peak_bytes())),
     ];
-    answer(&format!("{}\nEvery key, defaults included:\n\n{}\n", table(&rows), config.resolved()?))?;
+    answer(&format!("{}\nEvery key, defaults included:\n\n{}\n", table::pairs(&rows), config.resolved()?))?;
     Ok(())
 }

@@ -9,7 +9,7 @@ pub(crate) struct Args {
     /// Run folders, each with a name if you like: `grpo=runs/grpo-0`. Those of one name are drawn as their mean.
     #[arg(required = true, value_name = "[NAME=]RUN")]
     runs: Vec<Run>,
-    /// What to draw it against.
+    /// The horizontal axis.
     #[arg(long, value_enum, default_value_t = Axis::Step)]
     x: Axis,
     /// The metric to draw, by its name in metrics.jsonl.
@@ -20,7 +20,7 @@ pub(crate) struct Args {
     out: PathBuf,
 }
 
-/// A run folder and what it is called.
+/// A run folder and its name in the legend.
 #[derive(Debug, Clone)]
 struct Run {
     name: String,
@@ -63,6 +63,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Axis::Seconds => plot::Axis::Seconds,
     };
     plot::write(&plot::curve_of_runs(&runs, axis, &args.y)?, &args.out)?;
-    crate::screen::answer(&format!("{}\n", args.out.display()))?;
+    crate::terminal::answer(&format!("{}\n", args.out.display()))?;
     Ok(())
 }

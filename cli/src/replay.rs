@@ -3,17 +3,19 @@
 //! Questions open the store for reading alone, so they are safe beside a training run. Four verbs write: `prune`,
 //! `migrate`, `rescore` and `import`.
 
+mod format;
 mod import;
-mod judge;
-mod keep;
+mod maintain;
+mod rescore;
 
 use anyhow::Result;
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
+use format::Format;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use store::{End, Paired, Pairing, Ranking, RunId, SampleId, Scoring, Selection, Store, Table};
 
-/// What `proxrl replay` takes.
+/// The options of `proxrl replay`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -21,12 +23,12 @@ pub(crate) struct Args {
     /// The store to ask: `sqlite://FILE` or `postgres://USER@HOST/DATABASE`.
     #[arg(long, global = true, value_name = "URL", default_value = "sqlite://proxrl.db")]
     store: String,
-    /// How to write the answer.
+    /// The format of the answer.
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     format: Format,
 }
 
-/// Whose samples, and judged how.
+/// The choice of samples and of their rewards.
 #[derive(Debug, clap::Args)]
 struct Scope {
     /// Only this run, by name or number.
@@ -36,10 +38,10 @@ struct Scope {
     judged: Judged,
 }
 
-/// Which rewards count.
+/// The choice of rewards.
 #[derive(Debug, clap::Args)]
 struct Judged {
-    /// Which rewards count: `training`, `latest`, or the number of a scoring.
+    /// The rewards that count: `training`, `latest`, or the number of a scoring.
     #[arg(long, value_name = "SCORING", default_value_t = Scoring::Training)]
     scoring: Scoring,
 }
@@ -109,16 +111,16 @@ enum Question {
     /// Check every page, reference, length, hash and count; exit code 1 and the rows' names if something is wrong.
     Verify,
     /// Remove the samples of old steps, but none that a run still needs, and say what that freed.
-    Prune(keep::Prune),
+    Prune(maintain::Prune),
     /// Copy a whole store into an empty one, such as a file into a PostgreSQL database, and compare the two.
-    Migrate(keep::Migrate),
+    Migrate(maintain::Migrate),
     /// Judge stored samples again by the [[reward]] tables of a config, as a new scoring.
-    Rescore(judge::Rescore),
+    Rescore(rescore::Rescore),
     /// Bring in completions from elsewhere, with the log-probabilities that a model of yours gives them.
     Import(import::Import),
 }
 
-/// What `pairs` takes.
+/// The options of `pairs`.
 #[derive(Debug, clap::Args)]
 struct Pairs {
     /// The file to write: JSON lines, .jsonl.
@@ -136,7 +138,7 @@ struct Pairs {
     margin: f64,
 }
 
-/// What `top` and `bottom` take.
+/// The options of `top` and `bottom`.
 #[derive(Debug, clap::Args)]
 struct Ends {
     #[command(flatten)]
@@ -149,53 +151,43 @@ struct Ends {
     count: usize,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    /// Aligned columns that fit a hundred characters, long cells cut.
-    Table,
-    /// An array of objects.
-    Json,
-    /// Comma-separated values.
-    Csv,
-}
-
 /// Answers one question.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (url, format) = (args.store.as_str(), args.format);
     let text = match &args.question {
-        Question::Ls => render(&open(url)?.list()?, format),
-        Question::Show { id, judged } => render_record(&show(&judged.open(url)?, id)?, format),
+        Question::Ls => format.render(&open(url)?.list()?)?,
+        Question::Show { id, judged } => format.render_record(&show(&judged.open(url)?, id)?)?,
         Question::Stats { scope } => {
             let (store, run) = scope.open(url)?;
-            render(&store.stats(run)?, format)
+            format.render(&store.stats(run)?)?
         }
-        Question::Top(ends) => render(&ends.rank(url, End::Top)?, format),
-        Question::Bottom(ends) => render(&ends.rank(url, End::Bottom)?, format),
+        Question::Top(ends) => format.render(&ends.rank(url, End::Top)?)?,
+        Question::Bottom(ends) => format.render(&ends.rank(url, End::Bottom)?)?,
         Question::Diff { first, second, judged } => {
             let store = judged.open(url)?;
-            render(&store.diff(store.find_run(first)?.id, store.find_run(second)?.id)?, format)
+            format.render(&store.diff(store.find_run(first)?.id, store.find_run(second)?.id)?)?
         }
         Question::Audit { run, judged } => {
             let store = judged.open(url)?;
-            render_record(&store.audit(newest(&store, run.as_deref())?)?, format)
+            format.render_record(&store.audit(newest(&store, run.as_deref())?)?)?
         }
-        Question::Query { sql, judged } => render(&judged.open(url)?.query(sql)?, format),
+        Question::Query { sql, judged } => format.render(&judged.open(url)?.query(sql)?)?,
         Question::Export { file, scope, condition } => {
             let (store, run) = scope.open(url)?;
             let samples = store.export(file, &Selection { run, condition: condition.clone() })?;
             let mut summary = Table::new(["file", "samples"]);
             summary.push(vec![file.to_string_lossy().into_owned().into(), (samples as i64).into()]);
-            render(&summary, format)
+            format.render(&summary)?
         }
-        Question::Pairs(pairs) => render(&pairs.write(url)?, format),
-        Question::Scorings => render(&open(url)?.scorings()?, format),
-        Question::Verify => return keep::verify(&open(url)?, format),
-        Question::Prune(prune) => render(&prune.run(url)?, format),
-        Question::Migrate(migrate) => render(&migrate.run()?, format),
-        Question::Rescore(rescore) => render(&rescore.run(url)?, format),
-        Question::Import(import) => render(&import.run(url)?, format),
+        Question::Pairs(pairs) => format.render(&pairs.write(url)?)?,
+        Question::Scorings => format.render(&open(url)?.scorings()?)?,
+        Question::Verify => return maintain::verify(&open(url)?, format),
+        Question::Prune(prune) => format.render(&prune.run(url)?)?,
+        Question::Migrate(migrate) => format.render(&migrate.run()?)?,
+        Question::Rescore(rescore) => format.render(&rescore.run(url)?)?,
+        Question::Import(import) => format.render(&import.run(url)?)?,
     };
-    crate::screen::answer(&text)?;
+    crate::terminal::answer(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -245,7 +237,7 @@ fn newest(store: &Store, name: Option<&str>) -> Result<RunId> {
         return Ok(store.find_run(name)?.id);
     }
     let newest = store.runs()?.last().map(|run| run.id);
-    newest.ok_or_else(|| crate::screen::Usage("the store holds no run yet".into()).into())
+    newest.ok_or_else(|| crate::terminal::Usage("the store holds no run yet".into()).into())
 }
 
 fn show(store: &Store, id: &str) -> Result<Table> {
@@ -254,22 +246,6 @@ fn show(store: &Store, id: &str) -> Result<Table> {
     }
     let run = store.find_run(id.strip_prefix("run:").unwrap_or(id))?;
     Ok(store.show_run(run.id)?)
-}
-
-fn render(table: &Table, format: Format) -> String {
-    match format {
-        Format::Table => table.to_text(),
-        Format::Json => table.to_json(),
-        Format::Csv => table.to_csv(),
-    }
-}
-
-/// Rows with much to say read better from top to bottom.
-fn render_record(table: &Table, format: Format) -> String {
-    match format {
-        Format::Table => table.to_record_text(),
-        other => render(table, other),
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ mod work;
 use clap::Subcommand;
 use std::process::ExitCode;
 
-/// What `proxrl rollout` takes.
+/// The options of `proxrl rollout`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]

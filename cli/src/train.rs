@@ -1,8 +1,8 @@
 //! `proxrl train`: runs a config, or goes on with a run.
 
-use crate::profile::Trace;
-use crate::screen::{self, Screen, Usage, clock, thousands};
-use crate::stop::{self, STOP};
+use crate::signals::{self, STOP};
+use crate::terminal::{self, TrainingScreen, Usage, clock, table, thousands};
+use bench::profile::ChromeTrace;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,19 +31,19 @@ pub(crate) struct Args {
 
 impl Args {
     /// Begins the trace that is asked for.
-    pub(crate) fn trace(&self) -> anyhow::Result<Option<Trace>> {
+    pub(crate) fn trace(&self) -> anyhow::Result<Option<ChromeTrace>> {
         let Some(path) = &self.profile else { return Ok(None) };
-        let trace = Trace::create(path).map_err(|error| {
+        let trace = ChromeTrace::create(path).map_err(|error| {
             Usage(format!("cannot write the profile {}: {error}; --profile names a file to write", path.display()))
         })?;
         Ok(Some(trace))
     }
 }
 
-/// Trains; what is heard of its phases goes into `trace`, which is closed however the run ends.
-pub(crate) fn run(args: &Args, trace: Option<&Trace>) -> anyhow::Result<ExitCode> {
+/// Trains. The phases go into `trace`, which is closed even if the run fails.
+pub(crate) fn run(args: &Args, trace: Option<&ChromeTrace>) -> anyhow::Result<ExitCode> {
     let done = train(args);
-    let written = trace.map_or(Ok(()), Trace::finish);
+    let written = trace.map_or(Ok(()), ChromeTrace::finish);
     let code = done?;
     written?;
     Ok(code)
@@ -62,21 +62,21 @@ fn train(args: &Args) -> anyhow::Result<ExitCode> {
         }
         (None, None) => return Err(Usage("give a config file or --resume DIR".into()).into()),
     };
-    stop::listen(
+    signals::listen(
         "interrupted: finishing this step and saving; press Ctrl-C again to leave at once",
         "interrupted again: leaving at once; the newest checkpoint stands",
     )?;
-    let mut screen = Screen::new();
+    let mut screen = TrainingScreen::new();
     let outcome = trainer::train(&config, &target, &mut screen, &STOP)?;
     match outcome {
         Outcome::Finished(summary) => {
-            screen::answer(&format!("{}\n", closing(&config, &summary)))?;
+            terminal::answer(&format!("{}\n", closing(&config, &summary)))?;
             Ok(ExitCode::SUCCESS)
         }
-        // What there is to say is said by the process that leads.
+        // Rank 0 prints for all.
         Outcome::Followed => Ok(ExitCode::SUCCESS),
         Outcome::Interrupted { folder, step } => {
-            screen::note(&format!(
+            terminal::note(&format!(
                 "interrupted after step {step} of {}; everything is saved. Go on with\n  proxrl train --resume {}",
                 config.steps,
                 folder.display()
@@ -98,7 +98,7 @@ fn resumed_folder(place: &Path, out: Option<&Path>) -> anyhow::Result<PathBuf> {
             let name = url.trim_end_matches('/').rsplit('/').next().unwrap_or("run");
             let folder = out.map_or_else(|| Path::new("runs").join(name), Path::to_path_buf);
             trainer::fetch_run(place, &folder)?;
-            screen::note(&format!("copied {url} to {}", folder.display()));
+            terminal::note(&format!("copied {url} to {}", folder.display()));
             Ok(folder)
         }
     }
@@ -160,7 +160,7 @@ fn closing(config: &Config, summary: &Summary) -> String {
         ),
     ];
     let rows: Vec<(&str, String)> = rows.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
-    format!("\n{}", screen::table(&rows))
+    format!("\n{}", table::pairs(&rows))
 }
 
 /// How long training took, and what it was spent on.

@@ -337,7 +337,7 @@ fn count(store: &Store, sql: &str) -> Result<i64> {
 /// Fails unless every check of `proxrl replay verify` passes.
 fn sound(store: &Store) -> Result<()> {
     let found = store.verify()?;
-    if found.is_sound() { Ok(()) } else { Err(format!("the store is not sound:\n{}", found.checks).into()) }
+    if found.is_sound() { Ok(()) } else { Err(format!("the store is not sound:\n{:#?}", found.checks.rows).into()) }
 }
 
 /// Median and maximum of times in milliseconds.

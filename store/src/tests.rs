@@ -208,9 +208,47 @@ fn execute(store: &Store, sql: impl Into<String>) {
     done.unwrap();
 }
 
+impl Table {
+    /// The answer as CSV, for comparison with one that is written out.
+    fn to_csv(&self) -> String {
+        let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
+        writer.write_record(&self.columns).unwrap();
+        for row in &self.rows {
+            writer.write_record(row.iter().map(csv_field)).unwrap();
+        }
+        String::from_utf8(writer.into_inner().unwrap()).unwrap()
+    }
+
+    /// Each value of the only row behind its name, in aligned lines.
+    fn to_record_text(&self) -> String {
+        let width = self.columns.iter().map(String::len).max().unwrap();
+        let line = |(name, value): (&String, &Value)| {
+            let value = csv_field(value).replace('\n', &format!("\n{}", " ".repeat(width + 2)));
+            format!("{name:width$}  {value}").trim_end().to_owned() + "\n"
+        };
+        self.columns.iter().zip(&self.rows[0]).map(line).collect()
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.to_csv())
+    }
+}
+
+fn csv_field(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::Integer(number) => number.to_string(),
+        Value::Real(number) => number.to_string(),
+        Value::Text(text) => text.clone(),
+        Value::Blob(bytes) => schema::hex(bytes),
+    }
+}
+
 /// The only value of an answer.
 fn one(table: &Table) -> &Value {
-    assert_eq!((table.columns.len(), table.rows.len()), (1, 1), "{table}");
+    assert_eq!((table.columns.len(), table.rows.len()), (1, 1), "{table:?}");
     &table.rows[0][0]
 }
 

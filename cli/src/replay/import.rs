@@ -6,7 +6,7 @@ use store::{Store, Table};
 use trainer::config::Config;
 use trainer::import::import;
 
-/// What `import` takes.
+/// The options of `import`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
     /// The file: .jsonl or .parquet, with the columns `prompt` and `completion` (or `completions`), and perhaps
@@ -18,7 +18,7 @@ pub(super) struct Import {
     /// A config whose [model] table names it instead.
     #[arg(long, value_name = "CONFIG")]
     config: Option<PathBuf>,
-    /// What to call the run; the file's name by default.
+    /// The name of the run; the file's name by default.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// The column with the prompt.
@@ -27,7 +27,7 @@ pub(super) struct Import {
     /// The column with the answer, with dots into nested ones.
     #[arg(long, value_name = "NAME")]
     answer_column: Option<String>,
-    /// What a prompt that is plain text becomes.
+    /// The form of a prompt that is plain text.
     #[arg(long = "as", value_enum, default_value_t = Form::Chat)]
     form: Form,
     /// The temperature of the log-probabilities.

@@ -1,8 +1,8 @@
 //! `proxrl rollout serve`: the daemon.
 #![expect(clippy::print_stdout, reason = "where it listens, and the token, are the program's output")]
 
-use crate::screen::{self, Usage};
-use crate::stop::{self, STOP};
+use crate::terminal::{self, Usage};
+use crate::signals::{self, STOP};
 use model::Policy;
 use rollout::service::{self, Options};
 use schema::Seed;
@@ -28,11 +28,11 @@ pub(crate) struct Args {
     /// The port to listen at, instead of the config's; 0 takes a free one.
     #[arg(long)]
     port: Option<u16>,
-    /// What requests must carry; `PROXRL_TOKEN` in the environment does the same, unseen by other users of the machine.
-    /// A fresh one is made and printed if neither is given.
+    /// The token that requests must carry; `PROXRL_TOKEN` in the environment does the same, unseen by other users of the
+    /// machine. A fresh one is made and printed if neither is given.
     #[arg(long, conflicts_with = "no_token")]
     token: Option<String>,
-    /// Let everybody ask who can reach the port.
+    /// Accept requests without a token from every machine that can reach the port.
     #[arg(long)]
     no_token: bool,
 }
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     config.serve.host = args.host.clone().unwrap_or(config.serve.host);
     config.serve.port = args.port.unwrap_or(config.serve.port);
     let (token, fresh) = token(args)?;
-    stop::listen(
+    signals::listen(
         "stopping: no new requests; those that run may end. Once more leaves at once",
         "stopped again: leaving at once",
     )?;
@@ -73,17 +73,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         if let Some(token) = token.as_ref().filter(|_| fresh) {
             println!("token: {token}");
         }
-        // Whoever started the daemon may be waiting for these lines behind a pipe.
+        // A program that started the daemon may be waiting for these lines behind a pipe.
         let _ = std::io::stdout().flush();
         if token.is_none() && !address.ip().is_loopback() {
-            screen::note("warning: --no-token at an address that other machines can reach: everybody there can ask");
+            terminal::note("warning: --no-token at an address that other machines can reach: everybody there can ask");
         }
     };
     service::serve(&base, &load, options, &mut listening, &STOP)?;
     Ok(())
 }
 
-/// The token, and whether it was made here. None lets everybody in.
+/// Returns the token, and true if it was made here. `None` accepts all requests.
 fn token(args: &Args) -> anyhow::Result<(Option<String>, bool)> {
     if args.no_token {
         return Ok((None, false));

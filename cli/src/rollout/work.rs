@@ -1,13 +1,13 @@
-//! `proxrl rollout work`: a worker that draws what trainers ask for through the store.
+//! `proxrl rollout work`: a worker that samples for trainers, through the store.
 
-use crate::screen::{note, thousands};
-use crate::stop::{self, STOP};
+use crate::terminal::{note, thousands};
+use crate::signals::{self, STOP};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use trainer::config::{Config, Override};
 use trainer::sampling::{Work, Worked, work};
 
-/// What `work` takes.
+/// The options of `work`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The store that the jobs are in: `postgres://USER@HOST/DATABASE`, or `sqlite://FILE` on one machine.
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Work for this run alone, by name or number; otherwise for every running one with the same base model.
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
-    /// What this worker is called; by default the machine's name and the process's number.
+    /// The name of this worker; by default the machine's name and the process's number.
     #[arg(long)]
     name: Option<String>,
 }
@@ -31,7 +31,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = Config::load(&args.config, &args.set)?;
     let name = args.name.clone().unwrap_or_else(default_name);
-    stop::listen(
+    signals::listen(
         "stopped: finishing the job in hand; once more to leave at once",
         "stopped again: leaving at once; the job in hand is given to another when its lease ends",
     )?;

@@ -1,7 +1,6 @@
 //! JSON lines and CSV. A column that holds a list or an object is JSON in both.
 
 use super::{Row, Writer};
-use crate::table::csv_line;
 use schema::PromptInput;
 use serde::Serialize;
 use std::fs::File;
@@ -25,30 +24,30 @@ impl Writer for Jsonl {
 }
 
 /// A header, and one line per sample as RFC 4180 has them.
-pub(super) struct Csv(BufWriter<File>);
+pub(super) struct Csv(csv::Writer<BufWriter<File>>);
 
 impl Csv {
     /// The columns, as in [`Row`].
     const HEADER: &str = "sample_id,run,run_id,step,group_id,place,policy_version,policy_hash,prompt,question,answer,\
-        metadata,completion,finish,reward,parts,prompt_ids,completion_ids,logprobs,mask,settings\r\n";
+        metadata,completion,finish,reward,parts,prompt_ids,completion_ids,logprobs,mask,settings";
 
-    pub(super) fn new(mut file: BufWriter<File>) -> io::Result<Self> {
-        file.write_all(Self::HEADER.as_bytes())?;
-        Ok(Self(file))
+    pub(super) fn new(file: BufWriter<File>) -> io::Result<Self> {
+        let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(file);
+        writer.write_record(Self::HEADER.split(','))?;
+        Ok(Self(writer))
     }
 }
 
 impl Writer for Csv {
     fn write(&mut self, rows: &[Row]) -> io::Result<()> {
-        let mut text = String::new();
         for row in rows {
-            csv_line(&mut text, fields(row)?.iter().map(String::as_str));
+            self.0.write_record(fields(row)?)?;
         }
-        self.0.write_all(text.as_bytes())
+        Ok(())
     }
 
     fn finish(self: Box<Self>) -> io::Result<()> {
-        sync(self.0)
+        sync(self.0.into_inner().map_err(csv::IntoInnerError::into_error)?)
     }
 }
 

@@ -1,10 +1,9 @@
-//! Whole steps of the training loop, as `proxrl train` takes them, and how long it takes until the first one begins.
+//! Whole steps of the training loop, as `proxrl train` takes them, and the time until the first one begins.
 
-use super::Bench;
-use super::figure::{Figure, median};
-use super::limit::{Cost, Machine, group_pairs};
-use super::sampling::prompt_ids;
-use crate::profile::Phase;
+use crate::figure::{Figure, median};
+use crate::roofline::{Cost, Machine, group_pairs};
+use crate::setup::{Setup, prompt_ids};
+use crate::profile::PhaseSpan;
 use anyhow::{Context, Result, ensure};
 use model::Policy;
 use schema::{GradedGroup, Metrics, Prompt};
@@ -21,16 +20,16 @@ use trainer::{Observer, Target};
 const PAIRS: usize = 32;
 const PAIR_TOKENS: usize = 64;
 
-/// The phases of a step as they follow on one another; passes of the sampler are parts of `collect`.
+/// The phases of a step in their order; the sampler's passes are parts of `collect`.
 const ORDER: [&str; 9] =
     ["collect", "prefill", "decode", "reward", "append", "score", "forward", "backward", "optimizer"];
 
-/// A GRPO step, or whatever the config says, by phases.
-pub(crate) fn grpo(bench: &Bench) -> Result<Vec<Figure>> {
+/// A step of the config, GRPO by default, by phases.
+pub(crate) fn grpo(setup: &Setup) -> Result<Vec<Figure>> {
     let folder = tempfile::tempdir()?;
-    let steps = run(bench, folder.path(), &[])?;
+    let steps = run(setup, folder.path(), &[])?;
     let url = store_url(folder.path());
-    let (policy, machine) = (bench.policy()?, bench.machine()?);
+    let (policy, machine) = (setup.policy()?, setup.machine()?);
     let cost = Cost::of(policy);
     let store = Store::open_read_only(&url)?;
     let stored = store.find_run("run")?;
@@ -42,11 +41,11 @@ pub(crate) fn grpo(bench: &Bench) -> Result<Vec<Figure>> {
     }
     let limits: Vec<f64> = least_s.iter().map(|phases| phases.iter().map(|(_, seconds)| seconds).sum()).collect();
     let tokens: Vec<f64> = steps.iter().map(|step| step.metric("completions/mean_length")).collect();
-    let rollout = &bench.config.rollout;
+    let rollout = &setup.config.rollout;
     let samples = (rollout.prompts_per_step * rollout.group_size) as f64;
     let name = format!(
         "a step of {}, {} prompts x {}",
-        bench.config.algorithm.name(),
+        setup.config.algorithm.name(),
         rollout.prompts_per_step,
         rollout.group_size
     );
@@ -67,11 +66,11 @@ pub(crate) fn grpo(bench: &Bench) -> Result<Vec<Figure>> {
 }
 
 /// A step of DPO on pairs of pieces of prose, by phases.
-pub(crate) fn dpo(bench: &Bench) -> Result<Vec<Figure>> {
-    let (policy, machine) = (bench.policy()?, bench.machine()?);
+pub(crate) fn dpo(setup: &Setup) -> Result<Vec<Figure>> {
+    let (policy, machine) = (setup.policy()?, setup.machine()?);
     let folder = tempfile::tempdir()?;
     let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile()?;
-    let lines = pairs(policy, PAIRS * (bench.patience.repetitions + 1))?;
+    let lines = pairs(policy, PAIRS * (setup.repetition.count + 1))?;
     file.write_all(lines.join("\n").as_bytes())?;
     let changes = [
         "algorithm={dpo={beta=0.1}}".to_owned(),
@@ -79,7 +78,7 @@ pub(crate) fn dpo(bench: &Bench) -> Result<Vec<Figure>> {
         format!("rollout.prompts_per_step={PAIRS}"),
         "reward=[]".to_owned(),
     ];
-    let steps = run(bench, folder.path(), &changes)?;
+    let steps = run(setup, folder.path(), &changes)?;
     // Two answers to each prompt: scored under the reference, then trained.
     let cost = Cost::of(policy);
     let (tokens, scored) = ((PAIRS * 3 * PAIR_TOKENS) as f64, (PAIRS * 2 * PAIR_TOKENS) as f64);
@@ -95,14 +94,14 @@ pub(crate) fn dpo(bench: &Bench) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// From the command to the first draw of the first step, in this process: so it can be measured only once.
-pub(crate) fn startup(bench: &Bench) -> Result<Vec<Figure>> {
+/// Seconds from the command to the first sample of the first step. This process can measure it only once.
+pub(crate) fn startup(setup: &Setup) -> Result<Vec<Figure>> {
     let folder = tempfile::tempdir()?;
     let small = ["rollout.prompts_per_step=1", "rollout.group_size=2", "rollout.max_new_tokens=1", "steps=1"]
         .map(str::to_owned);
-    let mut watch = FirstDraw { after_s: None };
+    let mut watch = FirstSample { after_s: None };
     trainer::train(
-        &configured(bench, folder.path(), &small)?,
+        &configured(setup, folder.path(), &small)?,
         &target(folder.path()),
         &mut watch,
         &AtomicBool::new(false),
@@ -111,7 +110,7 @@ pub(crate) fn startup(bench: &Bench) -> Result<Vec<Figure>> {
     Ok(vec![Figure::seconds("startup/first_step", "from the command to the first step", vec![seconds], None)])
 }
 
-/// A step that was taken.
+/// A measured step.
 struct Step {
     number: u64,
     seconds: f64,
@@ -126,16 +125,16 @@ impl Step {
     }
 }
 
-/// Takes steps of the bench's config, with these changes; the first one warms up and is left out.
-fn run(bench: &Bench, folder: &Path, changes: &[String]) -> Result<Vec<Step>> {
-    let steps = bench.patience.repetitions as u64 + 1;
+/// Runs steps of the config with these changes; the first one warms up and is left out.
+fn run(setup: &Setup, folder: &Path, changes: &[String]) -> Result<Vec<Step>> {
+    let steps = setup.repetition.count as u64 + 1;
     let mut all = vec![format!("steps={steps}")];
     all.extend_from_slice(changes);
-    let config = configured(bench, folder, &all)?;
-    let mut watch = Steps { metrics: Vec::new() };
-    bench.phases.take();
+    let config = configured(setup, folder, &all)?;
+    let mut watch = StepMetrics { metrics: Vec::new() };
+    setup.phases.take();
     trainer::train(&config, &target(folder), &mut watch, &AtomicBool::new(false))?;
-    let phases = bench.phases.take();
+    let phases = setup.phases.take();
     let steps = watch.metrics.into_iter().skip(1).map(|(number, metrics)| Step {
         number,
         seconds: metrics.get("step_time").unwrap_or(f64::NAN),
@@ -145,25 +144,25 @@ fn run(bench: &Bench, folder: &Path, changes: &[String]) -> Result<Vec<Step>> {
     Ok(steps.collect())
 }
 
-/// The seconds of each phase of a step; a phase inside another counts for both.
-fn by_name(phases: &[Phase], step: u64) -> BTreeMap<&'static str, f64> {
+/// Returns the seconds of each phase of a step; a phase inside another counts for both.
+fn by_name(phases: &[PhaseSpan], step: u64) -> BTreeMap<&'static str, f64> {
     let mut sums = BTreeMap::new();
     let Some(whole) = phases.iter().find(|phase| phase.details.contains(&("number", step))) else { return sums };
-    let inside = |phase: &&Phase| phase.start > whole.start && phase.start < whole.start + whole.length;
+    let inside = |phase: &&PhaseSpan| phase.start > whole.start && phase.start < whole.start + whole.length;
     for phase in phases.iter().filter(inside) {
         *sums.entry(phase.name).or_default() += phase.length.as_secs_f64();
     }
     sums
 }
 
-/// The whole step first, then its phases, of which some have a limit; that of the step is their sum.
+/// Returns the figure of the whole step, then those of its phases. The step's limit is the sum of its phases' limits.
 fn figures(part: &str, name: &str, steps: &[Step], limits: &[(&str, f64)]) -> Vec<Figure> {
     let whole = steps.iter().map(|step| step.seconds).collect();
     let limit = limits.iter().map(|(_, seconds)| seconds).sum();
     let mut figures = vec![Figure::seconds(format!("{part}/step"), name, whole, Some(limit))];
     let mut names: Vec<&str> = steps.iter().flat_map(|step| step.phases.keys().copied()).collect();
-    let place = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
-    names.sort_unstable_by_key(|name| (place(name), *name));
+    let position = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
+    names.sort_unstable_by_key(|name| (position(name), *name));
     names.dedup();
     for phase in names {
         let seconds = steps.iter().map(|step| step.phases.get(phase).copied().unwrap_or_default()).collect();
@@ -173,8 +172,8 @@ fn figures(part: &str, name: &str, steps: &[Step], limits: &[(&str, f64)]) -> Ve
     figures
 }
 
-/// The least seconds of each phase of drawing these groups, pass by pass, and of learning from them, prompts once per
-/// group.
+/// Returns the limits, in seconds, of the phases that sample these groups, pass by pass, and that learn from them, with
+/// each prompt once per group.
 fn least(groups: &[GradedGroup], cost: &Cost, machine: Machine) -> [(&'static str, f64); 4] {
     let prompts: Vec<usize> = groups.iter().map(|group| group.group().prompt_ids.len()).collect();
     let lengths = |group: &GradedGroup| group.group().samples.iter().map(schema::Sample::len).collect::<Vec<_>>();
@@ -196,18 +195,18 @@ fn least(groups: &[GradedGroup], cost: &Cost, machine: Machine) -> [(&'static st
     ]
 }
 
-/// The median of each phase over steps.
+/// Returns the median of each phase over steps.
 fn medians(steps: &[[(&'static str, f64); 4]]) -> Vec<(&'static str, f64)> {
     let Some(first) = steps.first() else { return Vec::new() };
-    let of = |place: usize| median(&steps.iter().map(|phases| phases[place].1).collect::<Vec<_>>());
-    first.iter().enumerate().map(|(place, (name, _))| (*name, of(place))).collect()
+    let of = |index: usize| median(&steps.iter().map(|phases| phases[index].1).collect::<Vec<_>>());
+    first.iter().enumerate().map(|(index, (name, _))| (*name, of(index))).collect()
 }
 
-/// Pairs of answers as lines of JSON: turns of a conversation with as many tokens as [`PAIR_TOKENS`] says.
+/// Returns pairs of answers as lines of JSON: turns of a conversation of [`PAIR_TOKENS`] tokens each.
 fn pairs(policy: &Policy, count: usize) -> Result<Vec<String>> {
     let tokenizer = policy.tokenizer();
     let around = tokenizer.prompt_ids(&Prompt::user(""))?.len();
-    ensure!(around < PAIR_TOKENS, "the chat template alone has {around} tokens, more than a prompt of the bench");
+    ensure!(around < PAIR_TOKENS, "the chat template alone has {around} tokens, more than a prompt of the benchmark");
     let ended = tokenizer.answer_ids(&Prompt::user(""), "")?.len();
     let questions = prompt_ids(policy, count, PAIR_TOKENS - around)?;
     let mut answers = prompt_ids(policy, 3 * count, PAIR_TOKENS - ended)?.into_iter().skip(count);
@@ -225,13 +224,13 @@ fn pairs(policy: &Policy, count: usize) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// The bench's config for a run in this folder.
-fn configured(bench: &Bench, folder: &Path, changes: &[String]) -> Result<Config> {
+/// Returns the config of a run in this folder.
+fn configured(setup: &Setup, folder: &Path, changes: &[String]) -> Result<Config> {
     let own =
         [format!("store.url={:?}", store_url(folder)), "checkpoint.every=1000000".into(), "evaluate.every=0".into()];
     let parse = |change: &String| change.parse::<Override>().map_err(anyhow::Error::msg);
     let changes = own.iter().chain(changes).map(parse).collect::<Result<Vec<_>>>()?;
-    bench.config_with(&changes)
+    setup.config_with(&changes)
 }
 
 fn store_url(folder: &Path) -> String {
@@ -242,23 +241,23 @@ fn target(folder: &Path) -> Target {
     Target::New(folder.join("run"))
 }
 
-/// Keeps each step's metrics.
-struct Steps {
+/// An observer that keeps each step's metrics.
+struct StepMetrics {
     metrics: Vec<(u64, Metrics)>,
 }
 
-impl Observer for Steps {
+impl Observer for StepMetrics {
     fn step(&mut self, step: u64, _steps: u64, metrics: &Metrics) {
         self.metrics.push((step, metrics.clone()));
     }
 }
 
-/// Notes how old this process is when sampling begins.
-struct FirstDraw {
+/// An observer that keeps the age of this process, in seconds, when sampling begins.
+struct FirstSample {
     after_s: Option<f64>,
 }
 
-impl Observer for FirstDraw {
+impl Observer for FirstSample {
     fn phase(&mut self, phase: trainer::Phase) {
         if phase == trainer::Phase::Sampling && self.after_s.is_none() {
             self.after_s = age_s();
@@ -266,14 +265,14 @@ impl Observer for FirstDraw {
     }
 }
 
-/// Seconds since this process began, as the kernel counts them in hundredths.
+/// Returns the age of this process in seconds, as the kernel counts them in hundredths.
 fn age_s() -> Option<f64> {
     let up: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
     Some(up - started_s(&std::fs::read_to_string("/proc/self/stat").ok()?)?)
 }
 
-/// When a process began, in seconds since the machine did: field 22 of /proc/PID/stat. The second field is a name, which
-/// may hold spaces and brackets.
+/// Returns the start of a process, in seconds since the machine's: field 22 of /proc/PID/stat. The second field is a name,
+/// which may hold spaces and brackets.
 fn started_s(stat: &str) -> Option<f64> {
     /// Linux counts in these for programs, whatever its own clock.
     const TICKS_PER_SECOND: f64 = 100.0;
@@ -289,7 +288,7 @@ mod tests {
     #[test]
     fn phases_are_added_up_inside_their_step() {
         let phase = |name, start, length, details: &[(&'static str, u64)]| {
-            Phase::at(name, Duration::from_secs(start), Duration::from_secs(length), details)
+            PhaseSpan::at(name, Duration::from_secs(start), Duration::from_secs(length), details)
         };
         let heard = [
             phase("backward", 3, 2, &[]),
@@ -304,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_knows_when_it_began() {
+    fn the_start_of_a_process_is_read_behind_its_name() {
         let stat = "42 (a (b) c) R 1 42 42 0 -1 4194304 103 0 0 0 0 0 0 0 20 0 1 0 12345 8192 1 184 1";
         assert_eq!(started_s(stat), Some(123.45));
         assert!(age_s().unwrap() >= 0.0);

@@ -1,9 +1,8 @@
-//! Scoring and training on rows of tokens, through the policy and the optimizer that a run learns with.
+//! Log-probabilities of, and training on, rows of tokens, through the policy and the optimizer that a run learns with.
 
-use super::Bench;
-use super::figure::Figure;
-use super::limit::{Cost, causal};
-use super::sampling::prompt_ids;
+use crate::figure::Figure;
+use crate::roofline::{Cost, causal};
+use crate::setup::{Setup, prompt_ids};
 use anyhow::{Result, ensure};
 use model::Policy;
 use model::logprob::Want;
@@ -12,66 +11,67 @@ use schema::Token;
 use tch::Kind;
 use trainer::optimizer::{self, Optimizer, Parameter, Role};
 
-/// Rows of a ragged batch, and their mean length: the quantiles of an exponential distribution, as answers have it.
+/// Rows of a ragged batch, and their mean length. Lengths are quantiles of an exponential distribution, as those of
+/// answers are.
 const RAGGED_ROWS: usize = 16;
 const RAGGED_MEAN: f64 = 64.0;
 
 /// Tokens per second of log-probabilities.
-pub(crate) fn score(bench: &Bench) -> Result<Vec<Figure>> {
-    let rows = Rows::equal(bench, bench.sizes.lengths.first().copied().unwrap_or(128))?;
-    Ok(vec![rows.score("score", bench)?])
+pub(crate) fn score(setup: &Setup) -> Result<Vec<Figure>> {
+    let rows = TokenRows::equal(setup, setup.sizes.lengths.first().copied().unwrap_or(128))?;
+    Ok(vec![rows.score("score", setup)?])
 }
 
 /// Tokens per second of forward, backward and update, for equal rows of several lengths and for a ragged batch.
-pub(crate) fn train(bench: &Bench) -> Result<Vec<Figure>> {
+pub(crate) fn train(setup: &Setup) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    for length in &bench.sizes.lengths {
-        figures.push(Rows::equal(bench, *length)?.train("train", bench)?);
+    for length in &setup.sizes.lengths {
+        figures.push(TokenRows::equal(setup, *length)?.train("train", setup)?);
     }
-    if bench.sizes.ragged {
-        figures.push(Rows::ragged(bench)?.train("train", bench)?);
+    if setup.sizes.ragged {
+        figures.push(TokenRows::ragged(setup)?.train("train", setup)?);
     }
     Ok(figures)
 }
 
-/// Scoring and training on one row that grows: what a token costs, whatever the length.
-pub(crate) fn lengths(bench: &Bench) -> Result<Vec<Figure>> {
-    let policy = bench.policy()?;
+/// Tokens per second of log-probabilities and of training for one row of growing length.
+pub(crate) fn lengths(setup: &Setup) -> Result<Vec<Figure>> {
+    let policy = setup.policy()?;
     let longest = policy.network().dimensions().max_position as usize;
     let mut figures = Vec::new();
     for length in [64, 128, 256, 512, 1024, 2048, 4096, 8192].into_iter().filter(|length| *length <= longest) {
-        let rows = Rows::of(bench, format!("{length}"), format!("a row of {length}"), vec![length])?;
-        figures.push(rows.score("growth/score", bench)?);
-        figures.push(rows.train("growth/train", bench)?);
+        let rows = TokenRows::of(setup, format!("{length}"), format!("a row of {length}"), vec![length])?;
+        figures.push(rows.score("growth/score", setup)?);
+        figures.push(rows.train("growth/train", setup)?);
     }
     Ok(figures)
 }
 
-/// Rows of tokens, and how they are packed.
-struct Rows {
+/// Rows of tokens, packed into micro-batches.
+struct TokenRows {
     key: String,
     name: String,
     lengths: Vec<usize>,
     packed: Vec<Packed>,
 }
 
-impl Rows {
-    /// As many rows of one length as the bench's tokens allow.
-    fn equal(bench: &Bench, length: usize) -> Result<Self> {
-        let count = (bench.sizes.tokens / length).max(1);
-        Self::of(bench, format!("{count}x{length}"), format!("{count} rows of {length}"), vec![length; count])
+impl TokenRows {
+    /// As many rows of one length as fit into `--tokens`.
+    fn equal(setup: &Setup, length: usize) -> Result<Self> {
+        let count = (setup.sizes.tokens / length).max(1);
+        Self::of(setup, format!("{count}x{length}"), format!("{count} rows of {length}"), vec![length; count])
     }
 
-    fn ragged(bench: &Bench) -> Result<Self> {
+    fn ragged(setup: &Setup) -> Result<Self> {
         let quantile = |row: usize| -(1.0 - (row as f64 + 0.5) / RAGGED_ROWS as f64).ln();
         let lengths: Vec<usize> = (0..RAGGED_ROWS).map(|row| (RAGGED_MEAN * quantile(row)).max(4.0) as usize).collect();
         let longest = lengths.iter().max().copied().unwrap_or_default();
-        Self::of(bench, "ragged".into(), format!("{RAGGED_ROWS} rows of 4 to {longest}"), lengths)
+        Self::of(setup, "ragged".into(), format!("{RAGGED_ROWS} rows of 4 to {longest}"), lengths)
     }
 
-    /// A row's first token is its prompt: all others are scored.
-    fn of(bench: &Bench, key: String, name: String, lengths: Vec<usize>) -> Result<Self> {
-        let policy = bench.policy()?;
+    /// Rows whose first token is the prompt; the log-probabilities of all others are computed.
+    fn of(setup: &Setup, key: String, name: String, lengths: Vec<usize>) -> Result<Self> {
+        let policy = setup.policy()?;
         let longest = lengths.iter().max().copied().unwrap_or_default();
         let context = policy.network().dimensions().max_position as usize;
         ensure!(
@@ -81,7 +81,7 @@ impl Rows {
         let ids = prompt_ids(policy, lengths.len(), longest)?;
         let rows: Vec<&[Token]> = ids.iter().zip(&lengths).map(|(ids, length)| &ids[..*length]).collect();
         let mut packed = Vec::new();
-        for part in parts(&rows, bench.config.micro_batch_tokens) {
+        for part in parts(&rows, setup.config.micro_batch_tokens) {
             let sequences: Vec<Sequences<'_>> =
                 part.iter().map(|row| Sequences { prompt: &row[..1], completions: vec![&row[1..]] }).collect();
             packed.push(Packed::new(&sequences, policy.network().dimensions().vocab, policy.device())?);
@@ -106,8 +106,8 @@ impl Rows {
         figure
     }
 
-    fn score(&self, part: &str, bench: &Bench) -> Result<Figure> {
-        let policy = bench.policy()?;
+    fn score(&self, part: &str, setup: &Setup) -> Result<Figure> {
+        let policy = setup.policy()?;
         let work = || {
             for packed in &self.packed {
                 drop(policy.logprobs(packed, 1.0, policy.adapter()));
@@ -116,30 +116,30 @@ impl Rows {
             Ok(())
         };
         drop(policy.logprobs(&self.packed[0], 1.0, policy.adapter()));
-        let seconds = bench.patience.time(work)?;
+        let seconds = setup.repetition.time(work)?;
         let least = Cost::of(policy).score(self.tokens(), self.scored(), causal(&self.lengths));
-        Ok(self.figure(part, "score", &seconds, least.seconds(bench.machine()?)))
+        Ok(self.figure(part, "score", &seconds, least.seconds(setup.machine()?)))
     }
 
-    fn train(&self, part: &str, bench: &Bench) -> Result<Figure> {
-        let policy = bench.policy()?;
-        let mut learner = Learner::new(bench, policy)?;
+    fn train(&self, part: &str, setup: &Setup) -> Result<Figure> {
+        let policy = setup.policy()?;
+        let mut update = Update::new(setup, policy)?;
         let scored = self.scored();
-        learner.learn(policy, &self.packed[..1], scored)?;
-        let seconds = bench.patience.time(|| learner.learn(policy, &self.packed, scored))?;
+        update.take(policy, &self.packed[..1], scored)?;
+        let seconds = setup.repetition.time(|| update.take(policy, &self.packed, scored))?;
         let least = Cost::of(policy).train(self.tokens(), scored, causal(&self.lengths));
-        Ok(self.figure(part, "train", &seconds, least.seconds(bench.machine()?)))
+        Ok(self.figure(part, "train", &seconds, least.seconds(setup.machine()?)))
     }
 }
 
-/// Cuts rows into parts of at most `limit` tokens; a longer row still is a part.
+/// Cuts rows into parts of at most `limit` tokens; a longer row is a part by itself.
 fn parts<'a, 'b>(rows: &'b [&'a [Token]], limit: usize) -> Vec<&'b [&'a [Token]]> {
     let mut parts = Vec::new();
     let (mut start, mut tokens) = (0, 0);
-    for (place, row) in rows.iter().enumerate() {
-        if place > start && tokens + row.len() > limit {
-            parts.push(&rows[start..place]);
-            (start, tokens) = (place, 0);
+    for (index, row) in rows.iter().enumerate() {
+        if index > start && tokens + row.len() > limit {
+            parts.push(&rows[start..index]);
+            (start, tokens) = (index, 0);
         }
         tokens += row.len();
     }
@@ -148,16 +148,16 @@ fn parts<'a, 'b>(rows: &'b [&'a [Token]], limit: usize) -> Vec<&'b [&'a [Token]]
 }
 
 /// The config's optimizer over the policy's adapter.
-struct Learner {
+struct Update {
     optimizer: Box<dyn Optimizer>,
     parameters: Vec<Parameter>,
     learning_rate: f64,
     max_grad_norm: f64,
 }
 
-impl Learner {
-    fn new(bench: &Bench, policy: &Policy) -> Result<Self> {
-        let rule = &bench.config.optimizer;
+impl Update {
+    fn new(setup: &Setup, policy: &Policy) -> Result<Self> {
+        let rule = &setup.config.optimizer;
         let parameter = |(name, tensor): (String, &tch::Tensor)| {
             let gate = name.rsplit('.').next() == Some("gate");
             let role = if gate { Role::Gate } else { Role::Weight };
@@ -171,8 +171,8 @@ impl Learner {
         })
     }
 
-    /// One update by the mean negative log-probability of the tokens.
-    fn learn(&mut self, policy: &Policy, micro_batches: &[Packed], scored: f64) -> Result<()> {
+    /// Takes one update by the mean negative log-probability of the tokens.
+    fn take(&mut self, policy: &Policy, micro_batches: &[Packed], scored: f64) -> Result<()> {
         for packed in micro_batches {
             let evaluation = policy.evaluate(packed, 1.0, Want::Logprobs, None);
             let loss = -evaluation.logprobs.sum(Kind::Float) / scored;

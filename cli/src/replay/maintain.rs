@@ -1,12 +1,12 @@
-//! `proxrl replay verify`, `prune` and `migrate`: is the store what was written, how does it stay small, how does it move.
+//! `proxrl replay verify`, `prune` and `migrate`: checks a store, removes old samples, copies it.
 
-use super::{Format, render};
-use crate::screen::{answer, note, thousands};
+use super::format::Format;
+use crate::terminal::{answer, note, thousands};
 use anyhow::Result;
 use std::process::ExitCode;
 use store::{Store, Table};
 
-/// What `prune` takes. A step goes if any of the rules names it.
+/// The options of `prune`. A step is removed if any of the rules names it.
 #[derive(Debug, clap::Args)]
 #[group(id = "rule", required = true, multiple = true, args = ["keep_steps", "below_policy", "max_size"])]
 pub(super) struct Prune {
@@ -22,7 +22,7 @@ pub(super) struct Prune {
     /// Only this run, by name or number.
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
-    /// Say what would go, and change nothing.
+    /// Show what would be removed, and change nothing.
     #[arg(long)]
     dry_run: bool,
 }
@@ -57,12 +57,12 @@ impl Prune {
     }
 }
 
-/// What `migrate` takes.
+/// The options of `migrate`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Migrate {
     /// The store to copy, which is only read.
     from: String,
-    /// Where to: an empty database, or a file that is not there.
+    /// The copy: an empty database, or a file that is not there.
     to: String,
 }
 
@@ -75,10 +75,10 @@ impl Migrate {
     }
 }
 
-/// Checks everything; the exit code says whether all is well.
+/// Checks everything. The exit code is a failure if anything is wrong.
 pub(super) fn verify(store: &Store, format: Format) -> Result<ExitCode> {
     let found = store.verify()?;
-    answer(&render(&found.checks, format))?;
+    answer(&format.render(&found.checks)?)?;
     if found.unverifiable > 0 {
         note(&format!(
             "{} samples were stored before there were hashes: their content cannot be verified",
@@ -92,7 +92,7 @@ pub(super) fn verify(store: &Store, format: Format) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// Bytes, with K, M or G for powers of 1000.
+/// Parses a number of bytes, with K, M, G or T for powers of 1000.
 fn size(text: &str) -> std::result::Result<u64, String> {
     let plain = text.trim_end_matches(['B', 'b']);
     let units = [(['K', 'k'], 1e3), (['M', 'm'], 1e6), (['G', 'g'], 1e9), (['T', 't'], 1e12)];
@@ -109,7 +109,7 @@ mod tests {
     use super::size;
 
     #[test]
-    fn sizes() {
+    fn sizes_have_units_of_1000() {
         for (text, bytes) in [("10", 10), ("500M", 500_000_000), ("1.5g", 1_500_000_000), ("2 KB", 2_000)] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }

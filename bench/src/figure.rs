@@ -1,34 +1,34 @@
-//! What was measured: one figure per thing, each repetition kept.
+//! Figures: one measured quantity each, with all repetitions and the machine's limit on the same work.
 
 use serde_json::{Value, json};
-use std::time::Instant;
 
-/// Which way is better.
+/// The direction of improvement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Better {
     Higher,
     Lower,
 }
 
-/// One measured thing.
+/// One measured quantity.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Figure {
-    /// Part and case, such as `decode/32`: what figures of two runs are matched by.
+    /// Part and case, such as `decode/32`. Figures of two reports are matched by it.
     pub(crate) key: String,
-    /// For a reader.
+    /// The name for a reader.
     pub(crate) name: String,
     pub(crate) unit: &'static str,
     pub(crate) better: Better,
-    /// One per repetition.
+    /// One value per repetition, in `unit`.
     pub(crate) values: Vec<f64>,
-    /// The best that this machine could do on the same work, in the same unit.
+    /// The machine's limit on the same work, in `unit`.
     pub(crate) limit: Option<f64>,
-    /// What else belongs to it, such as the tokens of the work.
+    /// The size of the work, such as its tokens.
     pub(crate) work: Vec<(&'static str, f64)>,
 }
 
 impl Figure {
-    /// Work done per second, from the seconds that an amount of it took, and that it would take at the machine's limit.
+    /// Tokens per second, from the seconds that `amount` tokens took in each repetition, and would take at the machine's
+    /// limit.
     pub(crate) fn rate(key: String, name: String, amount: f64, seconds: &[f64], limit_s: f64) -> Self {
         Self {
             key,
@@ -41,7 +41,7 @@ impl Figure {
         }
     }
 
-    /// Seconds, of which fewer are better.
+    /// Seconds; fewer are better.
     pub(crate) fn seconds(
         key: impl Into<String>,
         name: impl Into<String>,
@@ -51,9 +51,10 @@ impl Figure {
         Self { key: key.into(), name: name.into(), unit: "s", better: Better::Lower, values, limit, work: Vec::new() }
     }
 
-    /// Something else of which less is better.
-    pub(crate) fn amount(key: impl Into<String>, name: impl Into<String>, unit: &'static str, value: f64) -> Self {
-        Self { unit, ..Self::seconds(key, name, vec![value], None) }
+    /// The peak memory of this process, in which one part was measured.
+    pub(crate) fn peak_memory(part: &str) -> Self {
+        let (key, name) = (format!("{part}/peak_memory"), format!("peak memory of {part}"));
+        Self { unit: "MB", ..Self::seconds(key, name, vec![peak_memory_mb()], None) }
     }
 
     pub(crate) fn median(&self) -> f64 {
@@ -68,7 +69,7 @@ impl Figure {
         self.values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
     }
 
-    /// The share of the machine's limit that is reached: 1 is all of it.
+    /// Returns the share of the machine's limit that the median reaches; 1 is all of it.
     pub(crate) fn share(&self) -> Option<f64> {
         let limit = self.limit?;
         Some(match self.better {
@@ -96,7 +97,7 @@ impl Figure {
     }
 }
 
-/// The middle one, or the mean of the two in the middle; nothing of nothing.
+/// Returns the median; of an even number of values, the mean of the two in the middle; NaN if there are none.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -107,37 +108,8 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// How often something is done.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    pub(crate) repetitions: usize,
-    /// No further repetition begins after so long.
-    pub(crate) seconds: f64,
-}
-
-impl Patience {
-    /// What each repetition gives; at least one.
-    pub(crate) fn repeat<T>(self, mut work: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<Vec<T>> {
-        let began = Instant::now();
-        let mut done = vec![work()?];
-        while done.len() < self.repetitions && began.elapsed().as_secs_f64() < self.seconds {
-            done.push(work()?);
-        }
-        Ok(done)
-    }
-
-    /// The seconds that each repetition takes.
-    pub(crate) fn time(self, mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Vec<f64>> {
-        self.repeat(|| {
-            let start = Instant::now();
-            work()?;
-            Ok(start.elapsed().as_secs_f64())
-        })
-    }
-}
-
-/// The largest resident memory of this process so far, in MB (10^6 bytes), as the kernel counts it.
-pub(crate) fn peak_memory_mb() -> f64 {
+/// Returns the peak resident memory of this process so far, in MB (10^6 bytes), as the kernel counts it.
+fn peak_memory_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
@@ -163,15 +135,8 @@ mod tests {
         let seconds = Figure::seconds("b", "b", vec![4.0], Some(1.0));
         assert_eq!(seconds.share(), Some(0.25));
         assert_eq!(seconds.json()["better"], "lower");
-        assert_eq!(Figure::amount("c", "c", "MB", 7.0).share(), None);
-    }
-
-    #[test]
-    fn patience_ends_but_not_before_the_first() {
-        let often = Patience { repetitions: 3, seconds: 60.0 };
-        assert_eq!(often.repeat(|| Ok(1)).unwrap(), [1, 1, 1]);
-        let hurried = Patience { repetitions: 3, seconds: 0.0 };
-        assert_eq!(hurried.repeat(|| Ok(1)).unwrap(), [1]);
-        assert!(peak_memory_mb() > 1.0);
+        let memory = Figure::peak_memory("decode");
+        assert_eq!((memory.key.as_str(), memory.unit, memory.share()), ("decode/peak_memory", "MB", None));
+        assert!(memory.median() > 1.0);
     }
 }

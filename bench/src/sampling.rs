@@ -1,27 +1,27 @@
 //! Decoding and prefill, through the engine that a run samples with.
 
-use super::figure::{Figure, median};
-use super::limit::Cost;
-use super::{Bench, Sizes, prose};
+use crate::figure::{Figure, median};
+use crate::roofline::Cost;
+use crate::setup::{Setup, Sizes, prompt_ids};
 use anyhow::{Result, ensure};
 use model::Policy;
 use rollout::EngineConfig;
 use rollout::engine::{Engine, Request};
-use schema::{SamplerSettings, Seed, Token};
+use schema::{SamplerSettings, Seed};
 use std::time::Instant;
 
-/// Samples of one prompt, as in a group.
+/// Samples per prompt, as in a group.
 const GROUP: usize = 8;
 
 /// Tokens per second of passes in which every row decodes.
-pub(crate) fn decode(bench: &Bench) -> Result<Vec<Figure>> {
-    let (policy, machine) = (bench.policy()?, bench.machine()?);
-    let Sizes { prompt_tokens, new_tokens, batches, .. } = &bench.sizes;
+pub(crate) fn decode(setup: &Setup) -> Result<Vec<Figure>> {
+    let (policy, machine) = (setup.policy()?, setup.machine()?);
+    let Sizes { prompt_tokens, new_tokens, batches, .. } = &setup.sizes;
     let cost = Cost::of(policy);
     let mut figures = Vec::new();
     for batch in batches {
-        let seconds = bench.patience.repeat(|| {
-            let passes = full_passes(bench, policy, *batch, *prompt_tokens, *new_tokens)?;
+        let seconds = setup.repetition.repeat(|| {
+            let passes = full_passes(setup, policy, *batch, *prompt_tokens, *new_tokens)?;
             Ok(median(&passes))
         })?;
         let context = *prompt_tokens as f64 + *new_tokens as f64 / 2.0;
@@ -40,12 +40,12 @@ pub(crate) fn decode(bench: &Bench) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The seconds of each pass that decodes one token for every one of `batch` rows, after one pass that warms up. A sample
-/// that ends early makes room for another, so that a batch stays full; passes in which that happens are left out.
-fn full_passes(bench: &Bench, policy: &Policy, batch: usize, prompt: usize, new: usize) -> Result<Vec<f64>> {
-    let config = EngineConfig { max_running: batch, ..bench.config.rollout.engine.clone() };
+/// Returns the seconds of each pass that decodes one token for all of `batch` rows, after one pass that warms up. A sample
+/// that ends early makes room for another, so that the batch stays full; passes in which that happens are left out.
+fn full_passes(setup: &Setup, policy: &Policy, batch: usize, prompt: usize, new: usize) -> Result<Vec<f64>> {
+    let config = EngineConfig { max_running: batch, ..setup.config.rollout.engine.clone() };
     let mut engine = Engine::new(policy, config);
-    let seed = Seed::new(bench.config.seed).child("bench");
+    let seed = Seed::new(setup.config.seed).child("bench");
     let prompts = batch.div_ceil(GROUP);
     for (number, prompt_ids) in prompt_ids(policy, prompts, prompt)?.into_iter().enumerate() {
         // Twice as many as run side by side: what ends is replaced.
@@ -67,14 +67,14 @@ fn full_passes(bench: &Bench, policy: &Policy, batch: usize, prompt: usize, new:
 }
 
 /// Tokens per second of prompts.
-pub(crate) fn prefill(bench: &Bench) -> Result<Vec<Figure>> {
-    let (policy, machine) = (bench.policy()?, bench.machine()?);
-    let tokens = bench.sizes.tokens.min(1024);
+pub(crate) fn prefill(setup: &Setup) -> Result<Vec<Figure>> {
+    let (policy, machine) = (setup.policy()?, setup.machine()?);
+    let tokens = setup.sizes.tokens.min(1024);
     let mut figures = Vec::new();
-    for length in [bench.sizes.prompt_tokens, tokens] {
+    for length in [setup.sizes.prompt_tokens, tokens] {
         let count = (tokens / length).max(1);
         let prompts = prompt_ids(policy, count, length)?;
-        let config = EngineConfig { max_running: count, ..bench.config.rollout.engine.clone() };
+        let config = EngineConfig { max_running: count, ..setup.config.rollout.engine.clone() };
         let mut engine = Engine::new(policy, config);
         let mut work = || {
             let requests = prompts.iter().map(|ids| Request {
@@ -87,7 +87,7 @@ pub(crate) fn prefill(bench: &Bench) -> Result<Vec<Figure>> {
             Ok(())
         };
         work()?;
-        let seconds = bench.patience.time(work)?;
+        let seconds = setup.repetition.time(work)?;
         let limit = Cost::of(policy).prefill(&vec![length; count]).seconds(machine);
         let amount = (count * length) as f64;
         let name = format!("prefill, {count} prompts of {length}");
@@ -96,13 +96,13 @@ pub(crate) fn prefill(bench: &Bench) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The cost of a drawn token, prompts included, for groups of several sizes: what sharing a prompt is worth.
-pub(crate) fn groups(bench: &Bench) -> Result<Vec<Figure>> {
+/// Seconds per drawn token, prompts included, for groups of several sizes: the gain of sharing a prompt.
+pub(crate) fn groups(setup: &Setup) -> Result<Vec<Figure>> {
     const SAMPLES: usize = 32;
-    let (policy, machine) = (bench.policy()?, bench.machine()?);
-    let (prompt, new) = (bench.sizes.prompt_tokens, bench.sizes.new_tokens.min(16));
+    let (policy, machine) = (setup.policy()?, setup.machine()?);
+    let (prompt, new) = (setup.sizes.prompt_tokens, setup.sizes.new_tokens.min(16));
     let cost = Cost::of(policy);
-    let config = EngineConfig { max_running: SAMPLES, ..bench.config.rollout.engine.clone() };
+    let config = EngineConfig { max_running: SAMPLES, ..setup.config.rollout.engine.clone() };
     let mut engine = Engine::new(policy, config);
     let mut figures = Vec::new();
     for group in [1, 2, 4, 8, 16, 32] {
@@ -119,7 +119,7 @@ pub(crate) fn groups(bench: &Bench) -> Result<Vec<Figure>> {
             let tokens: usize = drawn.iter().flatten().map(schema::Sample::len).sum();
             Ok(start.elapsed().as_secs_f64() / tokens as f64)
         };
-        let seconds = bench.patience.repeat(work)?;
+        let seconds = setup.repetition.repeat(work)?;
         let context = (prompt + new / 2) as f64;
         let least = cost.prefill(&vec![prompt; prompts.len()]).seconds(machine)
             + (new - 1) as f64 * cost.decode(SAMPLES as f64, context).seconds(machine);
@@ -137,11 +137,4 @@ pub(crate) fn groups(bench: &Bench) -> Result<Vec<Figure>> {
 
 fn settings(new: usize) -> SamplerSettings {
     SamplerSettings { max_new_tokens: new as u32, ..SamplerSettings::default() }
-}
-
-/// Prompts of exactly this many tokens, each a different piece of the same prose.
-pub(super) fn prompt_ids(policy: &Policy, count: usize, length: usize) -> Result<Vec<Vec<Token>>> {
-    let prose = prose(policy)?;
-    let piece = |number: usize| prose.iter().cycle().skip(number * 7).take(length).copied().collect();
-    Ok((0..count).map(piece).collect())
 }

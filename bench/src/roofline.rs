@@ -1,7 +1,7 @@
-//! The least time that this machine needs for a piece of work: what every figure is held against.
+//! The roofline: the least time that this machine needs for a piece of work (Williams et al. 2009).
 //!
-//! A pass over the network cannot be faster than its products of matrices at the rate of large ones, nor than its
-//! weights, keys and values can be read from memory:
+//! A pass over the network is bound by its matrix products at the rate of large ones, or by reading its weights, keys and
+//! values from memory:
 //!
 //! ```text
 //! limit = max(operations / rate of products, bytes / rate of reading)
@@ -9,9 +9,9 @@
 //!
 //! Both rates are measured in the same process as the work: products of the network's own shapes with 1,024 rows, and a
 //! sum over 256 MB. Counted operations are those that the work cannot do without (Kaplan et al. 2020, arXiv 2001.08361,
-//! section 2.1, with a frozen base): `2 P` per token forward for `P` weights, as many again for the way back through
-//! them, and for an adapter, whose own gradients are wanted, `6` per weight; nothing is counted twice because it is
-//! computed again. Norms, activations and softmax are left out.
+//! section 2.1, with a frozen base): `2 P` per token forward for `P` weights, as many for the backward pass through
+//! them, and `6` per weight of the adapter, whose own gradients are wanted. Recomputation is not counted; nor are norms,
+//! activations and softmax.
 
 use anyhow::Result;
 use model::Policy;
@@ -19,19 +19,19 @@ use serde_json::{Value, json};
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
-/// Rows of the products that the rate is measured with.
+/// Rows of the matrix products that measure their rate.
 const ROWS: i64 = 1024;
 
-/// Bytes that the rate of reading is measured with: several times any cache.
+/// Bytes of the read that measures its rate: several times any cache.
 const READ_BYTES: i64 = 256 << 20;
 
-/// Each rate is the best of so many tries: a limit is what can be reached.
+/// Tries, of which the best counts: a limit can be reached.
 const TRIES: usize = 5;
 
-/// What the machine can do.
+/// The limits of a machine.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Machine {
-    /// Operations per second in large products of the network's shapes.
+    /// Operations per second in large matrix products of the network's shapes.
     pub(crate) operations: f64,
     /// Bytes per second that can be read from memory.
     pub(crate) bytes: f64,
@@ -70,7 +70,7 @@ impl Machine {
     }
 }
 
-/// Seconds of the fastest try, after one that warms up.
+/// Returns the seconds of the fastest try, after one that warms up.
 fn best(mut work: impl FnMut()) -> f64 {
     work();
     let time = |_| {
@@ -81,7 +81,7 @@ fn best(mut work: impl FnMut()) -> f64 {
     (0..TRIES).map(time).fold(f64::INFINITY, f64::min)
 }
 
-/// A piece of work.
+/// A piece of work, as operations and bytes read.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Work {
     operations: f64,
@@ -89,13 +89,13 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// The least time for it in seconds.
+    /// Returns the least time for it in seconds.
     pub(crate) fn seconds(self, machine: Machine) -> f64 {
         (self.operations / machine.operations).max(self.bytes / machine.bytes)
     }
 }
 
-/// What passes over a network cost.
+/// The cost of passes over one network.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cost {
     /// Weights of the decoder's linear layers.
@@ -154,14 +154,14 @@ impl Cost {
         }
     }
 
-    /// The same with what the gradient of each log-probability with respect to the hidden states needs, which is computed
-    /// along with it.
+    /// The same, and the gradient of each log-probability with respect to the hidden states, which is computed along with
+    /// it.
     pub(crate) fn forward(&self, tokens: f64, scored: f64, pairs: f64) -> Work {
         let score = self.score(tokens, scored, pairs);
         Work { operations: score.operations + scored * 2.0 * self.head, ..score }
     }
 
-    /// The way back from the hidden states to the adapter.
+    /// The backward pass from the hidden states to the adapter.
     pub(crate) fn backward(&self, tokens: f64, pairs: f64) -> Work {
         Work {
             operations: tokens * (2.0 * self.layers + 4.0 * self.adapter) + 2.0 * self.pair * pairs,
@@ -169,19 +169,19 @@ impl Cost {
         }
     }
 
-    /// Both.
+    /// Forward and backward pass.
     pub(crate) fn train(&self, tokens: f64, scored: f64, pairs: f64) -> Work {
         let (forward, backward) = (self.forward(tokens, scored, pairs), self.backward(tokens, pairs));
         Work { operations: forward.operations + backward.operations, bytes: forward.bytes + backward.bytes }
     }
 }
 
-/// Pairs of a token and one that it sees, in sequences of these lengths.
+/// Returns the number of pairs of a token and one that it sees, in sequences of these lengths.
 pub(crate) fn causal(lengths: &[usize]) -> f64 {
     lengths.iter().map(|length| (length * (length + 1)) as f64 / 2.0).sum()
 }
 
-/// The same in a group: a prompt, and completions that see it and themselves.
+/// Returns the same number in a group: a prompt, and completions that see it and themselves.
 pub(crate) fn group_pairs(prompt: usize, completions: &[usize]) -> f64 {
     let seen: f64 = completions.iter().map(|length| (prompt * length) as f64).sum();
     causal(&[prompt]) + seen + causal(completions)
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn costs_are_counted_by_hand() {
+    fn operations_and_bytes_of_a_pass_are_counted_by_hand() {
         let policy = policy();
         let cost = Cost::of(&policy);
         // q 8·8, k and v 8·4 each, o 8·8: 192; gate, up and down 8·16 each: 384; two layers.
@@ -220,14 +220,14 @@ mod tests {
     }
 
     #[test]
-    fn who_sees_whom_is_counted() {
+    fn pairs_of_attention_are_counted() {
         assert_eq!(causal(&[1, 3]), 7.0);
         // A prompt of 2 (3 pairs), completions of 1 and 2 that see it (2 + 4) and themselves (1 + 3).
         assert_eq!(group_pairs(2, &[1, 2]), 13.0);
     }
 
     #[test]
-    fn the_slower_of_two_ways_is_the_limit() {
+    fn the_limit_is_compute_or_memory_whichever_takes_longer() {
         let work = Work { operations: 100.0, bytes: 10.0 };
         assert_eq!(work.seconds(Machine { operations: 50.0, bytes: 10.0 }), 2.0);
         assert_eq!(work.seconds(Machine { operations: 200.0, bytes: 1.0 }), 10.0);

@@ -1,13 +1,13 @@
 //! `proxrl replay rescore`: a new reward over stored samples.
 
-use crate::screen::{note, thousands};
+use crate::terminal::{note, thousands};
 use anyhow::Result;
 use std::path::PathBuf;
 use store::{Store, Table};
 use trainer::config::Config;
 use trainer::grading::rescore::rescore;
 
-/// What `rescore` takes.
+/// The options of `rescore`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Rescore {
     /// A config file; its [[reward]] tables judge, and the rest of it does not matter.

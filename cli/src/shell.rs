@@ -1,6 +1,6 @@
-//! `proxrl completions SHELL`: prints a script that teaches a shell the verbs and options, made from the parser itself.
+//! `proxrl completions SHELL`: a script that completes verbs and options in a shell, made from the parser itself.
 
-use crate::{Cli, screen};
+use crate::{Cli, terminal};
 use clap::CommandFactory;
 
 #[derive(Debug, clap::Args)]
@@ -14,6 +14,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // Into memory first: clap panics when a reader such as `head` goes away.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "proxrl", &mut script);
-    screen::answer(&String::from_utf8_lossy(&script))?;
+    terminal::answer(&String::from_utf8_lossy(&script))?;
     Ok(())
 }
