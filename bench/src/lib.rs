@@ -45,7 +45,9 @@ pub fn run(args: &Args, phases: &PhaseLog, note: &mut dyn FnMut(&str)) -> Result
     parts.dedup();
     let reports = match parts[..] {
         // A process can measure its own start only once.
-        [Part::Startup] if args.repetitions > 1 => in_children(args, &[Part::Startup].repeat(args.repetitions), 1, note)?,
+        [Part::Startup] if args.repetitions > 1 => {
+            in_children(args, &[Part::Startup].repeat(args.repetitions), 1, note)?
+        }
         [part] => vec![in_process(&setup, part, note)?],
         _ => in_children(args, &parts, args.repetitions, note)?,
     };

@@ -1,9 +1,9 @@
 //! Whole steps of the training loop, as `proxrl train` takes them, and the time until the first one begins.
 
 use crate::figure::{Figure, median};
+use crate::profile::PhaseSpan;
 use crate::roofline::{Cost, Machine, group_pairs};
 use crate::setup::{Setup, prompt_ids};
-use crate::profile::PhaseSpan;
 use anyhow::{Context, Result, ensure};
 use model::Policy;
 use schema::{GradedGroup, Metrics, Prompt};

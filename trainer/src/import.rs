@@ -64,7 +64,7 @@ pub struct Imported {
 }
 
 /// Reads the file, computes log-probabilities with the model, and appends the result to the store as a new run.
-/// `progress` receives the number of completions done so far. `open` opens the store; it is called only after the file
+/// `progress` receives the number of completions done so far, and of all. `open` opens the store; it is called only after the file
 /// and the model have been read without an error, so that a wrong call creates no store.
 ///
 /// # Errors
@@ -73,7 +73,7 @@ pub struct Imported {
 pub fn import(
     open: impl FnOnce() -> Result<Store>,
     import: &Import<'_>,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Imported> {
     if !(import.temperature > 0.0 && import.temperature.is_finite()) {
         return Err(Error::input(format!("the temperature must be greater than 0, but is {}", import.temperature)));
@@ -151,10 +151,11 @@ impl LogprobModel<'_> {
         store: &Store,
         run: RunId,
         groups: &[GradedGroup],
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Imported> {
         let mut done = Imported { run, groups: 0, samples: 0, tokens: 0, mean_logprob: 0.0 };
         let mut sum = 0.0;
+        let all = groups.iter().map(|group| group.group().samples.len()).sum::<usize>();
         for (step, groups) in (1..).zip(groups.chunks(GROUPS_PER_STEP)) {
             let scored = self.with_model_logprobs(groups)?;
             store.append_step(run, step, &scored, None)?;
@@ -163,7 +164,7 @@ impl LogprobModel<'_> {
             done.samples += samples().count() as u64;
             done.tokens += samples().map(Sample::len).sum::<usize>() as u64;
             sum += samples().flat_map(|sample| &sample.logprobs).map(|it| f64::from(*it)).sum::<f64>();
-            progress(done.samples);
+            progress(done.samples, all as u64);
         }
         done.mean_logprob = sum / done.tokens.max(1) as f64;
         Ok(done)

@@ -1,5 +1,6 @@
 //! `proxrl replay import`: completions from elsewhere.
 
+use crate::terminal::Bar;
 use anyhow::Result;
 use std::path::PathBuf;
 use store::{Store, Table};
@@ -66,7 +67,9 @@ impl Import {
             temperature: self.temperature,
             micro_batch_tokens: self.micro_batch_tokens,
         };
-        let done = import(|| Ok(Store::open(url)?), &what, &mut |_| {})?;
+        let bar = Bar::new("importing");
+        let done = import(|| Ok(Store::open(url)?), &what, &mut |done, all| bar.samples(done, all))?;
+        drop(bar);
         let mut table = Table::new(["run", "run_id", "groups", "samples", "tokens", "mean_logprob"]);
         table.push(vec![
             what.name.into(),

@@ -1,6 +1,6 @@
 //! `proxrl replay rescore`: a new reward over stored samples.
 
-use crate::terminal::{note, thousands};
+use crate::terminal::{Bar, note, thousands};
 use anyhow::Result;
 use std::path::PathBuf;
 use store::{Store, Table};
@@ -23,7 +23,9 @@ impl Rescore {
         let rewards = Config::load_rewards(&self.reward)?;
         let store = Store::open_existing(url)?;
         let run = self.run.as_deref().map(|run| store.find_run(run)).transpose()?.map(|run| run.id);
-        let done = rescore(&store, &rewards, run, &mut |_| {})?;
+        let bar = Bar::new("judging");
+        let done = rescore(&store, &rewards, run, &mut |done, all| bar.samples(done, all))?;
+        drop(bar);
         note(&format!(
             "judged {} samples again; ask with --scoring {} or --scoring latest",
             thousands(done.samples),

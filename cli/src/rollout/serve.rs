@@ -1,8 +1,8 @@
 //! `proxrl rollout serve`: the daemon.
 #![expect(clippy::print_stdout, reason = "where it listens, and the token, are the program's output")]
 
-use crate::terminal::{self, Usage};
 use crate::signals::{self, STOP};
+use crate::terminal::{self, Usage};
 use model::Policy;
 use rollout::service::{self, Options};
 use schema::Seed;

@@ -1,7 +1,7 @@
 //! `proxrl rollout work`: a worker that samples for trainers, through the store.
 
-use crate::terminal::{note, thousands};
 use crate::signals::{self, STOP};
+use crate::terminal::{Bar, note, thousands};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use trainer::config::{Config, Override};
@@ -37,13 +37,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     )?;
     let asked = Work { store: args.store.clone(), name: name.clone(), run: args.run.clone() };
     note(&format!("{name} draws for {}", store::without_password(&args.store)));
-    let worked = work(&config, &asked, &STOP, &mut |_| {})?;
-    note(&format!("{name} leaves: {}", in_words(worked)));
+    let bar = Bar::new("waiting for jobs");
+    let worked = work(&config, &asked, &STOP, &mut |worked| bar.say(in_words(worked)))?;
+    drop(bar);
+    note(&format!("{name} leaves: {}", in_words(&worked)));
     Ok(ExitCode::SUCCESS)
 }
 
-fn in_words(worked: Worked) -> String {
-    let Worked { jobs, samples, tokens, refused } = worked;
+fn in_words(worked: &Worked) -> String {
+    let Worked { jobs, samples, tokens, refused } = *worked;
     let late = if refused == 0 { String::new() } else { format!("; {refused} jobs were done by others first") };
     format!("{} jobs, {} samples, {} tokens{late}", thousands(jobs), thousands(samples), thousands(tokens))
 }

@@ -3,7 +3,9 @@
 //! A table that does not fit gives way in this order: a column with one value in every row becomes part of a line above
 //! the table; long texts are cut shorter; the rest is set in bands below each other, each beginning with the first column.
 
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, ContentLineStyle, LineStyle, Row, TableStyle, Width};
+use comfy_table::{
+    CellAlignment, ColumnConstraint, ContentArrangement, ContentLineStyle, LineStyle, Row, TableStyle, Width,
+};
 use schema::hex;
 use std::fmt::Write;
 use store::{Table, Value};
@@ -148,9 +150,9 @@ fn bands<'a>(columns: &[&'a Column]) -> Vec<Vec<&'a Column>> {
     let Some((first, rest)) = columns.split_first() else { return Vec::new() };
     let mut bands = vec![vec![*first]];
     for column in rest {
-        let band = bands.last_mut().filter(|band| {
-            band.len() == 1 || total(band, Column::least) + GAP + column.least() <= WINDOW
-        });
+        let band = bands
+            .last_mut()
+            .filter(|band| band.len() == 1 || total(band, Column::least) + GAP + column.least() <= WINDOW);
         match band {
             Some(band) => band.push(column),
             None => bands.push(vec![first, column]),

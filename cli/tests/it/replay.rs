@@ -52,6 +52,24 @@ fn questions_about_a_run() {
 }
 
 #[test]
+fn answers_for_scripts_are_the_same_to_the_byte() {
+    let desk = desk_with_run(1);
+    let sql = "SELECT 1 AS n, 0.1 AS x, NULL AS void, 'a \"b\", c' AS text, x'00ff' AS bytes UNION ALL \
+        SELECT 2, 1e300, 'y', 'two\r\nlines', x'' ORDER BY n";
+    let answer = |format: &str| desk.ok(&["replay", "query", sql, "--format", format]);
+    let large = format!("1{}", "0".repeat(300));
+    assert_eq!(
+        answer("csv"),
+        format!("n,x,void,text,bytes\r\n1,0.1,,\"a \"\"b\"\", c\",00ff\r\n2,{large},y,\"two\r\nlines\",\r\n")
+    );
+    assert_eq!(
+        answer("json"),
+        "[\n  {\"n\":1,\"x\":0.1,\"void\":null,\"text\":\"a \\\"b\\\", c\",\"bytes\":\"00ff\"},\n  \
+            {\"n\":2,\"x\":1e+300,\"void\":\"y\",\"text\":\"two\\r\\nlines\",\"bytes\":\"\"}\n]\n"
+    );
+}
+
+#[test]
 fn two_runs_side_by_side() {
     let desk = desk_with_run(2);
     desk.ok(&["train", &config("tiny.toml"), "--set", "steps=2", "--set", "seed=1", "--out", "other"]);
@@ -115,6 +133,23 @@ fn what_a_run_exports_comes_back_with_the_same_logprobs() {
     let wrong = desk.run(&["replay", "import", "samples.csv", "--config", &tiny, "--store", "sqlite://new.db"]);
     assert_eq!(wrong.code, Some(2));
     assert!(!desk.path("new.db").exists());
+}
+
+#[test]
+fn long_work_draws_a_bar_on_a_terminal_alone() {
+    let desk = desk_with_run(2);
+    desk.write("brief.toml", OTHER_REWARD);
+    desk.ok(&["replay", "export", "samples.jsonl", "--where", "step = 1"]);
+    let tiny = config("tiny.toml");
+    let rescore = ["replay", "rescore", "--reward", "brief.toml"];
+    let import = ["replay", "import", "samples.jsonl", "--config", &tiny];
+    // Two steps of 32 samples are judged; one of them is imported.
+    for (args, message, all) in [(&rescore[..], "judging", "64/64"), (&import, "importing", "32/32")] {
+        let shown = desk.ok_in_terminal(args);
+        assert!(shown.contains(message) && shown.contains(all), "{args:?}: {shown:?}");
+        let piped = desk.run(args).stderr;
+        assert!(!piped.contains(message) && !piped.contains(all), "{args:?}: {piped:?}");
+    }
 }
 
 #[test]

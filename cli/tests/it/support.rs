@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
@@ -139,6 +140,25 @@ impl Desk {
             let _ = std::fs::remove_dir_all(self.path("run"));
             self.ok(start);
         }
+    }
+
+    /// Runs what must succeed with a terminal for its standard error; returns what it showed there.
+    pub(crate) fn ok_in_terminal(&self, args: &[&str]) -> String {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&controller).unwrap();
+        unlockpt(&controller).unwrap();
+        let name = ptsname(&controller, Vec::new()).unwrap().into_string().unwrap();
+        let terminal = fs::File::options().read(true).write(true).open(name).unwrap();
+        let mut command = self.command(args);
+        let mut child = command.env("TERM", "xterm").stdout(Stdio::null()).stderr(terminal).spawn().unwrap();
+        // The last handle of the terminal on this side: with the child's the output ends.
+        drop(command);
+        let mut shown = Vec::new();
+        // A terminal that is closed on the other side reads as an error.
+        let _ = fs::File::from(controller).read_to_end(&mut shown);
+        assert!(child.wait().unwrap().success(), "{args:?}\n{}", String::from_utf8_lossy(&shown));
+        String::from_utf8_lossy(&shown).into_owned()
     }
 
     pub(crate) fn start(&self, args: &[&str]) -> Child {

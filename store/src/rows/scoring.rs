@@ -25,6 +25,8 @@ const SCORINGS: &str = "SELECT c.id, runs.name, c.created_at, c.finished_at,
         (SELECT COUNT(DISTINCT r.sample_id) FROM rewards r WHERE r.scoring = c.id), c.config
     FROM scorings c LEFT JOIN runs ON runs.id = c.run_id ORDER BY c.id";
 const NEXT_GROUPS: &str = "SELECT id FROM groups WHERE id > $1 AND run_id = COALESCE($2, run_id) ORDER BY id LIMIT $3";
+const SAMPLES: &str = "SELECT COUNT(*) FROM samples s JOIN groups g ON g.id = s.group_id
+    WHERE g.run_id = COALESCE($1, g.run_id)";
 const VIEWS: &str = "SELECT name, sql FROM sqlite_schema WHERE type = 'view' ORDER BY rowid";
 
 impl Store {
@@ -111,6 +113,22 @@ impl Store {
                 .await
                 .doing(DOING)?;
             crate::rows::read::groups(&mut snapshot, &ids, self.scoring).await
+        })
+    }
+
+    /// Counts the samples of a run, or of all runs for `None`.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the store cannot be read.
+    pub fn count_samples(&self, run: Option<RunId>) -> Result<u64> {
+        self.with(async |connection| {
+            let count: i64 = sql::query_scalar(SAMPLES)
+                .bind(run.map(|run| run.0))
+                .fetch_one(connection)
+                .await
+                .doing("counting the samples")?;
+            Ok(count as u64)
         })
     }
 

@@ -35,7 +35,7 @@ pub struct Rescored {
 }
 
 /// Grades every stored sample of a run (of all runs for `None`) by these rewards; `progress` receives the number of
-/// samples done so far. If it fails half-way, the grades so far stay under the scoring's number, unfinished.
+/// samples done so far, and of all. If it fails half-way, the grades so far stay under the scoring's number, unfinished.
 ///
 /// # Errors
 /// If a reward cannot be built, there are no samples, a reward function fails as a whole, or the store cannot be read
@@ -44,13 +44,14 @@ pub fn rescore(
     store: &Store,
     rewards: &[Config],
     run: Option<RunId>,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Rescored> {
     let mut reward = reward::build_with(rewards, &mut open_model)?;
     let mut groups = store.groups_after(run, GroupId::FIRST, GROUPS)?;
     if groups.is_empty() {
         return Err(Error::input("there are no samples to judge; `proxrl replay ls` shows what each run has"));
     }
+    let all = store.count_samples(run)?;
     let scoring = store.begin_scoring(run, &tables(rewards)?)?;
     let mut totals = Totals::default();
     while let Some(last) = groups.last().map(|group| group.id) {
@@ -59,7 +60,7 @@ pub fn rescore(
         totals.add(&groups, &scored);
         let rows: Vec<_> = groups.into_iter().map(|stored| stored.sample_ids).zip(scored).collect();
         store.add_scores(scoring, &rows)?;
-        progress(totals.samples);
+        progress(totals.samples, all);
         groups = store.groups_after(run, last, GROUPS)?;
     }
     store.finish_scoring(scoring)?;
@@ -143,8 +144,8 @@ mod tests {
         store.append_step(run, 1, &scored(&[&[0.0, 1.0][..]; 70]), None).unwrap();
         let length: Vec<Config> = vec![toml::from_str("name = \"brief\"\nrule.length = { target = 1 }").unwrap()];
         let mut heard = Vec::new();
-        let again = rescore(&store, &length, Some(run), &mut |samples| heard.push(samples)).unwrap();
-        assert_eq!(heard, [128, 140]);
+        let again = rescore(&store, &length, Some(run), &mut |done, all| heard.push((done, all))).unwrap();
+        assert_eq!(heard, [(128, 140), (140, 140)]);
         assert_eq!((again.scoring, again.samples, again.unjudged), (1, 140, 0));
         assert_eq!(again.reward_before, Some(0.5));
         let latest = store.judged_by(Scoring::Latest).unwrap();
@@ -154,7 +155,7 @@ mod tests {
         assert_eq!((again.changed, again.reward_after), (70, Some(-0.5)));
         assert_eq!(group.verdicts()[0].rewards[0].name, "brief");
         let config = latest.query("SELECT config FROM scorings").unwrap();
-        assert!(config.to_csv().contains("[[reward]]"), "{config}");
+        assert!(format!("{config:?}").contains("[[reward]]"), "{config:?}");
     }
 
     #[test]
@@ -162,7 +163,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&format!("sqlite://{}", folder.path().join("s.db").display())).unwrap();
         let rule: Vec<Config> = vec![toml::from_str("rule.exact_match = {}").unwrap()];
-        assert!(rescore(&store, &rule, None, &mut |_| {}).unwrap_err().is_input());
+        assert!(rescore(&store, &rule, None, &mut |_, _| {}).unwrap_err().is_input());
         assert!(store.scorings().unwrap().rows.is_empty());
     }
 }
