@@ -219,6 +219,19 @@ impl Table {
         String::from_utf8(writer.into_inner().unwrap()).unwrap()
     }
 
+    /// The answer as JSON, one object per row.
+    fn to_json(&self) -> String {
+        let value = |value: &Value| match value {
+            Value::Null => serde_json::Value::Null,
+            Value::Integer(number) => (*number).into(),
+            Value::Real(number) => (*number).into(),
+            Value::Text(_) | Value::Blob(_) => csv_field(value).into(),
+        };
+        let object = |row: &Vec<Value>| self.columns.iter().cloned().zip(row.iter().map(value)).collect();
+        serde_json::Value::Array(self.rows.iter().map(|row| serde_json::Value::Object(object(row))).collect())
+            .to_string()
+    }
+
     /// Each value of the only row behind its name, in aligned lines.
     fn to_record_text(&self) -> String {
         let width = self.columns.iter().map(String::len).max().unwrap();
