@@ -22,7 +22,7 @@ pub struct Config {
     pub model: Option<ModelConfig>,
 }
 
-/// A network that judges.
+/// A network that grades or compares.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
@@ -56,13 +56,21 @@ impl Config {
     }
 }
 
-/// Builds every rule and joins them. Errors, all of them the config's: no reward at all, a bad setting, two of one
-/// name, no weight other than zero, a model.
+/// Builds every rule and joins them.
+///
+/// # Errors
+///
+/// Fails, by the config's fault, if there is no reward, a setting is bad, two rewards share a name, every weight is zero,
+/// or a reward is a `model`.
 pub fn build(configs: &[Config]) -> Result<WeightedSum> {
     build_with(configs, &mut |_| Err(Error::input("no network can run here, so it cannot be a `model`; use a `rule`")))
 }
 
-/// The same, with models made by `open`.
+/// Builds every rule, and every model by `open`, and joins them.
+///
+/// # Errors
+///
+/// As [`build`], but for models; and if `open` fails.
 pub fn build_with(configs: &[Config], open: &mut OpenModel<'_>) -> Result<WeightedSum> {
     WeightedSum::new(configs.iter().map(|config| config.build(open)).collect::<Result<_>>()?)
 }

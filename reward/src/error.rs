@@ -1,7 +1,7 @@
-//! What can go wrong in this crate.
+//! Errors of this crate.
 //!
-//! A sample that cannot be judged is no error: it gets a [`Grade::Missing`](schema::Grade::Missing) with a
-//! reason, and the others of its batch keep their values.
+//! A sample that cannot be graded is not an error: its grade is [`Grade::Missing`](schema::Grade::Missing) with a reason,
+//! and the others of its batch keep their values.
 
 use thiserror::Error;
 
@@ -30,7 +30,7 @@ impl Error {
         Self::Runtime(message.into())
     }
 
-    /// Whether the user's input is at fault.
+    /// Returns true if the user's input is at fault.
     pub fn is_input(&self) -> bool {
         matches!(self, Self::Input(_))
     }

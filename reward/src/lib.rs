@@ -1,8 +1,8 @@
-//! Text becomes a number: reward rules, their weighted sum, and external graders.
+//! Reward functions and judges: text becomes a number.
 //!
-//! A [`Reward`] judges samples; what it cannot judge stays unjudged, with a reason, and is never a zero. A [`Judge`]
-//! compares two samples, and its kinds live in [`judge`]. The rules live in [`rule`], one file each; [`build`] turns the config's `[[reward]]` tables
-//! into a [`WeightedSum`], which keeps every part beside the total:
+//! A [`Reward`] grades samples; a sample that it cannot grade stays ungraded, with a reason, and never counts as zero. A
+//! [`Judge`] compares two samples; its kinds live in [`judge`]. The rules live in [`rule`], one file each; [`build`]
+//! turns the config's `[[reward]]` tables into a [`WeightedSum`], which keeps every part beside the total:
 //!
 //! ```toml
 //! [[reward]]

@@ -5,9 +5,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::ops::RangeInclusive;
 
-/// A reward function: samples in, one judgement per sample out.
+/// A reward function: samples in, one grade per sample out.
 pub trait Reward {
-    /// What kind of reward this is, such as `math_answer`; the config may give it another name.
+    /// The kind of reward, such as `math_answer`; the config may give it another name.
     fn name(&self) -> &'static str;
 
     /// Changes whenever the code or a setting changes what a sample is worth; see [`fingerprint`].
@@ -18,8 +18,8 @@ pub trait Reward {
         None
     }
 
-    /// Judges every sample of every group: one list per group, with one judgement per sample, in order. All groups of
-    /// a step come in one call, so that a program or a network can be run once for all of them.
+    /// Grades every sample of every group: one list per group, with one grade per sample, in order. All groups of a step
+    /// come in one call, so that a program or a network runs once for all of them.
     fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>>;
 }
 
@@ -31,26 +31,26 @@ pub fn fingerprint(revision: u32, settings: &impl Serialize) -> String {
     format!("{revision}-{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
 }
 
-/// Judges samples one by one: what all rules but external ones do.
-pub(crate) fn each(groups: &[Group], judge: impl Fn(&Group, &Sample) -> Grade) -> Vec<Vec<Grade>> {
-    groups.iter().map(|group| group.samples.iter().map(|sample| judge(group, sample)).collect()).collect()
+/// Grades samples one by one, as all rules but external ones do.
+pub(crate) fn each(groups: &[Group], grade: impl Fn(&Group, &Sample) -> Grade) -> Vec<Vec<Grade>> {
+    groups.iter().map(|group| group.samples.iter().map(|sample| grade(group, sample)).collect()).collect()
 }
 
-/// Judges samples against the prompt's answer; without one there is nothing to judge by. `prepare` turns the answer
-/// into what `right` compares with, once per group.
+/// Grades samples against the prompt's answer; without an answer they stay ungraded. `prepare` turns the answer into the
+/// value that `right` compares with, once per group.
 pub(crate) fn against_answer<A>(
     groups: &[Group],
     prepare: impl Fn(&str) -> A,
     right: impl Fn(&A, &str) -> bool,
 ) -> Vec<Vec<Grade>> {
-    let judge = |group: &Group| match &group.prompt.answer {
+    let grade = |group: &Group| match &group.prompt.answer {
         Some(answer) => {
             let answer = prepare(answer);
             group.samples.iter().map(|sample| Grade::correct(right(&answer, &sample.text))).collect()
         }
         None => vec![Grade::missing("the prompt has no answer"); group.samples.len()],
     };
-    groups.iter().map(judge).collect()
+    groups.iter().map(grade).collect()
 }
 
 #[cfg(test)]

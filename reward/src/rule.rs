@@ -1,4 +1,4 @@
-//! The rules: text becomes a number by looking at it.
+//! The rules: reward functions that look at the text alone.
 //!
 //! One file per rule. A new one needs its file, with a `Config` whose `build` makes it, and its line in the list below.
 
@@ -27,6 +27,10 @@ macro_rules! rules {
             }
 
             /// Checks the settings and makes the rule.
+            ///
+            /// # Errors
+            ///
+            /// Fails if the rule refuses a setting.
             pub fn build(&self) -> Result<Box<dyn Reward>> {
                 Ok(match self {
                     $(Self::$variant(config) => Box::new(config.build()?),)+
@@ -42,7 +46,7 @@ macro_rules! rules {
 }
 
 rules! {
-    /// The judgement of an external program.
+    /// The grade that an external program prints.
     Command in command;
     /// 1 if the completion is the answer, letter by letter.
     ExactMatch in exact_match;

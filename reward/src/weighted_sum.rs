@@ -1,7 +1,7 @@
 //! Several rewards as one: `total = Σ weight · value`, with every part kept.
 //!
 //! A total hides which part moved it, so the parts are what is stored and logged; the total is a view of them
-//! ([`schema::Verdict::total`]). A part that carries weight and could not be judged leaves the whole sample unjudged.
+//! ([`schema::Verdict::total`]). An ungraded part that carries weight leaves the whole sample ungraded.
 
 use crate::{Error, Result, Reward};
 use schema::{GradedGroup, Group, Metrics, RewardPart, Verdict};
@@ -13,7 +13,7 @@ pub struct Term {
     pub name: String,
     /// Its factor.
     pub weight: f64,
-    /// What judges.
+    /// The reward function.
     pub reward: Box<dyn Reward>,
 }
 
@@ -23,7 +23,12 @@ pub struct WeightedSum {
 }
 
 impl WeightedSum {
-    /// Joins terms. Their names must differ, and at least one must carry weight.
+    /// Joins terms.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a name is empty, holds a slash or a line break, or occurs twice; if a weight is not finite; or if no term
+    /// carries weight.
     pub fn new(terms: Vec<Term>) -> Result<Self> {
         let mut names = BTreeSet::new();
         for Term { name, weight, .. } in &terms {
@@ -43,7 +48,7 @@ impl WeightedSum {
         Ok(Self { terms })
     }
 
-    /// The sum of nothing, for runs that judge nothing: whatever it scores stays unjudged.
+    /// The empty sum, for runs without rewards: it leaves every sample ungraded.
     pub fn nothing() -> Self {
         Self { terms: Vec::new() }
     }
@@ -53,8 +58,11 @@ impl WeightedSum {
         &self.terms
     }
 
-    /// Judges groups: each reward sees all of them in one call. Fails only if a reward does not return exactly one
-    /// judgement per sample.
+    /// Grades groups: each reward sees all of them in one call.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a reward does not return exactly one grade per sample.
     pub fn grade(&mut self, groups: Vec<Group>) -> Result<Vec<GradedGroup>> {
         let mut verdicts: Vec<Vec<Verdict>> =
             groups.iter().map(|group| vec![Verdict::default(); group.samples.len()]).collect();
@@ -63,7 +71,7 @@ impl WeightedSum {
             let fits = grades.len() == groups.len()
                 && grades.iter().zip(&groups).all(|(graded, group)| graded.len() == group.samples.len());
             if !fits {
-                return Err(Error::runtime(format!("reward `{name}` must return one judgement per sample")));
+                return Err(Error::runtime(format!("reward `{name}` must return one grade per sample")));
             }
             let version = reward.version();
             for (verdict, grade) in verdicts.iter_mut().flatten().zip(grades.into_iter().flatten()) {
@@ -76,9 +84,9 @@ impl WeightedSum {
     }
 }
 
-/// What each part did, over the samples that it judged: `rewards/<name>/mean`, `rewards/<name>/std` (with Bessel's
-/// correction, as in TRL; 0 for one sample) and `rewards/<name>/unjudged_fraction`. A part that judged nothing has no
-/// mean; comparisons are no rewards.
+/// Computes the metrics of each part, over the samples that it graded: `rewards/<name>/mean`, `rewards/<name>/std` (with
+/// Bessel's correction, as in TRL; 0 for one sample) and `rewards/<name>/unjudged_fraction`. A part that graded nothing
+/// has no mean.
 pub fn metrics(scored: &[GradedGroup]) -> Metrics {
     let mut values: BTreeMap<&str, Vec<Option<f64>>> = BTreeMap::new();
     for part in scored.iter().flat_map(GradedGroup::verdicts).flat_map(|verdict| &verdict.rewards) {
@@ -106,7 +114,7 @@ mod tests {
     use crate::{build, rule};
     use schema::Grade;
 
-    /// Judges by a list, whatever the text.
+    /// Grades by a list, whatever the text.
     struct Fixed(Vec<Vec<Grade>>);
 
     impl Reward for Fixed {
@@ -137,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_over_what_was_judged() {
+    fn metrics_are_over_graded_samples() {
         let term = fixed("a", 1.0, &[Some(1.0), Some(0.0), Some(0.5), None]);
         let texts = ["", "", "", ""];
         let scored = WeightedSum::new(vec![term]).unwrap().grade(vec![group("", None, &texts)]).unwrap();
@@ -152,7 +160,7 @@ mod tests {
     fn a_reward_that_miscounts_is_found_out() {
         let mut sum = WeightedSum::new(vec![fixed("a", 1.0, &[Some(1.0)])]).unwrap();
         let error = sum.grade(vec![group("", None, &["x", "y"])]).unwrap_err();
-        assert!(!error.is_input() && error.to_string().contains("one judgement per sample"), "{error}");
+        assert!(!error.is_input() && error.to_string().contains("one grade per sample"), "{error}");
     }
 
     #[test]
@@ -185,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_comes_from_whoever_runs_networks() {
+    fn a_model_comes_from_the_caller() {
         let model = Some(crate::ModelConfig { path: "runs/judge".into() });
         let config = crate::Config { name: None, weight: 2.0, rule: None, model };
         let mut asked = Vec::new();
@@ -201,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sum_of_nothing_judges_nothing() {
+    fn the_empty_sum_grades_nothing() {
         let scored = WeightedSum::nothing().grade(vec![group("", None, &["x"])]).unwrap();
         assert_eq!(scored[0].rewards(), [None]);
     }

@@ -1,4 +1,4 @@
-//! What a model is asked, and pairs of answers to it.
+//! Prompts, and pairs of answers to them.
 
 use crate::hex;
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,7 @@ pub enum PromptInput {
     Messages(Vec<Message>),
 }
 
-/// What the model is asked, with what a reward needs to judge the answer.
+/// A prompt, with the answer and the data that rewards need.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prompt {
     /// The question itself.

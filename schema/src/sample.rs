@@ -1,15 +1,15 @@
-//! One completion, as it was drawn.
+//! One completion, as it was sampled.
 
 use serde::{Deserialize, Serialize};
 
 /// An index into the model's vocabulary.
 pub type Token = u32;
 
-/// Why a completion ended.
+/// The reason why a completion ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finish {
-    /// The model drew an end-of-sequence token, which is the last token of the sample.
+    /// The model sampled an end-of-sequence token, which is the last token of the sample.
     Eos,
     /// A stop string appeared in the text.
     Stop,
@@ -33,7 +33,7 @@ impl Finish {
     }
 }
 
-/// How tokens are drawn. The defaults draw from the model's own distribution.
+/// The settings of the sampler. The defaults sample from the model's own distribution.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplerSettings {
@@ -58,7 +58,7 @@ impl Default for SamplerSettings {
 }
 
 impl SamplerSettings {
-    /// The same settings, drawing the most likely token each time.
+    /// The same settings with the most likely token each time.
     #[must_use]
     pub fn greedy(mut self) -> Self {
         self.temperature = 0.0;
@@ -70,41 +70,41 @@ impl SamplerSettings {
         if self.temperature == 0.0 { 1.0 } else { self.temperature }
     }
 
-    /// Whether top-k, top-p or min-p cut the distribution, so that the recorded (raw) log-probabilities are not
+    /// Returns true if top-k, top-p or min-p cut the distribution, so that the recorded (raw) log-probabilities are not
     /// those of the distribution that was sampled.
     pub fn truncates(&self) -> bool {
         self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
     }
 }
 
-/// One completion as it was drawn. Token ids are the truth; text is derived from them.
+/// One sampled completion. Token ids are the truth; text is derived from them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The drawn tokens, up to and including the end-of-sequence token if one was drawn.
+    /// The sampled tokens, up to and including the end-of-sequence token if there is one.
     pub ids: Vec<Token>,
-    /// Whether each token is trained on; same length as `ids`. Tokens that the policy did not draw are `false`.
+    /// True for each token that is trained on; same length as `ids`. Tokens that the policy did not sample are `false`.
     pub mask: Vec<bool>,
     /// The natural log of the behaviour policy's probability of each token: raw softmax at the sampling
     /// temperature, before top-k, top-p and min-p. Same length as `ids`.
     pub logprobs: Vec<f32>,
-    /// Why it ended.
+    /// The reason why it ended.
     pub finish: Finish,
     /// The decoded completion, without special tokens.
     pub text: String,
 }
 
 impl Sample {
-    /// The number of tokens drawn.
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether no token was drawn.
+    /// Returns true if there is no token.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Whether the three sequences have one length and each log-probability is finite and at most zero.
+    /// Returns true if the three sequences have one length and each log-probability is finite and at most zero.
     pub fn is_consistent(&self) -> bool {
         self.mask.len() == self.ids.len()
             && self.logprobs.len() == self.ids.len()

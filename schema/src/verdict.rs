@@ -31,7 +31,7 @@ impl Verdict {
         Self { rewards, comparisons: Vec::new() }
     }
 
-    /// Whether a judge has compared the sample with others, with or without success.
+    /// Returns true if a judge has compared the sample with others, with or without success.
     pub fn is_compared(&self) -> bool {
         !self.comparisons.is_empty()
     }

@@ -1,17 +1,17 @@
 //! A judge that prefers the sample with the higher reward.
 //!
 //! ```text
-//! P(a ≻ b) = σ((r(a) − r(b)) / temperature)        certain at temperature 0, where equal rewards draw
+//! P(a ≻ b) = σ((r(a) − r(b)) / temperature)        certain at temperature 0, where equal rewards tie
 //! ```
 //!
 //! At temperature 1 and with the reward of a reward model that is the model's own Bradley-Terry probability.
 
-use super::{Contestant, Judge, Pair};
+use super::{Contestant, Judge, Matchup};
 use crate::Reward;
 use schema::{Grade, Group};
 use std::ptr;
 
-/// Compares by a reward; if either sample is unjudged, so is the comparison.
+/// A judge that compares by a reward; if either sample is ungraded, the comparison is missing.
 pub struct ByReward {
     reward: Box<dyn Reward>,
     temperature: f64,
@@ -37,8 +37,8 @@ impl Judge for ByReward {
         true
     }
 
-    /// Each group is judged once, however many pairs its samples are in.
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
+    /// Compares pairs; each group is graded once, however many pairs its samples are in.
+    fn compare(&mut self, pairs: &[Matchup<'_>]) -> Vec<Grade> {
         let mut groups: Vec<&Group> = Vec::new();
         for group in pairs.iter().flat_map(|(a, b)| [a.group, b.group]) {
             if !groups.iter().any(|known| ptr::eq(*known, group)) {
@@ -49,10 +49,10 @@ impl Judge for ByReward {
             |of: &Contestant<'_>| groups.iter().position(|group| ptr::eq(*group, of.group)).unwrap_or_default();
         let numbers: Vec<(usize, usize)> = pairs.iter().map(|(a, b)| (number(a), number(b))).collect();
         let owned: Vec<Group> = groups.iter().map(|group| (*group).clone()).collect();
-        let judged = self.reward.grade(&owned);
-        let one = |((a, b), (of_a, of_b)): (&Pair<'_>, &(usize, usize))| match (
-            &judged[*of_a][a.place],
-            &judged[*of_b][b.place],
+        let graded = self.reward.grade(&owned);
+        let one = |((a, b), (of_a, of_b)): (&Matchup<'_>, &(usize, usize))| match (
+            &graded[*of_a][a.index],
+            &graded[*of_b][b.index],
         ) {
             (Grade::Value(a), Grade::Value(b)) => {
                 Grade::of(wins(f64::from(*a), f64::from(*b), self.temperature) as f32)
@@ -85,8 +85,8 @@ mod tests {
         };
         let group = group("What is 7+15?", Some("22"), &["22", "21", "It is 22."]);
         let open = Group { prompt: schema::Prompt::user("Sing!"), ..group.clone() };
-        let at = |place| Contestant { group: &group, place };
-        let pairs = [(at(0), at(1)), (at(1), at(2)), (at(0), at(2)), (at(0), Contestant { group: &open, place: 0 })];
+        let at = |index| Contestant { group: &group, index };
+        let pairs = [(at(0), at(1)), (at(1), at(2)), (at(0), at(2)), (at(0), Contestant { group: &open, index: 0 })];
         let found = judge(0.0).compare(&pairs);
         assert_eq!(found.iter().map(Grade::value).collect::<Vec<_>>(), [Some(1.0), Some(0.0), Some(0.5), None]);
         assert_eq!(found[3], Grade::missing("the prompt has no answer"));

@@ -9,22 +9,26 @@
 //! with the data set's other columns under their own names, as the [rule](crate::rule::command) of that name has them. On
 //! its standard output it must print one line of JSON per pair, in order: the probability, from 0 to 1, that `first` is
 //! the better one; `null` if it cannot say; or `{"probability": number or null, "reason": "…"}`. A program that fails,
-//! dawdles or miscounts leaves every pair unjudged.
+//! times out or miscounts leaves every comparison missing.
 
-use super::{Judge, Pair};
+use super::{Judge, Matchup};
 use crate::Result;
 use crate::rule::command::{self, Config, about, read};
 use schema::Grade;
 use serde_json::Value;
 
-/// The judge that a program is.
+/// A judge that runs a program.
 pub struct Command {
     program: command::Program,
     version: String,
 }
 
 impl Command {
-    /// The program that the config names, which must exist and be executable.
+    /// A judge by the program that the config names.
+    ///
+    /// # Errors
+    ///
+    /// Fails if no program is named, it does not exist or is not executable, or the timeout is not positive.
     pub fn new(config: &Config) -> Result<Self> {
         let (program, version) = config.open()?;
         Ok(Self { program, version })
@@ -40,7 +44,7 @@ impl Judge for Command {
         self.version.clone()
     }
 
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
+    fn compare(&mut self, pairs: &[Matchup<'_>]) -> Vec<Grade> {
         if pairs.is_empty() {
             return Vec::new();
         }
@@ -53,7 +57,7 @@ impl Judge for Command {
     }
 }
 
-fn line((first, second): &Pair<'_>) -> Value {
+fn line((first, second): &Matchup<'_>) -> Value {
     about(
         &first.group.prompt,
         [("first", first.sample().text.as_str().into()), ("second", second.sample().text.as_str().into())],

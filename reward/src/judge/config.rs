@@ -5,7 +5,7 @@ use crate::rule::{self, command};
 use crate::{Error, ModelConfig, Result};
 use serde::{Deserialize, Serialize};
 
-/// `[judge]`: who says which of two samples is better.
+/// `[judge]`: the judge that compares two samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -24,7 +24,7 @@ pub struct Config {
     /// Of a rule or a reward model: a difference of values of this size wins with σ(1) = 73 %; 0: the higher value wins
     /// for certain.
     pub temperature: f64,
-    /// Ask about each pair in both orders and average, which takes away what a judge has for either place.
+    /// Ask about each pair in both orders and average, which removes position bias.
     pub swap: bool,
 }
 
@@ -34,17 +34,25 @@ impl Default for Config {
     }
 }
 
-/// Makes a judge that runs a network, which this crate cannot; the number is the temperature.
+/// A function that opens a judge which runs a network; the number is the temperature.
 pub type OpenJudge<'a> = dyn FnMut(&ModelConfig, f64) -> Result<Box<dyn Judge>> + 'a;
 
 impl Config {
-    /// Refuses what is wrong as far as it can be seen before a network is loaded.
+    /// Checks the settings, as far as that is possible before a network is loaded.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::build`].
     pub fn check(&self) -> Result<()> {
-        let nobody = |_: &ModelConfig, _: f64| Ok(Box::new(Nobody) as Box<dyn Judge>);
-        self.build(&mut { nobody }).map(drop)
+        let mut open = |_: &ModelConfig, _: f64| Ok(Box::new(NotLoaded) as Box<dyn Judge>);
+        self.build(&mut open).map(drop)
     }
 
-    /// Makes the judge, fair unless the config says otherwise; `open` makes one that is a network.
+    /// Makes the judge, [`Fair`] unless the config says otherwise; `open` makes one that runs a network.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the config names no judge or several, a setting is bad, or `open` fails.
     pub fn build(&self, open: &mut OpenJudge<'_>) -> Result<Fair> {
         let named = |error: Error| match error {
             Error::Input(problem) => Error::input(format!("[judge]: {problem}")),
@@ -64,7 +72,7 @@ impl Config {
             (None, None, None, Some(command)) => Box::new(Command::new(command)?),
             (None, None, None, None) => {
                 return Err(Error::input(
-                    "it names nobody; give it a `rule`, a `model`, an `endpoint` or a `command`, such as rule.math_answer = {}",
+                    "it names no judge; give it a `rule`, a `model`, an `endpoint` or a `command`, such as rule.math_answer = {}",
                 ));
             }
             _ => {
@@ -76,10 +84,10 @@ impl Config {
     }
 }
 
-/// Stands in for a network that is not loaded yet.
-struct Nobody;
+/// A stand-in for a network that is not loaded yet.
+struct NotLoaded;
 
-impl Judge for Nobody {
+impl Judge for NotLoaded {
     fn name(&self) -> &'static str {
         "model"
     }
@@ -88,7 +96,7 @@ impl Judge for Nobody {
         String::new()
     }
 
-    fn compare(&mut self, pairs: &[super::Pair<'_>]) -> Vec<schema::Grade> {
+    fn compare(&mut self, pairs: &[super::Matchup<'_>]) -> Vec<schema::Grade> {
         vec![schema::Grade::missing("no network is loaded"); pairs.len()]
     }
 }

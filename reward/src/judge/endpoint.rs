@@ -1,18 +1,19 @@
-//! A language model behind an OpenAI-compatible address judges: a server of one's own, or a service.
+//! A judge that asks a language model behind an OpenAI-compatible address: an own server, or a service.
 //!
-//! Each pair is one request to `{url}/chat/completions`; several are under way at a time. Whatever the network does
-//! costs time and never invents a judgement:
+//! Each pair is one request to `{url}/chat/completions`; several are under way at a time. A failure of the network costs
+//! time and never invents a comparison:
 //!
-//! - a request that is not answered in `timeout_s`, or is answered by 408, 409, 425, 429 or a number from 500, is asked
-//!   again up to `retries` times, after `backoff_s`, twice that, four times that, or what `Retry-After` says;
-//! - what fails then, is refused, or answers neither A, B nor tie leaves its pair unjudged, with the reason;
+//! - a request that is not answered in `timeout_s`, or is answered by 408, 409, 425, 429 or a number from 500, is retried
+//!   up to `retries` times, after `backoff_s`, twice that, four times that, or the pause of `Retry-After`;
+//! - a request that still fails, is refused, or is answered by neither A, B nor tie leaves its comparison missing, with
+//!   the reason;
 //! - once an address cannot be reached or refuses the key, the other pairs of the step are not tried.
 //!
 //! With `soft`, P is read from the log-probabilities of the answer's first token instead of the word.
 
 mod answer;
 
-use super::{Judge, Pair};
+use super::{Judge, Matchup};
 use crate::{Error, Result, fingerprint};
 use schema::{Grade, Prompt, PromptInput};
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ use std::time::Duration;
 use ureq::Agent;
 use ureq::http::StatusCode;
 
-/// What the model is told unless the config says otherwise.
+/// The default instruction.
 const INSTRUCTION: &str = "You compare two answers to the same question. Judge what they say, not where they stand or how \
 long they are. Reply with one word and nothing else: A if answer A is better, B if answer B is better, tie if neither is.";
 
@@ -38,7 +39,7 @@ const PASSING: [u16; 4] = [408, 409, 425, 429];
 /// Statuses that say the same to every request.
 const CLOSED: [u16; 3] = [401, 403, 404];
 
-/// Where the model is, and how it is asked.
+/// The address of the model, and the form of the requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -48,7 +49,7 @@ pub struct Config {
     pub model: String,
     /// The environment variable that holds the key; empty for no key. The key itself is never written anywhere.
     pub api_key_env: String,
-    /// What the model is told before each pair; its reply must be A, B or tie, or end in `[[A]]`, `[[B]]` or `[[C]]`.
+    /// The instruction before each pair; the reply must be A, B or tie, or end in `[[A]]`, `[[B]]` or `[[C]]`.
     pub instruction: String,
     /// Tokens that the reply may have; 0 leaves the limit to the server.
     pub max_tokens: u32,
@@ -56,11 +57,11 @@ pub struct Config {
     pub soft: bool,
     /// Further keys of each request, as in `request = { seed = 1 }`; they replace those of this program.
     pub request: Map<String, Value>,
-    /// How long one request may take, in seconds.
+    /// The time limit of one request, in seconds.
     pub timeout_s: f64,
-    /// How often a request is repeated that failed for a reason that may pass.
+    /// The number of retries of a request that failed for a reason that may pass.
     pub retries: u32,
-    /// The pause before the first repetition, in seconds; each further one is twice as long, up to a minute.
+    /// The pause before the first retry, in seconds; each further one is twice as long, up to a minute.
     pub backoff_s: f64,
     /// Requests under way at a time.
     pub concurrency: usize,
@@ -84,7 +85,7 @@ impl Default for Config {
     }
 }
 
-/// The judge that the model is.
+/// A judge that asks the model.
 pub struct Endpoint {
     config: Config,
     address: String,
@@ -95,7 +96,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Checks the settings and reads the key; asks nobody yet.
+    /// Checks the settings and reads the key; sends no request yet.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the address or the model is missing, a number is out of range, or the key's variable is not set.
     pub fn new(config: &Config) -> Result<Self> {
         let Config { url, model, api_key_env, .. } = config;
         if !(url.starts_with("http://") || url.starts_with("https://")) {
@@ -139,8 +144,8 @@ impl Endpoint {
         })
     }
 
-    /// What the model says of one pair; after an attempt that may be repeated, it is.
-    fn ask(&self, pair: &Pair<'_>, closed: &OnceLock<String>) -> Grade {
+    /// Asks about one pair, with retries.
+    fn ask(&self, pair: &Matchup<'_>, closed: &OnceLock<String>) -> Grade {
         let body = self.body(pair).to_string();
         let (mut pause, mut left) = (self.pause, self.config.retries);
         loop {
@@ -165,7 +170,7 @@ impl Endpoint {
         }
     }
 
-    fn body(&self, (a, b): &Pair<'_>) -> Value {
+    fn body(&self, (a, b): &Matchup<'_>) -> Value {
         let question = question(&a.group.prompt);
         let (a, b) = (&a.sample().text, &b.sample().text);
         let content = format!(
@@ -222,14 +227,14 @@ impl Endpoint {
     }
 }
 
-/// Why an attempt came to nothing.
+/// A failed attempt.
 struct Failure {
     reason: String,
-    /// Whether it may be otherwise in a moment.
+    /// True if a retry may succeed.
     passing: bool,
-    /// Whether it would be the same with any other pair.
+    /// True if every other pair would fail alike.
     everywhere: bool,
-    /// When the server wants to be asked again.
+    /// The pause that the server asks for.
     after: Option<Duration>,
 }
 
@@ -242,7 +247,7 @@ impl Judge for Endpoint {
         self.version.clone()
     }
 
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
+    fn compare(&mut self, pairs: &[Matchup<'_>]) -> Vec<Grade> {
         let endpoint = &*self;
         let (next, closed) = (AtomicUsize::new(0), OnceLock::new());
         let (sender, receiver) = channel();
@@ -251,21 +256,21 @@ impl Judge for Endpoint {
                 let (next, closed, sender) = (&next, &closed, sender.clone());
                 scope.spawn(move || {
                     loop {
-                        let place = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(pair) = pairs.get(place) else { break };
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(pair) = pairs.get(index) else { break };
                         // The receiver outlives every thread of the scope.
-                        let _ = sender.send((place, endpoint.ask(pair, closed)));
+                        let _ = sender.send((index, endpoint.ask(pair, closed)));
                     }
                 });
             }
         });
         drop(sender);
         let mut said = vec![Grade::missing("the judge said nothing of this pair"); pairs.len()];
-        for (place, judgement) in receiver {
-            said[place] = judgement;
+        for (index, win) in receiver {
+            said[index] = win;
         }
         if let Some(reason) = closed.get() {
-            tracing::warn!(reason, "the judge is not to be had");
+            tracing::warn!(reason, "the judge cannot be reached, or refuses the key");
         }
         said
     }
@@ -281,7 +286,7 @@ fn key(variable: &str) -> Result<String> {
     })
 }
 
-/// Whether an address is this machine, which no proxy leads to.
+/// Returns true for an address of this machine, which needs no proxy.
 fn is_loopback(url: &str) -> bool {
     let host = url.split_once("://").map_or(url, |(_, rest)| rest);
     let host = host.split('/').next().unwrap_or_default();

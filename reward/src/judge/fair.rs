@@ -1,6 +1,6 @@
-//! What is asked of every judge, whoever it is.
+//! Comparison in both orders, which every judge goes through.
 //!
-//! A judge that prefers what it reads first says P(a ≻ b) + P(b ≻ a) ≠ 1, which breaks the game that preference methods
+//! A judge with position bias says P(a ≻ b) + P(b ≻ a) ≠ 1, which breaks the game that preference methods
 //! play. So each pair is asked about in both orders, and
 //!
 //! ```text
@@ -8,19 +8,19 @@
 //! ```
 //!
 //! is antisymmetric whatever the judge prefers. If either order fails, so does the comparison: half an average would
-//! bring the bias back. Two samples of the same text draw, and nobody is asked.
+//! bring the bias back. Two samples of the same text tie, without a call.
 
-use super::{Judge, Pair};
+use super::{Judge, Matchup};
 use schema::Grade;
 
-/// A judge whose word does not depend on the order.
+/// A judge whose result does not depend on the order.
 pub struct Fair {
     judge: Box<dyn Judge>,
     swap: bool,
 }
 
 impl Fair {
-    /// Asks `judge` in both orders if `swap` says so and it makes a difference.
+    /// Wraps `judge`; asks it in both orders if `swap` is set and the judge is not symmetric.
     pub fn new(judge: Box<dyn Judge>, swap: bool) -> Self {
         Self { swap: swap && !judge.is_symmetric(), judge }
     }
@@ -39,10 +39,10 @@ impl Judge for Fair {
         self.swap || self.judge.is_symmetric()
     }
 
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
+    fn compare(&mut self, pairs: &[Matchup<'_>]) -> Vec<Grade> {
         let orders = if self.swap { 2 } else { 1 };
-        let differ = |(a, b): &Pair<'_>| a.sample().text != b.sample().text;
-        let asked: Vec<Pair<'_>> = pairs
+        let differ = |(a, b): &Matchup<'_>| a.sample().text != b.sample().text;
+        let asked: Vec<Matchup<'_>> = pairs
             .iter()
             .filter(|pair| differ(pair))
             .flat_map(|(a, b)| [(*a, *b), (*b, *a)].into_iter().take(orders))
@@ -52,12 +52,12 @@ impl Judge for Fair {
         let mut said = said.chunks_exact(orders);
         let missing = || Grade::missing("the judge said nothing of this pair");
         let mut next = || said.next().map_or_else(missing, merged);
-        let one = |pair: &Pair<'_>| if differ(pair) { next() } else { Grade::Value(0.5) };
+        let one = |pair: &Matchup<'_>| if differ(pair) { next() } else { Grade::Value(0.5) };
         pairs.iter().map(one).collect()
     }
 }
 
-/// A probability, or why it is none.
+/// Refuses a value outside [0, 1].
 fn checked(said: Grade) -> Grade {
     match said {
         Grade::Value(value) if !(0.0..=1.0).contains(&value) => {
@@ -67,7 +67,7 @@ fn checked(said: Grade) -> Grade {
     }
 }
 
-/// What one order, or both, come to.
+/// Merges the results of one order, or of both.
 fn merged(orders: &[Grade]) -> Grade {
     match orders {
         [Grade::Value(there), Grade::Value(back)] => Grade::Value(0.5 * (there + 1.0 - back)),

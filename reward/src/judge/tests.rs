@@ -13,8 +13,8 @@ impl Judge for Biased {
     fn version(&self) -> String {
         "1".into()
     }
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
-        let one = |(first, second): &Pair<'_>| match (first.sample().text.as_str(), second.sample().text.as_str()) {
+    fn compare(&mut self, pairs: &[Matchup<'_>]) -> Vec<Grade> {
+        let one = |(first, second): &Matchup<'_>| match (first.sample().text.as_str(), second.sample().text.as_str()) {
             ("fails", _) => Grade::missing("asleep"),
             ("good", _) => Grade::Value(1.0),
             (_, "good") => Grade::Value(self.0),
@@ -24,9 +24,9 @@ impl Judge for Biased {
     }
 }
 
-fn values(judge: &mut dyn Judge, group: &Group, places: &[(usize, usize)]) -> Vec<Option<f32>> {
-    let at = |place| Contestant { group, place };
-    let pairs: Vec<Pair<'_>> = places.iter().map(|(a, b)| (at(*a), at(*b))).collect();
+fn values(judge: &mut dyn Judge, group: &Group, indices: &[(usize, usize)]) -> Vec<Option<f32>> {
+    let at = |index| Contestant { group, index };
+    let pairs: Vec<Matchup<'_>> = indices.iter().map(|(a, b)| (at(*a), at(*b))).collect();
     judge.compare(&pairs).iter().map(Grade::value).collect()
 }
 
@@ -49,7 +49,7 @@ fn both_orders_are_averaged_and_half_an_average_is_none() {
 #[test]
 fn what_is_no_probability_is_no_judgement() {
     let group = group("", None, &["bad", "worse"]);
-    let pair = [(Contestant { group: &group, place: 0 }, Contestant { group: &group, place: 1 })];
+    let pair = [(Contestant { group: &group, index: 0 }, Contestant { group: &group, index: 1 })];
     let found = &Fair::new(Box::new(Biased(0.9)), true).compare(&pair)[0];
     assert!(matches!(found, Grade::Missing(reason) if reason.contains("1.8")), "{found:?}");
 }
@@ -71,7 +71,7 @@ fn a_program_gets_both_answers_and_says_who_is_better() {
     let group = group("Say something.", Some("22"), &["short", "longer", "?"]);
     assert_eq!(values(&mut judge, &group, &[(0, 1), (1, 0), (0, 2)]), [Some(0.25), Some(0.75), None]);
     assert_eq!(judge.name(), "command");
-    let pair = [(Contestant { group: &group, place: 0 }, Contestant { group: &group, place: 2 })];
+    let pair = [(Contestant { group: &group, index: 0 }, Contestant { group: &group, index: 2 })];
     assert_eq!(judge.compare(&pair), [Grade::missing("beyond me")]);
     assert_eq!(judge.compare(&[]), []);
 }
@@ -79,7 +79,7 @@ fn a_program_gets_both_answers_and_says_who_is_better() {
 #[test]
 fn a_program_that_fails_compares_nothing() {
     let group = group("", None, &["a", "b"]);
-    let pair = [(Contestant { group: &group, place: 0 }, Contestant { group: &group, place: 1 })];
+    let pair = [(Contestant { group: &group, index: 0 }, Contestant { group: &group, index: 1 })];
     for (script, word) in
         [("exit 3", "exit status: 3"), ("echo 1", "1 lines for 2 pairs"), ("echo x; echo 1", "not JSON")]
     {
@@ -97,7 +97,7 @@ fn the_table_names_one_judge() {
     let found = values(&mut judge("rule.math_answer = {}").unwrap(), &group, &[(0, 1)]);
     assert!((found[0].unwrap() - 0.731_058_6).abs() < 1e-6);
     for (table, word) in [
-        ("", "names nobody"),
+        ("", "names no judge"),
         ("rule.math_answer = {}\ncommand = { program = 'sh' }", "several"),
         ("rule.math_answer = {}\ntemperature = -1.0", "temperature"),
         ("command = { program = 'no-such-judge' }", "on PATH"),

@@ -1,4 +1,4 @@
-//! The judgement of an external program: a reward in any language.
+//! The grade of an external program: a reward in any language.
 //!
 //! The program is started once per step. On its standard input it gets one JSON object per line and sample:
 //!
@@ -11,8 +11,8 @@
 //! data set's other columns follow under their own names, as in TRL. On its standard output it must print one line of
 //! JSON per sample, in order: a number; `null` for "does not apply"; or `{"reward": number or null, "reason": "…"}`.
 //!
-//! A program that fails, dawdles or miscounts leaves the whole batch unjudged, because which line belongs to which
-//! sample is then unknown; a line that cannot be read leaves its own sample unjudged. Nothing becomes a zero.
+//! A program that fails, times out or miscounts leaves the whole batch ungraded, because it is then unknown which line
+//! belongs to which sample; a line that cannot be read leaves its own sample ungraded. Nothing becomes a zero.
 
 mod program;
 
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Which program, and how long it may take.
+/// The program, and its time limit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -32,7 +32,7 @@ pub struct Config {
     pub program: String,
     /// Its arguments. No shell reads them.
     pub args: Vec<String>,
-    /// How long the program may take for all samples of a step, in seconds; then it is killed with all that it started.
+    /// The time limit for all samples of a step, in seconds; then the program is killed with all that it started.
     pub timeout_s: f64,
 }
 
@@ -43,7 +43,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Makes the rule. The program must exist and be executable.
+    /// Makes the rule.
+    ///
+    /// # Errors
+    ///
+    /// Fails if no program is named, it does not exist or is not executable, or the timeout is not positive.
     pub fn build(&self) -> Result<Command> {
         let (program, version) = self.open()?;
         Ok(Command { program, version })
@@ -83,14 +87,14 @@ impl Reward for Command {
         if count == 0 {
             return vec![Vec::new(); groups.len()];
         }
-        let judged = self.program.run(input(groups)).and_then(|output| read(&output, count, "reward"));
-        let mut judgements = judged
+        let printed = self.program.run(input(groups)).and_then(|output| read(&output, count, "reward"));
+        let mut grades = printed
             .unwrap_or_else(|reason| {
-                tracing::warn!(samples = count, reason, "the reward program judged nothing");
+                tracing::warn!(samples = count, reason, "the reward program graded nothing");
                 vec![Grade::Missing(reason); count]
             })
             .into_iter();
-        groups.iter().map(|group| judgements.by_ref().take(group.samples.len()).collect()).collect()
+        groups.iter().map(|group| grades.by_ref().take(group.samples.len()).collect()).collect()
     }
 }
 
@@ -115,7 +119,7 @@ fn line(group: &Group, sample: &Sample) -> Value {
     about(&group.prompt, own)
 }
 
-/// What a program is told: the prompt, what else is `own` to the line, and the data set's other columns.
+/// Makes a program's line of input: the prompt, the fields `own` to the line, and the data set's other columns.
 pub(crate) fn about<const N: usize>(prompt: &Prompt, own: [(&str, Value); N]) -> Value {
     let messages = match &prompt.input {
         PromptInput::Messages(messages) => json!(messages),
@@ -134,7 +138,7 @@ pub(crate) fn about<const N: usize>(prompt: &Prompt, own: [(&str, Value); N]) ->
     line
 }
 
-/// One judgement per line of output, or why there is none for any; `key` names the number where a line is an object.
+/// Reads one grade per line of output; an error says why there is none for any. `key` names the number in an object.
 pub(crate) fn read(output: &[u8], count: usize, key: &str) -> std::result::Result<Vec<Grade>, String> {
     let text = String::from_utf8_lossy(output);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
@@ -142,10 +146,10 @@ pub(crate) fn read(output: &[u8], count: usize, key: &str) -> std::result::Resul
         let what = if key == "reward" { "samples" } else { "pairs" };
         return Err(format!("the program printed {} lines for {count} {what}", lines.len()));
     }
-    Ok(lines.into_iter().map(|line| judgement(line, key)).collect())
+    Ok(lines.into_iter().map(|line| grade(line, key)).collect())
 }
 
-fn judgement(line: &str, key: &str) -> Grade {
+fn grade(line: &str, key: &str) -> Grade {
     let shown = || line.chars().take(80).collect::<String>();
     let Ok(value) = serde_json::from_str::<Value>(line) else {
         return Grade::missing(format!("the program printed what is not JSON: {}", shown()));

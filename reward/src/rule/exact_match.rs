@@ -8,7 +8,7 @@ use schema::{Grade, Group};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
-/// What may differ between completion and answer.
+/// The differences between completion and answer that are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -27,7 +27,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Makes the rule. Every setting is fine.
+    /// Makes the rule.
+    ///
+    /// # Errors
+    ///
+    /// Never fails: every setting is valid.
     pub fn build(&self) -> Result<ExactMatch> {
         Ok(ExactMatch { config: self.clone() })
     }
@@ -45,7 +49,7 @@ impl Config {
     }
 }
 
-/// 1 if the completion is the prompt's answer, else 0; unjudged without an answer.
+/// 1 if the completion is the prompt's answer, else 0; ungraded without an answer.
 pub struct ExactMatch {
     config: Config,
 }

@@ -9,7 +9,7 @@ use schema::{Grade, Group};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
-/// Which sections, in which order.
+/// The sections, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -24,13 +24,17 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Makes the rule. There must be tags, all different.
+    /// Makes the rule.
+    ///
+    /// # Errors
+    ///
+    /// Fails if there are no tags, a tag has a bracket or a slash, or two are alike.
     pub fn build(&self) -> Result<Format> {
         let bad = |tag: &String| tag.is_empty() || tag.contains(['<', '>', '/']);
         if self.tags.is_empty() || self.tags.iter().any(bad) {
             return Err(Error::input("`tags` needs names without angle brackets, as in [\"think\", \"answer\"]"));
         }
-        if self.tags.iter().enumerate().any(|(place, tag)| self.tags[..place].contains(tag)) {
+        if self.tags.iter().enumerate().any(|(index, tag)| self.tags[..index].contains(tag)) {
             return Err(Error::input("`tags` holds a name twice"));
         }
         Ok(Format { config: self.clone() })

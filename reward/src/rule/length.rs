@@ -23,13 +23,13 @@ pub struct Config {
     /// The longest length without a penalty, in `unit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<u64>,
-    /// How far from there the penalty reaches -1, in `unit`; 0 stands for the target or the limit itself.
+    /// The distance at which the penalty reaches -1, in `unit`; 0 stands for the target or the limit itself.
     pub ramp: u64,
-    /// What is counted.
+    /// The unit of length.
     pub unit: Unit,
 }
 
-/// What is counted.
+/// The unit of length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -55,7 +55,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Makes the rule. Exactly one of `target` and `max` must be given, and not be zero.
+    /// Makes the rule.
+    ///
+    /// # Errors
+    ///
+    /// Fails unless exactly one of `target` and `max` is given, and is not zero.
     pub fn build(&self) -> Result<Length> {
         let goal = match (self.target, self.max) {
             (Some(length), None) => Goal::Near(length),

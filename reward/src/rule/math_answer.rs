@@ -22,15 +22,15 @@ use schema::{Grade, Group};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
-/// Where the final answer stands.
+/// Settings of the rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where the final answer stands.
+    /// The position of the final answer.
     pub extract: Extract,
 }
 
-/// Where the final answer stands in a completion.
+/// The position of the final answer in a completion.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Extract {
@@ -47,7 +47,11 @@ pub enum Extract {
 }
 
 impl Config {
-    /// Makes the rule. Every setting is fine.
+    /// Makes the rule.
+    ///
+    /// # Errors
+    ///
+    /// Never fails: every setting is valid.
     pub fn build(&self) -> Result<MathAnswer> {
         Ok(MathAnswer { config: self.clone() })
     }

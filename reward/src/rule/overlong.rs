@@ -26,7 +26,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// Makes the rule. The buffer must fit under the limit.
+    /// Makes the rule.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the buffer does not fit under the limit.
     pub fn build(&self) -> Result<Overlong> {
         let Self { max_tokens, buffer_tokens } = *self;
         if max_tokens > 0 && buffer_tokens > max_tokens {

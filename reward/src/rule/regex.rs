@@ -9,13 +9,13 @@ use schema::{Grade, Group};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
-/// What to look for and what it is worth.
+/// The expression, and the values of a match and of none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The regular expression. It has no default: a reward must look for something.
     pub pattern: String,
-    /// How much of the completion must match.
+    /// The part of the completion that must match.
     pub extent: Extent,
     /// The value of a completion that matches.
     pub matched: f32,
@@ -23,7 +23,7 @@ pub struct Config {
     pub unmatched: f32,
 }
 
-/// How much of a completion must match.
+/// The part of a completion that must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Extent {
@@ -41,6 +41,10 @@ impl Default for Config {
 
 impl Config {
     /// Compiles the expression.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the expression is empty or does not compile, or a value is not finite.
     pub fn build(&self) -> Result<Regex> {
         if self.pattern.is_empty() {
             return Err(Error::input("`pattern` is missing; give a regular expression"));

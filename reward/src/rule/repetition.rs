@@ -15,7 +15,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::ops::RangeInclusive;
 
-/// What counts as the same.
+/// Settings of the repetition penalty.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -23,11 +23,11 @@ pub struct Config {
     pub n: usize,
     /// The penalty of a completion that is nothing but repetition; a positive number.
     pub max_penalty: f32,
-    /// What n-grams are made of.
+    /// The unit of n-grams.
     pub unit: Unit,
 }
 
-/// What n-grams are made of.
+/// The unit of n-grams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -45,6 +45,10 @@ impl Default for Config {
 
 impl Config {
     /// Makes the rule.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a setting is out of range.
     pub fn build(&self) -> Result<Repetition> {
         if self.n == 0 {
             return Err(Error::input("`n` must be at least 1"));

@@ -44,7 +44,7 @@ impl PairComparer {
     /// Compares the samples of a step and adds to each verdict how its sample fared.
     pub(crate) fn compare_step(&mut self, groups: Vec<GradedGroup>) -> Result<Vec<GradedGroup>> {
         let pairings = pairings(self.compares, &groups);
-        let at = |position: SamplePosition| Contestant { group: groups[position.group].group(), place: position.place };
+        let at = |position: SamplePosition| Contestant { group: groups[position.group].group(), index: position.place };
         let pairs: Vec<_> = pairings.iter().map(|(a, b)| (at(*a), at(*b))).collect();
         let said = self.compare(&pairs)?;
         let mut verdicts: Vec<Vec<Verdict>> = groups.iter().map(|group| group.verdicts().to_vec()).collect();
@@ -78,14 +78,14 @@ impl PairComparer {
             .iter()
             .zip(others)
             .flat_map(|(group, other)| {
-                let places = 0..group.samples.len().min(other.samples.len());
-                places.map(move |place| (Contestant { group, place }, Contestant { group: other, place }))
+                let indices = 0..group.samples.len().min(other.samples.len());
+                indices.map(move |index| (Contestant { group, index }, Contestant { group: other, index }))
             })
             .collect();
         self.compare(&pairs)
     }
 
-    fn compare(&mut self, pairs: &[reward::judge::Pair<'_>]) -> Result<Vec<Grade>> {
+    fn compare(&mut self, pairs: &[reward::judge::Matchup<'_>]) -> Result<Vec<Grade>> {
         let said = self.judge.compare(pairs);
         if said.len() != pairs.len() {
             return Err(Error::runtime(format!("the judge `{}` must say one thing of each pair", self.judge.name())));
@@ -163,7 +163,7 @@ pub(crate) fn metrics(groups: &[GradedGroup]) -> Metrics {
 mod tests {
     use super::*;
     use crate::testing::scored;
-    use reward::judge::Pair;
+    use reward::judge::Matchup;
 
     /// Whoever has more tokens wins with 0.75; three tokens are beyond it.
     struct Longer;
@@ -178,8 +178,8 @@ mod tests {
         fn is_symmetric(&self) -> bool {
             true
         }
-        fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
-            let one = |(a, b): &Pair<'_>| match (a.sample().len(), b.sample().len()) {
+        fn compare(&mut self, pairs: &[Matchup<'_>]) -> Vec<Grade> {
+            let one = |(a, b): &Matchup<'_>| match (a.sample().len(), b.sample().len()) {
                 (3, _) | (_, 3) => Grade::missing("three"),
                 (a, b) => Grade::Value(if a > b { 0.75 } else { 0.25 }),
             };

@@ -8,7 +8,7 @@ use crate::checkpoint::restore::resumed_config;
 use crate::grading::RewardNetwork;
 use crate::{Error, Result};
 use model::Policy;
-use reward::judge::{ByReward, Contestant, Judge, Pair};
+use reward::judge::{ByReward, Contestant, Judge, Matchup};
 use schema::{Grade, Token};
 use std::path::Path;
 
@@ -52,8 +52,8 @@ struct PreferenceJudge {
 }
 
 impl PreferenceJudge {
-    fn probabilities(&self, pairs: &[Pair<'_>]) -> Result<Vec<f64>> {
-        let orders = |(a, b): &Pair<'_>| {
+    fn probabilities(&self, pairs: &[Matchup<'_>]) -> Result<Vec<f64>> {
+        let orders = |(a, b): &Matchup<'_>| {
             let (first, second) = (self.tokens(a)?, self.tokens(b)?);
             let answers = vec![self.joined(&first, &second), self.joined(&second, &first)];
             Ok((self.network.prompt(a.group)?, answers))
@@ -88,7 +88,7 @@ impl Judge for PreferenceJudge {
         true
     }
 
-    fn compare(&mut self, pairs: &[Pair<'_>]) -> Vec<Grade> {
+    fn compare(&mut self, pairs: &[Matchup<'_>]) -> Vec<Grade> {
         match self.probabilities(pairs) {
             Ok(found) => found.into_iter().map(|wins| Grade::of(wins as f32)).collect(),
             Err(error) => {

@@ -1,4 +1,4 @@
-//! What a chat model's reply says of a pair, if it says anything.
+//! Parsing of a chat model's reply into a comparison.
 
 use schema::Grade;
 use serde_json::Value;

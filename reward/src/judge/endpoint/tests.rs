@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// What a server heard: the headers and the body of each request.
+/// The headers and the body of each request that a server received.
 type Heard = Arc<Mutex<Vec<(String, Value)>>>;
 
 /// A server that answers the n-th request with the status, the headers and the body that `answer` gives it.
@@ -57,8 +57,8 @@ fn config(url: &str) -> Config {
 /// Compares the first text with each of the others.
 fn compare(config: &Config, texts: &[&str]) -> Vec<Grade> {
     let group = group("Which?", None, texts);
-    let at = |place| Contestant { group: &group, place };
-    let pairs: Vec<Pair<'_>> = (1..texts.len()).map(|place| (at(0), at(place))).collect();
+    let at = |index| Contestant { group: &group, index };
+    let pairs: Vec<Matchup<'_>> = (1..texts.len()).map(|index| (at(0), at(index))).collect();
     Endpoint::new(config).unwrap().compare(&pairs)
 }
 
@@ -107,7 +107,7 @@ fn what_may_pass_is_tried_again() {
 }
 
 #[test]
-fn a_failure_is_a_reason_and_never_a_draw() {
+fn a_failure_is_a_reason_and_never_a_tie() {
     let (url, heard) = serve(|_, _| (500, String::new(), "out of memory".into()));
     let found = compare(&Config { retries: 2, ..config(&url) }, &["a", "b"]);
     assert!(reason(&found[0]).contains("answered 500: out of memory"), "{found:?}");
@@ -153,7 +153,7 @@ fn a_door_that_is_shut_is_knocked_at_once() {
     assert!(reason(&found[0]).contains("401"));
     assert!(found[1..].iter().all(|judgement| reason(judgement).contains("not asked, because")), "{found:?}");
 
-    // Nobody listens where a listener has just been.
+    // No listener is left at the address of one that has just closed.
     let url = format!("http://{}/v1", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
     let found = compare(&Config { retries: 0, ..config(&url) }, &["a", "b"]);
     assert!(reason(&found[0]).contains(&url), "{found:?}");

@@ -1,6 +1,6 @@
 //! Running a program with a time limit and without deadlock.
 //!
-//! Pipes hold some 64 KiB: whoever writes all input before reading any output hangs as soon as the program does the
+//! Pipes hold some 64 KiB: a caller that writes all input before reading any output hangs as soon as the program does the
 //! same. So each pipe has its own thread. The program leads its own process group, so that at the time limit it ends
 //! together with whatever it started.
 
@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 /// More output than this, in bytes, is a program gone wild.
 const MOST_OUTPUT: u64 = 256 << 20;
 
-/// How much of the program's complaints is kept, in bytes.
+/// The limit on the kept part of the program's standard error, in bytes.
 const MOST_COMPLAINT: u64 = 64 << 10;
 
-/// How often an unfinished program is looked at.
+/// The interval at which an unfinished program is polled.
 const GLANCE: Duration = Duration::from_millis(2);
 
 /// A program that exists, with its arguments and its time limit.
@@ -104,7 +104,7 @@ fn drain(mut pipe: impl Read + Send + 'static, most: u64) -> Receiver<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         let _ = pipe.by_ref().take(most).read_to_end(&mut bytes);
-        // Nobody waits any more if the program was killed.
+        // The receiver is gone if the program was killed.
         let _ = sender.send(bytes);
         let _ = std::io::copy(&mut pipe, &mut std::io::sink());
     });

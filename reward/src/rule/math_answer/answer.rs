@@ -6,7 +6,7 @@ use super::plain::plain;
 use regex::Regex;
 use std::sync::LazyLock;
 
-/// What the prompt's answer says.
+/// The prompt's answer.
 pub(super) enum Answer {
     /// A number, to be compared by value.
     Number(Number),
@@ -23,7 +23,7 @@ impl Answer {
         number.map_or_else(|| Self::Text(essence(stated)), Self::Number)
     }
 
-    /// Whether the final answer of a completion is this one.
+    /// Returns true if the final answer of a completion is this one.
     pub(super) fn is_final_in(&self, completion: &str, extract: Extract) -> bool {
         match extract {
             Extract::LastNumber => self.is_last_in(completion),
@@ -46,7 +46,7 @@ impl Answer {
         }
     }
 
-    /// Whether the text as a whole is this answer.
+    /// Returns true if the text as a whole is this answer.
     fn is(&self, text: &str) -> bool {
         match self {
             Self::Number(number) => number::whole(&plain(text)).is_some_and(|found| found.same(number)),
@@ -54,7 +54,7 @@ impl Answer {
         }
     }
 
-    /// Whether the last number of the text is this answer, or all of the text where the answer is no number.
+    /// Returns true if the last number of the text is this answer, or the whole text if the answer is not a number.
     fn is_last_in(&self, text: &str) -> bool {
         match self {
             Self::Number(number) => number::last(&plain(text)).is_some_and(|found| found.same(number)),
@@ -63,7 +63,7 @@ impl Answer {
     }
 }
 
-/// What stands in the last closed `\boxed{…}` or `\fbox{…}`; of nested boxes, in the inner one.
+/// The content of the last closed `\boxed{…}` or `\fbox{…}`; of nested boxes, in the inner one.
 fn boxed(text: &str) -> Option<&str> {
     let mut open: Vec<Option<usize>> = Vec::new();
     let mut last: Option<(usize, usize)> = None;

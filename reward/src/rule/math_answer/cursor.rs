@@ -1,18 +1,18 @@
-//! A place in plain text, and the small steps that can be taken from it.
+//! A position in plain text, and the small steps that can be taken from it.
 
 use super::plain::THIN;
 
 /// A brace is not looked for further than this, in bytes: keeps every scan linear in the text.
 const REACH: usize = 400;
 
-/// A place in plain text.
+/// A position in plain text.
 #[derive(Clone, Copy)]
 pub(super) struct Cursor<'a> {
     pub(super) text: &'a [u8],
     pub(super) at: usize,
 }
 
-/// What was read, if it has a value, and the place behind it.
+/// The value read, if it has one, and the position behind it.
 pub(super) type Read<'a, T> = Option<(Option<T>, Cursor<'a>)>;
 
 impl<'a> Cursor<'a> {
@@ -29,7 +29,7 @@ impl<'a> Cursor<'a> {
         self.text.get(self.at).copied()
     }
 
-    /// The byte `back` places before this one.
+    /// The byte `back` positions before this one.
     pub(super) fn before(self, back: usize) -> Option<u8> {
         self.at.checked_sub(back).and_then(|at| self.text.get(at)).copied()
     }
@@ -78,18 +78,18 @@ impl<'a> Cursor<'a> {
         digits
     }
 
-    /// What stands in the braces that open `skipped` bytes on, and the place behind them.
+    /// The content of the braces that open `skipped` bytes on, and the position behind them.
     pub(super) fn braced(self, skipped: usize) -> Option<(&'a [u8], Self)> {
         let inside = self.rest().get(skipped..)?.strip_prefix(b"{")?;
         let mut depth = 1;
-        for (place, byte) in inside.iter().enumerate().take(REACH) {
+        for (index, byte) in inside.iter().enumerate().take(REACH) {
             match byte {
                 b'{' => depth += 1,
                 b'}' => depth -= 1,
                 _ => {}
             }
             if depth == 0 {
-                return Some((&inside[..place], Self { at: self.at + skipped + place + 2, ..self }));
+                return Some((&inside[..index], Self { at: self.at + skipped + index + 2, ..self }));
             }
         }
         None

@@ -1,4 +1,4 @@
-//! What a number is, and what only looks like one.
+//! Numbers in text, and strings that only look like one.
 //!
 //! A number is a quantity (see `quantity.rs`) with its sign. Digits in names, subscripts and exponents (`x2`, `x_2`,
 //! `x^2`, `m^2`) are none. A hyphen behind a digit, a closing bracket or a letter is an operator or a dash, not a sign:
@@ -23,7 +23,7 @@ const NO_UNITS: [&str; 14] =
 pub(super) struct Number {
     /// The value, without regard to a per cent sign.
     pub(super) value: BigRational,
-    /// Whether it was written with a per cent sign.
+    /// True if it was written with a per cent sign.
     pub(super) percent: bool,
 }
 
@@ -46,7 +46,7 @@ pub(super) fn last(plain: &str) -> Option<Number> {
     scan(plain)?.0
 }
 
-/// Whether the text has a number in it.
+/// Returns true if the text has a number in it.
 pub(super) fn mentioned(plain: &str) -> bool {
     scan(plain).is_some()
 }
@@ -97,7 +97,7 @@ fn scan(plain: &str) -> Read<'_, Number> {
 }
 
 impl Cursor<'_> {
-    /// Whether a number may start here. A point starts one only where it does not end a sentence or a word.
+    /// Returns true if a number may start here. A point starts one only where it does not end a sentence or a word.
     fn starts_number(self) -> bool {
         match self.peek() {
             Some(b'0'..=b'9') => true,
@@ -109,7 +109,7 @@ impl Cursor<'_> {
         }
     }
 
-    /// The place behind something that is no number: a name with its digits, a subscript, an exponent, a command.
+    /// The position behind something that is not a number: a name with its digits, a subscript, an exponent, a command.
     fn after_other(mut self) -> Self {
         let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
         match self.peek() {
@@ -133,7 +133,7 @@ impl Cursor<'_> {
         self
     }
 
-    /// Whether what stands before makes the number negative.
+    /// Returns true if the text before makes the number negative.
     fn behind_minus(self) -> bool {
         let mut at = self;
         while at.before(1) == Some(b'$') {
@@ -164,7 +164,7 @@ impl Cursor<'_> {
         }
     }
 
-    /// Whether nothing but units follows: words, their quotients and powers, degrees, a currency.
+    /// Returns true if nothing but units follows: words, their quotients and powers, degrees, a currency.
     fn only_units(mut self) -> bool {
         loop {
             self.spaces();
@@ -191,7 +191,7 @@ impl Cursor<'_> {
     }
 }
 
-/// Whether a hyphen behind this byte is an operator.
+/// Returns true if a hyphen behind this byte is an operator.
 fn is_operand(byte: u8) -> bool {
     byte.is_ascii_digit() || matches!(byte, b')' | b']' | b'}' | b'%')
 }
@@ -220,7 +220,7 @@ fn unwrapped(text: &str) -> &str {
     }
 }
 
-/// What an equation says on its right: `x = 5` says 5. `None` for inequalities and for several equations.
+/// The right-hand side of an equation: 5 of `x = 5`. `None` for inequalities and for several equations.
 fn right_hand_side(text: &str) -> Option<&str> {
     let Some((left, right)) = text.rsplit_once('=') else { return Some(text) };
     let several = left.contains(';')

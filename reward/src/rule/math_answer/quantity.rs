@@ -78,7 +78,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// What a slash divides by; a second slash makes it a date, without a value.
+    /// Reads the divisor behind a slash; a second slash makes it a date, without a value.
     fn divisor(mut self) -> Read<'a, BigRational> {
         let spaces = self.spaces();
         let divides = self.eat("/") && spaces <= 1 && self.spaces() <= 1;
@@ -221,7 +221,7 @@ impl<'a> Cursor<'a> {
         Some((exponent, next))
     }
 
-    /// The place behind a root or a π that multiplies what stands before, or behind repeating decimals.
+    /// The position behind a root or a π that multiplies what stands before, or behind repeating decimals.
     fn times_irrational(mut self) -> Option<Self> {
         if self.eat(".\\overline") || self.eat("\\overline") {
             return Some(self.braced(0).map_or(self, |(_, end)| end));

@@ -1,4 +1,4 @@
-//! What counts as the right answer, case by case.
+//! Right and wrong answers, case by case.
 
 use super::*;
 use crate::tests::{group, values};
