@@ -314,7 +314,7 @@ fn what_cannot_be_judged_is_refused_in_one_sentence() {
         "algorithm.grpo learns from rewards",
     );
     refused(online, "no [[reward]] is given, and no [judge]");
-    refused(&format!("{online}[judge]"), "names nobody");
+    refused(&format!("{online}[judge]"), "names no judge");
     refused(&format!("{online}[judge]\nmodel = {{ path = \"nowhere\" }}"), "nowhere");
     refused(
         &format!(

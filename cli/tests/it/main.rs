@@ -12,6 +12,7 @@ mod configs;
 mod data;
 mod errors;
 mod export;
+mod glossary;
 mod guards;
 mod judges;
 mod learns;
