@@ -11,7 +11,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 
-/// The policy of a run's newest checkpoint, in a folder or shared at a URL.
+/// Loads the policy of a run's newest checkpoint, from a folder or a URL.
+///
+/// # Errors
+/// If there is no run or checkpoint, the base model cannot be loaded, or it is not the one that the checkpoint was
+/// trained on.
 pub fn trained_policy(folder: &Path) -> Result<Policy> {
     let folder = &bucket::run_folder(folder)?;
     let config = resumed_config(folder, &[])?;

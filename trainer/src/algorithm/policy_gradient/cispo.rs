@@ -1,29 +1,30 @@
 //! CISPO, clipped importance-sampling weights (`MiniMax` 2025, `MiniMax`-M1, arXiv 2506.13585).
 //!
-//! A clipped ratio has no gradient, so PPO's clip silences just the tokens that changed most: rare ones that begin a
-//! new thought. Here the clipped ratio is a constant weight on the gradient of REINFORCE, and no token is ever dropped:
+//! A clipped ratio has no gradient, so PPO's clip silences exactly the tokens that changed most: rare ones that begin a
+//! new thought. CISPO uses the clipped ratio as a constant weight on the gradient of REINFORCE, and never drops a
+//! token:
 //!
 //! ```text
 //! L = 1/Σ|y_i| Σ_i Σ_t −sg[clip(r_t, floor, cap)] A_i log π_t       A_i = (R_i − mean R) / std R
 //! ```
 //!
-//! The bounds are the ratio's own, as in TRL (`epsilon_high`): verl's `clip_ratio_high` of 0.2 is a cap of 1.2 here. The
-//! paper does not state its cap; 5 is that of `ScaleRL` (Khatri et al. 2025), which TRL recommends. Like the paper there
-//! is no floor and no KL term.
+//! The bounds are absolute, as in TRL (`epsilon_high`): verl's `clip_ratio_high` of 0.2 is a cap of 1.2 here. The paper
+//! does not state its cap; 5 is that of `ScaleRL` (Khatri et al. 2025), which TRL recommends. As in the paper there is
+//! no floor and no KL term.
 
 use super::family::{self, Method, Penalty, Shared, settings};
 use crate::objective::{Clip, KlEstimator, Surrogate};
 use crate::{Error, Result};
 
 settings! {
-    /// `[algorithm.cispo]`
+    /// `[algorithm.cispo]`: clipped importance-sampling weights.
     pub struct Cispo, "cispo" {
-        /// The smallest weight; 0 for none.
+        /// Smallest weight; 0 for none, as in the paper.
         weight_floor: f64 = 0.0,
-        /// The largest weight.
+        /// Largest weight; 5 as in `ScaleRL`.
         #[serde(alias = "epsilon_high")]
         weight_cap: f64 = 5.0,
-        /// How the KL penalty is estimated.
+        /// Estimator of the KL penalty.
         kl_estimator: KlEstimator = KlEstimator::K3,
     }
     shared: Shared::default()

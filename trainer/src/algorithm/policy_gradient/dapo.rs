@@ -5,14 +5,14 @@
 //! L   = 1/Σ|y_i| Σ_i Σ_t −min(r_t A_i, clip(r_t, 1 − 0.2, 1 + 0.28) A_i)
 //! ```
 //!
-//! GRPO with four changes, each of them a setting: the clip leaves more room above than below, so that rare tokens can
-//! become likely (clip-higher); every token of the batch counts alike; groups whose answers are all right or all wrong
-//! are replaced by those of further prompts, since they teach nothing (dynamic sampling; what it cost is counted in
-//! `sampling/*`, see [`crate::sampling`]); and completions near the token limit are punished softly by the reward rule
-//! `overlong`, or left out of the loss with `mask_truncated_completions`.
+//! GRPO with four changes, each of them a setting. The clip leaves more room above than below, so that rare tokens can
+//! become likely (clip-higher). Every token of the batch counts alike. Groups with all answers right or all wrong carry
+//! no signal and are replaced by groups of further prompts (dynamic sampling; its cost is reported in `sampling/*`, see
+//! [`crate::sampling`]). Completions near the token limit get a soft penalty from the reward function `overlong`, or
+//! are left out of the loss with `mask_truncated_completions`.
 //!
-//! Defaults are the paper's. No KL term. Masking is off, as in verl's best reproduction; like verl it gives up on a step
-//! after ten rounds, but then learns from what it has instead of ending the run.
+//! Defaults are the paper's. There is no KL term. Masking is off, as in verl's best reproduction. As in verl, dynamic
+//! sampling ends after ten rounds, but the step then learns from the groups that it has instead of ending the run.
 
 use super::family::{self, Method, Penalty, Shared, settings};
 use super::surrogate_loss::at_least_one;
@@ -20,20 +20,20 @@ use crate::Result;
 use crate::objective::{Clip, KlEstimator, Surrogate};
 
 settings! {
-    /// `[algorithm.dapo]`
+    /// `[algorithm.dapo]`: decoupled clip and dynamic sampling.
     pub struct Dapo, "dapo" {
-        /// How far the ratio may fall below 1 before its gradient is cut.
+        /// Lower clip: distance by which the ratio may fall below 1 before its gradient is cut.
         #[serde(alias = "epsilon")]
         clip_low: f64 = 0.2,
-        /// How far the ratio may rise above 1 before its gradient is cut.
+        /// Upper clip: distance by which the ratio may rise above 1 before its gradient is cut.
         #[serde(alias = "epsilon_high")]
         clip_high: f64 = 0.28,
-        /// Ask further prompts in place of those whose rewards are all alike.
+        /// Dynamic sampling: replace groups with equal rewards by groups of further prompts.
         dynamic_sampling: bool = true,
-        /// How often a step may draw `rollout.prompts_per_step` prompts to that end.
+        /// Largest number of rounds per step, each of `rollout.prompts_per_step` prompts; 10 as in verl.
         #[serde(alias = "max_num_gen_batches")]
         max_rounds: usize = 10,
-        /// How the KL penalty is estimated.
+        /// Estimator of the KL penalty.
         kl_estimator: KlEstimator = KlEstimator::K3,
     }
     shared: Shared::default()

@@ -1,15 +1,17 @@
 //! Dr. GRPO, "GRPO done right" (Liu et al. 2025, "Understanding R1-Zero-like training", arXiv 2503.20783).
 //!
-//! Two divisions of GRPO bias it: by the deviation of a group's rewards, which inflates questions that are almost always
-//! or almost never answered, and by a completion's own length, which makes long wrong answers cheap. Both are left out:
+//! Two divisions of GRPO bias it: by the deviation of a group's rewards, which inflates questions that are almost
+//! always or almost never answered, and by a completion's own length, which makes long wrong answers cheap. Both are
+//! dropped:
 //!
 //! ```text
 //! A_i = R_i − mean R
 //! L   = 1/(N · C) Σ_i Σ_t −min(r_t A_i, clip(r_t, 1 − ε, 1 + ε) A_i)      C constant, N completions
 //! ```
 //!
-//! Up to the factor n/(n − 1) the credit is RLOO's. The constant is the token limit in TRL (`dr_grpo`) and 3000 in the
-//! authors' runs; with Adam it matters only through `max_grad_norm`. No KL term, and the clip of GRPO, as they used.
+//! Up to the factor n/(n − 1) the advantages are those of RLOO. The constant is the token limit in TRL (`dr_grpo`) and
+//! 3000 in the authors' runs; with Adam it matters only through `max_grad_norm`. There is no KL term, and the clip is
+//! GRPO's, as in the paper.
 
 use super::family::{self, Method, Penalty, Shared, settings};
 use crate::algorithm::Evidence;
@@ -19,17 +21,17 @@ use crate::{Error, Result};
 use schema::Metrics;
 
 settings! {
-    /// `[algorithm.dr_grpo]`
+    /// `[algorithm.dr_grpo]`: GRPO without its two biased divisions.
     pub struct DrGrpo, "dr_grpo" {
-        /// How far the ratio may fall below 1 before its gradient is cut.
+        /// Lower clip: distance by which the ratio may fall below 1 before its gradient is cut.
         #[serde(alias = "epsilon")]
         clip_low: f64 = 0.2,
-        /// How far the ratio may rise above 1 before its gradient is cut.
+        /// Upper clip: distance by which the ratio may rise above 1 before its gradient is cut.
         #[serde(alias = "epsilon_high")]
         clip_high: f64 = 0.2,
-        /// How the KL penalty is estimated.
+        /// Estimator of the KL penalty.
         kl_estimator: KlEstimator = KlEstimator::K3,
-        /// What token sums are divided by, in tokens: the same for every completion, `rollout.max_new_tokens` at best.
+        /// Constant C, in tokens, that token sums are divided by; `rollout.max_new_tokens` is a good choice.
         length_constant: f64 = 256.0,
     }
     shared: Shared::default()

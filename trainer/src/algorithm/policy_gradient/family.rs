@@ -1,12 +1,13 @@
-//! What the methods without a critic have in common: some settings, and all but credit, ratio and mean.
+//! The shared part of the methods without a critic: common settings, and everything but advantages, ratio and
+//! aggregation.
 //!
 //! ```text
 //! advantages  →  w_t · surrogate(r_t, A_t) + β KL_t − c H_t  →  one number
 //! ```
 //!
-//! A method's file says which settings are its own, what its samples are worth, whose ratio is clipped and how, and how
-//! token losses become one number ([`Method`]); the rest is said here, once. `[algorithm.grpo]` has a switch for most of
-//! what tells these methods apart; the others have only the settings that define them.
+//! A method's file holds its own settings, its advantages, the level and clip of its ratio, and its aggregation of
+//! token losses ([`Method`]); everything else is here. `[algorithm.grpo]` has a switch for most of the differences
+//! between these methods; the others have only the settings that define them.
 
 use super::surrogate_loss::{PolicyGradient, at_least_one, not_negative};
 use crate::algorithm::{Algorithm, Evidence, Needs, Outputs, Samples, Schedule};
@@ -21,7 +22,7 @@ use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// The settings that every method of the family has; [`settings!`] explains them.
+/// Settings of every method of the family; [`settings!`] documents them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shared {
     pub(super) kl_coefficient: f64,
@@ -34,7 +35,7 @@ pub struct Shared {
 }
 
 impl Default for Shared {
-    /// No penalty, no bonus, no correction, one update per step: there the ratio is 1 and the clip does nothing.
+    /// No penalty, no bonus, no correction, one update per step, in which the ratio is 1 and the clip has no effect.
     fn default() -> Self {
         Self {
             kl_coefficient: 0.0,
@@ -48,7 +49,7 @@ impl Default for Shared {
     }
 }
 
-/// Declares the settings of a method: its own, each with its default, then those that the family shares.
+/// Declares the settings of a method: its own, each with its default, then those shared by the family.
 macro_rules! settings {
     (
         $(#[$about:meta])*
@@ -62,12 +63,12 @@ macro_rules! settings {
         #[serde(default, deny_unknown_fields)]
         pub struct $method {
             $($(#[$note])* pub $field: $type,)*
-            /// Weight of the KL penalty towards the reference policy; 0 turns it off.
+            /// Weight β of the KL penalty towards the reference policy; 0 for none.
             #[serde(alias = "beta")]
             pub kl_coefficient: f64,
-            /// Weight of the entropy bonus; 0 turns it off.
+            /// Weight of the entropy bonus; 0 for none.
             pub entropy_coefficient: f64,
-            /// Leave completions that were cut at the token limit out of the loss (DAPO's overlong filtering).
+            /// Leave completions that were truncated at the token limit out of the loss (DAPO's overlong filtering).
             pub mask_truncated_completions: bool,
             /// Passes over the samples of a step.
             #[serde(alias = "num_iterations")]
@@ -76,7 +77,8 @@ macro_rules! settings {
             pub minibatches: usize,
             /// Correction of the mismatch between the sampler's and the trainer's log-probabilities.
             pub rollout_correction: $crate::objective::RolloutCorrection,
-            /// Divide the correction's weights by their mean over the step's tokens, so that it cannot shrink updates.
+            /// Divide the correction's weights by their mean over the step's tokens, so that they do not shrink
+            /// updates.
             #[serde(alias = "rollout_is_batch_normalize")]
             pub normalise_correction: bool,
         }
@@ -116,74 +118,74 @@ macro_rules! settings {
 }
 pub(in crate::algorithm) use settings;
 
-/// Settings that [`settings!`] declared.
+/// Settings declared by [`settings!`].
 pub trait Settings {
-    /// The method's name in the config.
+    /// Name of the method in the config.
     const KEY: &'static str;
 
-    /// What the family shares.
+    /// Returns the settings shared by the family.
     fn shared(&self) -> Shared;
 }
 
-/// Whose ratio a method clips, where both are in use.
+/// Level of the clipped ratio.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RatioOf {
-    /// The whole sequence has one.
+    /// One ratio per sequence.
     #[default]
     Sequence,
-    /// Each token has its own.
+    /// One ratio per token.
     #[serde(alias = "sequence_token")]
     Token,
 }
 
-/// Where the pull towards the reference policy acts.
+/// Position of the KL penalty towards the reference policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Penalty {
-    /// In the loss of each token.
+    /// In the loss of each token, by this estimator.
     Loss(KlEstimator),
-    /// In the reward, as k1: credit is given by what is left of it.
+    /// In the reward, as k1: advantages are computed from the rest.
     Reward,
 }
 
-/// What is special about one method of the family.
+/// A method of the family, by its differences from the others.
 pub trait Method: Settings {
-    /// Whose ratio it is, and what clips it.
+    /// Returns the surrogate: the level of the ratio, and its clip.
     fn surrogate(&self) -> Surrogate;
 
-    /// How token losses become one number: every token counts alike, unless the method says otherwise.
+    /// Returns the aggregation of token losses; a mean over tokens by default.
     fn aggregation(&self) -> Aggregation {
         Aggregation::TokenMean
     }
 
-    /// Where the KL penalty acts.
+    /// Returns the position of the KL penalty.
     fn penalty(&self) -> Penalty;
 
-    /// What each sample is worth: what it is to GRPO, unless the method says otherwise. Scores are there if the penalty
-    /// acts in the reward and is not 0.
+    /// Computes the advantages of each sample; those of GRPO by default. Log-probabilities are present if the penalty
+    /// is in the reward and not 0.
     fn advantages(&self, evidence: &Evidence<'_>, _metrics: &mut Metrics) -> Signals {
         group_relative(evidence, Scale::Group, SCALE_EPSILON)
     }
 
-    /// The smallest group that it can learn from.
+    /// Returns the smallest group that it can learn from.
     fn group_size(&self) -> usize {
         2
     }
 
-    /// Rounds of sampling at most, until there are enough groups with a signal.
+    /// Returns the largest number of sampling rounds per step.
     fn max_rounds(&self) -> usize {
         1
     }
 
-    /// After a step's updates: adapts what depends on its metrics.
+    /// Adapts the state that depends on a step's metrics, after its updates.
     fn adapt(&mut self, _metrics: &Metrics) {}
 
-    /// What it has adapted, to be saved.
+    /// Returns the adapted state, to be saved.
     fn memory(&self) -> serde_json::Value {
         serde_json::Value::Null
     }
 
-    /// Takes back what was saved; false if it is not its own.
+    /// Restores a saved state; returns false if it is not this method's.
     fn remember(&mut self, memory: &serde_json::Value) -> bool {
         memory.is_null()
     }

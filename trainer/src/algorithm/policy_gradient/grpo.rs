@@ -1,14 +1,15 @@
 //! Group-relative policy optimisation (Shao et al. 2024, `DeepSeekMath`, arXiv 2402.03300).
 //!
-//! A sample's credit is its reward less the mean of its group, so no critic is needed and only differences teach:
+//! A sample's advantage is its reward minus the mean of its group, so no critic is needed and only differences within a
+//! group carry a signal:
 //!
 //! ```text
 //! A_i = (R_i − mean R) / (std R + ε)
 //! ℓ_t = −min(r_t A, clip(r_t, 1 − low, 1 + high) A) + β KL(π ‖ π_ref)_t − c H_t
 //! ```
 //!
-//! The defaults are those of today's practice and of TRL: token-mean aggregation (DAPO), no KL term, one update per
-//! step, where the ratio is 1 and the clip does nothing. The reference policy is the network with its adapter off.
+//! The defaults are those of current practice and of TRL: token-mean aggregation (DAPO), no KL term, one update per
+//! step, in which the ratio is 1 and the clip has no effect. The reference policy is the network with its adapter off.
 
 use super::family::{self, Method, Penalty, Shared, settings};
 use super::surrogate_loss::{self, unless_zero};
@@ -19,38 +20,38 @@ use crate::objective::{Aggregation, Anchor, Clip, KlEstimator, Level, Scale, Sur
 use schema::Metrics;
 
 settings! {
-    /// `[algorithm.grpo]`
+    /// `[algorithm.grpo]`: group-relative policy optimisation.
     pub struct Grpo, "grpo" {
-        /// How far the ratio may fall below 1 before its gradient is cut.
+        /// Lower clip: distance by which the ratio may fall below 1 before its gradient is cut.
         #[serde(alias = "epsilon")]
         clip_low: f64 = 0.2,
-        /// How far the ratio may rise above 1 before its gradient is cut.
+        /// Upper clip: distance by which the ratio may rise above 1 before its gradient is cut.
         #[serde(alias = "epsilon_high")]
         clip_high: f64 = 0.2,
-        /// Caps the ratio in the unclipped branch (two-sided clipping, INTELLECT-2); 0 for no cap.
+        /// Cap on the ratio in the unclipped branch (two-sided clipping, INTELLECT-2); 0 for no cap.
         delta: f64 = 0.0,
-        /// Caps the loss of tokens with negative advantage at this many advantages (dual clip); 0 for no cap.
+        /// Cap on the loss of tokens with negative advantage, in multiples of the advantage (dual clip); 0 for no cap.
         dual_clip: f64 = 0.0,
-        /// Whether ratios are those of tokens or of whole sequences.
+        /// Level of the ratio: `token`, or the whole sequence.
         #[serde(alias = "importance_sampling_level")]
         ratio_level: Level = Level::Token,
-        /// How the KL penalty is estimated.
+        /// Estimator of the KL penalty.
         kl_estimator: KlEstimator = KlEstimator::K3,
-        /// How token losses become one loss.
+        /// Aggregation of token losses into one loss.
         #[serde(alias = "loss_type")]
         aggregation: LossType = Aggregation::TokenMean,
-        /// What centred rewards are divided by.
+        /// Divisor of the centred rewards: `group`, `batch` or `none`.
         scale_rewards: ScaleRewards = Scale::Group,
-        /// Added to the deviation that rewards are divided by.
+        /// Constant ε added to the deviation by which rewards are divided.
         scale_epsilon: f64 = family::SCALE_EPSILON,
     }
     shared: Shared::default()
 }
 
-/// How token losses become one loss, by the field's names.
+/// Aggregation of token losses, by the field's names.
 pub type LossType = Aggregation;
 
-/// What centred rewards are divided by: `group`, `batch` or `none`.
+/// Divisor of the centred rewards: `group`, `batch` or `none`.
 pub type ScaleRewards = Scale;
 
 impl Grpo {

@@ -1,35 +1,36 @@
 //! Group sequence policy optimisation (Zheng et al. 2025, arXiv 2507.18071).
 //!
-//! The reward judges a whole sequence, so the ratio that is clipped should be that of the sequence, too: token ratios
-//! are single draws and add up to noise that grows with length. Its geometric mean keeps it comparable between lengths:
+//! The reward belongs to a whole sequence, so the clipped ratio should be the sequence's as well: token ratios are
+//! single-sample estimates and add up to noise that grows with length. Their geometric mean keeps it comparable between
+//! lengths:
 //!
 //! ```text
 //! s_i = exp(1/|y_i| Σ_t (log π − log π_old))
 //! L   = 1/N Σ_i −min(s_i A_i, clip(s_i, 1 − 3e-4, 1 + 4e-4) A_i)       A_i = (R_i − mean R) / std R
 //! ```
 //!
-//! `level = "token"` is GSPO-token: the value of `s_i` with the gradient at each token itself, `sg[s_i] π/sg[π]`. It is
-//! the same thing as long as all tokens of a sequence share one advantage.
+//! `level = "token"` is GSPO-token: the value of `s_i` with the gradient at each token itself, `sg[s_i] π/sg[π]`. Both
+//! are equal as long as all tokens of a sequence share one advantage.
 //!
 //! The bounds are the paper's, and narrow because a mean over a sequence moves little. They only matter from the second
-//! update of a step on, so the default is the paper's four minibatches. No KL term.
+//! update of a step on, so the default is the paper's four minibatches. There is no KL term.
 
 use super::family::{self, Method, Penalty, RatioOf, Shared, settings};
 use crate::Result;
 use crate::objective::{Aggregation, Clip, KlEstimator, Level, Surrogate};
 
 settings! {
-    /// `[algorithm.gspo]`
+    /// `[algorithm.gspo]`: group sequence policy optimisation.
     pub struct Gspo, "gspo" {
-        /// Whether gradients go through the ratio of the sequence or through that of each token.
+        /// Path of the gradient: through the ratio of the sequence (`sequence`) or of each token (`token`).
         level: RatioOf = RatioOf::Sequence,
-        /// How far the sequence's ratio may fall below 1 before its gradient is cut.
+        /// Lower clip: distance by which the sequence's ratio may fall below 1 before its gradient is cut.
         #[serde(alias = "epsilon")]
         clip_low: f64 = 3e-4,
-        /// How far the sequence's ratio may rise above 1 before its gradient is cut.
+        /// Upper clip: distance by which the sequence's ratio may rise above 1 before its gradient is cut.
         #[serde(alias = "epsilon_high")]
         clip_high: f64 = 4e-4,
-        /// How the KL penalty is estimated.
+        /// Estimator of the KL penalty.
         kl_estimator: KlEstimator = KlEstimator::K3,
     }
     shared: Shared { minibatches: 4, ..Shared::default() }

@@ -1,7 +1,7 @@
 //! Proximal policy optimisation with a critic (Schulman et al. 2017, arXiv 1707.06347; for language models Ziegler et
 //! al. 2019, arXiv 1909.08593).
 //!
-//! A critic values every prefix, so that each token has a credit of its own and a prompt needs one sample only:
+//! A critic values every prefix, so each token has an advantage of its own and a prompt needs only one sample:
 //!
 //! ```text
 //! r_t   = [t is last] R − β k1(π_old, π_ref)_t
@@ -12,20 +12,20 @@
 //! loss  = mean ℓ + c_v mean v          over the trained tokens of an optimizer batch
 //! ```
 //!
-//! The policy, its values and the reference are scored once, at the start of the step: the ratio ρ is exactly 1 until
-//! the first update. Advantages are whitened over all trained tokens of the step, not of a minibatch. A completion that
-//! was cut ends like any other, with no value behind its last token; one without a trained token has no place for its
-//! reward and is left out.
+//! The log-probabilities of policy and reference and the critic's values are computed once, at the start of the step:
+//! the ratio ρ is exactly 1 until the first update. Advantages are whitened over all trained tokens of the step, not of
+//! a minibatch. A truncated completion ends like any other, with no value after its last token; a completion without a
+//! trained token cannot carry its reward and is left out.
 //!
-//! Where the defaults come from: the clips and `c_v` are TRL's. λ is 1, as in verl and `OpenRLHF`: the reward comes at
-//! the end of a short completion, and a critic that starts at zero would only bias it. There is no KL term, as in
-//! [`super::Grpo`]; `kl_coefficient` puts one into the reward. One pass of two updates: at the learning rates of
-//! adapters (1e-3 and above on a tiny network) the four updates of TRL's four passes move the policy too far, which
-//! `target_kl` would have to stop.
+//! Defaults: the clips and `c_v` are TRL's. λ is 1, as in verl and `OpenRLHF`: the reward comes at the end of a short
+//! completion, and a critic that starts at zero would only bias it. There is no KL term, as in [`super::Grpo`];
+//! `kl_coefficient` puts one into the reward. There is one pass of two updates: at the learning rates of adapters (1e-3
+//! and above on a tiny network) the four passes of TRL move the policy too far, and `target_kl` would have to stop
+//! them.
 //!
 //! The head starts at zero and reads normed hidden states, whose entries are about 1. An update of Adam moves each of
-//! its `d` weights by the learning rate, so it moves a value by up to `d` times that: with the rate of an adapter, by
-//! more than a reward is worth. Hence the small `critic_learning_rate_scale`; raise it with a small learning rate (verl
+//! its `d` weights by the learning rate, and so a value by up to `d` times that: at the rate of an adapter, by more
+//! than a reward is worth. Hence the small `critic_learning_rate_scale`; raise it with a small learning rate (verl
 //! trains its critic at ten times the 1e-6 of the policy).
 
 use super::family;
@@ -44,46 +44,46 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Tensor;
 
-/// `[algorithm.ppo]`
+/// `[algorithm.ppo]`: proximal policy optimisation with a critic.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ppo {
-    /// How far the ratio may fall below 1 before its gradient is cut.
+    /// Lower clip: distance by which the ratio may fall below 1 before its gradient is cut.
     #[serde(alias = "cliprange", alias = "epsilon")]
     pub clip_low: f64,
-    /// How far the ratio may rise above 1 before its gradient is cut.
+    /// Upper clip: distance by which the ratio may rise above 1 before its gradient is cut.
     #[serde(alias = "epsilon_high")]
     pub clip_high: f64,
-    /// Caps the loss of tokens with negative advantage at this many advantages (dual clip); 0 for no cap.
+    /// Cap on the loss of tokens with negative advantage, in multiples of the advantage (dual clip); 0 for no cap.
     pub dual_clip: f64,
-    /// How far a value may move from the step's first before its gradient is cut; 0 for no clip.
+    /// Largest change of a value from its start-of-step value before its gradient is cut; 0 for no clip.
     #[serde(alias = "cliprange_value")]
     pub value_clip: f64,
     /// Weight of the critic's loss.
     #[serde(alias = "vf_coef")]
     pub value_coefficient: f64,
-    /// Weight of the entropy bonus; 0 turns it off.
+    /// Weight of the entropy bonus; 0 for none.
     pub entropy_coefficient: f64,
-    /// Discount per token.
+    /// Discount γ per token.
     pub gamma: f64,
-    /// Trace decay of the advantages: 1 trusts only rewards, 0 only the critic.
+    /// Trace decay λ of the advantages: 1 uses only rewards, 0 only the critic.
     #[serde(alias = "lam")]
     pub lambda: f64,
-    /// Weigh what later tokens say by the chance that this policy would have drawn them: ratios to the policy that drew
-    /// a sample, truncated at this (V-trace). For old samples; 0 for no weights.
+    /// Cap of the V-trace weights for old samples: later tokens are weighted by the ratio to the policy that sampled
+    /// them, truncated at this; 0 for no weights.
     pub trace_truncation: f64,
-    /// Divide token rewards by their deviation over the step, their mean kept.
+    /// Divide token rewards by their deviation over the step and keep their mean.
     pub whiten_rewards: bool,
     /// Shift and scale advantages to mean 0 and variance 1 over the step.
     pub whiten_advantages: bool,
-    /// Weight of the KL towards the reference policy, taken off the reward of each token; 0 turns it off.
+    /// Weight of the KL towards the reference policy, subtracted from the reward of each token; 0 for none.
     #[serde(alias = "kl_coef")]
     pub kl_coefficient: f64,
-    /// The KL, in nats per token, that the coefficient is adapted towards; 0 keeps the coefficient.
+    /// Target KL in nats per token, towards which the coefficient is adapted; 0 keeps the coefficient.
     pub kl_target: f64,
-    /// Over how many samples an adapted coefficient changes by up to a fifth.
+    /// Samples over which an adapted coefficient changes by at most a fifth.
     pub kl_horizon: f64,
-    /// Taken off the reward of a completion that was cut at the token limit.
+    /// Penalty subtracted from the reward of a completion that was truncated at the token limit.
     pub missing_eos_penalty: f64,
     /// Passes over the samples of a step.
     #[serde(alias = "num_ppo_epochs")]
@@ -91,11 +91,12 @@ pub struct Ppo {
     /// Optimizer updates in one pass.
     #[serde(alias = "num_mini_batches")]
     pub minibatches: usize,
-    /// End the step's updates once the policy is this far from where the step began, in nats per token; 0 for never.
+    /// Distance of the policy from its start-of-step state, in nats per token, at which the step's updates end; 0 for
+    /// no limit.
     pub target_kl: f64,
     /// Give the critic an adapter of its own, so that learning values cannot disturb the policy.
     pub critic_adapter: bool,
-    /// Multiplies the learning rate of the critic's head, and of its adapter.
+    /// Factor on the learning rate of the critic's head and of its adapter.
     pub critic_learning_rate_scale: f64,
     /// Correction of the mismatch between the sampler's and the trainer's log-probabilities.
     pub rollout_correction: RolloutCorrection,
@@ -185,14 +186,14 @@ impl Ppo {
     }
 }
 
-/// PPO at work: its settings, and the KL coefficient of the present step.
+/// PPO with its state: the settings, and the current KL coefficient.
 #[derive(Debug)]
 pub(in crate::algorithm) struct Rule {
     settings: Ppo,
     kl: AdaptiveKl,
 }
 
-/// The name of the metric that the KL coefficient is adapted by.
+/// Metric to which the KL coefficient is adapted.
 const KL_PER_TOKEN: &str = "objective/kl_per_token";
 
 impl Algorithm for Rule {
@@ -209,7 +210,7 @@ impl Algorithm for Rule {
                 learning_rate_scale: settings.critic_learning_rate_scale,
             }),
             signal_reads_logprobs: true,
-            // The critic learns from every sample.
+            // The critic is trained on every sample.
             zero_advantage: ZeroAdvantage::Compute,
             ..Needs::default()
         }
@@ -276,25 +277,25 @@ impl Algorithm for Rule {
     }
 }
 
-/// One sample with what its tokens earn, token by token.
+/// A sample with the rewards of its tokens.
 struct Trajectory<'a> {
     mask: &'a [bool],
     rewards: Vec<f64>,
-    /// The critic's value of the prefix before each token.
+    /// Critic's value of the prefix before each token.
     values: Vec<f64>,
-    /// k1 towards the reference policy; zero where it is not asked for.
+    /// k1 towards the reference policy, `[token]`; zero without a penalty.
     kl: Vec<f64>,
-    /// Ratios of the present policy to the one that drew the tokens.
+    /// Ratios of the current policy to the one that sampled the tokens, `[token]`.
     ratios: Vec<f64>,
 }
 
 impl Rule {
-    /// The settings of the policy's part of the loss.
+    /// Returns the settings of the policy's part of the loss.
     pub(in crate::algorithm) fn policy_gradient(&self) -> PolicyGradient {
         self.settings.policy_gradient()
     }
 
-    /// The loss with `gradient` as the policy's part.
+    /// Computes the loss with `gradient` as the policy's part.
     pub(in crate::algorithm) fn loss_by(
         &self,
         gradient: &PolicyGradient,
@@ -323,7 +324,7 @@ impl Rule {
         self.settings.kl_target > 0.0
     }
 
-    /// What a sample's tokens earn; `None` if it could not be judged, or has no token to train on.
+    /// Returns the token rewards of a sample; `None` if it is ungraded or has no trained token.
     fn trajectory<'a>(
         &self,
         sample: &'a Sample,
@@ -341,7 +342,7 @@ impl Rule {
         Some(Trajectory { mask: &sample.mask, rewards, values, kl, ratios })
     }
 
-    /// The credit of each sample; what is whitened is whitened over all of them.
+    /// Computes the advantages and returns of each sample; whitening is over all of them.
     fn estimate(&self, trajectories: &[&Trajectory<'_>], metrics: &mut Metrics) -> Vec<Signal> {
         let Ok(rows) = rows(trajectories) else { return Vec::new() };
         let flat = |part: for<'c> fn(&'c Trajectory<'_>) -> &'c [f64]| {
@@ -383,15 +384,15 @@ impl Rule {
             .collect()
     }
 
-    /// What is worth knowing of the step's credit; nothing if there is none.
+    /// Reports the advantages of a step; nothing without trained samples.
     ///
     /// | metric | meaning |
     /// |---|---|
-    /// | `values/mean`, `returns/mean` | mean over trained tokens of the critic's values and of what they are fitted to |
-    /// | `critic/vf_explained_var` | 1 − var(ret − V) / var(ret): 1 for a critic that knows, 0 or less for one that does not |
+    /// | `values/mean`, `returns/mean` | mean over trained tokens of the critic's values and of their targets |
+    /// | `critic/vf_explained_var` | 1 − var(ret − V) / var(ret): 1 for a perfect critic, 0 or less for a useless one |
     /// | `objective/kl`, `objective/kl_per_token` | k1 towards the reference: mean over samples of its sum, over tokens |
-    /// | `objective/non_score_reward`, `objective/rlhf_reward` | mean over samples of what the KL cost, and of the reward less that |
-    /// | `kl_coefficient` | the weight of that KL in this step |
+    /// | `objective/non_score_reward`, `objective/rlhf_reward` | mean over samples of the KL penalty, and of the reward after it |
+    /// | `kl_coefficient` | weight of that KL in this step |
     fn measure(
         &self,
         rows: &Rows,
@@ -423,19 +424,19 @@ impl Rule {
     }
 }
 
-/// The layout of all samples' tokens, end to end.
+/// Returns the rows of all samples' tokens, end to end.
 fn rows(trajectories: &[&Trajectory<'_>]) -> Result<Rows> {
     let lengths: Vec<usize> = trajectories.iter().map(|trajectory| trajectory.mask.len()).collect();
     let mask: Vec<bool> = trajectories.iter().flat_map(|trajectory| trajectory.mask).copied().collect();
     Rows::new(&lengths, &mask, HOST)
 }
 
-/// `[token]` f64.
+/// Returns a tensor of these numbers, `[token]` f64.
 fn tensor(numbers: impl Iterator<Item = f64>) -> Tensor {
     Tensor::from_slice(&numbers.collect::<Vec<f64>>())
 }
 
-/// A `[token]` tensor's numbers, sample by sample.
+/// Splits a `[token]` tensor into the numbers of each sample.
 fn by_sample(tokens: &Tensor, trajectories: &[&Trajectory<'_>]) -> Vec<Vec<f64>> {
     let numbers = Vec::<f64>::try_from(tokens).expect("it was made from f64");
     let mut rest = &numbers[..];

@@ -1,16 +1,16 @@
-//! REINFORCE (Williams 1992, "Simple statistical gradient-following algorithms"), plain: no clip, no group needed.
+//! REINFORCE (Williams 1992, "Simple statistical gradient-following algorithms"), plain: no clip, no groups.
 //!
 //! ```text
 //! ∇J = E[(R − b) Σ_t ∇ log π_t]
 //! L  = 1/N Σ_i Σ_t −r_t (R_i − b)          r_t = π/π_old, which is 1 in the first update of a step
 //! ```
 //!
-//! The baseline `b` takes out what all samples have in common; whatever it is, the expected gradient is the same as long
-//! as it does not depend on the sample. `batch`, the default, is the mean reward of the step; `running` is an average of
-//! the steps before, in which a step counts for a tenth (the first step uses its own mean); `none` is the bare rule.
-//! With a KL coefficient, `R ← R − β Σ_t (log π − log π_ref)`, as in RLOO.
+//! The baseline `b` removes the common part of all rewards; any baseline that does not depend on the sample leaves the
+//! expected gradient unchanged. `batch`, the default, is the mean reward of the step; `running` is an average of the
+//! previous steps, in which a step counts for a tenth (the first step uses its own mean); `none` is the bare rule. With
+//! a KL coefficient, `R ← R − β Σ_t (log π − log π_ref)`, as in RLOO.
 //!
-//! Use it to see what the others add. It makes sense with one update per step: nothing keeps later ones near.
+//! It is the baseline of the other methods. Use one update per step: without a clip nothing bounds later ones.
 
 use super::family::{self, Method, Penalty, Settings, Shared, settings};
 use crate::Result;
@@ -21,31 +21,32 @@ use schema::Metrics;
 use serde::{Deserialize, Serialize};
 
 settings! {
-    /// `[algorithm.reinforce]`; its `kl_coefficient` acts in the reward, summed over the tokens of a completion.
+    /// `[algorithm.reinforce]`: plain REINFORCE. Its `kl_coefficient` acts in the reward, summed over the tokens of a
+    /// completion.
     pub struct Reinforce, "reinforce" {
-        /// What is subtracted from rewards: `batch`, `running` or `none`.
+        /// Baseline subtracted from rewards: `batch`, `running` or `none`.
         baseline: Baseline = Baseline::Batch,
     }
     shared: Shared::default()
 }
 
-/// What is subtracted from rewards.
+/// Baseline subtracted from rewards.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Baseline {
-    /// The mean reward of the step.
+    /// Mean reward of the step.
     #[default]
     Batch,
-    /// An exponential average of the mean rewards of the steps before.
+    /// Exponential average of the mean rewards of previous steps.
     Running,
-    /// Nothing.
+    /// No baseline.
     None,
 }
 
-/// The share of the newest step in the running baseline.
+/// Share of the newest step in the running baseline.
 const NEWEST_SHARE: f64 = 0.1;
 
-/// The mean reward of a step, as a metric: what the running baseline follows.
+/// Metric of a step's mean reward, which the running baseline follows.
 const MEAN: &str = "reinforce/mean_reward";
 
 impl Reinforce {
@@ -55,11 +56,11 @@ impl Reinforce {
     }
 }
 
-/// The method with what it remembers.
+/// The method with its running baseline.
 #[derive(Debug)]
 pub(in crate::algorithm) struct Learning {
     settings: Reinforce,
-    /// The running baseline; none before the first step.
+    /// Running baseline; `None` before the first step.
     running: Option<f64>,
 }
 

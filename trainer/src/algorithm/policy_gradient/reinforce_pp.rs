@@ -1,7 +1,7 @@
 //! REINFORCE++ (Hu et al. 2025, arXiv 2501.03262), and its form with a group baseline.
 //!
-//! PPO without a critic: what follows a token is its credit, and the whole step, not the group, sets the scale. One
-//! sample per prompt is enough.
+//! PPO without a critic: a token's advantage is its reward to go, whitened over the whole step instead of the group.
+//! One sample per prompt is enough.
 //!
 //! ```text
 //! r_t = −β (log π − log π_ref)_t,  plus R at the last token
@@ -11,11 +11,12 @@
 //! ```
 //!
 //! With `baseline = true`, REINFORCE++-baseline: `A = whiten(R_i − mean of the group)`, and the penalty moves into the
-//! loss, as k2, whose gradient is that of the KL divergence. A group whose rewards are all alike then has a credit that
-//! is not 0, because the step's mean is subtracted from every token: it comes from longer and shorter samples of others.
+//! loss, as k2, whose gradient is that of the KL divergence. A group with equal rewards then has a nonzero advantage,
+//! because the step's mean over tokens is subtracted from every token and depends on the lengths of other groups'
+//! samples.
 //!
-//! β is verl's 0.001, ε is 0.2 everywhere. verl divides by the variance with Bessel's correction, `OpenRLHF` by the biased
-//! one: `variance`.
+//! β is verl's 0.001, ε is 0.2 everywhere. verl divides by the variance with Bessel's correction, `OpenRLHF` by the
+//! biased one: `variance`.
 
 use super::family::{self, Method, Penalty, Shared, settings};
 use crate::Result;
@@ -27,17 +28,18 @@ use crate::objective::{
 use schema::{Metrics, Sample};
 
 settings! {
-    /// `[algorithm.reinforce_pp]`; its `kl_coefficient` acts in the reward of each token, or with `baseline` in the loss.
+    /// `[algorithm.reinforce_pp]`: REINFORCE++. Its `kl_coefficient` acts in the reward of each token, or with
+    /// `baseline` in the loss.
     pub struct ReinforcePp, "reinforce_pp" {
         /// Subtract the mean reward of the group first.
         baseline: bool = false,
-        /// How far the ratio may fall below 1 before its gradient is cut.
+        /// Lower clip: distance by which the ratio may fall below 1 before its gradient is cut.
         #[serde(alias = "epsilon")]
         clip_low: f64 = 0.2,
-        /// How far the ratio may rise above 1 before its gradient is cut.
+        /// Upper clip: distance by which the ratio may rise above 1 before its gradient is cut.
         #[serde(alias = "epsilon_high")]
         clip_high: f64 = 0.2,
-        /// The variance that credit is divided by the root of: `bessel` or `biased`.
+        /// Variance that whitens the advantages: `bessel` or `biased`.
         variance: Variance = Variance::Bessel,
     }
     shared: Shared { kl_coefficient: 0.001, ..Shared::default() }
@@ -50,7 +52,7 @@ impl ReinforcePp {
         family::checked(self, &numbers)
     }
 
-    /// What each token of each judged sample is worth before whitening, sample by sample.
+    /// Returns the reward to go of each token of each graded sample before whitening, sample by sample.
     fn raw(&self, evidence: &Evidence<'_>) -> Vec<Vec<Option<Vec<f64>>>> {
         let rewards = family::rewards(evidence);
         let outcomes = if self.baseline { group_advantages(&rewards, Scale::None, 0.0) } else { rewards };
@@ -66,7 +68,7 @@ impl ReinforcePp {
         outcomes.into_iter().zip(samples).enumerate().map(of_group).collect()
     }
 
-    /// The reward to go at each token; `None` if no token is trained on.
+    /// Returns the reward to go at each token; `None` if no token is trained on.
     fn of_sample(&self, outcome: f64, kl: &[f64], sample: &Sample) -> Option<Vec<f64>> {
         let kl = if kl.len() == sample.len() { kl } else { &vec![0.0; sample.len()] };
         let rewards = token_rewards(outcome, kl, self.kl_coefficient, &sample.mask)?;

@@ -1,10 +1,10 @@
-//! ReMix: old samples again, two passes over each step, and a reference that is renewed once (Liang et al. 2025,
+//! ReMix: replayed samples, two passes over each step, and a reference that is renewed once (Liang et al. 2025,
 //! "Squeeze the Soaked Sponge", arXiv 2507.06892), around GRPO or PPO.
 //!
-//! Until step T a share `p` of each step's groups was drawn by one of the last N policies (`source/replayed.rs`). The
-//! ratio of a token is that to the policy `b` which really drew it, and the clip is centred on `π_k`, where the step
-//! began (`GePPO`, Queeney et al. 2021), so that ε is a budget of total variation counted from `π_k` however stale the
-//! token:
+//! Until step T a share `p` of each step's groups was sampled by one of the last N policies ([`crate::sampling`]). The
+//! ratio of a token is taken to the policy `b` that sampled it, and the clip is centred on `π_k`, the policy at the
+//! start of the step (`GePPO`, Queeney et al. 2021), so that ε is a budget of total variation counted from `π_k`
+//! however stale the token:
 //!
 //! ```text
 //! ρ = π_θ / π_b        c = π_k / π_b        ℓ = −min(ρ A, clip(ρ, c − ε, c + ε) A)
@@ -12,20 +12,20 @@
 //! λ(t) = max(1 − 0.1 ⌈max(t − 50, 0) / 10⌉, 0.5)
 //! ```
 //!
-//! For fresh samples c is 1 and ℓ is PPO's. After step T the policy is *reincarnated*: it becomes the reference, nothing
-//! is replayed any more, and the base method goes on as it is, with the KL term towards its new self.
+//! For fresh samples c is 1 and ℓ is PPO's. After step T the policy is *reincarnated*: it becomes the reference, replay
+//! ends, and the base method continues unchanged, with the KL term towards the new reference.
 //!
-//! The full text of the paper gives neither β nor how the KL is estimated; those are choices of this implementation. The
-//! divergences are computed over the whole vocabulary by default, because an estimate from single tokens assumes that
-//! `π_θ` drew them, and old samples were drawn by others.
+//! The paper gives neither β nor the estimator of the KL; those are choices of this implementation. The divergences are
+//! computed over the whole vocabulary by default, because an estimate from single tokens assumes that `π_θ` sampled
+//! them, and old samples come from other policies.
 //!
-//! Samples that the policy has left far behind are left out (`max_mean_log_ratio`, `max_ratio`). That costs some of the gain
-//! where a policy learns one thing (docs/results/efficiency-tiny.md), since what moved furthest is what was learned most
-//! from; where it learns more, keeping them all let runs fall back (docs/results/efficiency-20.md).
+//! Samples that the policy has left far behind are dropped (`max_mean_log_ratio`, `max_ratio`). On a single skill that
+//! costs some of the gain (docs/results/efficiency-tiny.md), since the tokens that moved furthest carried the most; on
+//! a broader task, runs that keep them all fall back (docs/results/efficiency-20.md).
 //!
-//! What to watch: late tokens of long completions drift furthest from the policies that drew them (the paper's whipping
-//! effect), and their pull is towards shorter answers. `ratio/first_quarter_mean`, `ratio/last_quarter_mean` and
-//! `completions/mean_length` show it.
+//! Late tokens of long completions drift furthest from the policies that sampled them (the paper's whipping effect),
+//! and pull towards shorter answers. Watch `ratio/first_quarter_mean`, `ratio/last_quarter_mean` and
+//! `completions/mean_length`.
 
 use super::family;
 use super::surrogate_loss::{PolicyGradient, at_least_one, not_negative};
@@ -46,40 +46,41 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-/// `[algorithm.remix]`
+/// `[algorithm.remix]`: replay and a renewed reference around a base method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Remix {
-    /// The share of old groups in a step, until the reincarnation.
+    /// Share p of old groups in a step, until the reincarnation.
     #[serde(alias = "off_policy_fraction")]
     pub replay_share: f64,
-    /// Old groups come from this many steps before.
+    /// Number N of previous steps that old groups come from.
     pub replay_window: u64,
     /// Passes over the samples of a step, until the reincarnation.
     #[serde(alias = "utd_ratio")]
     pub epochs: usize,
-    /// How far a ratio may leave that of the step's first policy, additively, before its gradient is cut.
+    /// Clip ε: largest difference of a ratio from that of the step's first policy before its gradient is cut.
     pub epsilon: f64,
-    /// The last step that replays; after it the policy becomes the reference and the base method goes on alone. 0 for
-    /// never.
+    /// Step T, the last one with replay; after it the policy becomes the reference and the base method continues alone.
+    /// 0 for never.
     pub reincarnate_after: u64,
-    /// Weight of the two divergences together; 0 turns them off.
+    /// Weight β of the two divergences together; 0 for none.
     #[serde(alias = "beta")]
     pub kl_coefficient: f64,
-    /// How the divergences are computed.
+    /// Computation of the divergences: `exact`, over the vocabulary, or estimated from sampled tokens by `weighted_k3`
+    /// or `k3`.
     pub kl: ConvexKl,
-    /// The share of the reference in the two divergences.
+    /// Share λ of the reference in the two divergences.
     pub lambda: LambdaSchedule,
-    /// A sample whose mean log-ratio to the policy that drew it is further from 0 than this, in nats per token, is left
-    /// out.
+    /// Largest magnitude of a sample's mean log-ratio to the policy that sampled it, in nats per token; samples beyond
+    /// it are left out.
     pub max_mean_log_ratio: f64,
-    /// A sample with a token whose ratio to the policy that drew it exceeds this is left out.
+    /// Largest ratio of a token to the policy that sampled it; samples with a larger one are left out.
     pub max_ratio: f64,
-    /// The method that gives credit, and that goes on alone after the reincarnation.
+    /// Base method, which gives the advantages and continues alone after the reincarnation.
     pub base: Base,
 }
 
-/// `[algorithm.remix.base.<name>]`
+/// Base method: `[algorithm.remix.base.<name>]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Base {
@@ -89,21 +90,21 @@ pub enum Base {
     Ppo(Ppo),
 }
 
-/// How the divergences from the reference and from the previous policy are computed.
+/// Computation of the divergences from the reference and from the previous policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConvexKl {
-    /// Over the whole vocabulary; a forward pass for each of them in every epoch.
+    /// Exact, over the whole vocabulary; costs a forward pass for each of them in every epoch.
     #[default]
     Exact,
-    /// k3 of the drawn tokens, times the ratio to the policy that drew them, without its gradient and at most 2.
+    /// k3 of the sampled tokens, times the ratio to the policy that sampled them, without its gradient and at most 2.
     WeightedK3,
-    /// k3 of the drawn tokens as if the policy had drawn them.
+    /// k3 of the sampled tokens without correction for the policy that sampled them.
     K3,
 }
 
-/// `λ(t)`: 1 for the first `hold` steps, then lower by `drop` at once and after every `every` further steps, down to
-/// `floor`.
+/// Schedule `λ(t)`: 1 for the first `hold` steps, then lower by `drop` at once and after every `every` further steps,
+/// down to `floor`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LambdaSchedule {
@@ -111,9 +112,9 @@ pub struct LambdaSchedule {
     pub hold: u64,
     /// Steps between two drops.
     pub every: u64,
-    /// How much it drops.
+    /// Amount of one drop.
     pub drop: f64,
-    /// Where it stops.
+    /// Lowest value.
     pub floor: f64,
 }
 
@@ -124,7 +125,7 @@ impl Default for LambdaSchedule {
 }
 
 impl LambdaSchedule {
-    /// λ in this step; steps count from 1.
+    /// Returns λ in this step; steps count from 1.
     pub fn at(&self, step: u64) -> f64 {
         let drops = step.saturating_sub(self.hold).div_ceil(self.every.max(1));
         (1.0 - self.drop * drops as f64).max(self.floor)
@@ -190,7 +191,7 @@ impl Remix {
         Ok(Reincarnating { settings: self, base, finished: 0 })
     }
 
-    /// Whether old samples come back in this step.
+    /// Returns true if old samples are replayed in this step.
     fn replays(&self, step: u64) -> bool {
         self.reincarnate_after == 0 || step <= self.reincarnate_after
     }
@@ -211,7 +212,7 @@ impl Base {
     }
 }
 
-/// Refuses what `ReMix` does itself.
+/// Returns an error for settings of the base method that `ReMix` itself controls.
 fn alone(base: &str, kl_coefficient: f64, correction: RolloutCorrection) -> Result<()> {
     if kl_coefficient != 0.0 {
         return Err(Error::input(format!(
@@ -226,12 +227,12 @@ fn alone(base: &str, kl_coefficient: f64, correction: RolloutCorrection) -> Resu
     Ok(())
 }
 
-/// A method whose part of the loss for the policy can be replaced.
+/// A method whose policy loss can be replaced.
 pub(in crate::algorithm) trait Mixable: Algorithm {
-    /// The policy's part of its own loss.
+    /// Returns the settings of its own policy loss.
     fn gradient(&self) -> PolicyGradient;
 
-    /// Its loss with another one.
+    /// Computes its loss with another policy loss.
     fn loss_by(&self, gradient: &PolicyGradient, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums)
     -> Tensor;
 }
@@ -268,16 +269,16 @@ impl Mixable for super::ppo::Rule {
     }
 }
 
-/// ReMix under way.
+/// ReMix with its state.
 pub(in crate::algorithm) struct Reincarnating {
     settings: Remix,
     base: Box<dyn Mixable>,
-    /// Steps that are done.
+    /// Number of finished steps.
     finished: u64,
 }
 
 impl Reincarnating {
-    /// The policy's part of this step's loss.
+    /// Settings of this step's policy loss.
     fn gradient(&self) -> PolicyGradient {
         let own = self.base.gradient();
         if !self.settings.replays(self.finished + 1) {
@@ -291,14 +292,15 @@ impl Reincarnating {
         self.settings.lambda.at(self.finished + 1)
     }
 
-    /// Whether what the present policy says of a sample is near enough to what its own policy said.
+    /// Returns true if the current log-probabilities of a sample are close enough to those of the policy that sampled
+    /// it.
     fn is_near(&self, sample: &Sample, logprobs: &SequenceLogprobs) -> bool {
         let log_ratios = log_ratios(sample, logprobs);
         metrics::mean(&log_ratios).abs() <= self.settings.max_mean_log_ratio
             && log_ratios.iter().all(|log_ratio| *log_ratio <= self.settings.max_ratio.ln())
     }
 
-    /// `λ KL(π ‖ reference) + (1 − λ) KL(π ‖ previous)` per token, `[token]`; `None` where it is off.
+    /// Returns `λ KL(π ‖ reference) + (1 − λ) KL(π ‖ previous)` per token, `[token]`; `None` if its weight is 0.
     fn convex_kl(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Option<Tensor> {
         let rows = &batch.rows;
         let divergence = |role| match self.settings.kl {
@@ -443,7 +445,7 @@ impl Algorithm for Reincarnating {
     }
 }
 
-/// The mean ratio to the drawing policy in the first and in the last quarter of each completion.
+/// Returns the mean ratio to the sampling policy in the first and in the last quarter of each completion.
 fn tally_whip(batch: &Batch, logprobs: &Tensor, tally: &mut MetricSums) {
     let rows = &batch.rows;
     let ratio = ratio_to_behaviour(logprobs, batch.behaviour(), rows);
@@ -456,7 +458,7 @@ fn tally_whip(batch: &Batch, logprobs: &Tensor, tally: &mut MetricSums) {
     }
 }
 
-/// Which quarter of its sequence each token is in: 0 to 3. Tokens of a sequence lie side by side.
+/// Returns the quarter of its sequence of each token, 0 to 3. Tokens of a sequence are contiguous.
 fn quarters(sequence_of_token: &[i64]) -> Vec<usize> {
     sequence_of_token
         .chunk_by(|a, b| a == b)

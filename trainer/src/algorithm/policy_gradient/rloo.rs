@@ -1,7 +1,8 @@
 //! REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, "Back to basics", arXiv 2402.14740).
 //!
 //! The baseline of a sample is the mean reward of the *others* of its group, which does not depend on it, so the
-//! gradient is unbiased. A completion is one action, and the pull towards the reference policy is part of its reward:
+//! gradient is unbiased. A completion is one action, and the KL penalty towards the reference policy is part of its
+//! reward:
 //!
 //! ```text
 //! R_i ← R_i − β Σ_t (log π − log π_ref)
@@ -9,8 +10,8 @@
 //! L   = 1/N Σ_i −min(ρ_i A_i, clip(ρ_i, 1 − ε, 1 + ε) A_i)       ρ_i = exp Σ_t (log π − log π_old)
 //! ```
 //!
-//! The defaults are TRL's: the ratio of the sequence, which is not normalised by length, ε 0.2 and β 0.05. With `level =
-//! "token"` it is the form of verl and `OpenRLHF`: the ratio of each token, and a mean over all tokens.
+//! The defaults are TRL's: the ratio of the sequence, not normalised by length, ε 0.2 and β 0.05. `level = "token"` is
+//! the form of verl and `OpenRLHF`: the ratio of each token, and a mean over all tokens.
 
 use super::family::{self, Method, Penalty, RatioOf, Shared, settings};
 use crate::Result;
@@ -20,14 +21,15 @@ use crate::objective::{Aggregation, Clip, Level, Surrogate, leave_one_out};
 use schema::Metrics;
 
 settings! {
-    /// `[algorithm.rloo]`; its `kl_coefficient` acts in the reward, summed over the tokens of a completion.
+    /// `[algorithm.rloo]`: REINFORCE leave-one-out. Its `kl_coefficient` acts in the reward, summed over the tokens of
+    /// a completion.
     pub struct Rloo, "rloo" {
-        /// Whose ratio is clipped.
+        /// Level of the clipped ratio: `sequence` or `token`.
         level: RatioOf = RatioOf::Sequence,
-        /// How far the ratio may fall below 1 before its gradient is cut.
+        /// Lower clip: distance by which the ratio may fall below 1 before its gradient is cut.
         #[serde(alias = "epsilon")]
         clip_low: f64 = 0.2,
-        /// How far the ratio may rise above 1 before its gradient is cut.
+        /// Upper clip: distance by which the ratio may rise above 1 before its gradient is cut.
         #[serde(alias = "epsilon_high")]
         clip_high: f64 = 0.2,
     }

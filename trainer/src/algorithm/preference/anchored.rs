@@ -1,14 +1,16 @@
-//! Anchored preference optimisation (D'Oosterlinck et al. 2024, arXiv 2408.06266): each completion has its own direction.
+//! Anchored preference optimisation (D'Oosterlinck et al. 2024, arXiv 2408.06266): each completion has its own
+//! direction.
 //!
-//! DPO fixes a difference, and lets both completions become less likely. Here each is anchored to the reference, in the
-//! way that fits how good the data are beside the policy:
+//! DPO constrains only a difference and lets both completions become less likely. Here each is anchored to the
+//! reference, in the direction that fits the quality of the data relative to the policy:
 //!
 //! ```text
 //! zero  ℓ = 1 − σ(β h_c) + σ(β h_r)              the chosen are better than the policy: up, and the rejected down
 //! down  ℓ = σ(β h_c) + 1 − σ(β (h_c − h_r))      the policy is better than both: down, and the rejected more
 //! ```
 //!
-//! TRL calls the two `apo_zero` and `apo_down`. They have nothing to do with `[algorithm.apo]`, which is accelerated.
+//! TRL calls the two `apo_zero` and `apo_down`. They are unrelated to `[algorithm.apo]`, accelerated preference
+//! optimisation.
 
 use super::pair_loss::{self, PairBatch, PairLoss, Pairwise};
 use crate::Result;
@@ -18,27 +20,27 @@ use crate::objective::preference::{anchored_down, anchored_zero};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.anchored]`
+/// `[algorithm.anchored]`: anchored preference optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Anchored {
-    /// How strongly the policy is held to the reference.
+    /// Weight β of the pull towards the reference: the larger, the closer the policy stays to it.
     pub beta: f64,
-    /// Which way the chosen completions go.
+    /// Direction of the chosen completions: `zero` (up) or `down`.
     pub form: AnchoredForm,
-    /// A pair is left out if its prompt and either answer have more tokens than this.
+    /// Largest number of tokens of a prompt with either answer; a longer pair is left out.
     pub max_length: usize,
 }
 
-/// Which way the chosen completions go.
+/// Direction of the chosen completions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnchoredForm {
-    /// Up: they are better than what the policy writes.
+    /// Up: the chosen completions are better than the policy's.
     #[default]
     #[serde(alias = "apo_zero")]
     Zero,
-    /// Down: the policy writes better ones.
+    /// Down: the policy's completions are better than the chosen ones.
     #[serde(alias = "apo_down")]
     Down,
 }

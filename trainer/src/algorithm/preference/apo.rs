@@ -1,22 +1,22 @@
 //! Accelerated preference optimisation (He, Yuan and Gu 2024, APO, arXiv 2410.06293), and with α = 0 iterative DPO.
 //!
-//! Training goes in iterations of `steps_per_iteration` steps. In each the policy draws pairs and learns from them with
-//! its own beginning, `π_t`, as the reference: a proximal-point step to `p̂_{t+1}`. The next iteration begins a little
-//! further on, as Nesterov's method does:
+//! Training goes in iterations of `steps_per_iteration` steps. In each, the policy samples pairs and learns from them
+//! with the iteration's first policy, `π_t`, as the reference: a proximal-point step to `p̂_{t+1}`. The next iteration
+//! starts extrapolated, as in Nesterov's method:
 //!
 //! ```text
 //! π_{t+1} ∝ p̂_{t+1} (p̂_{t+1} / p̂_t)^α          here:  ΔW_{t+1} = ΔŴ_{t+1} + α (ΔŴ_{t+1} − ΔŴ_t)
 //! ```
 //!
-//! which is exact where logits are linear in the parameters, and the paper's own approximation elsewhere. `ΔW` is the
-//! product of the adapter's factors; it is extrapolated by concatenation and cut back to the working rank, and what the
-//! cut lost is measured (`apo/truncation_error`). The last iteration is not extrapolated, so what a run ends with is a hat
-//! iterate, as the paper returns; of a checkpoint between two iterations, too, the hat iterate is what is evaluated and
-//! exported. The optimizer begins afresh with each iteration.
+//! This is exact if logits are linear in the parameters, and the paper's own approximation otherwise. `ΔW` is the
+//! product of the adapter's factors; it is extrapolated by concatenation and truncated to the working rank, and the
+//! truncation error is reported (`apo/truncation_error`). The last iteration is not extrapolated, so a run ends with a
+//! proximal iterate `p̂`, as in the paper; for a checkpoint between two iterations, too, the proximal iterate is
+//! evaluated and exported. The optimizer restarts with each iteration.
 //!
-//! A guard compares the loss of the extrapolated policy with that of the hat iterate on the iteration's last pairs and
-//! halves α, for this time, while it is worse by more than `max_loss_increase`. The laboratory's
-//! [recursion](crate::lab::iterations) shows what α gains where rewards are known.
+//! A safeguard compares the loss of the extrapolated policy with that of the proximal iterate on the iteration's last
+//! pairs and halves α, for this time, while it is worse by more than `max_loss_increase`. The laboratory's
+//! [recursion](crate::lab::iterations) shows the gain of α for known rewards.
 
 use super::pair_loss::{self, PairBatch, PairLoss, Pairwise};
 use super::pairing::{self, Against, Ties};
@@ -36,28 +36,29 @@ use tch::Tensor;
 /// After this many halvings the extrapolation is given up.
 const HALVINGS: u32 = 4;
 
-/// `[algorithm.apo]`
+/// `[algorithm.apo]`: accelerated preference optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Apo {
-    /// What each iteration minimises.
+    /// Loss of each iteration: `sigmoid`, `ipo` or `sppo`.
     pub loss: ApoLoss,
-    /// How strongly the policy is held to the beginning of the iteration.
+    /// Weight β of the pull towards the start of the iteration: the larger, the closer the policy stays to it.
     pub beta: f64,
-    /// How far the next iteration begins beyond the last one's end, in its steps; 0 is iterative preference
-    /// optimisation without acceleration.
+    /// Extrapolation α, as a share of the last iteration's movement; 0 is iterative preference optimisation without
+    /// acceleration.
     pub alpha: f64,
     /// Training steps of one iteration.
     pub steps_per_iteration: u64,
-    /// How much larger the loss of the extrapolated policy may be before α is halved; 0 does not compare them.
+    /// Largest increase of the loss by extrapolation before α is halved; 0 for no comparison.
     pub max_loss_increase: f64,
-    /// A difference of rewards of this size wins with σ(1) = 73 %; 0: the greater reward wins for certain.
+    /// Temperature of rewards in `P = σ(difference / temperature)`: a difference of this size wins with probability
+    /// 0.73. 0: the greater reward wins for certain. Unused with a judge.
     pub judge_temperature: f64,
-    /// What becomes of a pair whose rewards are equal.
+    /// Treatment of a pair with equal rewards: `first_wins` or `skip`.
     pub ties: Ties,
 }
 
-/// What an iteration minimises.
+/// Loss of an iteration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ApoLoss {

@@ -1,11 +1,12 @@
-//! Contrastive preference optimisation (Xu et al. 2024, arXiv 2401.08417): DPO with a uniform reference, and imitation.
+//! Contrastive preference optimisation (Xu et al. 2024, arXiv 2401.08417): DPO with a uniform reference, plus
+//! imitation.
 //!
 //! ```text
 //! ℓ = −log σ(β (log π(chosen) − log π(rejected)))  −  c · log π(chosen)/L_c
 //! ```
 //!
-//! Without a reference nothing keeps the chosen completion likely while the margin grows, which is what the second term
-//! is for. It is a mean over the tokens of each completion and then over pairs; TRL's is over all tokens of a batch.
+//! Without a reference the chosen completion may become unlikely while the margin grows; the second term prevents that.
+//! It is a mean over the tokens of each completion and then over pairs; TRL's is over all tokens of a batch.
 
 use super::pair_loss::{self, PairBatch, PairLoss, Pairwise};
 use crate::Result;
@@ -16,16 +17,16 @@ use crate::objective::preference::margin;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.cpo]`
+/// `[algorithm.cpo]`: contrastive preference optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cpo {
-    /// The scale of a difference of log-probabilities.
+    /// Scale β of a difference of log-probabilities.
     pub beta: f64,
-    /// Weight of the chosen completion's negative log-likelihood per token.
+    /// Weight c of the chosen completion's negative log-likelihood per token.
     #[serde(alias = "cpo_alpha")]
     pub sft_coefficient: f64,
-    /// A pair is left out if its prompt and either answer have more tokens than this.
+    /// Largest number of tokens of a prompt with either answer; a longer pair is left out.
     pub max_length: usize,
 }
 

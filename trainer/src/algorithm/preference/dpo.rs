@@ -1,13 +1,13 @@
 //! Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290): preferences fit the policy itself.
 //!
-//! The optimum of reward less `β KL` has the reward `β log(π / π_ref) + const`, so the Bradley-Terry loss of a reward
+//! The optimum of reward minus `β KL` has the reward `β log(π / π_ref) + const`, so the Bradley-Terry loss of a reward
 //! model becomes one of the policy:
 //!
 //! ```text
 //! ℓ = −log σ(β h),   h = log(π / π_ref)(chosen) − log(π / π_ref)(rejected)
 //! ```
 //!
-//! Labels of which some share is wrong are smoothed (conservative DPO) or corrected for (robust DPO); `hinge` is the
+//! With a known share of wrong labels the loss is smoothed (conservative DPO) or corrected (robust DPO); `hinge` is the
 //! loss of `SLiC`. See [`preference`](crate::objective::preference) for the forms.
 
 use super::pair_loss::{self, PairBatch, PairLoss, Pairwise};
@@ -19,31 +19,31 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.dpo]`
+/// `[algorithm.dpo]`: direct preference optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dpo {
-    /// How strongly the policy is held to the reference.
+    /// Weight β of the pull towards the reference: the larger, the closer the policy stays to it. 0.1 as in TRL.
     pub beta: f64,
-    /// What becomes of the margin.
+    /// Loss on the margin: `sigmoid`, `robust` or `hinge`.
     #[serde(alias = "loss_type")]
     pub loss: DpoLoss,
-    /// The share of labels that is believed to be wrong, below one half; 0 trusts them all.
+    /// Assumed share of wrong labels, below one half; 0 trusts them all.
     pub label_smoothing: f64,
-    /// A pair is left out if its prompt and either answer have more tokens than this.
+    /// Largest number of tokens of a prompt with either answer; a longer pair is left out.
     pub max_length: usize,
 }
 
-/// What becomes of the margin of a pair.
+/// Loss on the margin of a pair.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DpoLoss {
-    /// The logistic loss; conservative DPO if labels are smoothed.
+    /// Logistic loss; conservative DPO with a share of wrong labels.
     #[default]
     Sigmoid,
-    /// The logistic loss, unbiased under the share of wrong labels.
+    /// Logistic loss, unbiased under the share of wrong labels.
     Robust,
-    /// What the margin lacks to 1.
+    /// Hinge loss: the shortfall of the margin from 1.
     Hinge,
 }
 

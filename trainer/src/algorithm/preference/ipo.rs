@@ -1,13 +1,13 @@
-//! Identity preference optimisation (Azar et al. 2023, arXiv 2310.12036): a margin that is reached, not passed.
+//! Identity preference optimisation (Azar et al. 2023, arXiv 2310.12036): a margin with a target.
 //!
-//! DPO's loss falls for ever as the margin grows, so where all labels agree it leaves the reference behind. A squared
-//! loss has a target instead:
+//! DPO's loss decreases without bound as the margin grows, so with consistent labels it leaves the reference behind. A
+//! squared loss has a target instead:
 //!
 //! ```text
 //! ℓ = (h − 1/(2β))²,   h = mean log(π / π_ref)(chosen) − mean log(π / π_ref)(rejected)
 //! ```
 //!
-//! The means are over tokens, as in TRL, whose authors asked those of the paper; `sum` takes whole completions.
+//! The means are over tokens, as in TRL, whose authors asked those of the paper; `sum` uses whole completions.
 
 use super::pair_loss::{self, PairBatch, PairLoss, Pairwise};
 use crate::Result;
@@ -17,27 +17,27 @@ use crate::objective::preference::squared;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.ipo]`
+/// `[algorithm.ipo]`: identity preference optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ipo {
-    /// The paper's τ: the margin to reach is 1/(2β).
+    /// The paper's τ: the target margin is 1/(2β).
     #[serde(alias = "tau")]
     pub beta: f64,
-    /// What a completion's log-ratio is.
+    /// Aggregation of a completion's log-ratios: `mean` or `sum` over tokens.
     pub log_ratio: LogRatio,
-    /// A pair is left out if its prompt and either answer have more tokens than this.
+    /// Largest number of tokens of a prompt with either answer; a longer pair is left out.
     pub max_length: usize,
 }
 
-/// How the log-ratios of a completion's tokens become one.
+/// Aggregation of the log-ratios of a completion's tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogRatio {
-    /// Their mean: long and short completions count alike.
+    /// Mean: long and short completions count alike.
     #[default]
     Mean,
-    /// Their sum, the log-ratio of the completion.
+    /// Sum: the log-ratio of the whole completion.
     Sum,
 }
 

@@ -1,6 +1,6 @@
 //! Kahneman-Tversky optimisation (Ethayarajh et al. 2024, KTO, arXiv 2402.01306): good and bad completions, no pairs.
 //!
-//! Each completion is a gain or a loss beside what the policy has moved on average:
+//! Each completion is a gain or a loss relative to the policy's average movement from the reference:
 //!
 //! ```text
 //! desirable    ℓ = w_d (1 − σ(β (h − z₀)))          h = log(π / π_ref)(completion)
@@ -8,10 +8,10 @@
 //! z₀ = max(0, mean_j log(π / π_ref)(y_{j−1} | x_j))
 //! ```
 //!
-//! `z₀` estimates `KL(π ‖ π_ref)` on completions of other prompts: each prompt of the step is paired with the completion
-//! of the one before it, which is scored and not trained on. It is a mean over the whole step, so micro-batches change
-//! nothing; a step needs two prompts or more. Whether a completion is desirable is the column `label` of the data set;
-//! of a pair the chosen one is.
+//! `z₀` estimates `KL(π ‖ π_ref)` on completions of other prompts: each prompt of the step is paired with the
+//! completion of the previous one, for which log-probabilities are computed without training on it. It is a mean over
+//! the whole step, so micro-batches change nothing; a step needs at least two prompts. The column `label` of the data
+//! set says which completions are desirable; of a pair it is the chosen one.
 
 use super::pair_loss;
 use crate::Result;
@@ -26,31 +26,32 @@ use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// `[algorithm.kto]`
+/// `[algorithm.kto]`: Kahneman-Tversky optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Kto {
-    /// How strongly the policy is held to the reference.
+    /// Weight β of the pull towards the reference: the larger, the closer the policy stays to it.
     pub beta: f64,
     /// Weight of desirable completions.
     pub desirable_weight: f64,
     /// Weight of undesirable completions. With n of each, `desirable_weight · n_d / (undesirable_weight · n_u)` is best
     /// between 1 and 4/3.
     pub undesirable_weight: f64,
-    /// What the rows of the data set hold.
+    /// Contents of the data set's rows: `labelled` or `pairs`.
     pub data: KtoData,
-    /// A completion of more tokens than this, prompt included, is cut at its end; a pair is left out.
+    /// Largest number of tokens of a prompt with a completion; a longer completion is truncated, a longer pair is left
+    /// out.
     pub max_length: usize,
 }
 
-/// What the rows of a data set hold.
+/// Contents of a data set's rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KtoData {
     /// A completion and its `label`.
     #[default]
     Labelled,
-    /// A pair, of which the chosen one is desirable and the rejected one is not.
+    /// A pair: the chosen completion is desirable, the rejected one is not.
     Pairs,
 }
 

@@ -1,7 +1,7 @@
-//! Nash-MD by policy gradient (Munos et al. 2024, arXiv 2312.00886): against a mixture of oneself and the reference.
+//! Nash-MD by policy gradient (Munos et al. 2024, arXiv 2312.00886): against a mixture of the policy and the reference.
 //!
-//! The opponent draws from the geometric mixture of policy and reference, token by token; the policy learns from how its
-//! own samples fare:
+//! The opponent samples from the geometric mixture of policy and reference, token by token; the policy learns from the
+//! win rates of its own samples:
 //!
 //! ```text
 //! y ∼ π,   y′ ∼ π^(1−c) π_ref^c,   p = P(y ≻ y′),   k_t = log(π / π_ref)(y_t)           all held but log π
@@ -10,8 +10,8 @@
 //! library         ℓ = −Σ_t [p − ½ − β k_t] log π(y_t)
 //! ```
 //!
-//! The first two have the same expectation, the second less variance. The third is what TRL's trainer computed: each
-//! token pays for its own log-ratio alone, which biases the KL gradient. The paper found c between 0.125 and 0.375 best;
+//! The first two have the same expectation, the second less variance. The third was computed by TRL's trainer: each
+//! token carries its own log-ratio alone, which biases the KL gradient. The paper found c between 0.125 and 0.375 best;
 //! TRL's default was 0.5. Exact steps on tables are in the [laboratory](crate::lab::Rule::NashMd).
 
 use super::{pair_loss, pairing};
@@ -25,32 +25,33 @@ use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.nash_md]`
+/// `[algorithm.nash_md]`: Nash-MD by policy gradient.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NashMd {
-    /// Weight of the KL penalty towards the base model in the game; the paper's τ.
+    /// Weight β of the KL penalty towards the base model in the game; the paper's τ.
     #[serde(alias = "tau")]
     pub beta: f64,
-    /// The weight of the base model in the opponent, from 0, self-play, to 1, the base model itself.
+    /// Weight c of the base model in the opponent, from 0, self-play, to 1, the base model itself.
     #[serde(alias = "mixture_coef")]
     pub mixture_coefficient: f64,
-    /// What a token's advantage is.
+    /// Form of the token advantages: `paper`, `reward_to_go` or `library`.
     pub form: NashMdForm,
-    /// A difference of rewards of this size wins with σ(1) = 73 %; 0: the greater reward wins for certain.
+    /// Temperature of rewards in `P = σ(difference / temperature)`: a difference of this size wins with probability
+    /// 0.73. 0: the greater reward wins for certain. Unused with a judge.
     pub judge_temperature: f64,
 }
 
-/// What a token's advantage is.
+/// Form of the token advantages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NashMdForm {
-    /// That of the whole sample.
+    /// Advantage of the whole sample.
     #[default]
     Paper,
-    /// The penalty of this and later tokens.
+    /// Win rate minus the penalty of this and later tokens.
     RewardToGo,
-    /// The penalty of this token alone, as in TRL.
+    /// Win rate minus the penalty of this token alone, as in TRL.
     #[serde(alias = "trl")]
     Library,
 }
@@ -74,7 +75,7 @@ impl NashMd {
         Ok(self)
     }
 
-    /// The advantages of a sample's tokens.
+    /// Computes the advantages of a sample's tokens.
     fn signal_of(&self, win_rate: f64, logprobs: &SequenceLogprobs) -> Signal {
         let ratios = logprobs.log_ratios_to(Role::Reference);
         let whole: f64 = ratios.iter().sum();

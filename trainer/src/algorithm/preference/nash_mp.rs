@@ -1,30 +1,31 @@
-//! Nash-MP for networks (Tiapkin et al. 2025, arXiv 2505.19731): towards the policy that no other is preferred to.
+//! Nash-MP for networks (Tiapkin et al. 2025, arXiv 2505.19731): the policy that no other is preferred to.
 //!
 //! The exact method takes two proximal steps per iteration (see the [laboratory](crate::lab)). A network takes gradient
-//! steps instead, against itself, held to the base model and to a slowly moving average of its own past:
+//! steps of self-play instead, with KL penalties towards the base model and a slowly moving average (EMA) of its own
+//! past:
 //!
 //! ```text
 //! p   = P(y ≻ y′),   y, y′ ∼ π                                         the judge's; of both samples one learns from the other
-//! k_t = Σ_{s≥t} β log(π / π_ref)(y_s) + (β/η) log(π / π̄)(y_s)         what a sample pays from its token t on
-//! b_t = mean of k_t over the other samples of the batch                nothing for those that end before t
+//! k_t = Σ_{s≥t} β log(π / π_ref)(y_s) + (β/η) log(π / π̄)(y_s)         penalty of a sample from its token t on
+//! b_t = mean of k_t over the other samples of the batch                zero for those that end before t
 //! adv = p − ½ − (k_t − b_t)                                            all held
 //! ℓ   = −mean Σ_t adv_t · log π(y_t)                                   policy_gradient
 //! ℓ   = ( log(π/m)(y) − log(π/m)(y′) − (p − ½)/β′ )²                   contrastive: online IPO inside a proximal scheme
 //!       log m = (η log π_ref + log π̄)/(1 + η),   β′ = β (1 + 1/η)
-//! π̄   ← (1 − κ) π̄ + κ π                                               after every `ema_every` steps
+//! π̄   ← (1 − κ) π̄ + κ π                                               after every `anchor_every` steps
 //! ```
 //!
-//! The second version of the paper (2026) calls the method Nash Prox: self-play, of which online IPO is one form, inside a
-//! proximal-point scheme, `π_{k+1} ≈ argmax P_β(π ≻ π) − (β/η) KL(π ‖ π_k)`. That is `form = "contrastive"` with `κ = 1`,
-//! each `ema_every` steps being an approximate solution of one such problem; κ below 1 moves the anchor smoothly
-//! instead.
+//! The second version of the paper (2026) calls the method Nash Prox: self-play, of which online IPO is one form,
+//! inside a proximal-point scheme, `π_{k+1} ≈ argmax P_β(π ≻ π) − (β/η) KL(π ‖ π_k)`. That is `form = "contrastive"`
+//! with `κ = 1`, each `anchor_every` steps being an approximate solution of one such problem; κ below 1 moves the
+//! average smoothly instead.
 //!
-//! What earlier tokens paid does not depend on token t, nor does what others pay: leaving out the first and taking away
-//! the second lowers the variance and leaves the expectation. So the two losses have the same gradient in expectation, up
-//! to 4/β′. The paper's own text on the practical form is not what this was written from: the form follows from the
-//! method's proximal step, and its choices (the opponent is the present policy, `η = 2β`, `κ = 0.1`) from what converges
-//! in the laboratory. The average is one of the adapter's factors and not of their product; how far it is from the policy
-//! is measured (`objective/anchor_kl`).
+//! The penalties of earlier tokens and of other samples do not depend on token t: leaving out the former and
+//! subtracting the latter lowers the variance and keeps the expectation. So the two losses have the same gradient in
+//! expectation, up to 4/β′. The practical form follows from the method's proximal step, not from the paper's text on
+//! it; its choices (the opponent is the current policy, `η = 2β`, `κ = 0.1`) are those that converge in the laboratory.
+//! The average is one of the adapter's factors and not of their product; its distance from the policy is reported
+//! (`objective/anchor_kl`).
 
 use super::pair_loss::{self, PairBatch};
 use super::pairing::{self, Candidate};
@@ -40,33 +41,35 @@ use schema::{GradedGroup, Metrics, Sample};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.nash_mp]`
+/// `[algorithm.nash_mp]`: Nash-MP for networks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NashMp {
-    /// Weight of the KL penalty towards the base model in the game.
+    /// Weight β of the KL penalty towards the base model in the game.
     pub beta: f64,
-    /// The proximal step: the pull towards the moving average has the weight β/η; convergence is proved up to 2β.
+    /// Proximal step size η: the penalty towards the moving average has the weight β/η; convergence is proved up to 2β.
     pub eta: f64,
-    /// What share of the policy the moving average takes over at a time.
+    /// Rate κ of the moving average: the share of the policy that it takes over at a time.
     pub kappa: f64,
-    /// Steps between two renewals of the EMA policy. With `kappa = 1` these are the steps of one proximal point.
+    /// Interval in steps between renewals of the moving average. With `kappa = 1` these are the steps of one proximal
+    /// point.
     #[serde(alias = "anchor_every")]
     pub ema_every: u64,
-    /// How the proximal step is approached.
+    /// Form of the proximal step: `policy_gradient` or `contrastive`.
     pub form: NashForm,
-    /// A difference of rewards of this size wins with σ(1) = 73 %; 0: the greater reward wins for certain.
+    /// Temperature of rewards in `P = σ(difference / temperature)`: a difference of this size wins with probability
+    /// 0.73. 0: the greater reward wins for certain. Unused with a judge.
     pub judge_temperature: f64,
 }
 
-/// How a proximal step is approached.
+/// Form of the approximate proximal step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NashForm {
-    /// By the policy gradient.
+    /// Policy gradient.
     #[default]
     PolicyGradient,
-    /// By online IPO against the mixed reference.
+    /// Online IPO against the mixed reference.
     Contrastive,
 }
 
@@ -94,7 +97,7 @@ impl NashMp {
         Ok(self)
     }
 
-    /// How each judged sample of a group fares against every other one, less ½.
+    /// Returns the win rate of each graded sample of a group against every other one, minus ½.
     fn wins(&self, group: &GradedGroup) -> Vec<Option<f64>> {
         let candidates = pairing::candidates(group);
         let mut wins = vec![None; group.group().samples.len()];
@@ -106,7 +109,7 @@ impl NashMp {
         wins
     }
 
-    /// What a sample pays where the policy has moved, from each of its tokens on.
+    /// Returns the penalty of a sample from each of its tokens on, `[token]`.
     fn payments(&self, sample: &Sample, logprobs: &SequenceLogprobs) -> Vec<f64> {
         let ratios = logprobs.log_ratios_to(Role::Reference).into_iter().zip(logprobs.log_ratios_to(Role::Ema));
         let each: Vec<f64> =
@@ -114,7 +117,8 @@ impl NashMp {
         reward_to_go(&each, &sample.mask, 1.0)
     }
 
-    /// The advantages of every token: wins, less what is paid above what the others of the batch pay on average.
+    /// Computes the advantages of every token: win rate, minus the excess of the penalty over the mean of the other
+    /// samples of the batch.
     fn advantages(&self, groups: &[&GradedGroup], logprobs: &[Vec<SequenceLogprobs>]) -> Signals {
         let wins: Vec<Vec<Option<f64>>> = groups.iter().map(|group| self.wins(group)).collect();
         let samples = groups.iter().flat_map(|group| &group.group().samples).zip(logprobs.iter().flatten());
@@ -134,7 +138,7 @@ impl NashMp {
         let mut signal = |wins: &Option<f64>| {
             let index = indices.next()?;
             let (wins, paid) = (*wins).zip(paid[index].as_ref())?;
-            // What is not a number must not look like a sample that pays what all pay.
+            // NaN must not look like a sample with the mean penalty.
             let advantage = |above: &Vec<Option<f64>>| (wins - above[index].unwrap_or(f64::NAN)) as f32;
             let advantages = above[..paid.len()].iter().map(advantage).collect();
             Some(Signal::TokenAdvantages { advantages, returns: Vec::new() })

@@ -1,8 +1,8 @@
-//! Online DPO (Guo et al. 2024, arXiv 2402.04792): the policy draws its own pairs, and what judges them is the label.
+//! Online DPO (Guo et al. 2024, arXiv 2402.04792): the policy samples its own pairs, and rewards or a judge label them.
 //!
-//! Each group's best and worst sample, by the run's rewards, are a pair for the loss of DPO or of IPO; the reference is
-//! the base model throughout. Nothing becomes stale, which is what offline DPO suffers from. Where rewards are equal the
-//! first sample wins, as in TRL, or the pair is skipped.
+//! Each group's best and worst sample form a pair for the loss of DPO or of IPO; the reference is the base model
+//! throughout. The data are always on-policy, unlike those of offline DPO. With equal rewards the first sample wins, as
+//! in TRL, or the pair is skipped.
 //!
 //! ```text
 //! sigmoid  ℓ = −log σ(β h)                h = log(π / π_ref)(better) − log(π / π_ref)(worse)
@@ -19,27 +19,27 @@ use crate::objective::preference::{LabelNoise, sigmoid, squared};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.online_dpo]`
+/// `[algorithm.online_dpo]`: DPO on pairs of the policy's own samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OnlineDpo {
-    /// How strongly the policy is held to the base model.
+    /// Weight β of the pull towards the base model: the larger, the closer the policy stays to it.
     pub beta: f64,
-    /// What becomes of the margin.
+    /// Loss on the margin: `sigmoid` or `ipo`.
     #[serde(alias = "loss_type")]
     pub loss: OnlineLoss,
-    /// What becomes of a pair whose rewards are equal.
+    /// Treatment of a pair with equal rewards: `first_wins` or `skip`.
     pub ties: Ties,
 }
 
-/// What becomes of the margin of a drawn pair.
+/// Loss on the margin of a sampled pair.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnlineLoss {
-    /// DPO's.
+    /// Loss of DPO.
     #[default]
     Sigmoid,
-    /// IPO's, on sums over tokens.
+    /// Loss of IPO, on sums over tokens.
     Ipo,
 }
 

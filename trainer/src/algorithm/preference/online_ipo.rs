@@ -1,14 +1,14 @@
 //! Online IPO (Calandriello et al. 2024, arXiv 2403.08635): self-play on the regularised preference game.
 //!
-//! On pairs that the policy draws itself, and with the probability `P` that one beats the other in place of a label,
+//! On pairs that the policy samples itself, and with the probability `P` that one beats the other in place of a label,
 //!
 //! ```text
 //! ℓ = (h − (P − ½)/β)²,   h = log(π / π_ref)(y) − log(π / π_ref)(y′),   y, y′ ∼ π
 //! ```
 //!
-//! has in expectation the gradient of `β KL(π ‖ π_ref) − P(π ≻ π)` with the opponent held, times 4/β: each step is one of
-//! mirror descent against oneself. It reaches the equilibrium where β is not too small; where it is, it circles (see the
-//! [laboratory](crate::lab)), and `[algorithm.nash_mp]` does not. The identity is a test of the objective.
+//! has in expectation 4/β times the gradient of `β KL(π ‖ π_ref) − P(π ≻ π)` with the opponent held fixed: each step is
+//! one of mirror descent against the policy itself. It reaches the equilibrium unless β is too small; then it cycles
+//! (see the [laboratory](crate::lab)), and `[algorithm.nash_mp]` does not. A test of the objective checks the identity.
 
 use super::pair_loss::{self, PairBatch, PairLoss, Pairwise};
 use super::pairing;
@@ -21,13 +21,14 @@ use crate::objective::preference::squared;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.online_ipo]`
+/// `[algorithm.online_ipo]`: self-play with IPO's loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OnlineIpo {
     /// Weight of the KL penalty towards the base model in the game.
     pub beta: f64,
-    /// A difference of rewards of this size wins with σ(1) = 73 %; 0: the greater reward wins for certain.
+    /// Temperature of rewards in `P = σ(difference / temperature)`: a difference of this size wins with probability
+    /// 0.73. 0: the greater reward wins for certain. Unused with a judge.
     pub judge_temperature: f64,
 }
 
@@ -51,7 +52,8 @@ impl PairLoss for OnlineIpo {
         pair_loss::sampled_needs(2, Compares::Neighbours, None)
     }
 
-    /// Neighbours and not extremes: the identity holds for pairs drawn without a look at their rewards.
+    /// Neighbouring samples and not the best and worst: the identity holds for pairs chosen independently of their
+    /// rewards.
     fn pairs<'a>(&self, collected: &'a Collected) -> Vec<Pair<'a>> {
         pairing::neighbours(collected, self.judge_temperature)
     }

@@ -4,8 +4,8 @@
 //! ℓ = −a_c − λ log σ(log odds a_c − log odds a_r),   a = log π / L,   log odds a = a − log(1 − e^a)
 //! ```
 //!
-//! The first term imitates the chosen completion, the second one pushes the odds apart; there is no reference and no
-//! warm-up run. The likelihood is that of the completion alone; TRL's code also counts the tokens of the prompt.
+//! The first term imitates the chosen completion, the second separates the odds; there is no reference and no warm-up
+//! run. The likelihood is that of the completion alone; TRL's code also counts the tokens of the prompt.
 
 use super::pair_loss::{self, PairBatch, PairLoss, Pairwise};
 use crate::Result;
@@ -15,14 +15,14 @@ use crate::objective::preference::{log_odds_ratio, odds_ratio};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// `[algorithm.orpo]`
+/// `[algorithm.orpo]`: odds ratio preference optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Orpo {
-    /// Weight of the odds ratio beside the likelihood; the paper's λ.
+    /// Weight λ of the odds ratio relative to the likelihood.
     #[serde(alias = "lambda")]
     pub beta: f64,
-    /// A pair is left out if its prompt and either answer have more tokens than this.
+    /// Largest number of tokens of a prompt with either answer; a longer pair is left out.
     pub max_length: usize,
 }
 

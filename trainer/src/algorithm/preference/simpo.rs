@@ -1,13 +1,13 @@
-//! Simple preference optimisation (Meng et al. 2024, `SimPO`, arXiv 2405.14734): no reference, and a margin to reach.
+//! Simple preference optimisation (Meng et al. 2024, `SimPO`, arXiv 2405.14734): no reference, and a target margin.
 //!
-//! What a policy is sampled by is the mean log-probability of a token, so that is what is compared; without a length
-//! bias there is no need for a reference to hold it:
+//! Generation is governed by the mean log-probability of a token, so that is compared. Without a length bias no
+//! reference is needed:
 //!
 //! ```text
 //! ℓ = −log σ(β (log π(chosen)/L_c − log π(rejected)/L_r) − γ)  −  c · log π(chosen)/L_c
 //! ```
 //!
-//! The term with `c` is not in the paper; TRL calls the two together CPO-SimPO.
+//! The term with `c` is not in the paper; TRL calls the combination CPO-SimPO.
 
 use super::pair_loss::{self, PairBatch, PairLoss, Pairwise};
 use crate::Result;
@@ -18,19 +18,19 @@ use crate::objective::preference::margin;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.simpo]`
+/// `[algorithm.simpo]`: simple preference optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Simpo {
-    /// The scale of a difference of mean log-probabilities.
+    /// Scale β of a difference of mean log-probabilities.
     pub beta: f64,
-    /// The margin, after scaling, at which a pair counts as undecided; TRL's `simpo_gamma`.
+    /// Target margin γ after scaling, at which the loss is log 2; TRL's `simpo_gamma`.
     #[serde(alias = "simpo_gamma")]
     pub gamma: f64,
-    /// Weight of the chosen completion's negative log-likelihood per token; 0 turns it off.
+    /// Weight c of the chosen completion's negative log-likelihood per token; 0 for none.
     #[serde(alias = "cpo_alpha")]
     pub sft_coefficient: f64,
-    /// A pair is left out if its prompt and either answer have more tokens than this.
+    /// Largest number of tokens of a prompt with either answer; a longer pair is left out.
     pub max_length: usize,
 }
 

@@ -1,7 +1,7 @@
-//! Self-play preference optimisation (Wu et al. 2024, SPPO, arXiv 2405.00675): log-ratios fit win rates.
+//! Self-play preference optimisation (Wu et al. 2024, SPPO, arXiv 2405.00675): log-ratios are fitted to win rates.
 //!
-//! The mirror-descent step towards the policy that no other beats multiplies each completion's probability by
-//! `exp(η P)`. A squared loss regresses on it, each side by itself:
+//! The mirror-descent step towards the policy that no other beats multiplies each completion's probability by `exp(η
+//! P)`. A squared loss regresses on it, separately for each side:
 //!
 //! ```text
 //! hard  ℓ = (h_c − 1/(2β))² + (h_r + 1/(2β))²                                 h = log(π / π_ref), β = 1/η
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The hard form is TRL's and takes the label for certain; the soft form is that of the authors' code. From a data set
-//! the two win rates are 1 and 0 or what its judges say. `[algorithm.apo]` with `loss = "sppo"` plays it in rounds.
+//! the two win rates are 1 and 0. `[algorithm.apo]` with `loss = "sppo"` runs the method in iterations.
 
 use super::pair_loss::{self, PairBatch, PairLoss, Pairwise};
 use crate::Result;
@@ -19,26 +19,26 @@ use crate::objective::preference::self_play;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.sppo]`
+/// `[algorithm.sppo]`: self-play preference optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sppo {
-    /// 1/η: the smaller, the further the policy moves.
+    /// β = 1/η: the smaller, the further the policy moves.
     pub beta: f64,
-    /// Whether labels are certain.
+    /// Form of the loss: `hard` for certain labels, `soft` for win rates.
     pub form: SppoForm,
-    /// A pair is left out if its prompt and either answer have more tokens than this.
+    /// Largest number of tokens of a prompt with either answer; a longer pair is left out.
     pub max_length: usize,
 }
 
-/// What the log-ratios are fitted to.
+/// Targets of the log-ratios.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SppoForm {
-    /// Certain labels: plus and minus `1/(2β)`.
+    /// Certain labels: the targets are plus and minus `1/(2β)`.
     #[default]
     Hard,
-    /// Win rates.
+    /// Win rates: the targets are `(P − ½)/β`.
     Soft,
 }
 
@@ -56,7 +56,7 @@ impl Sppo {
     }
 }
 
-/// The loss of each pair, `[pair]`.
+/// Returns the loss of each pair, `[pair]`.
 pub(super) fn losses(pairs: &PairBatch, beta: f64, form: SppoForm) -> Tensor {
     let (chosen, rejected) = (pairs.logprobs.chosen_ratio(), pairs.logprobs.rejected_ratio());
     match form {

@@ -1,7 +1,7 @@
-//! Exploratory preference optimisation (Xie et al. 2024, XPO, arXiv 2405.21046): online DPO that looks around.
+//! Exploratory preference optimisation (Xie et al. 2024, XPO, arXiv 2405.21046): online DPO with an exploration bonus.
 //!
-//! Each pair is a sample of the policy and one of the reference, and the reference's sample is made a little less likely,
-//! whoever won: an optimism bonus for what the reference would not have written.
+//! Each pair is a sample of the policy and one of the reference, and the reference's sample is made slightly less
+//! likely, whichever wins: an optimism bonus for completions that the reference would not have written.
 //!
 //! ```text
 //! ℓ = −log σ(β h) + α log π(y_ref),   h = log(π / π_ref)(better) − log(π / π_ref)(worse),   y ∼ π, y_ref ∼ π_ref
@@ -18,15 +18,15 @@ use crate::objective::preference::{LabelNoise, sigmoid};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.xpo]`
+/// `[algorithm.xpo]`: exploratory preference optimisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Xpo {
-    /// How strongly the policy is held to the base model.
+    /// Weight β of the pull towards the base model: the larger, the closer the policy stays to it.
     pub beta: f64,
-    /// Weight of the bonus.
+    /// Weight α of the exploration bonus.
     pub alpha: f64,
-    /// What becomes of a pair whose rewards are equal; the policy's sample is the first one.
+    /// Treatment of a pair with equal rewards: `first_wins`, that of the policy, or `skip`.
     pub ties: Ties,
 }
 

@@ -1,18 +1,19 @@
-//! Preference models: a network that reads both answers of a pair and says how likely the first is the better one
+//! Preference models: a network that reads both answers of a pair and returns the probability that the first is better
 //! (Munos et al. 2024, arXiv 2312.00886, section 3).
 //!
-//! A reward model gives each answer a number, so what it prefers can never go in a circle. This one scores the pair, both
-//! answers in one input, and no order of the two is favoured, because the score of the other order is taken off:
+//! A reward model gives each answer a number, so its preferences are always transitive. This model gives the pair a
+//! logit, from both answers in one input, and is antisymmetric in their order, because the logit of the other order is
+//! subtracted:
 //!
 //! ```text
 //! P(a ≻ b) = σ(s(x, a, b) − s(x, b, a))          so that P(a ≻ b) + P(b ≻ a) = 1 for every network
 //! ℓ = −log P(chosen ≻ rejected) + λ (s(x, chosen, rejected) + s(x, rejected, chosen))²
 //! ```
 //!
-//! The input is the prompt, one answer with its end, and the other one with its own; `s` is the value of a scalar head
-//! after the last token. Both orders share one pass over the prompt. A checkpoint is one of a
-//! [reward model](super::RewardModel), whose head and metrics it has, and `[judge]` with
-//! `model = { path = "runs/preference_model" }` judges by it.
+//! The input is the prompt, one answer with its end-of-sequence token, and the other with its own; `s` is the value of
+//! a scalar head after the last token. Both orders share one pass over the prompt. The checkpoint has the form of a
+//! [reward model](super::RewardModel)'s, with the same head and metrics, and `[judge]` with `model = { path =
+//! "runs/preference_model" }` compares by it.
 
 use super::reward_model::RewardModel;
 use super::sft::long_enough;
@@ -26,15 +27,15 @@ use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.preference_model]`
+/// `[algorithm.preference_model]`: a preference model trained on pairs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PreferenceModel {
-    /// A pair is left out if its prompt and either answer have more tokens than this.
+    /// Largest number of tokens of a prompt with either answer; a longer pair is left out.
     pub max_length: usize,
-    /// How strongly the scores of both orders are drawn to a mean of zero, λ; 0 for not at all.
+    /// Weight λ of the term that centres the logits of both orders at zero; 0 for none.
     pub center_rewards_coefficient: f64,
-    /// Multiplies the learning rate of the head, which starts at zero with nothing to build on.
+    /// Factor on the learning rate of the head, which starts at zero.
     pub head_learning_rate_scale: f64,
 }
 
@@ -56,7 +57,7 @@ impl PreferenceModel {
         Ok(self)
     }
 
-    /// The reward model of pairs in a certain order that it is.
+    /// Returns the settings as those of a reward model, which is trained on ordered pairs.
     fn of_orders(&self) -> RewardModel {
         let Self { max_length, center_rewards_coefficient, head_learning_rate_scale } = *self;
         RewardModel { max_length, center_rewards_coefficient, head_learning_rate_scale }

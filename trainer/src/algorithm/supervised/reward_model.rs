@@ -1,10 +1,10 @@
-//! Reward models: a scalar head that learns from pairs which answer is better (see
-//! [`bradley_terry`](crate::objective::bradley_terry) for the loss).
+//! Reward models: a scalar head trained on pairs with the Bradley-Terry loss (Ouyang et al. 2022, InstructGPT, arXiv
+//! 2203.02155, section 3.5; see [`bradley_terry`](crate::objective::bradley_terry) for the loss).
 //!
-//! The score of an answer is the head's value of the hidden state after its last token, the end-of-sequence token; the
+//! The reward of an answer is the head's value of the hidden state after its last token, the end-of-sequence token. The
 //! head starts at zero and the backbone learns through its adapter. Both answers of a pair share one pass over their
-//! prompt, and a pair is never parted. A checkpoint has the head in `critic.safetensors` beside the adapter; a reward
-//! `model = { path = "runs/reward_model" }` judges by it.
+//! prompt, and a pair is never split. A checkpoint has the head in `critic.safetensors` beside the adapter; a reward
+//! `model = { path = "runs/reward_model" }` grades by it.
 
 use super::sft::long_enough;
 use crate::Result;
@@ -17,15 +17,15 @@ use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// `[algorithm.reward_model]`
+/// `[algorithm.reward_model]`: a reward model trained on pairs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardModel {
-    /// A pair is left out if its prompt and either answer have more tokens than this.
+    /// Largest number of tokens of a prompt with either answer; a longer pair is left out.
     pub max_length: usize,
-    /// How strongly the scores of a pair are drawn to a mean of zero, λ; 0 for not at all.
+    /// Weight λ of the term that centres the rewards of a pair at zero; 0 for none.
     pub center_rewards_coefficient: f64,
-    /// Multiplies the learning rate of the head, which starts at zero with nothing to build on.
+    /// Factor on the learning rate of the head, which starts at zero.
     pub head_learning_rate_scale: f64,
 }
 
@@ -63,7 +63,7 @@ impl Algorithm for RewardModel {
         evidence.units.iter().map(|unit| vec![margin(unit); unit.count()]).collect()
     }
 
-    /// Pairs, of which each has two trained places.
+    /// Pairs with two trained tokens each.
     fn denominator(&self, trained_per_sequence: &[i64]) -> Denominator {
         let pairs = trained_per_sequence.len() as f64 / 2.0;
         Denominator::of(Aggregation::TokenSumOverConstant(pairs), trained_per_sequence)

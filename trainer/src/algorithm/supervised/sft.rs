@@ -1,12 +1,13 @@
-//! Supervised fine-tuning: the completions of a data set are made likely, token by token.
+//! Supervised fine-tuning: maximum likelihood of the completions of a data set (as the first stage of training with
+//! human feedback: Ouyang et al. 2022, InstructGPT, arXiv 2203.02155, section 3.5).
 //!
 //! ```text
 //! ℓ_t = −log π(y_t | x, y_<t)          over completion tokens alone, mean over all tokens of the optimizer batch
 //! ```
 //!
-//! The prompt is read, not learned. Examples lie end to end in one forward pass without padding, each seeing itself
-//! alone, so packing is not an option here but how it is. This is the warm start that reinforcement learning usually
-//! needs: `model.adapter_from` goes on from such a run.
+//! Prompt tokens are not trained on. Examples lie end to end in one forward pass without padding, each attending to
+//! itself alone, so packing is always on. This is the usual warm start of reinforcement learning: `model.adapter_from`
+//! continues from such a run.
 
 use crate::algorithm::{Algorithm, Evidence, Needs, Outputs, Samples};
 use crate::batch::{Batch, Signal, Signals};
@@ -17,11 +18,11 @@ use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// `[algorithm.sft]`
+/// `[algorithm.sft]`: supervised fine-tuning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sft {
-    /// An example of more tokens than this, prompt included, is cut at its end.
+    /// Largest number of tokens of an example, prompt included; a longer one is truncated at its end.
     #[serde(alias = "max_seq_length")]
     pub max_length: usize,
 }
@@ -40,7 +41,7 @@ impl Sft {
     }
 }
 
-/// Refuses a limit that no example with a prompt could keep to.
+/// Returns an error for a limit that leaves no room for a prompt and a completion.
 pub(in crate::algorithm) fn long_enough(algorithm: &str, max_length: usize) -> Result<()> {
     if max_length < 2 {
         return Err(Error::input(format!(
