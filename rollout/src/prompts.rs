@@ -1,8 +1,10 @@
-//! Where prompts come from.
+//! Sources of prompts.
 //!
-//! A source is a function from a number to a prompt: the n-th prompt is the same whenever it is asked for, so that a
-//! resumed run goes on exactly where it stopped, with nothing to be saved. Finite sources are shuffled anew for each
-//! pass by [`Epochs`].
+//! A source maps an index to a prompt, always to the same one, so a resumed run continues exactly where it stopped
+//! without any saved state. [`Epochs`] shuffles finite sources anew for each pass.
+//!
+//! One file per source. A new one needs its file, with an `open` that makes [`Sources`] of its settings, and its line in
+//! the list below.
 //!
 //! ```toml
 //! [prompts.jsonl]
@@ -11,11 +13,8 @@
 //! held_out_count = 200
 //! ```
 
-pub mod arithmetic;
 mod epochs;
 pub mod examples;
-mod jsonl;
-mod parquet;
 pub mod table;
 
 pub use epochs::Epochs;
@@ -24,61 +23,112 @@ use crate::{Error, Result};
 use schema::{Message, Prompt, PromptInput, Seed};
 use serde::{Deserialize, Serialize};
 
-/// A source of prompts.
-pub trait PromptSource: Send {
-    /// How many different prompts there are; `None` if the source never ends.
-    fn len(&self) -> Option<u64>;
+/// Declares the sources' modules, the config enum over them (externally tagged, so that a config names a source as a
+/// table's key), and the way from a config to its prompts.
+macro_rules! sources {
+    ($($(#[doc = $doc:literal])+ $variant:ident($config:ty) in $module:ident;)+) => {
+        $(pub mod $module;)+
 
-    /// Whether there is no prompt at all.
-    fn is_empty(&self) -> bool {
-        self.len() == Some(0)
-    }
+        /// `[prompts.<source>]`
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Config {
+            $($(#[doc = $doc])+ $variant($config),)+
+        }
 
-    /// The prompt with this number, counted from 0: always the same one. Fails if a finite source has no such prompt.
-    fn prompt(&self, index: u64) -> Result<Prompt>;
+        impl Config {
+            /// Opens the source for rows of this kind; see [`examples`] for the columns of completions.
+            ///
+            /// # Errors
+            ///
+            /// As [`open`](Self::open), and if a row lacks the completions of its kind.
+            pub fn open_rows(&self, kind: RowKind, seed: &Seed) -> Result<Sources> {
+                match self {
+                    $(Self::$variant(config) => $module::open(config, kind, seed),)+
+                }
+            }
+        }
+    };
 }
 
-/// What to train on, and what to keep from training so that progress can be measured.
-pub struct Sources {
-    /// Prompts to train on.
-    pub train: Box<dyn PromptSource>,
-    /// Prompts that training never sees; finite.
-    pub held_out: Option<Box<dyn PromptSource>>,
-}
-
-/// `[prompts.<source>]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Config {
+sources! {
     /// A text file with one JSON object per line.
-    Jsonl(table::Config),
+    Jsonl(table::Config) in jsonl;
     /// A Parquet file.
-    Parquet(table::Config),
-    /// Sums, differences and products of two small numbers, made on the spot.
-    Arithmetic(arithmetic::Config),
+    Parquet(table::Config) in parquet;
+    /// Sums, differences and products of two small numbers, generated on the spot.
+    Arithmetic(arithmetic::Config) in arithmetic;
 }
 
 impl Config {
-    /// Opens the source for its prompts; endless ones draw from `seed`. Errors are the input's: a file that is missing,
-    /// empty or malformed, a column that is not there, a setting that makes no sense.
+    /// Opens the source for its prompts; endless sources sample from `seed`.
+    ///
+    /// # Errors
+    ///
+    /// An input error if a file is missing, empty or malformed, a column is missing, or a setting is out of range.
     pub fn open(&self, seed: &Seed) -> Result<Sources> {
         self.open_rows(RowKind::Prompts, seed)
     }
+}
 
-    /// Opens the source for rows of this kind, with the same errors; [`examples`] says where their completions are.
-    pub fn open_rows(&self, kind: RowKind, seed: &Seed) -> Result<Sources> {
+/// Prompts by index, counted from 0. The same index always gives the same prompt.
+pub enum PromptSource {
+    /// Prompts in memory.
+    Finite(Vec<Prompt>),
+    /// Prompts without end, each computed from its index.
+    Endless(Box<dyn Fn(u64) -> Prompt + Send>),
+}
+
+impl PromptSource {
+    /// Number of prompts; `None` if the source is endless.
+    pub fn len(&self) -> Option<u64> {
         match self {
-            Self::Jsonl(config) => config.open(kind, jsonl::read),
-            Self::Parquet(config) => config.open(kind, parquet::read),
-            Self::Arithmetic(config) => config.open(kind, seed),
+            Self::Finite(prompts) => Some(prompts.len() as u64),
+            Self::Endless(_) => None,
+        }
+    }
+
+    /// True if there are no prompts at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == Some(0)
+    }
+
+    /// Returns the prompt at `index`.
+    ///
+    /// # Errors
+    ///
+    /// A runtime error if the source is finite and `index` is past its end.
+    pub fn prompt(&self, index: u64) -> Result<Prompt> {
+        match self {
+            Self::Finite(prompts) => {
+                let prompt = usize::try_from(index).ok().and_then(|index| prompts.get(index));
+                let missing = || Error::runtime(format!("there is no prompt {index} among {}", prompts.len()));
+                prompt.cloned().ok_or_else(missing)
+            }
+            Self::Endless(prompt) => Ok(prompt(index)),
         }
     }
 }
 
-/// What is asked of the rows of a source.
+/// Training prompts, and prompts kept from training for evaluation.
+pub struct Sources {
+    /// Prompts to train on.
+    pub train: PromptSource,
+    /// Prompts never seen in training; finite.
+    pub held_out: Option<PromptSource>,
+}
+
+impl Sources {
+    /// The sources of these prompts; an empty list holds nothing out.
+    fn new(train: PromptSource, held_out: Vec<Prompt>) -> Self {
+        Self { train, held_out: (!held_out.is_empty()).then_some(PromptSource::Finite(held_out)) }
+    }
+}
+
+/// The content that each row of a source must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowKind {
-    /// A prompt, which the policy answers.
+    /// A prompt, to be answered by the policy.
     Prompts,
     /// A prompt and a completion to imitate.
     Demonstrations,
@@ -86,7 +136,7 @@ pub enum RowKind {
     Pairs,
 }
 
-/// What a prompt that is plain text becomes.
+/// The form of a prompt that is plain text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Form {
@@ -98,7 +148,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// The text in this form, behind the system turn if that is not empty.
+    /// Returns the text in this form, after the system turn if that is not empty.
     fn input(self, system: &str, text: String) -> PromptInput {
         match self {
             Self::Text => PromptInput::Text(text),
@@ -106,7 +156,7 @@ impl Form {
         }
     }
 
-    /// Refuses a system turn where there are no turns.
+    /// Refuses a system turn for raw text.
     fn check(self, system: &str) -> Result<()> {
         if self == Self::Text && !system.is_empty() {
             return Err(Error::input("`system` needs chat; remove it or set `as = \"chat\"`"));
@@ -121,18 +171,4 @@ fn with_system(system: &str, mut messages: Vec<Message>) -> Vec<Message> {
         messages.insert(0, Message { role: "system".into(), content: system.into() });
     }
     messages
-}
-
-/// Prompts in memory.
-struct Listed(Vec<Prompt>);
-
-impl PromptSource for Listed {
-    fn len(&self) -> Option<u64> {
-        Some(self.0.len() as u64)
-    }
-
-    fn prompt(&self, index: u64) -> Result<Prompt> {
-        let prompt = usize::try_from(index).ok().and_then(|index| self.0.get(index));
-        prompt.cloned().ok_or_else(|| Error::runtime(format!("there is no prompt {index} among {}", self.0.len())))
-    }
 }

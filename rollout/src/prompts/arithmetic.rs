@@ -1,12 +1,11 @@
-//! Sums, differences and products of two small numbers: a task with endless, free and checkable prompts.
+//! Sums, differences and products of two small numbers: endless prompts with answers that can be checked.
 //!
 //! The questions are all ordered pairs `x, y` in 1..=max for each operation; differences only with x ≥ y, so that no
-//! answer is negative. Training draws from them uniformly, for ever. The held-out questions are a fixed set, whatever
-//! the run's seed, and neither they nor their twins are ever trained on: whoever has seen 7+15 has seen 15+7, and
-//! 22-7 says what 22-15 is.
+//! answer is negative. Training samples them uniformly, without end. The held-out questions are the same for every seed.
+//! Neither they nor their twins are trained on: 7+15 gives away 15+7, and 22-7 gives away 22-15.
 
 use super::examples::{CHOSEN, COMPLETION, REJECTED};
-use super::{Form, Listed, PromptSource, RowKind, Sources};
+use super::{Form, PromptSource, RowKind, Sources};
 use crate::{Error, Result};
 use schema::{Prompt, Seed};
 use serde::{Deserialize, Serialize};
@@ -17,13 +16,13 @@ use std::collections::HashSet;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Which operations: `+`, `-`, `*`.
+    /// The operations: `+`, `-`, `*`.
     pub operations: Vec<Operation>,
     /// The largest operand; at most 1000.
     pub max: u32,
-    /// How many questions to keep from training.
+    /// Questions kept from training.
     pub held_out: usize,
-    /// The question, with `{x}`, `{op}` and `{y}` where operands and operation go.
+    /// The question; `{x}`, `{op}` and `{y}` stand for operands and operation.
     pub template: String,
     /// For supervised learning, the completion, with `{answer}` and the marks of `template`.
     pub completion: String,
@@ -31,7 +30,7 @@ pub struct Config {
     pub chosen: String,
     /// The worse one; `{wrong}` is a number near the answer.
     pub rejected: String,
-    /// Whether the question is a user turn or raw text.
+    /// The form of the question: a user turn, or raw text.
     #[serde(rename = "as")]
     pub form: Form,
     /// A system turn to put before each question; none if empty.
@@ -54,7 +53,7 @@ impl Default for Config {
     }
 }
 
-/// What is done to the operands.
+/// An operation on two operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Operation {
     /// x + y
@@ -68,28 +67,30 @@ pub enum Operation {
     Multiply,
 }
 
-impl Config {
-    pub(super) fn open(&self, kind: RowKind, seed: &Seed) -> Result<Sources> {
-        self.check()?;
-        let (train, held_out) = split(&self.questions(), self.held_out);
-        if held_out.len() < self.held_out || train.is_empty() {
-            let problem = format!(
-                "prompts.arithmetic: up to {} there are too few questions to keep {} from training; raise `max` or \
-                 lower `held_out`",
-                self.max, self.held_out
-            );
-            return Err(Error::input(problem));
-        }
-        let wrong = Seed::new(0).child("wrong");
-        let row = |(question, place): (&Question, u64)| question.row(self, kind, &wrong.at(place));
-        let held_out: Vec<Prompt> = held_out.iter().zip(0..).map(row).collect();
-        let draws = Draws { config: self.clone(), kind, questions: train, seed: seed.child("arithmetic") };
-        Ok(Sources {
-            train: Box::new(draws),
-            held_out: (!held_out.is_empty()).then(|| Box::new(Listed(held_out)) as Box<dyn PromptSource>),
-        })
+/// Samples training questions uniformly with replacement; prompt `i` depends only on the seed and `i`.
+pub(super) fn open(config: &Config, kind: RowKind, seed: &Seed) -> Result<Sources> {
+    config.check()?;
+    let (train, held_out) = split(&config.questions(), config.held_out);
+    if held_out.len() < config.held_out || train.is_empty() {
+        let problem = format!(
+            "prompts.arithmetic: up to {} there are too few questions to keep {} from training; raise `max` or \
+             lower `held_out`",
+            config.max, config.held_out
+        );
+        return Err(Error::input(problem));
     }
+    let wrong = Seed::new(0).child("wrong");
+    let row = |(question, index): (&Question, u64)| question.row(config, kind, &wrong.at(index));
+    let held_out = held_out.iter().zip(0..).map(row).collect();
+    let (config, seed) = (config.clone(), seed.child("arithmetic"));
+    let prompt = move |index| {
+        let question = train[seed.below(index, train.len() as u64) as usize];
+        question.row(&config, kind, &seed.child("wrong").at(index))
+    };
+    Ok(Sources::new(PromptSource::Endless(Box::new(prompt)), held_out))
+}
 
+impl Config {
     fn check(&self) -> Result<()> {
         let missing = ["{x}", "{op}", "{y}"].into_iter().find(|mark| !self.template.contains(mark));
         if let Some(mark) = missing {
@@ -116,12 +117,12 @@ impl Config {
     }
 }
 
-/// Takes `count` questions out, and their twins with them: what may be trained on, what is held out.
+/// Splits questions into those to train on and `count` held out, with the twins of the latter.
 fn split(questions: &[Question], count: usize) -> (Vec<Question>, Vec<Question>) {
     let mut taken = HashSet::new();
     let mut held_out = Vec::with_capacity(count);
-    for place in Seed::new(0).child("held out").permutation(questions.len()) {
-        let question = questions[place];
+    for index in Seed::new(0).child("held out").permutation(questions.len()) {
+        let question = questions[index];
         for question in [question, question.twin()] {
             if held_out.len() < count && taken.insert(question) {
                 held_out.push(question);
@@ -131,7 +132,7 @@ fn split(questions: &[Question], count: usize) -> (Vec<Question>, Vec<Question>)
             break;
         }
     }
-    // The last one's twin may not have found a place any more; it is not trained on either.
+    // The twin of the last one may be beyond `count`; it is not trained on either.
     let train = questions.iter().filter(|question| !taken.contains(question) && !taken.contains(&question.twin()));
     (train.copied().collect(), held_out)
 }
@@ -145,7 +146,7 @@ struct Question {
 }
 
 impl Question {
-    /// The question that has the same numbers in it; itself if there is no other.
+    /// The other question with the same numbers; the question itself if there is none.
     fn twin(self) -> Self {
         let Self { operation, x, y } = self;
         match operation {
@@ -183,7 +184,7 @@ impl Question {
         template.replace("{x}", &x).replace("{op}", self.op()).replace("{y}", &y).replace("{answer}", &answer)
     }
 
-    /// The question with the completions that this kind of row has; `seed` draws what is wrong.
+    /// The question with the completions of this kind of row; `seed` determines the wrong number.
     fn row(self, config: &Config, kind: RowKind, seed: &Seed) -> Prompt {
         let mut prompt = self.prompt(config);
         let completions: &[(&str, &str)] = match kind {
@@ -205,26 +206,6 @@ impl Question {
         prompt.input = config.form.input(&config.system, text);
         prompt.metadata.extend([("x".into(), json!(self.x)), ("y".into(), json!(self.y)), ("op".into(), json!(op))]);
         prompt
-    }
-}
-
-/// Questions drawn uniformly, with replacement, for ever.
-struct Draws {
-    config: Config,
-    kind: RowKind,
-    questions: Vec<Question>,
-    seed: Seed,
-}
-
-impl PromptSource for Draws {
-    fn len(&self) -> Option<u64> {
-        None
-    }
-
-    fn prompt(&self, index: u64) -> Result<Prompt> {
-        let place = self.seed.below(index, self.questions.len() as u64);
-        let wrong = self.seed.child("wrong").at(index);
-        Ok(self.questions[place as usize].row(&self.config, self.kind, &wrong))
     }
 }
 
@@ -286,32 +267,32 @@ mod tests {
     }
 
     #[test]
-    fn draws_follow_the_seed_and_reach_everything() {
-        let open = |seed| config(&[Operation::Add], 3, 2).open(RowKind::Prompts, &Seed::new(seed)).unwrap();
+    fn samples_follow_the_seed_and_cover_every_question() {
+        let open = |seed| super::open(&config(&[Operation::Add], 3, 2), RowKind::Prompts, &Seed::new(seed)).unwrap();
         let (sources, again, other) = (open(1), open(1), open(2));
         assert_eq!(sources.train.len(), None);
-        let draw = |sources: &Sources| -> Vec<String> {
+        let sample = |sources: &Sources| -> Vec<String> {
             (0..200).map(|index| sources.train.prompt(index).unwrap().question().to_owned()).collect()
         };
-        assert_eq!(draw(&sources), draw(&again));
-        assert_ne!(draw(&sources), draw(&other));
+        assert_eq!(sample(&sources), sample(&again));
+        assert_ne!(sample(&sources), sample(&other));
         let held = |sources: &Sources| {
             let source = sources.held_out.as_ref().unwrap();
             (0..source.len().unwrap()).map(|index| source.prompt(index).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(held(&sources), held(&other), "the held-out questions do not follow the run's seed");
         let (train, _) = split(&config(&[Operation::Add], 3, 2).questions(), 2);
-        assert_eq!(draw(&sources).into_iter().collect::<HashSet<_>>().len(), train.len());
+        assert_eq!(sample(&sources).into_iter().collect::<HashSet<_>>().len(), train.len());
     }
 
     #[test]
     fn rows_have_the_completions_of_their_kind_and_a_wrong_number_is_wrong() {
         let config = Config { rejected: "It is {wrong}.".into(), ..config(&[Operation::Subtract], 9, 5) };
         let rows = |kind| {
-            let Sources { train, held_out } = config.open(kind, &Seed::new(0)).unwrap();
-            let drawn = (0..300).map(move |index| train.prompt(index).unwrap());
+            let Sources { train, held_out } = open(&config, kind, &Seed::new(0)).unwrap();
+            let endless = (0..300).map(move |index| train.prompt(index).unwrap());
             let held_out = held_out.unwrap();
-            drawn.chain((0..5).map(|index| held_out.prompt(index).unwrap())).collect::<Vec<_>>()
+            endless.chain((0..5).map(|index| held_out.prompt(index).unwrap())).collect::<Vec<_>>()
         };
         for row in rows(RowKind::Demonstrations) {
             assert_eq!(row.metadata["completion"], json!(row.answer.unwrap()));
@@ -333,7 +314,7 @@ mod tests {
     #[test]
     fn settings_without_sense_are_refused() {
         let problem = |config: Config| {
-            let error = config.open(RowKind::Prompts, &Seed::new(0)).err().expect("a bad config");
+            let error = open(&config, RowKind::Prompts, &Seed::new(0)).err().expect("a bad config");
             assert!(error.is_input());
             error.to_string()
         };

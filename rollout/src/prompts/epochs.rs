@@ -1,57 +1,66 @@
-//! Which prompts a step gets: the next ones, in an order that is drawn anew for each pass over the data.
+//! The prompts of each step: the next ones, in an order that is shuffled anew for each pass over the data.
 //!
-//! The order of a pass follows from the seed and the pass's number alone, so a step's prompts do not depend on the
-//! steps before it. A step that crosses the end of a pass goes on with the next one. Endless sources have their own
-//! order and are read straight on.
+//! The order of a pass depends only on the seed and the number of the pass, so the prompts of a step do not depend on
+//! earlier steps. A step that crosses the end of a pass continues with the next one. Endless sources are read in their
+//! own order.
 
 use super::PromptSource;
 use crate::{Error, Result};
 use schema::{Prompt, Seed};
 use std::cell::RefCell;
 
-/// Where the numbers of additional prompts begin, and how many rounds of them a step has room for.
+/// First index of the additional prompts of [`Epochs::more`].
 const MORE: u64 = 1 << 48;
+/// Rounds of additional prompts that a step has indices for.
 const MAX_ROUNDS: u64 = 1 << 10;
 
-/// A source, dealt out in steps.
+/// A source of prompts, split into steps.
 pub struct Epochs {
-    source: Box<dyn PromptSource>,
+    source: PromptSource,
     prompts_per_step: usize,
     seed: Seed,
-    /// The pass that was last asked for, and its order.
+    /// The pass last read, and its order.
     order: RefCell<(u64, Vec<usize>)>,
 }
 
 impl Epochs {
-    /// Deals out `prompts_per_step` prompts of `source` per step, each pass in an order drawn from `seed`.
-    pub fn new(source: Box<dyn PromptSource>, prompts_per_step: usize, seed: Seed) -> Self {
+    /// Splits `source` into steps of `prompts_per_step` prompts; `seed` determines the order of each pass.
+    pub fn new(source: PromptSource, prompts_per_step: usize, seed: Seed) -> Self {
         Self { source, prompts_per_step, seed, order: RefCell::default() }
     }
 
-    /// The prompts of a step; steps count from 1.
+    /// Returns the prompts of a step; steps count from 1.
+    ///
+    /// # Errors
+    ///
+    /// An input error if the source is empty.
     pub fn step(&self, step: u64) -> Result<Vec<Prompt>> {
         self.from(step.saturating_sub(1) * self.prompts_per_step as u64)
     }
 
-    /// As many prompts besides those of a step, in the given round: from passes of their own, so that the prompts of
-    /// later steps stay what they are.
+    /// Returns as many additional prompts for a step, a different set for each round. They come from passes of their
+    /// own, so the prompts of later steps stay the same.
+    ///
+    /// # Errors
+    ///
+    /// An input error if the source is empty.
     pub fn more(&self, step: u64, round: u64) -> Result<Vec<Prompt>> {
         self.from(MORE + (step * MAX_ROUNDS + round % MAX_ROUNDS) * self.prompts_per_step as u64)
     }
 
     fn from(&self, first: u64) -> Result<Vec<Prompt>> {
         let count = self.prompts_per_step as u64;
-        (first..first + count).map(|index| self.source.prompt(self.place(index)?)).collect()
+        (first..first + count).map(|index| self.source.prompt(self.source_index(index)?)).collect()
     }
 
-    /// How many passes over the data the first `steps` steps make; `None` for an endless source.
+    /// Passes over the data in the first `steps` steps; `None` for an endless source.
     pub fn passes(&self, steps: u64) -> Option<f64> {
         let len = self.source.len().filter(|len| *len > 0)?;
         Some((steps * self.prompts_per_step as u64) as f64 / len as f64)
     }
 
-    /// Where in the source the prompt stands that is dealt out as number `index`.
-    fn place(&self, index: u64) -> Result<u64> {
+    /// Index in the source of the prompt that comes out at `index`.
+    fn source_index(&self, index: u64) -> Result<u64> {
         let Some(len) = self.source.len() else { return Ok(index) };
         let pass = index.checked_div(len).ok_or_else(|| Error::input("there are no prompts"))?;
         let mut order = self.order.borrow_mut();
@@ -64,12 +73,11 @@ impl Epochs {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Listed;
     use super::*;
 
     fn epochs(len: usize, prompts_per_step: usize) -> Epochs {
         let prompts = (0..len).map(|number| Prompt::user(number.to_string())).collect();
-        Epochs::new(Box::new(Listed(prompts)), prompts_per_step, Seed::new(1))
+        Epochs::new(PromptSource::Finite(prompts), prompts_per_step, Seed::new(1))
     }
 
     fn questions(epochs: &Epochs, step: u64) -> Vec<String> {

@@ -1,8 +1,8 @@
-//! Rows that carry completions: one to imitate, or a better and a worse one.
+//! Rows with completions: one to imitate, or a chosen and a rejected one.
 //!
-//! Whatever a file looks like, its rows come out alike: the prompt as a prompt, and beside its other columns the text of
-//! the completions under [`COMPLETION`], or under [`CHOSEN`] and [`REJECTED`]. The layouts are those that data sets for
-//! TRL have:
+//! Rows of every layout come out alike: a prompt whose metadata holds the text of the completions under [`COMPLETION`],
+//! or under [`CHOSEN`] and [`REJECTED`], beside the other columns of the row. The layouts are those of data sets for
+//! TRL:
 //!
 //! | columns | prompt |
 //! |---|---|
@@ -17,21 +17,21 @@ use super::{RowKind, with_system};
 use schema::{Message, PromptInput};
 use serde_json::{Map, Value};
 
-/// Where a prompt's metadata has the completion of a demonstration.
+/// Metadata key of the completion of a demonstration.
 pub const COMPLETION: &str = "completion";
-/// Where a prompt's metadata has the better completion of a pair.
+/// Metadata key of the better completion of a pair.
 pub const CHOSEN: &str = "chosen";
-/// Where a prompt's metadata has the worse completion of a pair.
+/// Metadata key of the worse completion of a pair.
 pub const REJECTED: &str = "rejected";
-/// Where a prompt's metadata may have by how much the scores of a pair should differ, a number.
+/// Metadata key of the margin of a pair, a number: the least difference between the rewards of its completions.
 pub const MARGIN: &str = "margin";
-/// Where a prompt's metadata may have whether a demonstration is a good one, true or false.
+/// Metadata key of the label of a demonstration: true for a good one, false for a bad one.
 pub const LABEL: &str = "label";
 
 /// The column of whole conversations.
 const MESSAGES: &str = "messages";
 
-/// Which columns hold what.
+/// Names of the columns.
 pub(super) struct Columns<'a> {
     pub(super) prompt: &'a str,
     pub(super) completion: &'a str,
@@ -41,19 +41,19 @@ pub(super) struct Columns<'a> {
     pub(super) system: &'a str,
 }
 
-/// What the completions of a row say.
+/// The prompt and the completions that a row holds.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Given {
-    /// The prompt, where it is not in a column of its own.
+    /// The prompt, unless it is in a column of its own.
     pub(super) prompt: Option<PromptInput>,
-    /// The completions as text, by the names that metadata has them under.
+    /// The completions as text, by their metadata keys.
     pub(super) texts: Vec<(&'static str, String)>,
     /// The columns that they came from.
     pub(super) columns: Vec<String>,
 }
 
 impl Given {
-    /// Reads what a row of this kind must hold, or says in a clause what it lacks.
+    /// Reads the content that a row of this kind must have; the error is a clause that names what is missing.
     pub(super) fn read(kind: RowKind, columns: &Columns<'_>, row: &Map<String, Value>) -> Result<Self, String> {
         match kind {
             RowKind::Prompts => Self::prompt(columns, row),
@@ -189,9 +189,9 @@ fn is_assistant(turn: &Message) -> bool {
     turn.role == "assistant"
 }
 
-/// What both texts begin with, without blanks at its end, so that each rest keeps the blank that it begins with.
+/// Returns the common prefix of two texts without trailing blanks, so that each rest keeps its leading blank.
 fn shared_text<'a>(a: &'a str, b: &str) -> &'a str {
-    let differs = a.char_indices().zip(b.chars()).find(|((_, a), b)| a != b).map(|((place, _), _)| place);
+    let differs = a.char_indices().zip(b.chars()).find(|((_, a), b)| a != b).map(|((index, _), _)| index);
     a[..differs.unwrap_or(a.len().min(b.len()))].trim_end_matches(' ')
 }
 
@@ -260,14 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_cut_between_letters() {
+    fn texts_are_cut_between_characters() {
         assert_eq!(shared_text("ä b", "ä c"), "ä");
         assert_eq!(shared_text("aé", "aè"), "a");
         assert_eq!(shared_text("ab", "ab and more"), "ab");
     }
 
     #[test]
-    fn what_a_row_lacks_is_said() {
+    fn errors_name_the_missing_column() {
         let problem = |kind, row| read(kind, row).unwrap_err();
         let text = problem(RowKind::Demonstrations, json!({"prompt": "a", "complation": "b"}));
         assert!(text.contains("no column `completion`") && text.contains("did you mean `complation`?"), "{text}");

@@ -1,25 +1,31 @@
-//! Rows from a Parquet file, nested columns included.
+//! Rows of a Parquet file, nested columns included.
 //!
-//! Pages may be uncompressed or compressed by Snappy, which is what data sets on the Hugging Face hub use. Binary
+//! Pages are uncompressed or compressed by Snappy, as in data sets on the Hugging Face hub. Binary
 //! columns become base64 text, dates and times ISO text.
 
-use super::table::Rows;
+use super::table::{self, Rows};
+use super::{RowKind, Sources};
 use crate::{Error, Result};
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
+use schema::Seed;
 use serde_json::Value;
 use std::fs::File;
 use std::path::Path;
 
-/// Reads the file.
-pub(super) fn read(path: &Path) -> Result<Rows> {
+pub(super) fn open(config: &table::Config, kind: RowKind, _: &Seed) -> Result<Sources> {
+    config.open(kind, read)
+}
+
+/// Reads every row of the file.
+fn read(path: &Path) -> Result<Rows> {
     let shown = path.display();
     let file = File::open(path).map_err(|error| Error::input(format!("cannot read prompts from {shown}: {error}")))?;
     let broken = |error| Error::input(format!("{shown} is no Parquet file that can be read here: {error}"));
     let reader = SerializedFileReader::new(file).map_err(broken)?;
-    let rows = reader.get_row_iter(None).map_err(broken)?.enumerate().map(|(place, row)| {
+    let rows = reader.get_row_iter(None).map_err(broken)?.enumerate().map(|(index, row)| {
         match row.map_err(broken)?.to_json_value() {
-            Value::Object(row) => Ok((place + 1, row)),
-            other => Err(Error::runtime(format!("{shown}: row {} is {other}", place + 1))),
+            Value::Object(row) => Ok((index + 1, row)),
+            other => Err(Error::runtime(format!("{shown}: row {} is {other}", index + 1))),
         }
     });
     Ok(Rows { unit: "row", rows: rows.collect::<Result<_>>()? })

@@ -1,11 +1,11 @@
-//! Prompts from the rows of a file: which column is what, and which rows are held out.
+//! Prompts from the rows of a file: the meaning of its columns, and the rows held out.
 //!
-//! The names are those that data sets for TRL and verl use. A prompt is text or a list of messages; the answer is
-//! looked for under `answer`, `solution`, `ground_truth` and `reward_model.ground_truth` (verl's nesting); all other
-//! columns are kept as metadata, where rewards find them. GSM8K needs `prompt_column = "question"` alone.
+//! Column names are those of data sets for TRL and verl. A prompt is text or a list of messages. The answer is the
+//! column `answer`, `solution`, `ground_truth` or `reward_model.ground_truth` (verl's nesting). All other columns are
+//! kept as metadata for reward functions. GSM8K needs only `prompt_column = "question"`.
 
 use super::examples::{CHOSEN, COMPLETION, Columns, Given, REJECTED};
-use super::{Form, Listed, PromptSource, RowKind, Sources, with_system};
+use super::{Form, PromptSource, RowKind, Sources, with_system};
 use crate::{Error, Result};
 use schema::{Message, Prompt, PromptInput, Seed};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use strsim::levenshtein;
 
-/// Where an answer is looked for if the config names no column, in this order.
+/// Columns searched for the answer, in this order, if the config names none.
 const ANSWERS: [&str; 4] = ["answer", "solution", "ground_truth", "reward_model.ground_truth"];
 
 /// `[prompts.jsonl]`, `[prompts.parquet]`
@@ -26,8 +26,8 @@ pub struct Config {
     /// A file whose prompts are held out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out_path: Option<PathBuf>,
-    /// How many rows of `path` to hold out instead: chosen at random but always the same, and with them every row that
-    /// has the same prompt.
+    /// Rows of `path` to hold out instead, chosen at random but always the same. Every row with the same prompt is kept
+    /// from training as well.
     pub held_out_count: usize,
     /// The column with the prompt: text, or a list of messages with `role` and `content`.
     pub prompt_column: String,
@@ -37,11 +37,11 @@ pub struct Config {
     pub chosen_column: String,
     /// The column with the worse one.
     pub rejected_column: String,
-    /// The column with the answer, with dots into nested ones; if not given, the first found of `answer`, `solution`,
+    /// The column with the answer, with dots into nested ones; by default the first found of `answer`, `solution`,
     /// `ground_truth` and `reward_model.ground_truth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer_column: Option<String>,
-    /// Whether a prompt that is text becomes a user turn or stays raw text.
+    /// The form of a prompt that is text: a user turn, or raw text.
     #[serde(rename = "as")]
     pub form: Form,
     /// A system turn to put before each conversation that has none of its own; none if empty.
@@ -65,9 +65,9 @@ impl Default for Config {
     }
 }
 
-/// What a file holds.
+/// The rows of a file.
 pub(super) struct Rows {
-    /// What the file calls a row.
+    /// Name of a row in this format, for error messages.
     pub(super) unit: &'static str,
     /// Each row with its number in the file, counted from 1.
     pub(super) rows: Vec<(usize, Map<String, Value>)>,
@@ -90,8 +90,7 @@ impl Config {
             let (path, count) = (self.path.display(), self.held_out_count);
             return Err(Error::input(format!("{path}: nothing is left to train on if {count} prompts are held out")));
         }
-        let held_out = (!held_out.is_empty()).then(|| Box::new(Listed(held_out)) as Box<dyn PromptSource>);
-        Ok(Sources { train: Box::new(Listed(train)), held_out })
+        Ok(Sources::new(PromptSource::Finite(train), held_out))
     }
 
     fn prompts(&self, kind: RowKind, path: &Path, read: fn(&Path) -> Result<Rows>) -> Result<Vec<Prompt>> {
@@ -112,7 +111,7 @@ impl Config {
             .collect()
     }
 
-    /// Makes a prompt of a row, or says why it cannot.
+    /// Turns a row into a prompt; the error is a clause that names the problem.
     fn prompt(&self, kind: RowKind, row: Map<String, Value>) -> std::result::Result<Prompt, String> {
         let column = &self.prompt_column;
         let columns = Columns {
@@ -141,17 +140,17 @@ impl Config {
     }
 }
 
-/// Holds out `count` prompts, and keeps every row that asks the same from training.
+/// Splits prompts into training and held-out ones. Rows with the same prompt as a held-out one are dropped.
 fn split(prompts: Vec<Prompt>, count: usize) -> (Vec<Prompt>, Vec<Prompt>) {
     let order = Seed::new(0).child("held out").permutation(prompts.len());
     let text = |prompt: &Prompt| serde_json::to_string(&prompt.input).unwrap_or_default();
     let chosen: Vec<usize> = order.into_iter().take(count).collect();
-    let held_out: Vec<Prompt> = chosen.iter().map(|place| prompts[*place].clone()).collect();
+    let held_out: Vec<Prompt> = chosen.iter().map(|index| prompts[*index].clone()).collect();
     let asked: HashSet<String> = held_out.iter().map(text).collect();
     (prompts.into_iter().filter(|prompt| !asked.contains(&text(prompt))).collect(), held_out)
 }
 
-/// A column's list of messages.
+/// Parses a column's list of messages.
 pub(super) fn messages(column: &str, value: &Value) -> std::result::Result<Vec<Message>, String> {
     match value {
         Value::Array(turns) if !turns.is_empty() => serde_json::from_value(value.clone())
@@ -169,7 +168,7 @@ pub(super) fn find<'a>(row: &'a Map<String, Value>, column: &str) -> Option<&'a 
     row.get(column).or_else(nested).filter(|value| !value.is_null())
 }
 
-/// What to say when a column is not there.
+/// The error message for a missing column.
 pub(super) fn missing(what: &str, column: &str, row: &Map<String, Value>) -> String {
     let names: Vec<String> = row.keys().map(|name| format!("`{name}`")).collect();
     let nearest = row.keys().map(|name| (levenshtein(name, column), name)).min();

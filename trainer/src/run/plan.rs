@@ -44,7 +44,7 @@ impl Plan {
         let reader = Reader::new(needs.samples);
         let rows = reader.map_or(RowKind::Prompts, Reader::rows);
         let Sources { train, held_out } = config.prompts.open_rows(rows, &seed.child("prompts"))?;
-        let count = held_out.as_deref().map_or(Ok(0), |source| held_out_count(source, config))?;
+        let count = held_out.as_ref().map_or(Ok(0), |source| held_out_count(source, config))?;
         let first_prompt = train.prompt(0)?;
         let policy = policy(config)?;
         let reward = rewards(config, &policy)?;
@@ -193,7 +193,7 @@ fn in_rewards_words(error: &Error) -> reward::Error {
 }
 
 /// Number of held-out prompts that the config asks for.
-fn held_out_count(source: &dyn PromptSource, config: &Config) -> Result<u64> {
+fn held_out_count(source: &PromptSource, config: &Config) -> Result<u64> {
     let all = source.len().ok_or_else(|| Error::input("the held-out prompts are endless; set evaluate.prompts"))?;
     Ok(if config.evaluate.prompts == 0 { all } else { all.min(config.evaluate.prompts as u64) })
 }

@@ -24,14 +24,14 @@ fn open(config: &Config) -> Result<Sources> {
 }
 
 /// All prompts of a source.
-fn all(source: &dyn PromptSource) -> Vec<Prompt> {
+fn all(source: &PromptSource) -> Vec<Prompt> {
     (0..source.len().unwrap()).map(|index| source.prompt(index).unwrap()).collect()
 }
 
 /// The prompts of a JSONL text.
 fn read(content: &str, config: Config) -> Vec<Prompt> {
     let (_folder, path) = file(content);
-    all(&*open(&Config { path, ..config }).unwrap().train)
+    all(&open(&Config { path, ..config }).unwrap().train)
 }
 
 /// The sentence that a JSONL text is refused with.
@@ -85,16 +85,16 @@ fn held_out_rows_are_not_trained_on_nor_are_their_doubles() {
     let (_folder, path) = file(&lines.join("\n"));
     let config = Config { path: path.clone(), held_out_count: 10, ..Config::default() };
     let Sources { train, held_out } = open(&config).unwrap();
-    let (train, held_out) = (all(&*train), all(&*held_out.unwrap()));
+    let (train, held_out) = (all(&train), all(&held_out.unwrap()));
     assert_eq!(held_out.len(), 10);
     let asked: HashSet<&str> = held_out.iter().map(Prompt::question).collect();
     assert!(train.iter().all(|prompt| !asked.contains(prompt.question())));
     assert_eq!(train.len(), 100 - 2 * asked.len());
-    assert_eq!(all(&*open(&config).unwrap().held_out.unwrap()), held_out);
+    assert_eq!(all(&open(&config).unwrap().held_out.unwrap()), held_out);
 
     let (_other, held_out_path) = file(r#"{"prompt": "another"}"#);
     let config = Config { path, held_out_path: Some(held_out_path), ..Config::default() };
-    assert_eq!(all(&*open(&config).unwrap().held_out.unwrap()), [Prompt::user("another")]);
+    assert_eq!(all(&open(&config).unwrap().held_out.unwrap()), [Prompt::user("another")]);
     assert!(open(&Config { held_out_count: 1, ..config }).err().unwrap().to_string().contains("not both"));
 }
 
@@ -109,7 +109,7 @@ fn completions_come_out_under_their_own_names() {
         rejected_column: "question".into(),
         ..Config::default()
     };
-    let row = |kind| all(&*Prompts::Jsonl(config.clone()).open_rows(kind, &Seed::new(0)).unwrap().train).remove(0);
+    let row = |kind| all(&Prompts::Jsonl(config.clone()).open_rows(kind, &Seed::new(0)).unwrap().train).remove(0);
     let expected = |metadata: Value| {
         let metadata = metadata.as_object().unwrap().clone();
         Prompt { metadata, ..Prompt::user("2+2?").with_answer("4") }
@@ -130,7 +130,7 @@ fn a_row_without_its_completion_is_named() {
 }
 
 #[test]
-fn what_is_wrong_is_said_in_a_sentence() {
+fn errors_name_the_file_and_the_problem() {
     let config = Config::default;
     let good = "{\"prompt\": \"a\"}\n";
     assert!(open(&config()).err().unwrap().to_string().contains("`path`"));
@@ -190,7 +190,7 @@ fn parquet_gives_what_jsonl_gives() {
     writer.close().unwrap();
 
     let config = Config { path: path.clone(), ..Config::default() };
-    let prompts = all(&*Prompts::Parquet(config.clone()).open(&Seed::new(0)).unwrap().train);
+    let prompts = all(&Prompts::Parquet(config.clone()).open(&Seed::new(0)).unwrap().train);
     let mut first = Prompt::user("What is 2+2?").with_answer("4");
     first.metadata =
         json!({"question": "2+2?", "level": 1, "reward_model": {"ground_truth": "4"}}).as_object().unwrap().clone();
