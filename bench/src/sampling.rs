@@ -50,7 +50,13 @@ fn full_passes(setup: &Setup, policy: &Policy, batch: usize, prompt: usize, new:
     for (number, prompt_ids) in prompt_ids(policy, prompts, prompt)?.into_iter().enumerate() {
         // Twice as many as run side by side: what ends is replaced.
         let samples = 2 * batch.div_ceil(prompts);
-        engine.submit(Request { prompt_ids, samples, settings: settings(new), seed: seed.at(number as u64) })?;
+        engine.submit(Request {
+            prompt_ids,
+            samples,
+            settings: settings(new),
+            seed: seed.at(number as u64),
+            top_logprobs: 0,
+        })?;
     }
     let mut passes = Vec::new();
     for pass in 0..new {
@@ -82,6 +88,7 @@ pub(crate) fn prefill(setup: &Setup) -> Result<Vec<Figure>> {
                 samples: 1,
                 settings: settings(1),
                 seed: Seed::new(0),
+                top_logprobs: 0,
             });
             engine.run(requests.collect(), &mut |_| ())?;
             Ok(())
@@ -113,6 +120,7 @@ pub(crate) fn groups(setup: &Setup) -> Result<Vec<Figure>> {
                 samples: group,
                 settings: settings(new),
                 seed: Seed::new(number),
+                top_logprobs: 0,
             });
             let start = Instant::now();
             let drawn = engine.run(requests.collect(), &mut |_| ())?;

@@ -90,7 +90,7 @@ fn print_answer(args: &Args) -> anyhow::Result<()> {
     };
     let mut engine = Engine::new(&policy, EngineConfig { max_running: 1, ..EngineConfig::default() });
     let seed = Seed::new(args.seed).child("generate");
-    engine.submit(Request { prompt_ids: prompt_ids.clone(), samples: 1, settings, seed })?;
+    engine.submit(Request { prompt_ids: prompt_ids.clone(), samples: 1, settings, seed, top_logprobs: 0 })?;
 
     let mut decoder = policy.tokenizer().stream();
     let mut out = std::io::stdout().lock();
@@ -100,13 +100,13 @@ fn print_answer(args: &Args) -> anyhow::Result<()> {
         for event in engine.step() {
             match event {
                 Event::Token { token, .. } if !args.json && args.stop.is_empty() => {
-                    if let Some(piece) = decoder.push(token) {
+                    if let Some(piece) = decoder.push(token.id) {
                         write!(out, "{piece}")?;
                         out.flush()?;
                         printed.push_str(&piece);
                     }
                 }
-                Event::Token { .. } | Event::Likeliest { .. } => {}
+                Event::Token { .. } => {}
                 Event::Finished { sample, .. } => finished = Some(sample),
             }
         }

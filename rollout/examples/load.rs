@@ -5,9 +5,9 @@
 //! cargo run --release --example load -- --model FILE_OR_FOLDER   # a real one
 //! ```
 //!
-//! First the engine draws by itself with as many rows as there will be clients, each row replaced when it ends. Then as
+//! First the engine samples by itself with as many rows as there will be clients, each row replaced when it ends. Then as
 //! many clients stream answers from the daemon over loopback for the given time, each asking again when it is answered.
-//! Then the engine draws by itself once more, since a machine may become faster or slower in the meantime. Both are
+//! Then the engine samples by itself once more, since a machine may become faster or slower in the meantime. Both are
 //! counted in tokens per second. It fails if any request does.
 #![expect(clippy::print_stdout, reason = "an example shows its results")]
 
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// What the command line says.
+/// Command-line arguments.
 struct Arguments {
     clients: usize,
     seconds: f64,
@@ -37,9 +37,9 @@ struct Arguments {
 impl Arguments {
     fn read() -> Result<Self, Failure> {
         let mut own = Self { clients: 64, seconds: 120.0, max_tokens: 128, model: String::new(), hidden: 64 };
-        let mut words = std::env::args().skip(1);
-        while let Some(name) = words.next() {
-            let value = words.next().ok_or_else(|| format!("{name} needs a value"))?;
+        let mut arguments = std::env::args().skip(1);
+        while let Some(name) = arguments.next() {
+            let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
             match name.as_str() {
                 "--clients" => own.clients = value.parse()?,
                 "--seconds" => own.seconds = value.parse()?,
@@ -93,7 +93,7 @@ fn alone(arguments: &Arguments, policy: &Policy) -> Result<f64, Failure> {
         number += 1;
         let prompt_ids = policy.tokenizer().prompt_ids(&Prompt::text(prompt(number)))?;
         let settings = SamplerSettings { max_new_tokens: arguments.max_tokens, ..SamplerSettings::default() };
-        engine.submit(Request { prompt_ids, samples: 1, settings, seed: Seed::new(number) })?;
+        engine.submit(Request { prompt_ids, samples: 1, settings, seed: Seed::new(number), top_logprobs: 0 })?;
         Ok(())
     };
     for _ in 0..arguments.clients {
@@ -108,7 +108,6 @@ fn alone(arguments: &Arguments, policy: &Policy) -> Result<f64, Failure> {
             match event {
                 Event::Token { .. } => tokens += 1,
                 Event::Finished { .. } => submit(&mut engine)?,
-                Event::Likeliest { .. } => {}
             }
         }
     }
@@ -119,7 +118,7 @@ fn prompt(number: u64) -> String {
     format!("Request number {number}:")
 }
 
-/// Tokens per second of the daemon, how many answers came whole, and what went wrong.
+/// Tokens per second of the daemon, the number of complete answers, and the errors.
 fn serve(arguments: &Arguments, policy: &Policy) -> Result<(f64, u64, Vec<String>), Failure> {
     let config = service::Config { port: 0, engine: arguments.engine(), ..service::Config::default() };
     let options = Options { config, base: "base".into(), default: String::new(), token: None, seed: Seed::new(0) };

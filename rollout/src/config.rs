@@ -1,4 +1,4 @@
-//! `[rollout]`: how many samples a step draws, and how.
+//! `[rollout]`: the number of samples of a step, and their sampler settings.
 
 use crate::{Error, Result};
 use schema::SamplerSettings;
@@ -8,25 +8,25 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Different prompts in one step.
+    /// Prompts per step.
     pub prompts_per_step: usize,
-    /// Samples drawn for each prompt.
+    /// Samples per prompt.
     #[serde(alias = "num_generations")]
     pub group_size: usize,
-    /// A completion is cut after this many tokens.
+    /// Maximum tokens of a completion.
     #[serde(alias = "max_completion_length")]
     pub max_new_tokens: u32,
-    /// Logits are divided by this before a token is drawn.
+    /// Temperature that logits are divided by; 0 is greedy.
     pub temperature: f64,
-    /// Keep only this many most likely tokens; 0 keeps all. Anything but 0 biases the ratios of training.
+    /// Number of most likely tokens to sample from; 0 for all. Any other value biases the ratios of training.
     pub top_k: u32,
-    /// Keep the most likely tokens whose probabilities sum to this; 1 keeps all.
+    /// Probability mass of the most likely tokens to sample from; 1 for all.
     pub top_p: f64,
-    /// Keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
+    /// Minimum probability of a token relative to the most likely one; 0 for all.
     pub min_p: f64,
-    /// A completion ends when its text contains one of these.
+    /// Stop strings: a completion ends once its text contains one.
     pub stop: Vec<String>,
-    /// The engine's own settings.
+    /// Settings of the engine.
     pub engine: EngineConfig,
 }
 
@@ -48,7 +48,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The sampler's part.
+    /// The sampler settings among these keys.
     pub fn sampler(&self) -> SamplerSettings {
         SamplerSettings {
             temperature: self.temperature,
@@ -60,7 +60,11 @@ impl Config {
         }
     }
 
-    /// Refuses numbers that no sampler could honour.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    ///
+    /// An input error that names a key whose value is out of range.
     pub fn check(&self) -> Result<()> {
         let positive = [
             ("prompts_per_step", self.prompts_per_step),
@@ -76,7 +80,11 @@ impl Config {
     }
 }
 
-/// Refuses sampler settings out of range.
+/// Checks sampler settings.
+///
+/// # Errors
+///
+/// An input error if `temperature`, `top_p` or `min_p` is out of range, or a stop string is empty.
 pub fn check_sampler(settings: &SamplerSettings) -> Result<()> {
     let ranges = [
         ("temperature", settings.temperature, 0.0, 100.0),
@@ -99,9 +107,9 @@ pub fn check_sampler(settings: &SamplerSettings) -> Result<()> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
-    /// Sequences that decode side by side; each holds keys and values for its prompt and `max_new_tokens`.
+    /// Maximum sequences that decode side by side. Each holds keys and values for its prompt and `max_new_tokens`.
     pub max_running: usize,
-    /// Prompt tokens that one prefill pass takes at most; a longer prompt still goes in one pass.
+    /// Maximum prompt tokens of one prefill pass; a longer prompt has a pass of its own.
     pub prefill_tokens: usize,
 }
 

@@ -1,76 +1,82 @@
 //! The sampling engine: continuous batching over key/value slots.
 //!
-//! A prompt is prefilled once for all of its samples. Running sequences decode side by side, one token each per pass;
-//! when one ends, the last running row moves into its slot and a waiting sample takes the free place, so no pass
-//! computes a finished or padded row. Every draw has an address (request seed, sample, token), so neither the batch nor
-//! the order of completion changes what is drawn; float rounding aside, greedy output does not depend on it either.
+//! A prompt is prefilled once for all of its samples. Running sequences decode side by side, one token each per pass.
+//! When one ends, the last running row moves into its slot and a waiting sample takes the free slot, so no pass computes
+//! a finished or padded row. The random number of each token depends only on the request's seed, the sample and the
+//! position, so neither the batch nor the order of completion changes what is sampled. Float rounding aside, greedy
+//! output does not depend on them either.
 
-mod likeliest;
+mod mixture;
 mod queue;
 mod sampler;
-mod twin;
+mod top_logprobs;
 
-pub use likeliest::TokenScore;
 pub use queue::SampleId;
+pub use top_logprobs::PromptLogprob;
 
 use crate::config::{EngineConfig, check_sampler};
 use crate::{Error, Result};
+use mixture::SecondPolicy;
 use model::Policy;
 use model::cache::{KvCache, Prefill, Prefix};
 use queue::Queue;
-use sampler::Draw;
+use sampler::RowSampler;
 use schema::{Finish, Sample, SamplerSettings, Seed, Token};
 use std::collections::{BTreeMap, BTreeSet};
 use tch::Tensor;
-use twin::Twin;
 
-/// What to continue, how often and how.
+/// A prompt to continue, with the number of samples and their settings.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The prompt, chat template included; at least one token.
     pub prompt_ids: Vec<Token>,
-    /// How many completions to draw.
+    /// Number of completions to sample.
     pub samples: usize,
-    /// How to draw them.
+    /// Temperature, truncation, length and stop strings of the samples.
     pub settings: SamplerSettings,
-    /// Where their randomness comes from: sample `i` uses the branch `seed.at(i)`.
+    /// Source of randomness; sample `i` uses the branch `seed.at(i)`.
     pub seed: Seed,
+    /// Number of most likely tokens to report with each sampled one; 0 for none.
+    pub top_logprobs: usize,
 }
 
-/// What happened in one pass.
+/// An event of one pass.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// A token was drawn.
+    /// A token was sampled.
     Token {
-        /// By which sample.
+        /// The sample that it belongs to.
         id: SampleId,
         /// The token.
-        token: Token,
-        /// The log of its raw probability at the sampling temperature.
-        logprob: f32,
-    },
-    /// The likeliest tokens at the place that a watched sample draws next; its [`Event::Token`] follows.
-    Likeliest {
-        /// Whose place.
-        id: SampleId,
-        /// Tokens with the log of their raw probability at the sampling temperature, likeliest first.
-        tokens: Vec<(Token, f32)>,
+        token: SampledToken,
     },
     /// A sample is complete.
     Finished {
-        /// Which one.
+        /// The sample's id.
         id: SampleId,
         /// The whole sample.
         sample: Sample,
     },
 }
 
+/// A sampled token with its log-probabilities, which are those of the raw softmax at the sampling temperature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampledToken {
+    /// The token id.
+    pub id: Token,
+    /// Log-probability of the token.
+    pub logprob: f32,
+    /// The most likely tokens at this position with their log-probabilities, most likely first; as many as the request
+    /// asks for.
+    pub top_logprobs: Vec<(Token, f32)>,
+}
+
 /// A prompt that has been prefilled and still has samples to start.
 struct Prefilled {
     prefix: Prefix,
-    /// The second policy's, if there is one.
-    twin_prefix: Option<Prefix>,
-    /// `[vocab]`, of the token after the prompt
+    /// Prefix of the second policy of a mixture.
+    second_prefix: Option<Prefix>,
+    /// `[vocab]`, logits of the first token after the prompt.
     logits: Tensor,
 }
 
@@ -80,11 +86,11 @@ struct Row {
     seed: Seed,
     ids: Vec<Token>,
     logprobs: Vec<f32>,
-    /// Tokens in the cache: the prompt and all drawn tokens but the last.
+    /// Tokens in the cache: the prompt and all sampled tokens but the last.
     cached: usize,
 }
 
-/// Samples from one policy.
+/// A sampler of one policy, or of a mixture of two, with continuous batching.
 pub struct Engine {
     policy: Policy,
     config: EngineConfig,
@@ -94,13 +100,12 @@ pub struct Engine {
     prefilled: BTreeMap<usize, Prefilled>,
     rows: Vec<Row>,
     cache: Option<KvCache>,
-    twin: Option<Twin>,
-    /// How many of the likeliest tokens are reported, by request.
-    watched: BTreeMap<usize, usize>,
+    /// The second policy of a mixture.
+    second: Option<SecondPolicy>,
 }
 
 impl Engine {
-    /// An engine that samples from this policy, following its adapter as it is trained.
+    /// Creates an engine that samples from this policy and follows its adapter as it is trained.
     pub fn new(policy: &Policy, config: EngineConfig) -> Self {
         Self {
             policy: policy.share(),
@@ -111,30 +116,34 @@ impl Engine {
             prefilled: BTreeMap::new(),
             rows: Vec::new(),
             cache: None,
-            twin: None,
-            watched: BTreeMap::new(),
+            second: None,
         }
     }
 
-    /// An engine that samples from the geometric mixture of two policies over one network, token by token, with the
-    /// weight `share`, in [0, 1], on `other`.
-    pub fn mixture(policy: &Policy, other: &Policy, share: f64, config: EngineConfig) -> Self {
-        let twin = Some(Twin { policy: other.share(), share, cache: None });
-        Self { twin, ..Self::new(policy, config) }
+    /// Creates an engine that samples from the geometric mixture of two policies over one network, token by token.
+    /// `weight`, in [0, 1], is that of `second`.
+    pub fn mixture(policy: &Policy, second: &Policy, weight: f64, config: EngineConfig) -> Self {
+        let second = Some(SecondPolicy { policy: second.share(), weight, cache: None });
+        Self { second, ..Self::new(policy, config) }
     }
 
-    /// The policy it samples from.
+    /// The policy that the engine samples from; the first one of a mixture.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Samples from this policy from now on. Nothing may be running.
+    /// Replaces the policy. No sequence may be running.
     pub fn set_policy(&mut self, policy: &Policy) {
         debug_assert!(self.rows.is_empty(), "a policy is swapped between collections");
         self.policy = policy.share();
     }
 
-    /// Adds a request; its number comes back in the events.
+    /// Adds a request to the queue and returns its number, which the events refer to.
+    ///
+    /// # Errors
+    ///
+    /// An input error if the prompt is empty, holds a token outside the vocabulary, or exceeds the model's context
+    /// together with `max_new_tokens`; or if a sampler setting is out of range.
     pub fn submit(&mut self, request: Request) -> Result<usize> {
         check_sampler(&request.settings)?;
         let dimensions = self.policy.network().dimensions();
@@ -163,7 +172,7 @@ impl Engine {
         Ok(number)
     }
 
-    /// Forgets a request: its waiting samples are dropped, its running rows are freed.
+    /// Drops a request: its waiting samples leave the queue, its running rows are freed.
     pub fn cancel(&mut self, request: usize) {
         self.queue.cancel(request);
         self.prefilled.remove(&request);
@@ -173,17 +182,17 @@ impl Engine {
         self.requests.remove(&request);
     }
 
-    /// Whether nothing runs and nothing waits.
+    /// True if no sample is running or waiting.
     pub fn is_idle(&self) -> bool {
         self.rows.is_empty() && self.queue.is_empty()
     }
 
-    /// How many sequences are decoding.
+    /// Number of sequences that are decoding.
     pub fn running(&self) -> usize {
         self.rows.len()
     }
 
-    /// Starts waiting samples where there is room, then draws one token for every running sequence.
+    /// Starts waiting samples in free slots, then samples one token for every running sequence.
     pub fn step(&mut self) -> Vec<Event> {
         let _no_grad = tch::no_grad_guard();
         let mut events = Vec::new();
@@ -195,7 +204,12 @@ impl Engine {
         events
     }
 
-    /// Draws every sample of the requests; one list per request, in order. `on_event` sees each event as it happens.
+    /// Samples all requests to their end and returns one list of samples per request, in order. `on_event` sees each
+    /// event as it happens.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
     pub fn run(&mut self, requests: Vec<Request>, on_event: &mut dyn FnMut(&Event)) -> Result<Vec<Vec<Sample>>> {
         let sizes: Vec<usize> = requests.iter().map(|request| request.samples).collect();
         let numbers = requests.into_iter().map(|request| self.submit(request)).collect::<Result<Vec<_>>>()?;
@@ -216,7 +230,7 @@ impl Engine {
         Ok(groups.collect())
     }
 
-    /// Fills free slots. A sample that ends with its first token frees its place at once, so this repeats.
+    /// Fills free slots. A sample that ends with its first token frees its slot at once, so this repeats.
     fn admit(&mut self, events: &mut Vec<Event>) {
         loop {
             self.make_room();
@@ -235,7 +249,7 @@ impl Engine {
         }
     }
 
-    /// Allocates the cache for what waits, once nothing runs in a smaller one.
+    /// Allocates a larger cache if the front of the queue needs it and no sequence is running.
     fn make_room(&mut self) {
         let Some(front) = self.queue.front() else { return };
         let needed = self.requests.get(&front).map_or(0, tokens);
@@ -250,14 +264,14 @@ impl Engine {
         self.cache = None;
         let dimensions = self.policy.network().dimensions();
         let cache = || KvCache::new(dimensions, slots, capacity, self.policy.device(), self.policy.kind());
-        if let Some(twin) = &mut self.twin {
-            twin.cache = None;
-            twin.cache = Some(cache());
+        if let Some(second) = &mut self.second {
+            second.cache = None;
+            second.cache = Some(cache());
         }
         self.cache = Some(cache());
     }
 
-    /// Computes the prompts of admitted samples that have not been computed yet, packed, a budget of tokens at a time.
+    /// Prefills the prompts of admitted samples that have not been prefilled yet, packed, one token budget at a time.
     fn prefill(&mut self, admitted: &[SampleId]) {
         let mut new: Vec<usize> = admitted.iter().map(|id| id.request).collect();
         new.dedup();
@@ -305,21 +319,21 @@ impl Engine {
             (attention.into_prefixes(), policy.logits(&hidden))
         };
         let (prefixes, logits) = prefill(&self.policy);
-        let (twin_prefixes, logits) = match &self.twin {
-            Some(twin) => {
-                let (prefixes, other) = prefill(&twin.policy);
-                (prefixes, twin.mix(&logits, &other))
+        let (second_prefixes, logits) = match &self.second {
+            Some(second) => {
+                let (prefixes, second_logits) = prefill(&second.policy);
+                (prefixes, second.mix(&logits, &second_logits))
             }
             None => (Vec::new(), logits),
         };
-        let mut twin_prefixes = twin_prefixes.into_iter();
+        let mut second_prefixes = second_prefixes.into_iter();
         for ((request, prefix), row) in batch.iter().zip(prefixes).zip(0..) {
-            let prefilled = Prefilled { prefix, twin_prefix: twin_prefixes.next(), logits: logits.get(row) };
+            let prefilled = Prefilled { prefix, second_prefix: second_prefixes.next(), logits: logits.get(row) };
             self.prefilled.insert(*request, prefilled);
         }
     }
 
-    /// Draws the first token of each admitted sample and gives it a slot, unless that token ends it.
+    /// Samples the first token of each admitted sample and gives it a slot, unless that token ends it.
     fn start(&mut self, admitted: &[SampleId], events: &mut Vec<Event>) {
         let rows: Vec<Row> = admitted
             .iter()
@@ -333,16 +347,15 @@ impl Engine {
             .collect();
         let logits: Vec<&Tensor> = admitted.iter().map(|id| &self.prefilled[&id.request].logits).collect();
         let logits = Tensor::stack(&logits, 0);
-        self.report_likeliest(&logits, &rows, events);
-        let drawn = self.draw(&logits, &rows);
-        for (mut row, draw) in rows.into_iter().zip(drawn) {
-            let Some(sample) = self.append(&mut row, draw, events) else {
+        let sampled = self.sample(&logits, &rows);
+        for (mut row, token) in rows.into_iter().zip(sampled) {
+            let Some(sample) = self.append(&mut row, token, events) else {
                 let slot = self.rows.len();
                 let prefilled = &self.prefilled[&row.id.request];
                 let cache = self.cache.as_mut().expect("admission made room");
                 cache.insert(slot, &prefilled.prefix);
-                let twin = self.twin.as_mut().and_then(|twin| twin.cache.as_mut());
-                if let Some((cache, prefix)) = twin.zip(prefilled.twin_prefix.as_ref()) {
+                let second = self.second.as_mut().and_then(|second| second.cache.as_mut());
+                if let Some((cache, prefix)) = second.zip(prefilled.second_prefix.as_ref()) {
                     cache.insert(slot, prefix);
                 }
                 self.rows.push(row);
@@ -352,7 +365,7 @@ impl Engine {
         }
     }
 
-    /// One token for every running row.
+    /// Samples one token for every running row.
     fn decode(&mut self, events: &mut Vec<Event>) {
         if self.rows.is_empty() {
             return;
@@ -365,23 +378,19 @@ impl Engine {
         };
         let mut cache = self.cache.take().expect("running rows have a cache");
         let mut logits = decode(&self.policy, &mut cache);
-        if let Some((mut twin_cache, twin)) =
-            self.twin.as_mut().and_then(|twin| twin.cache.take()).zip(self.twin.as_ref())
-        {
-            logits = twin.mix(&logits, &decode(&twin.policy, &mut twin_cache));
-            if let Some(twin) = &mut self.twin {
-                twin.cache = Some(twin_cache);
-            }
+        if let Some(second) = &mut self.second {
+            let cache = second.cache.as_mut().expect("running rows have a second cache");
+            let second_logits = decode(&second.policy, cache);
+            logits = second.mix(&logits, &second_logits);
         }
         self.cache = Some(cache);
-        self.report_likeliest(&logits, &self.rows, events);
-        let drawn = self.draw(&logits, &self.rows);
+        let sampled = self.sample(&logits, &self.rows);
 
         let mut rows = std::mem::take(&mut self.rows);
         let mut ended = Vec::new();
-        for (slot, (row, draw)) in rows.iter_mut().zip(drawn).enumerate() {
+        for (slot, (row, token)) in rows.iter_mut().zip(sampled).enumerate() {
             row.cached += 1;
-            if let Some(sample) = self.append(row, draw, events) {
+            if let Some(sample) = self.append(row, token, events) {
                 events.push(Event::Finished { id: row.id, sample });
                 ended.push(slot);
             }
@@ -401,30 +410,39 @@ impl Engine {
             && let Some(cache) = &mut self.cache
         {
             cache.relocate(last, slot, self.rows[slot].cached);
-            if let Some(cache) = self.twin.as_mut().and_then(|twin| twin.cache.as_mut()) {
+            if let Some(cache) = self.second.as_mut().and_then(|second| second.cache.as_mut()) {
                 cache.relocate(last, slot, self.rows[slot].cached);
             }
         }
     }
 
-    fn draw(&self, logits: &Tensor, rows: &[Row]) -> Vec<(Token, f32)> {
-        let draws: Vec<Draw<'_>> = rows
+    /// Samples the next token of each row from `logits`, `[row, vocab]`.
+    fn sample(&self, logits: &Tensor, rows: &[Row]) -> Vec<SampledToken> {
+        let samplers: Vec<RowSampler<'_>> = rows
             .iter()
-            .map(|row| Draw {
+            .map(|row| RowSampler {
                 settings: &self.requests[&row.id.request].settings,
                 uniform: row.seed.uniform(row.ids.len() as u64),
             })
             .collect();
-        sampler::draw(logits, &draws)
+        let tops = self.top_logprobs(logits, rows);
+        let sampled = sampler::sample(logits, &samplers).into_iter().zip(tops);
+        let tokens = sampled.map(|((id, logprob), mut top_logprobs)| {
+            // A log-probability is at most 0; rounding may leave a trace above it.
+            let logprob = logprob.min(0.0);
+            // Summed in another order, the same log-probability may differ in its last digits.
+            top_logprobs.iter_mut().filter(|(token, _)| *token == id).for_each(|(_, own)| *own = logprob);
+            SampledToken { id, logprob, top_logprobs }
+        });
+        tokens.collect()
     }
 
-    /// Adds a drawn token to a row; the finished sample if it was the last one.
-    fn append(&self, row: &mut Row, (token, logprob): (Token, f32), events: &mut Vec<Event>) -> Option<Sample> {
-        row.ids.push(token);
-        // A log-probability of a drawn token is at most 0; rounding may leave a trace above it.
-        let logprob = logprob.min(0.0);
-        row.logprobs.push(logprob);
-        events.push(Event::Token { id: row.id, token, logprob });
+    /// Appends a token to a row; returns the sample if it is complete now.
+    fn append(&self, row: &mut Row, token: SampledToken, events: &mut Vec<Event>) -> Option<Sample> {
+        let id = token.id;
+        row.ids.push(id);
+        row.logprobs.push(token.logprob);
+        events.push(Event::Token { id: row.id, token });
         let settings = &self.requests[&row.id.request].settings;
         let tokenizer = self.policy.tokenizer();
         let stopped = || {
@@ -432,7 +450,7 @@ impl Engine {
             let end = settings.stop.iter().filter_map(|stop| text.find(stop.as_str())).min()?;
             Some(text[..end].to_owned())
         };
-        let (finish, text) = if tokenizer.eos_ids().contains(&token) {
+        let (finish, text) = if tokenizer.eos_ids().contains(&id) {
             (Finish::Eos, tokenizer.decode(&row.ids))
         } else if let Some(text) = stopped() {
             (Finish::Stop, text)
@@ -460,7 +478,7 @@ impl Engine {
     }
 }
 
-/// The tokens that a sequence of this request may grow to.
+/// Maximum length of a sequence of this request, in tokens.
 fn tokens(request: &Request) -> usize {
     request.prompt_ids.len() + request.settings.max_new_tokens as usize
 }

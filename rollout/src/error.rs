@@ -1,36 +1,36 @@
-//! What can go wrong in this crate.
+//! The error type of this crate.
 
 use thiserror::Error;
 
 /// An error of the rollout crate. Each message says what, where and what to try.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Something the user gave is at fault: a path, a file, a number.
+    /// An error in the input: a path, a file, a number.
     #[error("{0}")]
     Input(String),
-    /// Something failed although the input was right.
+    /// A failure with valid input.
     #[error("{0}")]
     Runtime(String),
-    /// The model could not do its part.
+    /// An error of the model crate.
     #[error(transparent)]
     Model(#[from] model::Error),
-    /// libtorch refused an operation.
+    /// An error of a libtorch operation.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
 }
 
 impl Error {
-    /// An error in what the user gave.
+    /// Creates an input error.
     pub fn input(message: impl Into<String>) -> Self {
         Self::Input(message.into())
     }
 
-    /// A failure that the input did not cause.
+    /// Creates an error that the input did not cause.
     pub fn runtime(message: impl Into<String>) -> Self {
         Self::Runtime(message.into())
     }
 
-    /// Whether the user's input is at fault.
+    /// True if the user's input is at fault.
     pub fn is_input(&self) -> bool {
         match self {
             Self::Input(_) => true,

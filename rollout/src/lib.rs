@@ -1,4 +1,4 @@
-//! Prompts in, samples out: prompt sources, the sampling engine, collectors, and the daemon.
+//! Sampling: sources of prompts, the engine with continuous batching, collectors for training, and the daemon.
 
 pub mod collector;
 mod config;

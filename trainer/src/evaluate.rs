@@ -12,7 +12,7 @@ use model::adapter::Adapter;
 use pool::PoolPolicy;
 use reward::WeightedSum;
 use rollout::EngineConfig;
-use rollout::collector::{Address, Collector, Inline, Job, Progress};
+use rollout::collector::{Collector, Inline, Job, JobPosition, SamplingProgress};
 use schema::{Grade, GradedGroup, Group, Metrics, Prompt, SamplerSettings, Seed};
 
 /// Held-out prompts and examples of a run.
@@ -37,7 +37,7 @@ impl HeldOutEvaluation {
         policy: &Policy,
         learner: &Learner,
         graders: &mut Graders<'_>,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(SamplingProgress),
     ) -> Result<Metrics> {
         let mut metrics = Metrics::new();
         if !self.examples.is_empty() {
@@ -97,7 +97,7 @@ impl HeldOut {
         &self,
         policy: &Policy,
         reward: &mut WeightedSum,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(SamplingProgress),
     ) -> Result<Metrics> {
         let mut metrics = Metrics::new();
         let greedy = self.answers(policy, reward, 1, self.settings.clone().greedy(), progress)?;
@@ -133,7 +133,7 @@ impl HeldOut {
         policy: &Policy,
         learner: &Learner,
         graders: &mut Graders<'_>,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(SamplingProgress),
     ) -> Result<Metrics> {
         let seed = self.seed.child("against");
         let own = self.sample(policy, seed.child("own"), progress)?;
@@ -165,10 +165,10 @@ impl HeldOut {
         Ok(metrics)
     }
 
-    fn sample(&self, policy: &Policy, seed: Seed, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Group>> {
+    fn sample(&self, policy: &Policy, seed: Seed, progress: &mut dyn FnMut(SamplingProgress)) -> Result<Vec<Group>> {
         let group_size = self.samples.max(1);
         let (prompts, settings) = (self.prompts.clone(), self.settings.clone());
-        let job = Job { prompts, group_size, settings, seed, address: Address::default() };
+        let job = Job { prompts, group_size, settings, seed, position: JobPosition::default() };
         Ok(Inline::new(policy, self.engine.clone()).collect(job, progress)?)
     }
 
@@ -178,11 +178,11 @@ impl HeldOut {
         reward: &mut WeightedSum,
         group_size: usize,
         settings: SamplerSettings,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(SamplingProgress),
     ) -> Result<Vec<GradedGroup>> {
         let mut collector = Inline::new(policy, self.engine.clone());
-        let (prompts, seed, address) = (self.prompts.clone(), self.seed.clone(), Address::default());
-        let job = Job { prompts, group_size, settings, seed, address };
+        let (prompts, seed, position) = (self.prompts.clone(), self.seed.clone(), JobPosition::default());
+        let job = Job { prompts, group_size, settings, seed, position };
         Ok(reward.grade(collector.collect(job, progress)?)?)
     }
 

@@ -1,6 +1,6 @@
 //! Progress of a run, reported to an observer.
 
-use rollout::collector::Progress;
+use rollout::collector::SamplingProgress;
 use schema::Metrics;
 
 /// Phase of a run.
@@ -43,7 +43,7 @@ pub trait Observer {
     /// Receives the new phase of the run.
     fn phase(&mut self, _phase: Phase) {}
     /// Receives the progress within the phase.
-    fn progress(&mut self, _phase: Phase, _progress: Progress) {}
+    fn progress(&mut self, _phase: Phase, _progress: SamplingProgress) {}
     /// Receives the metrics of a finished step.
     fn step(&mut self, _step: u64, _steps: u64, _metrics: &Metrics) {}
     /// Ends the observation; no other call follows.

@@ -23,7 +23,7 @@ use crate::distributed::Team;
 use crate::objective::has_signal;
 use crate::report::metrics;
 use model::Policy;
-use rollout::collector::Progress;
+use rollout::collector::SamplingProgress;
 use schema::{GradedGroup, Group, Metrics};
 use std::borrow::Cow;
 use std::path::Path;
@@ -147,7 +147,7 @@ pub(crate) trait Source {
         _request: &StepRequest,
         _round: usize,
         _groups: usize,
-        _progress: &mut dyn FnMut(Progress),
+        _progress: &mut dyn FnMut(SamplingProgress),
     ) -> Result<Vec<Group>> {
         Ok(Vec::new())
     }

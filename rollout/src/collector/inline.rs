@@ -1,53 +1,55 @@
-//! Sampling in the trainer's own thread, from the trainer's own tensors: always on-policy, nothing to synchronise.
+//! Sampling in the trainer's own thread, from the trainer's own tensors: always on-policy, with nothing to synchronise.
 
-use super::{Collector, Job, Progress};
+use super::{Collector, Job, SamplingProgress};
 use crate::Result;
 use crate::config::EngineConfig;
 use crate::engine::{Engine, Event, Request};
 use model::Policy;
 use schema::{Group, PolicyVersion};
 
-/// The collector that samples where it is called.
+/// A collector that samples in the calling thread.
 pub struct Inline {
     engine: Engine,
     mixture: Option<Mixture>,
     fixed: bool,
 }
 
-/// Policies that are not the published one are numbered from here on, since a run's store knows one by each number.
+/// First version number of policies other than the published ones; the store of a run identifies a policy by number.
 const FIRST_OTHER: u64 = 1 << 32;
 
-/// What else goes into the draws.
+/// The second policy of a mixture.
 struct Mixture {
-    /// The content hash of the other policy.
-    other: String,
-    share: f64,
+    /// Content hash of the second policy.
+    second: String,
+    /// Its weight, in [0, 1].
+    weight: f64,
 }
 
 impl Inline {
-    /// Samples from `policy`.
+    /// Creates a collector that samples from the published policy, `policy` at first.
     pub fn new(policy: &Policy, config: EngineConfig) -> Self {
         Self { engine: Engine::new(policy, config), mixture: None, fixed: false }
     }
 
-    /// Samples from `policy` for ever, whatever is published.
+    /// Creates a collector that always samples from `policy` and ignores publications.
     pub fn fixed(policy: &Policy, config: EngineConfig) -> Self {
         Self { fixed: true, ..Self::new(policy, config) }
     }
 
-    /// Samples from the geometric mixture of what is published, `policy` at first, with `other`, which has the weight
-    /// `share`. Such samples have the mixture's log-probabilities, and a policy hash that names both and the weight.
-    pub fn mixture(policy: &Policy, other: &Policy, share: f64, config: EngineConfig) -> Self {
-        let mixture = Mixture { other: other.version().hash.clone(), share };
-        Self { engine: Engine::mixture(policy, other, share, config), mixture: Some(mixture), fixed: false }
+    /// Creates a collector that samples from the geometric mixture of the published policy, `policy` at first, with
+    /// `second`, which has the given weight. Samples carry the mixture's log-probabilities, and a policy hash that names
+    /// both policies and the weight.
+    pub fn mixture(policy: &Policy, second: &Policy, weight: f64, config: EngineConfig) -> Self {
+        let mixture = Mixture { second: second.version().hash.clone(), weight };
+        Self { engine: Engine::mixture(policy, second, weight, config), mixture: Some(mixture), fixed: false }
     }
 
-    /// Whom the samples are drawn from.
+    /// Version and content hash of the policy that samples.
     fn version(&self) -> PolicyVersion {
         let version = self.engine.policy().version();
         match &self.mixture {
-            Some(Mixture { other, share }) => {
-                let hash = format!("{} mixed with {share} of {other}", version.hash);
+            Some(Mixture { second, weight }) => {
+                let hash = format!("{} mixed with {weight} of {second}", version.hash);
                 PolicyVersion { version: FIRST_OTHER + version.version, hash }
             }
             None if self.fixed => PolicyVersion { version: FIRST_OTHER + version.version, ..version.clone() },
@@ -64,28 +66,28 @@ impl Collector for Inline {
         Ok(())
     }
 
-    fn collect(&mut self, job: Job, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Group>> {
+    fn collect(&mut self, job: Job, progress: &mut dyn FnMut(SamplingProgress)) -> Result<Vec<Group>> {
         let requests = job
             .prompts
             .iter()
-            .zip(job.address.first..)
+            .zip(job.position.first_prompt..)
             .map(|(prompt, index)| {
                 Ok(Request {
                     prompt_ids: self.engine.policy().tokenizer().prompt_ids(prompt)?,
                     samples: job.group_size,
                     settings: job.settings.clone(),
                     seed: job.seed.at(index),
+                    top_logprobs: 0,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
         let prompt_ids: Vec<_> = requests.iter().map(|request| request.prompt_ids.clone()).collect();
 
-        let mut state = Progress { samples: job.prompts.len() * job.group_size, ..Progress::default() };
+        let mut state = SamplingProgress { samples: job.prompts.len() * job.group_size, ..SamplingProgress::default() };
         let samples = self.engine.run(requests, &mut |event| {
             match event {
                 Event::Token { .. } => state.tokens += 1,
                 Event::Finished { .. } => state.finished += 1,
-                Event::Likeliest { .. } => {}
             }
             progress(state);
         })?;

@@ -1,8 +1,8 @@
-//! Who goes next: samples that wait for a slot, in order of arrival.
+//! The queue of samples that wait for a slot, in order of arrival.
 
 use std::collections::VecDeque;
 
-/// Samples that wait, grouped by request so that a prompt is prefilled once for all of its samples.
+/// Waiting samples, grouped by request so that a prompt is prefilled once for all of its samples.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     entries: VecDeque<Entry>,
@@ -18,9 +18,9 @@ struct Entry {
 /// One sample of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SampleId {
-    /// The request, as numbered by the engine.
+    /// Number of the request, as returned by [`Engine::submit`](super::Engine::submit).
     pub request: usize,
-    /// The place within the request's samples.
+    /// Index among the samples of the request.
     pub sample: usize,
 }
 
@@ -52,7 +52,7 @@ impl Queue {
         self.entries.front().map(|entry| entry.request)
     }
 
-    /// Whether samples of this request still wait.
+    /// True if samples of this request are waiting.
     pub(super) fn waits(&self, request: usize) -> bool {
         self.entries.iter().any(|entry| entry.request == request)
     }

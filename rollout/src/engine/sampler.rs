@@ -1,32 +1,32 @@
-//! Drawing one token per row.
+//! Sampling one token per row.
 //!
-//! A token is drawn by inverting the cumulative distribution at one uniform number, so a draw needs one number of
-//! randomness and not one per vocabulary entry, and the same number gives the same token whatever else is in the batch.
+//! A token is sampled by inverting the cumulative distribution at one uniform number. This needs one random number per
+//! token instead of one per vocabulary entry, and the same number gives the same token whatever else is in the batch.
 //! The vocabulary is passed over as few times as possible: the largest logit, one exponential, one sum per block of
-//! tokens; then the block that holds the number is found, and the token in that block.
-//! The recorded log-probability is that of the raw softmax at the sampling temperature: top-k, top-p and min-p cut what
-//! can be drawn, not what is recorded.
+//! tokens; then a search for the block that holds the number, and one for the token in that block.
+//! The recorded log-probability is that of the raw softmax at the sampling temperature: top-k, top-p and min-p restrict
+//! the tokens that can be sampled, not the recorded value.
 
 use schema::{SamplerSettings, Token};
 use tch::{Kind, Tensor};
 
-/// What one row wants.
+/// The sampler settings of one row, and its random number.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Draw<'a> {
+pub(super) struct RowSampler<'a> {
     pub(super) settings: &'a SamplerSettings,
     /// Uniform in [0, 1).
     pub(super) uniform: f64,
 }
 
-/// One token per row, with the log of its probability under the raw softmax.
-pub(super) fn draw(logits: &Tensor, rows: &[Draw<'_>]) -> Vec<(Token, f32)> {
+/// Samples one token per row of `logits`, `[row, vocab]`; returns tokens with their raw log-probabilities.
+pub(super) fn sample(logits: &Tensor, rows: &[RowSampler<'_>]) -> Vec<(Token, f32)> {
     let logits = scaled(logits.to_kind(Kind::Float), rows);
     let highest = logits.amax([-1i64].as_slice(), true);
     let weights = (&logits - &highest).exp_();
     let blocks = Blocks::new(&weights);
     let logsumexp = blocks.total().log().to_kind(Kind::Float) + &highest;
 
-    let greedy = |row: &Draw<'_>| row.settings.temperature == 0.0;
+    let greedy = |row: &RowSampler<'_>| row.settings.temperature == 0.0;
     let tokens = if rows.iter().all(greedy) {
         logits.argmax(-1, true)
     } else {
@@ -35,13 +35,13 @@ pub(super) fn draw(logits: &Tensor, rows: &[Draw<'_>]) -> Vec<(Token, f32)> {
         } else {
             blocks
         };
-        let drawn = blocks.invert(rows);
+        let sampled = blocks.invert(rows);
         if rows.iter().any(greedy) {
             let greedy: Vec<bool> = rows.iter().map(greedy).collect();
             let greedy = Tensor::from_slice(&greedy).to_device(logits.device()).unsqueeze(1);
-            logits.argmax(-1, true).where_self(&greedy, &drawn)
+            logits.argmax(-1, true).where_self(&greedy, &sampled)
         } else {
-            drawn
+            sampled
         }
     };
     let chosen = (logits.gather(1, &tokens, false) - logsumexp).squeeze_dim(1);
@@ -50,8 +50,8 @@ pub(super) fn draw(logits: &Tensor, rows: &[Draw<'_>]) -> Vec<(Token, f32)> {
     tokens.into_iter().map(|token| token as Token).zip(chosen).collect()
 }
 
-/// Each row divided by its temperature.
-fn scaled(logits: Tensor, rows: &[Draw<'_>]) -> Tensor {
+/// Divides each row by its temperature.
+fn scaled(logits: Tensor, rows: &[RowSampler<'_>]) -> Tensor {
     let temperatures: Vec<f32> = rows.iter().map(|row| row.settings.logprob_temperature() as f32).collect();
     if temperatures.iter().all(|temperature| *temperature == 1.0) {
         return logits;
@@ -67,7 +67,7 @@ struct Blocks {
     sums: Tensor,
 }
 
-/// Tokens of a block at most. The square root of a vocabulary makes both searches equally short.
+/// Maximum tokens per block. The square root of a vocabulary makes both searches equally short.
 const BLOCK: i64 = 256;
 
 impl Blocks {
@@ -88,8 +88,8 @@ impl Blocks {
         self.sums.sum_dim_intlist([-1i64].as_slice(), true, Kind::Double)
     }
 
-    /// The first token at which the cumulative weight exceeds `uniform` of the total, `[row, 1]`.
-    fn invert(&self, rows: &[Draw<'_>]) -> Tensor {
+    /// Returns the first token at which the cumulative weight exceeds `uniform` of the total, `[row, 1]`.
+    fn invert(&self, rows: &[RowSampler<'_>]) -> Tensor {
         let device = self.sums.device();
         let uniforms: Vec<f64> = rows.iter().map(|row| row.uniform).collect();
         let cumulative = self.sums.cumsum(-1, Kind::Double);
@@ -98,24 +98,24 @@ impl Blocks {
         let block = first_above(&target, &cumulative, &self.sums);
 
         let size = self.weights.size()[2];
-        let place = block.unsqueeze(2).expand([rows.len() as i64, 1, size], false);
-        let inside = self.weights.gather(1, &place, false).squeeze_dim(1);
+        let index = block.unsqueeze(2).expand([rows.len() as i64, 1, size], false);
+        let inside = self.weights.gather(1, &index, false).squeeze_dim(1);
         let before = cumulative.gather(1, &block, false) - self.sums.gather(1, &block, false);
         let token = first_above(&(target - before), &inside.cumsum(-1, Kind::Double), &inside);
         block * size + token
     }
 }
 
-/// The first place, `[row, 1]`, whose cumulative weight exceeds the target. Rounding may lift the target to the total;
-/// the last place of positive weight is then meant.
+/// Returns the first index, `[row, 1]`, whose cumulative weight exceeds the target. Rounding may lift the target to the
+/// total; the last index of positive weight is returned then.
 fn first_above(target: &Tensor, cumulative: &Tensor, weights: &Tensor) -> Tensor {
-    let places = Tensor::arange(weights.size()[1], (Kind::Int64, weights.device()));
-    let last = (weights.gt(0.0).to_kind(Kind::Int64) * places).amax([1i64].as_slice(), true);
+    let indices = Tensor::arange(weights.size()[1], (Kind::Int64, weights.device()));
+    let last = (weights.gt(0.0).to_kind(Kind::Int64) * indices).amax([1i64].as_slice(), true);
     target.searchsorted(cumulative, false, true, "right", None::<&Tensor>).minimum(&last)
 }
 
-/// Zeroes what top-k, top-p and min-p cut, in the rows that ask for it. Only ratios of weights matter.
-fn truncated(weights: Tensor, rows: &[Draw<'_>]) -> Tensor {
+/// Zeroes the tokens that top-k, top-p and min-p exclude, in the rows that use them. Only ratios of weights matter.
+fn truncated(weights: Tensor, rows: &[RowSampler<'_>]) -> Tensor {
     for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.settings.truncates()) {
         let own = weights.get(index as i64);
         own.shallow_clone().copy_(&cut(&own, row.settings));
@@ -123,7 +123,7 @@ fn truncated(weights: Tensor, rows: &[Draw<'_>]) -> Tensor {
     weights
 }
 
-/// One row, `[vocab]`, cut in the field's usual order: top-k, then top-p, then min-p.
+/// Truncates one row, `[vocab]`, in the field's usual order: top-k, then top-p, then min-p.
 fn cut(weights: &Tensor, settings: &SamplerSettings) -> Tensor {
     let (sorted, order) = weights.sort(0, true);
     let rank = Tensor::arange(sorted.size()[0], (Kind::Int64, sorted.device()));
@@ -150,8 +150,8 @@ mod tests {
         Tensor::from_slice(&[0.5f32, 0.3, 0.15, 0.05]).log().unsqueeze(0)
     }
 
-    fn draw_one(settings: &SamplerSettings, uniform: f64) -> (Token, f32) {
-        draw(&logits(), &[Draw { settings, uniform }])[0]
+    fn sample_one(settings: &SamplerSettings, uniform: f64) -> (Token, f32) {
+        sample(&logits(), &[RowSampler { settings, uniform }])[0]
     }
 
     #[test]
@@ -165,8 +165,8 @@ mod tests {
             (0.96, 3, 0.05),
             (0.999_999_999, 3, 0.05),
         ] {
-            let (drawn, logprob) = draw_one(&settings, uniform);
-            assert_eq!(drawn, token, "at {uniform}");
+            let (sampled, logprob) = sample_one(&settings, uniform);
+            assert_eq!(sampled, token, "at {uniform}");
             assert!((logprob - probability.ln()).abs() < 1e-6);
         }
     }
@@ -180,10 +180,11 @@ mod tests {
             let logits = Tensor::from_slice(&seed.at(vocab).normals((rows * vocab) as usize)) * 3.0;
             let logits = logits.reshape([rows as i64, vocab as i64]);
             let uniforms: Vec<f64> = (0..rows).map(|row| seed.uniform(row)).collect();
-            let draws: Vec<Draw<'_>> = uniforms.iter().map(|&uniform| Draw { settings: &settings, uniform }).collect();
+            let samplers: Vec<RowSampler<'_>> =
+                uniforms.iter().map(|&uniform| RowSampler { settings: &settings, uniform }).collect();
             let logprobs = logits.log_softmax(-1, Kind::Double);
             let cumulative = logprobs.exp().cumsum(-1, Kind::Double);
-            for (row, (token, logprob)) in draw(&logits, &draws).into_iter().enumerate() {
+            for (row, (token, logprob)) in sample(&logits, &samplers).into_iter().enumerate() {
                 let plain = Vec::<f64>::try_from(cumulative.get(row as i64)).unwrap();
                 assert_eq!(token as usize, plain.partition_point(|sum| *sum <= uniforms[row]), "vocabulary of {vocab}");
                 let expected = logprobs.double_value(&[row as i64, i64::from(token)]);
@@ -196,39 +197,39 @@ mod tests {
     fn frequencies_match_probabilities() {
         let settings = SamplerSettings::default();
         let seed = schema::Seed::new(5);
-        let draws = 4000;
-        let rows: Vec<Draw<'_>> =
-            (0..draws).map(|index| Draw { settings: &settings, uniform: seed.uniform(index) }).collect();
-        let drawn = draw(&logits().expand([draws as i64, 4], false), &rows);
-        let share = drawn.iter().filter(|(token, _)| *token == 1).count() as f64 / draws as f64;
+        let count = 4000;
+        let rows: Vec<RowSampler<'_>> =
+            (0..count).map(|index| RowSampler { settings: &settings, uniform: seed.uniform(index) }).collect();
+        let sampled = sample(&logits().expand([count as i64, 4], false), &rows);
+        let share = sampled.iter().filter(|(token, _)| *token == 1).count() as f64 / count as f64;
         // standard error 0.0072
         assert!((share - 0.3).abs() < 0.03, "share {share}");
     }
 
     #[test]
-    fn truncation_cuts_draws_and_not_records() {
+    fn truncation_restricts_sampling_and_not_recorded_logprobs() {
         let top_k = SamplerSettings { top_k: 2, ..SamplerSettings::default() };
         let top_p = SamplerSettings { top_p: 0.6, ..SamplerSettings::default() };
         let min_p = SamplerSettings { min_p: 0.5, ..SamplerSettings::default() };
         for settings in [top_k, top_p, min_p] {
-            let (token, logprob) = draw_one(&settings, 0.99);
+            let (token, logprob) = sample_one(&settings, 0.99);
             assert_eq!(token, 1, "{settings:?}");
             assert!((logprob - 0.3f32.ln()).abs() < 1e-6);
         }
         let tiny = SamplerSettings { top_p: 1e-9, ..SamplerSettings::default() };
-        assert_eq!(draw_one(&tiny, 0.99).0, 0);
+        assert_eq!(sample_one(&tiny, 0.99).0, 0);
     }
 
     #[test]
     fn greedy_rows_and_sampled_rows_share_a_batch() {
         let greedy = SamplerSettings::default().greedy();
         let hot = SamplerSettings { temperature: 2.0, ..SamplerSettings::default() };
-        let rows = [Draw { settings: &greedy, uniform: 0.99 }, Draw { settings: &hot, uniform: 0.99 }];
-        let drawn = draw(&logits().expand([2, 4], false), &rows);
-        assert_eq!(drawn[0].0, 0);
-        assert!((drawn[0].1 - 0.5f32.ln()).abs() < 1e-6);
-        assert_eq!(drawn[1].0, 3);
+        let rows = [RowSampler { settings: &greedy, uniform: 0.99 }, RowSampler { settings: &hot, uniform: 0.99 }];
+        let sampled = sample(&logits().expand([2, 4], false), &rows);
+        assert_eq!(sampled[0].0, 0);
+        assert!((sampled[0].1 - 0.5f32.ln()).abs() < 1e-6);
+        assert_eq!(sampled[1].0, 3);
         let total: f32 = [0.5f32, 0.3, 0.15, 0.05].iter().map(|p| p.sqrt()).sum();
-        assert!((drawn[1].1 - (0.05f32.sqrt() / total).ln()).abs() < 1e-6);
+        assert!((sampled[1].1 - (0.05f32.sqrt() / total).ln()).abs() < 1e-6);
     }
 }

@@ -1,4 +1,4 @@
-//! Whatever the batch, the same seeds draw the same samples.
+//! Laws of the engine: the same seeds give the same samples in any batch.
 
 use super::*;
 use model::Config;
@@ -24,11 +24,12 @@ pub(super) fn requests(settings: &SamplerSettings) -> Vec<Request> {
             samples: 3 - index as usize % 3,
             settings: settings.clone(),
             seed: Seed::new(2).at(u64::from(index)),
+            top_logprobs: 0,
         })
         .collect()
 }
 
-fn drawn(policy: &Policy, max_running: usize, settings: &SamplerSettings) -> Vec<Vec<Sample>> {
+fn sample_all(policy: &Policy, max_running: usize, settings: &SamplerSettings) -> Vec<Vec<Sample>> {
     let config = EngineConfig { max_running, prefill_tokens: 8 };
     Engine::new(policy, config).run(requests(settings), &mut |_| ()).unwrap()
 }
@@ -40,10 +41,10 @@ pub(super) fn settings() -> SamplerSettings {
 #[test]
 fn samples_do_not_depend_on_the_batch() {
     let policy = policy();
-    let all = drawn(&policy, 64, &settings());
+    let all = sample_all(&policy, 64, &settings());
     assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2, 1, 3, 2]);
     for max_running in [1, 2, 7] {
-        for (group, other) in all.iter().flatten().zip(drawn(&policy, max_running, &settings()).iter().flatten()) {
+        for (group, other) in all.iter().flatten().zip(sample_all(&policy, max_running, &settings()).iter().flatten()) {
             assert_eq!(group.ids, other.ids, "with {max_running} rows");
             for (a, b) in group.logprobs.iter().zip(&other.logprobs) {
                 assert!((a - b).abs() < 1e-4, "{a} against {b}");
@@ -57,9 +58,9 @@ fn samples_do_not_depend_on_the_batch() {
 fn greedy_output_does_not_depend_on_the_batch_or_the_seed() {
     let policy = policy();
     let greedy = settings().greedy();
-    let all = drawn(&policy, 64, &greedy);
+    let all = sample_all(&policy, 64, &greedy);
     assert_eq!(all[0][0].ids, all[0][1].ids);
-    for (a, b) in all.iter().flatten().zip(drawn(&policy, 1, &greedy).iter().flatten()) {
+    for (a, b) in all.iter().flatten().zip(sample_all(&policy, 1, &greedy).iter().flatten()) {
         assert_eq!(a.ids, b.ids);
     }
 }
@@ -68,7 +69,7 @@ fn greedy_output_does_not_depend_on_the_batch_or_the_seed() {
 fn recorded_logprobs_are_the_trainers() {
     let policy = policy();
     let settings = SamplerSettings { temperature: 0.7, top_k: 50, ..settings() };
-    let samples = drawn(&policy, 3, &settings);
+    let samples = sample_all(&policy, 3, &settings);
     for (request, samples) in requests(&settings).iter().zip(&samples) {
         let completions = samples.iter().map(|sample| &sample.ids[..]).collect();
         let sequences = Sequences { prompt: &request.prompt_ids, completions };
@@ -84,20 +85,20 @@ fn recorded_logprobs_are_the_trainers() {
 #[test]
 fn stop_strings_cut_the_text_and_keep_the_tokens() {
     let policy = policy();
-    let whole = drawn(&policy, 64, &settings());
+    let whole = sample_all(&policy, 64, &settings());
     // a byte that the first sample is known to contain
     let sample = &whole[0][0];
-    let (place, stop) = sample.text.char_indices().find(|(_, letter)| letter.is_ascii_graphic()).unwrap();
-    let stopped = drawn(&policy, 64, &SamplerSettings { stop: vec![stop.to_string()], ..settings() });
+    let (end, stop) = sample.text.char_indices().find(|(_, letter)| letter.is_ascii_graphic()).unwrap();
+    let stopped = sample_all(&policy, 64, &SamplerSettings { stop: vec![stop.to_string()], ..settings() });
     assert_eq!(stopped[0][0].finish, Finish::Stop);
-    assert_eq!(stopped[0][0].text, sample.text[..place]);
+    assert_eq!(stopped[0][0].text, sample.text[..end]);
     assert_eq!(stopped[0][0].ids[..], sample.ids[..stopped[0][0].ids.len()]);
 }
 
 #[test]
 fn a_cancelled_request_frees_its_rows_and_disturbs_no_other() {
     let policy = policy();
-    let alone = drawn(&policy, 64, &settings());
+    let alone = sample_all(&policy, 64, &settings());
     let mut engine = Engine::new(&policy, EngineConfig { max_running: 4, ..EngineConfig::default() });
     let numbers: Vec<usize> =
         requests(&settings()).into_iter().map(|request| engine.submit(request).unwrap()).collect();
@@ -129,6 +130,7 @@ fn what_cannot_fit_is_refused() {
         samples: 1,
         settings: SamplerSettings { max_new_tokens, ..SamplerSettings::default() },
         seed: Seed::new(0),
+        top_logprobs: 0,
     };
     for (request, words) in [
         (request(vec![], 1), "no tokens"),
@@ -146,13 +148,13 @@ fn a_mixture_is_either_policy_at_its_ends_and_both_in_between() {
     let policy = policy();
     policy.adapter().perturb(0.05);
     let base = policy.with_adapter(model::adapter::Adapter::none());
-    let mixed = |share: f64, max_running: usize| {
+    let mixed = |weight: f64, max_running: usize| {
         let config = EngineConfig { max_running, prefill_tokens: 8 };
-        Engine::mixture(&policy, &base, share, config).run(requests(&settings()), &mut |_| ()).unwrap()
+        Engine::mixture(&policy, &base, weight, config).run(requests(&settings()), &mut |_| ()).unwrap()
     };
     let ids = |groups: &[Vec<Sample>]| groups.iter().flatten().map(|sample| sample.ids.clone()).collect::<Vec<_>>();
-    assert_eq!(ids(&mixed(0.0, 64)), ids(&drawn(&policy, 64, &settings())));
-    assert_eq!(ids(&mixed(1.0, 64)), ids(&drawn(&base, 64, &settings())));
+    assert_eq!(ids(&mixed(0.0, 64)), ids(&sample_all(&policy, 64, &settings())));
+    assert_eq!(ids(&mixed(1.0, 64)), ids(&sample_all(&base, 64, &settings())));
     assert_ne!(ids(&mixed(0.0, 64)), ids(&mixed(1.0, 64)));
     // Rows that move to other slots take both caches along.
     let whole = mixed(0.5, 64);
@@ -171,8 +173,8 @@ fn a_mixture_is_either_policy_at_its_ends_and_both_in_between() {
             hidden.linear(&policy.network().head().weight, None::<Tensor>)
         };
         let both = ((logits(&policy) + logits(&base)) * 0.5).log_softmax(-1, tch::Kind::Double);
-        for (place, (id, recorded)) in sample.ids.iter().zip(&sample.logprobs).enumerate() {
-            let expected = both.double_value(&[(request.prompt_ids.len() + place - 1) as i64, i64::from(*id)]);
+        for (index, (id, recorded)) in sample.ids.iter().zip(&sample.logprobs).enumerate() {
+            let expected = both.double_value(&[(request.prompt_ids.len() + index - 1) as i64, i64::from(*id)]);
             assert!((f64::from(*recorded) - expected).abs() < 1e-4, "{recorded} for {expected}");
         }
     }

@@ -16,7 +16,7 @@ use crate::judge::comparisons;
 use crate::objective::has_signal;
 use crate::report::metrics;
 use model::Policy;
-use rollout::collector::{Address, Collector, Job, Progress};
+use rollout::collector::{Collector, Job, JobPosition, SamplingProgress};
 use rollout::prompts::Epochs;
 use schema::{GradedGroup, Group, Prompt, SamplerSettings, Seed};
 
@@ -76,14 +76,14 @@ impl Fresh {
         for later in (step + 1..=self.last_step).take(self.lookahead as usize) {
             let mut asked = self.prompts.step(later)?;
             asked.truncate(prompts);
-            let address = Address { step: later, ..Address::default() };
-            self.collector.announce(&self.job(asked, self.group_size, self.seed.at(later), address))?;
+            let position = JobPosition { step: later, ..JobPosition::default() };
+            self.collector.announce(&self.job(asked, self.group_size, self.seed.at(later), position))?;
         }
         Ok(())
     }
 
-    fn job(&self, prompts: Vec<Prompt>, group_size: usize, seed: Seed, address: Address) -> Job {
-        Job { prompts, group_size, settings: self.settings.clone(), seed, address }
+    fn job(&self, prompts: Vec<Prompt>, group_size: usize, seed: Seed, position: JobPosition) -> Job {
+        Job { prompts, group_size, settings: self.settings.clone(), seed, position }
     }
 
     /// Samples one group per prompt, slice by slice, and one of the opponent behind it, if there is one.
@@ -91,8 +91,8 @@ impl Fresh {
         &mut self,
         prompts: &[Prompt],
         seed: &Seed,
-        address: Address,
-        progress: &mut dyn FnMut(Progress),
+        position: JobPosition,
+        progress: &mut dyn FnMut(SamplingProgress),
     ) -> Result<Vec<Group>> {
         let slices = self.behavior.slices(self.group_size);
         let mut groups: Vec<Group> = Vec::new();
@@ -103,14 +103,14 @@ impl Fresh {
             }
             // The first slice is sampled as the whole group would be.
             let seed = if slice == 0 { seed.clone() } else { seed.child("slice").at(slice) };
-            let job = self.job(prompts.to_vec(), *group_size, seed, address);
+            let job = self.job(prompts.to_vec(), *group_size, seed, position);
             let sampled = self.collector.collect(job, progress)?;
             join(&mut groups, sampled);
         }
         if slices.len() > 1 {
             self.collector.publish(&self.policy)?;
         }
-        let against = self.job(prompts.to_vec(), self.group_size, seed.child("opponent"), address);
+        let against = self.job(prompts.to_vec(), self.group_size, seed.child("opponent"), position);
         if let Some(opponent) = &mut self.opponent {
             let others = opponent.collect(against, progress)?;
             groups = in_store_order(groups, others);
@@ -137,7 +137,7 @@ impl Source for Fresh {
         request: &StepRequest,
         round: usize,
         groups: usize,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(SamplingProgress),
     ) -> Result<Vec<Group>> {
         let StepRequest { step, prompts, .. } = *request;
         let (seed, number) = (self.seed.at(step), round as u64);
@@ -147,8 +147,8 @@ impl Source for Fresh {
         } else {
             (self.prompts.more(step, number)?, seed.child("more").at(number))
         };
-        let address = Address { step, place: groups, ..Address::default() };
-        self.round(&asked[..prompts], &seed, address, progress)
+        let position = JobPosition { step, first_group: groups, ..JobPosition::default() };
+        self.round(&asked[..prompts], &seed, position, progress)
     }
 
     fn select(&mut self, request: StepRequest, fresh: Vec<GradedGroup>) -> Result<StepSamples> {

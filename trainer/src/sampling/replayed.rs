@@ -20,7 +20,7 @@ use crate::objective::has_signal;
 use crate::report::metrics;
 use crate::{Error, Result};
 use model::Policy;
-use rollout::collector::Progress;
+use rollout::collector::SamplingProgress;
 use schema::{GradedGroup, Group, Metrics, Sample, Seed};
 use store::replay::Uniform;
 use store::{ReplaySampler, ReplayedGroup, RunId, RunStatus, Store};
@@ -109,7 +109,7 @@ impl Source for Replayed {
         request: &StepRequest,
         round: usize,
         groups: usize,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(SamplingProgress),
     ) -> Result<Vec<Group>> {
         self.fresh.collect(request, round, groups, progress)
     }

@@ -1,7 +1,7 @@
 //! The request of a job in the form in which it is stored.
 
 use crate::{Error, Result};
-use rollout::collector::{Address, Job};
+use rollout::collector::{Job, JobPosition};
 use schema::{Prompt, SamplerSettings, Seed};
 use serde::{Deserialize, Serialize};
 use store::{Lease, NewJob};
@@ -28,10 +28,10 @@ pub(crate) fn cut(job: &Job, prompts_per_job: usize, min_version: u64) -> Vec<Ne
             group_size: job.group_size,
             settings: job.settings.clone(),
             seed: job.seed.to_hex(),
-            first: job.address.first + offset as u64,
+            first: job.position.first_prompt + offset as u64,
         };
         NewJob {
-            place: job.address.place + offset,
+            place: job.position.first_group + offset,
             groups: prompts.len(),
             min_version,
             request: serde_json::to_string(&order).expect("a record of strings and numbers is JSON"),
@@ -51,8 +51,8 @@ pub(super) fn read(lease: &Lease) -> Result<Job> {
 pub(crate) fn parse(request: &str, step: u64, place: usize) -> std::result::Result<Job, String> {
     let order: Order = serde_json::from_str(request).map_err(|error| error.to_string())?;
     let seed = Seed::from_hex(&order.seed).ok_or("its seed is no key")?;
-    let address = Address { step, place, first: order.first };
-    Ok(Job { prompts: order.prompts, group_size: order.group_size, settings: order.settings, seed, address })
+    let position = JobPosition { step, first_group: place, first_prompt: order.first };
+    Ok(Job { prompts: order.prompts, group_size: order.group_size, settings: order.settings, seed, position })
 }
 
 #[cfg(test)]
@@ -67,7 +67,7 @@ mod tests {
             group_size: 3,
             settings: SamplerSettings { temperature: 0.1 + 0.2, ..SamplerSettings::default() },
             seed: Seed::new(1).child("rollout"),
-            address: Address { step: 7, place: 10, first: 0 },
+            position: JobPosition { step: 7, first_group: 10, first_prompt: 0 },
         };
         let pieces = cut(&job, 2, 6);
         let shapes: Vec<_> = pieces.iter().map(|piece| (piece.place, piece.groups, piece.min_version)).collect();
@@ -85,7 +85,7 @@ mod tests {
         };
         for (piece, first) in pieces.iter().zip([0, 2, 4]) {
             let read = read(&lease(piece)).unwrap();
-            assert_eq!(read.address, Address { step: 7, place: piece.place, first });
+            assert_eq!(read.position, JobPosition { step: 7, first_group: piece.place, first_prompt: first });
             assert_eq!((read.group_size, &read.settings, &read.seed), (3, &job.settings, &job.seed));
             assert_eq!(read.prompts, job.prompts[first as usize..(first as usize + 2).min(5)]);
         }

@@ -3,7 +3,7 @@
 use super::job;
 use crate::distributed::{Call, Team, garbled};
 use model::Policy;
-use rollout::collector::{Collector, Inline, Job, Progress};
+use rollout::collector::{Collector, Inline, Job, SamplingProgress};
 use schema::Group;
 use std::rc::Rc;
 
@@ -25,10 +25,10 @@ impl Collector for RankCollector {
         self.local.publish(policy)
     }
 
-    fn collect(&mut self, job: Job, progress: &mut dyn FnMut(Progress)) -> rollout::Result<Vec<Group>> {
+    fn collect(&mut self, job: Job, progress: &mut dyn FnMut(SamplingProgress)) -> rollout::Result<Vec<Group>> {
         let each = job.prompts.len().div_ceil(self.team.size()).max(1);
         let orders: Vec<String> = job::cut(&job, each, 0).into_iter().map(|piece| piece.request).collect();
-        let (first, step) = (orders.first().cloned(), job.address.step);
+        let (first, step) = (orders.first().cloned(), job.position.step);
         self.team.send(&Call::Draw { step, orders })?;
         let own = draw(&mut self.local, first.as_ref(), step, progress)?;
         Ok(self.team.gather(own)?.into_iter().flatten().collect())
@@ -40,7 +40,7 @@ pub(crate) fn draw(
     collector: &mut Inline,
     order: Option<&String>,
     step: u64,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(SamplingProgress),
 ) -> crate::Result<Vec<Group>> {
     let Some(order) = order else { return Ok(Vec::new()) };
     let job = job::parse(order, step, 0).map_err(garbled)?;

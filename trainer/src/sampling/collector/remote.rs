@@ -6,7 +6,7 @@ use crate::config::{RemoteConfig, WithoutWorkers};
 use crate::sampling::RunContext;
 use crate::{Error, Result};
 use model::Policy;
-use rollout::collector::{Collector, Inline, Job, Progress};
+use rollout::collector::{Collector, Inline, Job, SamplingProgress};
 use schema::Group;
 use std::time::{Duration, Instant};
 use store::{RunId, Store};
@@ -60,19 +60,19 @@ impl Remote {
     }
 
     fn ask(&self, job: &Job) -> Result<()> {
-        let oldest = job.address.step.saturating_sub(1 + self.config.max_staleness);
+        let oldest = job.position.step.saturating_sub(1 + self.config.max_staleness);
         let jobs = job::cut(job, self.config.prompts_per_job, oldest);
-        Ok(self.store.enqueue(self.run, job.address.step, &jobs)?)
+        Ok(self.store.enqueue(self.run, job.position.step, &jobs)?)
     }
 
-    fn wait_for(&mut self, job: &Job, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Group>> {
-        let (step, start) = (job.address.step, job.address.place);
+    fn wait_for(&mut self, job: &Job, progress: &mut dyn FnMut(SamplingProgress)) -> Result<Vec<Group>> {
+        let (step, start) = (job.position.step, job.position.first_group);
         let places = start..start + job.prompts.len();
         let mut heard = Instant::now();
         loop {
             let done = self.store.job_progress(self.run, step, places.clone())?;
             let samples = job.prompts.len() * job.group_size;
-            progress(Progress { finished: done.groups as usize * job.group_size, samples, tokens: 0 });
+            progress(SamplingProgress { finished: done.groups as usize * job.group_size, samples, tokens: 0 });
             if done.done == done.jobs {
                 return Ok(self.store.drawn(self.run, step, places)?);
             }
@@ -123,7 +123,7 @@ impl Collector for Remote {
         Ok(self.ask(job)?)
     }
 
-    fn collect(&mut self, job: Job, progress: &mut dyn FnMut(Progress)) -> rollout::Result<Vec<Group>> {
+    fn collect(&mut self, job: Job, progress: &mut dyn FnMut(SamplingProgress)) -> rollout::Result<Vec<Group>> {
         self.ask(&job)?;
         Ok(self.wait_for(&job, progress)?)
     }

@@ -5,7 +5,7 @@ use super::{job, lease};
 use crate::config::{CollectorConfig, Config, RemoteConfig};
 use crate::{Error, Result};
 use model::Policy;
-use rollout::collector::{Collector, Inline, Progress};
+use rollout::collector::{Collector, Inline, SamplingProgress};
 use schema::{Group, PolicyVersion, Seed};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -160,7 +160,7 @@ struct Drawer<'a> {
 impl Drawer<'_> {
     fn draw(&mut self, lease: &Lease) -> Result<Vec<Group>> {
         self.fetch(lease)?;
-        Ok(self.collector.collect(job::read(lease)?, &mut |_: Progress| {})?)
+        Ok(self.collector.collect(job::read(lease)?, &mut |_: SamplingProgress| {})?)
     }
 
     /// Loads the newest policy that the job's run has published for its step.
