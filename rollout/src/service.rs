@@ -1,29 +1,33 @@
 //! The daemon: an HTTP API in OpenAI's shape over the engine's continuous batch.
 //!
-//! Two kinds of threads. The caller's thread owns the model and does nothing but draw (`worker`); the runtime's threads
-//! read requests, tokenize them, turn tokens into text and write answers (`http`, `completions`). Between them travel plain
-//! records, so no tensor is ever seen by two threads, and a slow client holds nobody up.
+//! There are two kinds of threads. The caller's thread owns the model and only samples (`model_thread`). The runtime's
+//! threads read requests, tokenize them, turn tokens into text and write answers (`http`, `completions`). They exchange
+//! plain records (`messages`), so no tensor is seen by two threads, and a slow client delays no other.
 //!
-//! What is drawn for a request depends on its seed alone, not on what else is in the batch: each token's draw has an
-//! address. Requests without a seed get the next number of the daemon's own seed.
+//! The samples of a request depend only on its seed, not on the rest of the batch. Requests without a seed get the next
+//! branch of the daemon's own seed.
 
+mod body;
 mod choice;
 mod completions;
 mod config;
-mod desk;
 mod failure;
 mod fields;
+mod frontend;
 mod http;
-mod meter;
+mod messages;
+mod metrics;
+mod model_thread;
+mod models;
 mod reply;
 mod request;
-mod worker;
 
 pub use config::Config;
 
 use crate::{Error, Result};
-use desk::{Desk, Opening};
+use frontend::{Frontend, Settings};
 use model::Policy;
+use model_thread::ModelThread;
 use request::Limits;
 use schema::Seed;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -31,36 +35,40 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use worker::Worker;
 
-/// Puts the adapter of a folder on the base.
-pub type Load<'a> = dyn Fn(&Policy, &Path) -> Result<Policy> + 'a;
+/// A function that puts the adapter of a folder on the base.
+pub type AdapterLoader<'a> = dyn Fn(&Policy, &Path) -> Result<Policy> + 'a;
 
-/// What a daemon is started with.
+/// Options of a daemon.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// `[serve]`
     pub config: Config,
-    /// What requests call the base model, if `serve.name` does not say.
+    /// Name of the base model in requests, if `serve.name` is empty.
     pub base: String,
-    /// The model of requests that name none; the base if empty.
+    /// Model of requests that name none; the base if empty.
     pub default: String,
-    /// What every request must carry; nothing if anybody may ask.
+    /// Bearer token that requests must carry; `None` if requests need none.
     pub token: Option<String>,
-    /// Where the draws of requests without a seed come from.
+    /// Source of randomness for requests without a seed.
     pub seed: Seed,
 }
 
 /// Threads that read requests and write answers.
 const THREADS: usize = 2;
 
-/// How long answers may take to be written once the model has stopped.
+/// Time for answers to be written once the model has stopped.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
-/// Serves a policy until `stop` is raised and the requests that run then have ended. `listening` is told where.
+/// Serves a policy until `stop` is raised and the running requests have ended. `listening` is called with the address.
+///
+/// # Errors
+///
+/// An input error if a setting is out of range, an adapter of the config cannot be loaded, or the address cannot be
+/// listened at; a runtime error if the server fails.
 pub fn serve(
     base: &Policy,
-    load: &Load<'_>,
+    load: &AdapterLoader<'_>,
     options: Options,
     listening: &mut dyn FnMut(SocketAddr),
     stop: &AtomicBool,
@@ -88,7 +96,7 @@ pub fn serve(
     let failed = |error: std::io::Error| Error::runtime(format!("the daemon cannot listen: {error}"));
     let address = listener.local_addr().map_err(failed)?;
     let (commands, inbox) = mpsc::channel();
-    let desk = Desk::open(Opening {
+    let settings = Settings {
         default: if default.is_empty() { name.clone() } else { default },
         base: name,
         config,
@@ -96,10 +104,10 @@ pub fn serve(
         token,
         adapter_root,
         tokenizer: base.shared_tokenizer(),
-        commands,
         seed,
-    });
-    let worker = Worker::new(base, load, Arc::clone(&desk), inbox)?;
+    };
+    let frontend = Arc::new(Frontend::new(settings, commands));
+    let thread = ModelThread::new(base, load, Arc::clone(&frontend), inbox)?;
 
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build().map_err(failed)?;
@@ -108,15 +116,15 @@ pub fn serve(
         tokio::net::TcpListener::from_std(listener).map_err(failed)?
     };
     let server = runtime.spawn({
-        let desk = Arc::clone(&desk);
+        let frontend = Arc::clone(&frontend);
         async move {
-            let closing = Arc::clone(&desk);
+            let closing = Arc::clone(&frontend);
             let closed = async move { closing.closing.notified().await };
-            axum::serve(listener, http::router(desk)).with_graceful_shutdown(closed).await
+            axum::serve(listener, http::router(frontend)).with_graceful_shutdown(closed).await
         }
     });
     listening(address);
-    worker.run(stop);
+    thread.run(stop);
     let ended = runtime.block_on(async { tokio::time::timeout(LAST_WRITES, server).await });
     runtime.shutdown_background();
     match ended {
@@ -126,7 +134,7 @@ pub fn serve(
     }
 }
 
-/// A listener that does not block, or what to try instead.
+/// Opens a non-blocking listener. The error says what to try instead.
 fn listen(host: &str, port: u16) -> Result<TcpListener> {
     let unusable = |error: std::io::Error| {
         let advice = match error.kind() {
@@ -146,7 +154,11 @@ fn listen(host: &str, port: u16) -> Result<TcpListener> {
     Ok(listener)
 }
 
-/// A token that nobody can guess: 256 bits from the system. It is a secret and not a draw, so it has no seed.
+/// Generates a bearer token of 256 random bits from the operating system. It is a secret, so it has no seed.
+///
+/// # Errors
+///
+/// A runtime error if `/dev/urandom` cannot be read.
 pub fn fresh_token() -> Result<String> {
     let mut bytes = [0u8; 32];
     std::fs::File::open("/dev/urandom")

@@ -12,7 +12,7 @@ use std::time::Duration;
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
 
-/// The letters of a stream's choice, joined.
+/// The text of a choice of a stream, joined.
 fn joined(events: &[Value], choice: u64) -> String {
     let choices = events.iter().flat_map(|event| event["choices"].as_array().unwrap());
     let own = choices.filter(|it| it["index"].as_u64() == Some(choice));
@@ -78,7 +78,7 @@ fn with_curl(daemon: &Daemon, path: &str, body: &Value) -> Value {
 }
 
 #[test]
-fn a_seed_gives_the_same_text_whatever_else_is_drawn() {
+fn a_seed_gives_the_same_text_in_any_batch() {
     let desk = Desk::new();
     let daemon = Daemon::start(&desk, "engine = { max_running = 4 }\n");
     let ask = |seed: u64| json!({"prompt": "Once", "max_tokens": 30, "seed": seed, "return_token_ids": true});
@@ -91,19 +91,19 @@ fn a_seed_gives_the_same_text_whatever_else_is_drawn() {
     });
     assert_eq!(alone, crowded);
     assert_ne!(alone[0], alone[1]);
-    // Without a seed each request is another draw.
+    // Without a seed each request has other samples.
     let free = json!({"prompt": "Once", "max_tokens": 30, "return_token_ids": true});
     let [first, second] = [(); 2].map(|()| daemon.post(TEXT, &free).ok()["choices"][0]["token_ids"].clone());
     assert_ne!(first, second);
 }
 
 #[test]
-fn nothing_of_a_stop_string_or_behind_it_is_sent() {
+fn nothing_of_a_stop_string_or_after_it_is_sent() {
     let desk = Desk::new();
     let daemon = Daemon::start(&desk, "");
     let plain = json!({"prompt": "a", "max_tokens": 60, "seed": 3});
     let text = daemon.post(TEXT, &plain).ok()["choices"][0]["text"].as_str().unwrap().to_owned();
-    // Three letters in the middle of what is drawn without it.
+    // Three characters in the middle of the text that is sampled without it.
     let letters: Vec<char> = text.chars().collect();
     let stop: String = letters[letters.len() / 2..][..3].iter().collect();
     let before = &text[..text.find(&stop).unwrap()];
@@ -128,22 +128,22 @@ fn log_probabilities_are_those_that_a_prompt_of_the_same_tokens_has() {
     let ask =
         json!({"prompt": "a", "max_tokens": 8, "seed": 1, "temperature": 0.8, "logprobs": 3, "return_token_ids": true});
     let choice = daemon.post(TEXT, &ask).ok()["choices"][0].clone();
-    let [prompt, drawn] = ["prompt_token_ids", "token_ids"].map(|key| choice[key].as_array().unwrap().clone());
+    let [prompt, sampled] = ["prompt_token_ids", "token_ids"].map(|key| choice[key].as_array().unwrap().clone());
     let logprobs = choice["logprobs"]["token_logprobs"].as_array().unwrap();
-    assert_eq!(logprobs.len(), drawn.len());
-    let all = [prompt.clone(), drawn.clone()].concat();
+    assert_eq!(logprobs.len(), sampled.len());
+    let all = [prompt.clone(), sampled.clone()].concat();
     let again = json!({"prompt": all, "max_tokens": 1, "temperature": 0.8,
         "prompt_logprobs": 2});
     let scores = daemon.post(TEXT, &again).ok()["choices"][0]["prompt_logprobs"].as_array().unwrap().clone();
     assert!(scores[0].is_null());
-    for (place, (id, logprob)) in drawn.iter().zip(logprobs).enumerate() {
-        let score = &scores[prompt.len() + place][id.to_string()];
+    for (index, (id, logprob)) in sampled.iter().zip(logprobs).enumerate() {
+        let score = &scores[prompt.len() + index][id.to_string()];
         assert!((score["logprob"].as_f64().unwrap() - logprob.as_f64().unwrap()).abs() < 1e-4, "{score} {logprob}");
         assert!(score["rank"].as_u64().unwrap() >= 1);
-        let likeliest = choice["logprobs"]["top_logprobs"][place].as_object().unwrap();
-        assert_eq!(likeliest.len(), 3);
+        let top = choice["logprobs"]["top_logprobs"][index].as_object().unwrap();
+        assert_eq!(top.len(), 3);
         assert!(
-            likeliest.values().all(|value| value.as_f64().unwrap() >= logprob.as_f64().unwrap() - 1e-6
+            top.values().all(|value| value.as_f64().unwrap() >= logprob.as_f64().unwrap() - 1e-6
                 || score["rank"].as_u64().unwrap() <= 3)
         );
     }
@@ -218,7 +218,7 @@ fn adapters_come_and_go_by_name_over_one_base() {
 }
 
 #[test]
-fn what_is_refused_says_why_in_the_shape_that_clients_read() {
+fn refusals_have_the_form_of_openai_errors() {
     let desk = Desk::new();
     let daemon = Daemon::start(&desk, "max_body_bytes = 2000\nmax_context = 50\nbody_timeout_s = 0.3\n");
     let json_type = "content-type: application/json\r\n";
@@ -229,9 +229,9 @@ fn what_is_refused_says_why_in_the_shape_that_clients_read() {
     let hi = json!({"messages": [{"role": "user", "content": "hi"}]});
     let mut stranger = client::Client::connect(&daemon.address, "wrong");
     check(stranger.post(CHAT, &hi), 401, "invalid_api_key");
-    let mut nobody = client::Client::connect(&daemon.address, "");
-    check(nobody.send("GET", "/metrics", "", b""), 401, "Authorization: Bearer");
-    assert_eq!(nobody.send("GET", "/health", "", b"").ok(), json!({"status": "ok"}));
+    let mut anonymous = client::Client::connect(&daemon.address, "");
+    check(anonymous.send("GET", "/metrics", "", b""), 401, "Authorization: Bearer");
+    assert_eq!(anonymous.send("GET", "/health", "", b"").ok(), json!({"status": "ok"}));
     check(daemon.get("/v1/elephants"), 404, "/v1/elephants");
     check(daemon.get(TEXT), 405, "use POST");
     check(daemon.client().send("POST", TEXT, "content-type: text/plain\r\n", b"{}"), 415, "application/json");
@@ -262,7 +262,7 @@ fn what_is_refused_says_why_in_the_shape_that_clients_read() {
 }
 
 #[test]
-fn the_queue_has_an_end_and_a_client_that_leaves_frees_its_places() {
+fn the_queue_is_bounded_and_a_client_that_disconnects_frees_its_slots() {
     let desk = Desk::new();
     let daemon = Daemon::start(&desk, "engine = { max_running = 2 }\nmax_waiting = 2\n");
     let endless = |n: u64| json!({"prompt": "a", "max_tokens": 4000, "temperature": 0, "n": n, "stream": true});
@@ -279,7 +279,7 @@ fn the_queue_has_an_end_and_a_client_that_leaves_frees_its_places() {
     let seconds = busy.headers.lines().find_map(|line| line.strip_prefix("retry-after: ")).unwrap();
     assert!((1..=60).contains(&seconds.parse::<u64>().unwrap()));
     assert_eq!(busy.json()["error"]["code"], "rate_limit_exceeded");
-    // More than could ever wait is no matter of waiting.
+    // More samples than could ever wait are refused outright.
     assert_eq!(daemon.post(TEXT, &json!({"prompt": "b", "n": 5})).status, 400);
 
     drop(first);
@@ -300,6 +300,72 @@ fn the_queue_has_an_end_and_a_client_that_leaves_frees_its_places() {
     daemon.await_metric("proxrl_running_samples", 1.0);
     drop(whole);
     daemon.await_metric("proxrl_running_samples", 0.0);
+}
+
+#[test]
+fn a_stream_that_waits_gets_keep_alive_comments() {
+    let desk = Desk::new();
+    let daemon = Daemon::start(&desk, "engine = { max_running = 1 }\nkeep_alive_s = 0.05\n");
+    let ask = json!({"prompt": "b", "max_tokens": 9, "seed": 1, "stream": true});
+    let alone = daemon.post(TEXT, &ask);
+    assert!(!alone.text().contains("\n:"), "{}", alone.text());
+
+    // In the queue behind an endless request.
+    let mut endless = daemon.client();
+    endless.begin(TEXT, &json!({"prompt": "a", "max_tokens": 4000, "temperature": 0, "stream": true}));
+    let mut waits = daemon.client();
+    assert_eq!(waits.begin(TEXT, &ask), ":\n\n");
+    assert_eq!(daemon.metric("proxrl_waiting_samples"), 1.0);
+    drop(endless);
+    assert_eq!(without_comments(&waits.rest()), without_ids(&alone.text()));
+
+    // Before the model's thread has taken it up.
+    daemon.client().send("POST", "/pause", "", b"").ok();
+    let mut held = daemon.client();
+    assert_eq!(held.begin(TEXT, &ask), ":\n\n");
+    daemon.client().send("POST", "/resume", "", b"").ok();
+    assert_eq!(without_comments(&held.rest()), without_ids(&alone.text()));
+
+    // A refusal is a status and no event.
+    assert_eq!(daemon.post(TEXT, &json!({"model": "gpt", "prompt": "b", "stream": true})).status, 404);
+}
+
+/// The events of a stream but for its comments, in the form of [`without_ids`].
+fn without_comments(text: &str) -> Vec<Value> {
+    let events: Vec<&str> = text.split_terminator("\n\n").filter(|event| *event != ":").collect();
+    without_ids(&events.join("\n\n"))
+}
+
+/// The choices of a stream's events, without the fields that differ between two answers.
+fn without_ids(text: &str) -> Vec<Value> {
+    let mut events: Vec<&str> = text.split_terminator("\n\n").map(|it| it.strip_prefix("data: ").unwrap()).collect();
+    assert_eq!(events.pop(), Some("[DONE]"), "{text}");
+    let choices = |event: &str| serde_json::from_str::<Value>(event).unwrap()["choices"].clone();
+    events.into_iter().map(choices).collect()
+}
+
+#[test]
+fn metrics_have_the_names_of_vllm_and_their_old_ones() {
+    let desk = Desk::new();
+    let daemon = Daemon::start(&desk, "");
+    let answer = daemon.post(TEXT, &json!({"prompt": "a", "max_tokens": 6, "n": 2, "temperature": 0})).ok();
+    let tokens = answer["usage"]["completion_tokens"].as_f64().unwrap();
+    let scraped = daemon.get("/metrics");
+    assert!(scraped.headers.contains("content-type: text/plain; version=0.0.4"), "{}", scraped.headers);
+    let vllm = |name: &str| daemon.metric(&format!("vllm:{name}{{model_name=\"tiny\"}}"));
+    for (name, old, value) in [
+        ("num_requests_running", "running_samples", 0.0),
+        ("num_requests_waiting", "waiting_samples", 0.0),
+        ("prompt_tokens_total", "prompt_tokens_total", 1.0),
+        ("generation_tokens_total", "generated_tokens_total", tokens),
+        ("time_to_first_token_seconds_count", "first_token_seconds_count", 1.0),
+        ("e2e_request_latency_seconds_count", "request_seconds_count", 1.0),
+    ] {
+        assert_eq!((vllm(name), daemon.metric(&format!("proxrl_{old}"))), (value, value), "{name}");
+    }
+    let finished = daemon.metric("vllm:request_success_total{model_name=\"tiny\",finished_reason=\"length\"}");
+    assert_eq!(finished, 2.0);
+    assert!(vllm("e2e_request_latency_seconds_sum") >= vllm("time_to_first_token_seconds_sum"));
 }
 
 #[test]
@@ -343,7 +409,7 @@ fn a_pause_keeps_waits_or_aborts() {
 }
 
 #[test]
-fn a_terminated_daemon_finishes_what_it_began() {
+fn a_terminated_daemon_finishes_running_requests() {
     let desk = Desk::new();
     let mut daemon = Daemon::start(&desk, "");
     let long = json!({"prompt": "a", "max_tokens": 1500, "temperature": 0, "stream": true, "stream_options": {"include_usage": true}});
@@ -357,7 +423,7 @@ fn a_terminated_daemon_finishes_what_it_began() {
     assert_eq!(daemon.wait().code(), Some(0));
     assert!(TcpStream::connect(&daemon.address).is_err());
 
-    // What does not end in time is ended, and told so.
+    // Requests that do not end in time are ended with an error.
     let mut daemon = Daemon::start(&desk, "drain_s = 0.2\n");
     let mut running = daemon.client();
     running.begin(TEXT, &json!({"prompt": "a", "max_tokens": 4000, "temperature": 0, "stream": true, "n": 60}));
@@ -368,7 +434,7 @@ fn a_terminated_daemon_finishes_what_it_began() {
 }
 
 #[test]
-fn whoever_can_reach_an_open_daemon_may_ask() {
+fn an_open_daemon_answers_without_a_token() {
     let desk = Desk::new();
     desk.write("serve.toml", client::TINY);
     let open = Daemon::start_with(&desk, &["--config", "serve.toml", "--no-token"]);

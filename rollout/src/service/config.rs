@@ -1,4 +1,4 @@
-//! `[serve]`: what the daemon serves, and its limits.
+//! `[serve]`: the models and limits of the daemon.
 
 use crate::config::{EngineConfig, check_sampler};
 use crate::{Error, Result};
@@ -15,30 +15,32 @@ pub struct Config {
     pub host: String,
     /// The port to listen at; 0 takes a free one.
     pub port: u16,
-    /// What requests call the base model; empty for the name of its file or folder.
+    /// Name of the base model in requests; empty for the name of its file or folder.
     pub name: String,
     /// Adapters can be loaded by requests only from folders below this one.
     pub adapter_root: PathBuf,
-    /// How many adapters may be served at once. Each holds keys and values of its own once it has been asked.
+    /// Maximum adapters served at once. Each has a key/value cache of its own once it has been used.
     pub max_adapters: usize,
-    /// Samples that may wait for a place in the batch; a request for more is answered with 429.
+    /// Maximum samples that wait for a slot in the batch; a request for more is answered with 429.
     pub max_waiting: usize,
-    /// Tokens of a prompt and its completion together; 0 for as many as the model takes. It bounds the memory of keys
+    /// Maximum tokens of a prompt and its completion together; 0 for the model's context. It bounds the memory of keys
     /// and values, which is that of `engine.max_running` sequences of the longest request.
     pub max_context: usize,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
-    /// The most alternatives that `logprobs`, `top_logprobs` and `prompt_logprobs` may ask for.
+    /// Maximum number of alternatives that `logprobs`, `top_logprobs` and `prompt_logprobs` may ask for.
     pub max_logprobs: usize,
-    /// A request must have arrived whole after this long, in seconds.
+    /// Maximum time for the body of a request to arrive, in seconds.
     pub body_timeout_s: f64,
-    /// After SIGTERM running requests may go on for this long, in seconds.
+    /// Interval of keep-alive comments in a stream that has nothing else to send, in seconds.
+    pub keep_alive_s: f64,
+    /// Time that running requests have to end after SIGTERM, in seconds.
     pub drain_s: f64,
-    /// What holds for requests that do not say otherwise.
+    /// Sampler settings of requests that do not give their own.
     pub sampler: SamplerSettings,
     /// The engine's own settings; each adapter has an engine.
     pub engine: EngineConfig,
-    /// Adapters to serve from the start: what requests call each, and its folder (a run's, or one of PEFT).
+    /// Adapters to serve from the start: name in requests, and folder (of a run, or of PEFT).
     pub adapters: BTreeMap<String, PathBuf>,
 }
 
@@ -55,6 +57,7 @@ impl Default for Config {
             max_body_bytes: 1 << 20,
             max_logprobs: 20,
             body_timeout_s: 30.0,
+            keep_alive_s: 15.0,
             drain_s: 30.0,
             sampler: SamplerSettings::default(),
             engine: EngineConfig::default(),
@@ -64,7 +67,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Refuses what no daemon could do.
+    /// Checks the settings that can be checked without a model.
+    ///
+    /// # Errors
+    ///
+    /// An input error that names a key whose value is out of range.
     pub fn check(&self) -> Result<()> {
         let positive = [
             ("max_body_bytes", self.max_body_bytes),
@@ -82,6 +89,12 @@ impl Config {
                 )));
             }
         }
+        if !(0.001..=86_400.0).contains(&self.keep_alive_s) {
+            return Err(Error::input(format!(
+                "serve.keep_alive_s must be from 0.001 to 86400 seconds (a day), but is {}",
+                self.keep_alive_s
+            )));
+        }
         if self.adapters.len() > self.max_adapters {
             return Err(Error::input(format!(
                 "serve.adapters names {} adapters, but serve.max_adapters is {}; raise it",
@@ -98,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_no_daemon_could_do_is_refused() {
+    fn settings_out_of_range_are_refused() {
         assert!(Config::default().check().is_ok());
         let engine = |max_running| EngineConfig { max_running, ..EngineConfig::default() };
         let sampler = SamplerSettings { top_p: 2.0, ..SamplerSettings::default() };
@@ -106,6 +119,7 @@ mod tests {
         for (config, words) in [
             (Config { engine: engine(0), ..Config::default() }, "serve.engine.max_running must be at least 1"),
             (Config { drain_s: f64::NAN, ..Config::default() }, "serve.drain_s must be from 0"),
+            (Config { keep_alive_s: 0.0, ..Config::default() }, "serve.keep_alive_s must be from 0.001"),
             (Config { sampler, ..Config::default() }, "serve.sampler: top_p must be above 0"),
             (Config { adapters, max_adapters: 0, ..Config::default() }, "serve.max_adapters is 0"),
         ] {

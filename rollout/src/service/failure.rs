@@ -1,16 +1,16 @@
-//! What the daemon answers when it does not answer: a status and an error object in the shape of OpenAI's.
+//! Error answers: a status and an error object in the form of OpenAI's API.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
-/// A refusal or a fault, as a client sees it.
+/// A refusal or an internal error, as a client sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Failure {
     status: StatusCode,
     kind: &'static str,
     code: Option<&'static str>,
-    /// The parameter at fault.
+    /// The parameter at fault, if there is one.
     param: Option<String>,
     message: String,
     retry_after_s: Option<u64>,

@@ -1,14 +1,14 @@
-//! The parameters of a request, taken one by one out of its JSON object, each with a check of type and range.
+//! Parameters of a request, taken one by one out of its JSON object, each with a check of type and range.
 //!
-//! What remains at the end is refused by name, with what to do instead: a parameter that is silently ignored changes
-//! what a client measures. Parameters that clients send at their neutral value are let through at that value.
+//! Parameters left over at the end are refused by name, with advice: a parameter that is silently ignored would change a
+//! client's measurements. Unsupported parameters are accepted at their neutral value.
 
 use super::failure::Failure;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use strsim::levenshtein;
 
-/// The parameters that nobody has taken yet.
+/// The parameters of a request that have not been taken yet.
 pub(super) struct Fields {
     rest: Map<String, Value>,
     taken: RefCell<Vec<&'static str>>,
@@ -30,7 +30,7 @@ impl Fields {
         self.rest.remove(name).filter(|value| !value.is_null())
     }
 
-    /// A text.
+    /// Takes a string.
     pub(super) fn text(&mut self, name: &'static str) -> Result<Option<String>, Failure> {
         match self.value(name) {
             None => Ok(None),
@@ -39,7 +39,7 @@ impl Fields {
         }
     }
 
-    /// `true` or `false`; false if absent.
+    /// Takes `true` or `false`; false if absent.
     pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, Failure> {
         match self.value(name) {
             None => Ok(false),
@@ -48,7 +48,7 @@ impl Fields {
         }
     }
 
-    /// A number within bounds.
+    /// Takes a number within bounds.
     pub(super) fn number(&mut self, name: &'static str, low: f64, high: f64) -> Result<Option<f64>, Failure> {
         let Some(value) = self.value(name) else { return Ok(None) };
         let what = format!("a number from {low} to {high}");
@@ -56,7 +56,7 @@ impl Fields {
         number.map(Some).ok_or_else(|| wrong(name, &what, &value))
     }
 
-    /// A whole number within bounds. `3.0` is one too.
+    /// Takes a whole number within bounds; `3.0` is one as well.
     pub(super) fn integer(&mut self, name: &'static str, low: i64, high: i64) -> Result<Option<i64>, Failure> {
         let Some(value) = self.value(name) else { return Ok(None) };
         let what = format!("a whole number from {low} to {high}");
@@ -65,7 +65,7 @@ impl Fields {
         number.map(Some).ok_or_else(|| wrong(name, &what, &value))
     }
 
-    /// Refuses what was not taken.
+    /// Refuses the parameters that were not taken.
     pub(super) fn finish(self) -> Result<(), Failure> {
         for (name, value) in &self.rest {
             if value.is_null() || DESCRIPTIVE.contains(&name.as_str()) {
@@ -93,14 +93,14 @@ impl Fields {
     }
 }
 
-/// A value of the wrong type or out of range. What was sent is shown only where it is short.
+/// The refusal of a value of the wrong type or out of range. The value is shown only if it is short.
 pub(super) fn wrong(name: &str, what: &str, value: &Value) -> Failure {
     let shown = value.to_string();
     let but = if shown.chars().count() <= 40 { format!(", but is {shown}") } else { String::new() };
     Failure::parameter(name, format!("`{name}` must be {what}{but}"))
 }
 
-/// They describe the caller or the call and change nothing in the answer.
+/// Parameters that describe the caller or the call and do not change the answer.
 const DESCRIPTIVE: [&str; 8] = [
     "user",
     "metadata",
@@ -114,7 +114,7 @@ const DESCRIPTIVE: [&str; 8] = [
 
 type Neutral = fn(&Value) -> bool;
 
-/// Parameters of OpenAI and vLLM that this daemon does not have: name, value that asks for nothing, what to do instead.
+/// Parameters of OpenAI and vLLM that this daemon does not support: name, test for the neutral value, advice.
 const UNSUPPORTED: &[(&str, Neutral, &str)] = &[
     ("frequency_penalty", zero, "leave it out, or at 0; `min_p` and `temperature` shape the distribution too"),
     ("presence_penalty", zero, "leave it out, or at 0; `min_p` and `temperature` shape the distribution too"),
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_what_to_try() {
+    fn refusals_name_the_parameter_with_advice() {
         for (body, words) in [
             (r#"{"temperature": 3}"#, "`temperature` must be a number from 0 to 2, but is 3"),
             (r#"{"n": 1.5}"#, "`n` must be a whole number from 1 to 9, but is 1.5"),

@@ -1,23 +1,24 @@
-//! What was drawn, in the JSON of OpenAI's API, with vLLM's additions where they were asked for.
+//! Answers in the JSON of OpenAI's API, with vLLM's additions if they are asked for.
 //!
-//! Log-probabilities are those of the raw softmax at the request's temperature, which is what training needs. They and
-//! the token ids cover every drawn token: those of a stop string and the end-of-sequence token too, which no text has.
+//! Log-probabilities are those of the raw softmax at the request's temperature, as training needs them. They and the
+//! token ids cover every sampled token, including those of a stop string and the end-of-sequence token, which are not in
+//! the text.
 
-use super::choice::Placed;
-use super::request::{Call, Endpoint};
-use crate::engine::TokenScore;
+use super::request::{CompletionRequest, Endpoint};
+use crate::engine::{PromptLogprob, SampledToken};
 use model::tokenizer::Tokenizer;
 use schema::{Finish, Token};
 use serde_json::{Map, Value, json};
 
-/// The parts of an answer that do not depend on what is drawn.
+/// The parts of an answer that do not depend on its samples.
 pub(super) struct Reply<'a> {
-    pub(super) call: &'a Call,
+    pub(super) request: &'a CompletionRequest,
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) id: String,
     pub(super) model: &'a str,
-    /// The content hash of the policy that draws.
+    /// Content hash of the policy that samples; empty until a policy has taken up the request.
     pub(super) policy: String,
+    /// Time of creation, in seconds since 1970.
     pub(super) created: u64,
 }
 
@@ -25,22 +26,30 @@ pub(super) struct Reply<'a> {
 pub(super) struct Part<'a> {
     pub(super) choice: usize,
     pub(super) text: &'a str,
-    pub(super) tokens: Vec<Placed>,
+    pub(super) tokens: Vec<PositionedToken>,
     pub(super) finish: Option<Finish>,
+}
+
+/// A token with its position in the text.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct PositionedToken {
+    pub(super) token: SampledToken,
+    /// Characters of the text before it.
+    pub(super) offset: usize,
 }
 
 impl Reply<'_> {
     /// A whole answer.
-    pub(super) fn whole(&self, parts: Vec<Part<'_>>, scores: &[Vec<TokenScore>], usage: Value) -> String {
-        let chat = self.call.endpoint == Endpoint::Chat;
+    pub(super) fn whole(&self, parts: Vec<Part<'_>>, logprobs: &[Vec<PromptLogprob>], usage: Value) -> String {
+        let chat = self.request.endpoint == Endpoint::Chat;
         let choices = parts.into_iter().map(|part| {
-            let prompt = part.choice / self.call.samples;
+            let prompt = part.choice / self.request.samples;
             let mut choice = self.choice(&part);
             if chat {
                 choice.insert("message".into(), json!({"role": "assistant", "content": part.text, "refusal": null}));
             } else {
                 choice.insert("text".into(), json!(part.text));
-                self.add_prompt(&mut choice, prompt, scores);
+                self.add_prompt(&mut choice, prompt, logprobs);
             }
             Value::Object(choice)
         });
@@ -49,15 +58,15 @@ impl Reply<'_> {
         answer.insert("choices".into(), Value::Array(choices));
         answer.insert("usage".into(), usage);
         if chat {
-            self.add_prompt(&mut answer, 0, scores);
+            self.add_prompt(&mut answer, 0, logprobs);
         }
         Value::Object(answer).to_string()
     }
 
-    /// The first event of a stream's choice, if it has one before its text.
+    /// The first event of a choice in a stream, if there is one before its text.
     pub(super) fn opening(&self, choice: usize) -> Option<String> {
-        let chat = self.call.endpoint == Endpoint::Chat;
-        if !chat && !self.call.token_ids {
+        let chat = self.request.endpoint == Endpoint::Chat;
+        if !chat && !self.request.return_token_ids {
             return None;
         }
         let part = Part { choice, text: "", tokens: Vec::new(), finish: None };
@@ -68,7 +77,7 @@ impl Reply<'_> {
             fields.insert("delta".into(), json!({"role": "assistant", "content": ""}));
         } else {
             fields.insert("text".into(), json!(""));
-            self.add_prompt(&mut fields, choice / self.call.samples, &[]);
+            self.add_prompt(&mut fields, choice / self.request.samples, &[]);
         }
         let mut event = self.chunk(vec![Value::Object(fields)], Value::Null);
         if chat {
@@ -80,7 +89,7 @@ impl Reply<'_> {
     /// The next event of a stream.
     pub(super) fn part(&self, part: &Part<'_>) -> String {
         let mut choice = self.choice(part);
-        if self.call.endpoint == Endpoint::Chat {
+        if self.request.endpoint == Endpoint::Chat {
             let empty = part.text.is_empty() && part.finish.is_some();
             choice.insert("delta".into(), if empty { json!({}) } else { json!({"content": part.text}) });
         } else {
@@ -89,19 +98,19 @@ impl Reply<'_> {
         Value::Object(self.chunk(vec![Value::Object(choice)], Value::Null)).to_string()
     }
 
-    /// The last event of a stream that counts tokens.
+    /// The last event of a stream, with the number of tokens.
     pub(super) fn usage_event(&self, usage: Value) -> String {
         Value::Object(self.chunk(Vec::new(), usage)).to_string()
     }
 
-    /// How many tokens there were. A prompt is counted once for all of its samples, as it is computed once.
-    pub(super) fn usage(&self, drawn: usize) -> Value {
-        let prompt: usize = self.call.prompts.iter().map(Vec::len).sum();
-        json!({"prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn})
+    /// Numbers of tokens. A prompt counts once for all of its samples, as it is computed once.
+    pub(super) fn usage(&self, sampled: usize) -> Value {
+        let prompt: usize = self.request.prompts.iter().map(Vec::len).sum();
+        json!({"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled})
     }
 
     fn chunk(&self, choices: Vec<Value>, usage: Value) -> Map<String, Value> {
-        let chat = self.call.endpoint == Endpoint::Chat;
+        let chat = self.request.endpoint == Endpoint::Chat;
         let mut event = self.envelope(if chat { "chat.completion.chunk" } else { "text_completion" });
         event.insert("choices".into(), Value::Array(choices));
         if !usage.is_null() {
@@ -125,74 +134,74 @@ impl Reply<'_> {
         fields.insert("index".into(), json!(part.choice));
         fields.insert("logprobs".into(), self.logprobs(&part.tokens));
         fields.insert("finish_reason".into(), part.finish.map_or(Value::Null, |finish| json!(reason(finish))));
-        if self.call.token_ids {
-            let ids: Vec<Token> = part.tokens.iter().map(|placed| placed.drawn.token).collect();
+        if self.request.return_token_ids {
+            let ids: Vec<Token> = part.tokens.iter().map(|it| it.token.id).collect();
             fields.insert("token_ids".into(), json!(ids));
         }
         fields
     }
 
-    /// What was asked for about the prompt.
-    fn add_prompt(&self, fields: &mut Map<String, Value>, prompt: usize, scores: &[Vec<TokenScore>]) {
-        if self.call.token_ids {
-            fields.insert("prompt_token_ids".into(), json!(self.call.prompts[prompt]));
+    /// Adds the token ids and log-probabilities of the prompt, if they are asked for.
+    fn add_prompt(&self, fields: &mut Map<String, Value>, prompt: usize, logprobs: &[Vec<PromptLogprob>]) {
+        if self.request.return_token_ids {
+            fields.insert("prompt_token_ids".into(), json!(self.request.prompts[prompt]));
         }
-        if let Some(scores) = scores.get(prompt) {
-            let targets = self.call.prompts[prompt].iter().skip(1);
-            let rest = targets.zip(scores).map(|(token, score)| self.prompt_logprob(*token, score));
+        if let Some(logprobs) = logprobs.get(prompt) {
+            let targets = self.request.prompts[prompt].iter().skip(1);
+            let rest = targets.zip(logprobs).map(|(token, logprob)| self.prompt_logprob(*token, logprob));
             // Nothing predicts the first token.
             fields.insert("prompt_logprobs".into(), [Value::Null].into_iter().chain(rest).collect());
         }
     }
 
-    /// By token id: the token itself, and the likeliest of its place.
-    fn prompt_logprob(&self, token: Token, score: &TokenScore) -> Value {
-        let ranked = score.likeliest.iter().zip(1..).map(|((token, logprob), rank)| (*token, *logprob, rank));
-        let own = (token, score.logprob, score.rank);
+    /// Log-probabilities by token id: the token itself, and the most likely ones of its position.
+    fn prompt_logprob(&self, token: Token, entry: &PromptLogprob) -> Value {
+        let ranked = entry.top_logprobs.iter().zip(1..).map(|((token, logprob), rank)| (*token, *logprob, rank));
+        let own = (token, entry.logprob, entry.rank);
         let entries = [own].into_iter().chain(ranked.filter(|(other, ..)| *other != token));
         entries
             .map(|(token, logprob, rank)| {
-                let entry = json!({"logprob": logprob, "rank": rank, "decoded_token": self.word(token)});
+                let entry = json!({"logprob": logprob, "rank": rank, "decoded_token": self.token_text(token)});
                 (token.to_string(), entry)
             })
             .collect::<Map<_, _>>()
             .into()
     }
 
-    fn logprobs(&self, tokens: &[Placed]) -> Value {
-        match (self.call.likeliest, self.call.endpoint) {
+    fn logprobs(&self, tokens: &[PositionedToken]) -> Value {
+        match (self.request.top_logprobs, self.request.endpoint) {
             (None, _) => Value::Null,
             (Some(_), Endpoint::Chat) => {
                 let entry = |token: Token, logprob: f32| {
-                    let word = self.word(token);
-                    let whole = !word.contains(char::REPLACEMENT_CHARACTER) && !self.is_partial(token);
-                    json!({"token": word, "logprob": logprob, "bytes": whole.then_some(word.as_bytes())})
+                    let text = self.token_text(token);
+                    let whole = !text.contains(char::REPLACEMENT_CHARACTER) && !self.is_partial(token);
+                    json!({"token": text, "logprob": logprob, "bytes": whole.then_some(text.as_bytes())})
                 };
-                let content = tokens.iter().map(|Placed { drawn, .. }| {
-                    let mut fields = entry(drawn.token, drawn.logprob);
-                    let top = drawn.likeliest.iter().map(|(token, logprob)| entry(*token, *logprob));
+                let content = tokens.iter().map(|PositionedToken { token, .. }| {
+                    let mut fields = entry(token.id, token.logprob);
+                    let top = token.top_logprobs.iter().map(|(token, logprob)| entry(*token, *logprob));
                     fields["top_logprobs"] = top.collect();
                     fields
                 });
                 json!({"content": content.collect::<Vec<_>>(), "refusal": null})
             }
             (Some(count), Endpoint::Completions) => {
-                let top = |placed: &Placed| -> Value {
-                    let likeliest = placed.drawn.likeliest.iter().map(|(token, p)| (self.word(*token), json!(p)));
-                    likeliest.collect::<Map<_, _>>().into()
+                let top = |it: &PositionedToken| -> Value {
+                    let top = it.token.top_logprobs.iter().map(|(token, p)| (self.token_text(*token), json!(p)));
+                    top.collect::<Map<_, _>>().into()
                 };
                 json!({
-                    "tokens": tokens.iter().map(|placed| self.word(placed.drawn.token)).collect::<Vec<_>>(),
-                    "token_logprobs": tokens.iter().map(|placed| placed.drawn.logprob).collect::<Vec<_>>(),
+                    "tokens": tokens.iter().map(|it| self.token_text(it.token.id)).collect::<Vec<_>>(),
+                    "token_logprobs": tokens.iter().map(|it| it.token.logprob).collect::<Vec<_>>(),
                     "top_logprobs": (count > 0).then(|| tokens.iter().map(top).collect::<Vec<_>>()),
-                    "text_offset": tokens.iter().map(|placed| placed.offset).collect::<Vec<_>>(),
+                    "text_offset": tokens.iter().map(|it| it.offset).collect::<Vec<_>>(),
                 })
             }
         }
     }
 
-    /// A token as a text: what it decodes to, or the vocabulary's spelling where that is not a text.
-    fn word(&self, token: Token) -> String {
+    /// The text of a token, or its spelling in the vocabulary if it decodes to no text.
+    fn token_text(&self, token: Token) -> String {
         let text = self.tokenizer.decode(&[token]);
         if !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER) {
             return text;
@@ -200,13 +209,14 @@ impl Reply<'_> {
         self.tokenizer.token_text(token).unwrap_or(text)
     }
 
-    /// Whether a token is part of a letter.
+    /// True if a token is only a part of a character.
     fn is_partial(&self, token: Token) -> bool {
         self.tokenizer.decode(&[token]).contains(char::REPLACEMENT_CHARACTER)
     }
 }
 
-fn reason(finish: Finish) -> &'static str {
+/// The `finish_reason` of a sample.
+pub(super) fn reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Eos | Finish::Stop => "stop",
         Finish::Length => "length",

@@ -1,6 +1,6 @@
-//! What a client asks for, from a JSON body to token ids and sampler settings that the engine takes as they are.
+//! Completion requests, parsed from a JSON body into token ids and sampler settings for the engine.
 //!
-//! Everything that can be refused is refused here, before a place in the queue is taken.
+//! Everything that can be refused is refused here, before the request enters the queue.
 
 use super::failure::Failure;
 use super::fields::{Fields, wrong};
@@ -9,7 +9,7 @@ use model::tokenizer::Tokenizer;
 use schema::{Message, Prompt, PromptInput, SamplerSettings, Token};
 use serde_json::{Map, Value};
 
-/// Which endpoint was asked: what its prompts and answers look like.
+/// The endpoint of a request, which determines the form of prompts and answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Endpoint {
     /// `/v1/completions`
@@ -18,11 +18,11 @@ pub(super) enum Endpoint {
     Chat,
 }
 
-/// A request that can be drawn.
+/// A checked request for completions.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
+pub(super) struct CompletionRequest {
     pub(super) endpoint: Endpoint,
-    /// As the client wrote it; absent for the default model.
+    /// Model as the client wrote it; `None` for the default model.
     pub(super) model: Option<String>,
     pub(super) prompts: Vec<Vec<Token>>,
     /// Samples of each prompt.
@@ -30,43 +30,44 @@ pub(super) struct Call {
     pub(super) settings: SamplerSettings,
     pub(super) seed: Option<i64>,
     pub(super) delivery: Delivery,
-    /// How many of the likeliest tokens go with each drawn one; absent where no log-probabilities are wanted.
-    pub(super) likeliest: Option<usize>,
+    /// Number of most likely tokens to return with each sampled one; `None` without log-probabilities.
+    pub(super) top_logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
-    pub(super) prompt_scores: Option<usize>,
-    pub(super) token_ids: bool,
+    pub(super) prompt_logprobs: Option<usize>,
+    pub(super) return_token_ids: bool,
 }
 
-/// How the answer travels.
+/// The form in which an answer is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Delivery {
-    /// In one piece, when it is complete.
+    /// One piece, once it is complete.
     Whole,
-    /// Event by event as it is drawn.
+    /// Events, as it is sampled.
     Stream,
-    /// As `Stream`, with a last event that counts tokens.
+    /// As `Stream`, with a last event that has the number of tokens.
     StreamWithUsage,
 }
 
-/// What a request is checked against.
+/// The limits of requests.
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
-    /// Tokens of a prompt and its completion together.
+    /// Maximum tokens of a prompt and its completion together.
     pub(super) context: usize,
-    /// Token ids must be below this.
+    /// Size of the vocabulary; token ids must be below it.
     pub(super) vocab: usize,
+    /// Maximum number of most likely tokens to return.
     pub(super) logprobs: usize,
-    /// Samples of one request.
+    /// Maximum samples of one request.
     pub(super) samples: usize,
-    /// What holds where a request does not say.
+    /// Settings of requests that do not give their own.
     pub(super) sampler: SamplerSettings,
 }
 
-/// Stop strings of one request.
+/// Maximum stop strings of one request.
 const MAX_STOPS: usize = 16;
 
-impl Call {
-    /// Reads the body of a request.
+impl CompletionRequest {
+    /// Parses the body of a request.
     pub(super) fn read(
         endpoint: Endpoint,
         body: &[u8],
@@ -84,11 +85,11 @@ impl Call {
         let max_tokens = max_tokens(endpoint, &mut fields)?;
         let seed = fields.integer("seed", i64::MIN, i64::MAX)?;
         let delivery = delivery(&mut fields)?;
-        let likeliest = likeliest(endpoint, &mut fields, limits.logprobs as i64)?;
-        let prompt_scores = fields.integer("prompt_logprobs", 0, limits.logprobs as i64)?.map(|count| count as usize);
-        let token_ids = fields.flag("return_token_ids")?;
+        let top_logprobs = top_logprobs(endpoint, &mut fields, limits.logprobs as i64)?;
+        let prompt_logprobs = fields.integer("prompt_logprobs", 0, limits.logprobs as i64)?.map(|count| count as usize);
+        let return_token_ids = fields.flag("return_token_ids")?;
         fields.finish()?;
-        if prompt_scores.is_some() && delivery != Delivery::Whole {
+        if prompt_logprobs.is_some() && delivery != Delivery::Whole {
             return Err(Failure::parameter(
                 "prompt_logprobs",
                 "`prompt_logprobs` cannot be streamed; ask for them with \"stream\": false",
@@ -113,10 +114,21 @@ impl Call {
         }
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let settings = SamplerSettings { max_new_tokens: room(param, longest, max_tokens, limits)?, ..sampler };
-        Ok(Self { endpoint, model, prompts, samples, settings, seed, delivery, likeliest, prompt_scores, token_ids })
+        Ok(Self {
+            endpoint,
+            model,
+            prompts,
+            samples,
+            settings,
+            seed,
+            delivery,
+            top_logprobs,
+            prompt_logprobs,
+            return_token_ids,
+        })
     }
 
-    /// All samples of all prompts.
+    /// Number of samples over all prompts.
     pub(super) fn total(&self) -> usize {
         self.prompts.len() * self.samples
     }
@@ -160,7 +172,7 @@ fn max_tokens(endpoint: Endpoint, fields: &mut Fields) -> Result<Option<(&'stati
     Ok(asked)
 }
 
-/// How many tokens a completion may have.
+/// Maximum tokens of a completion.
 fn room(param: &str, longest: usize, asked: Option<(&'static str, i64)>, limits: &Limits) -> Result<u32, Failure> {
     let context = limits.context;
     let left = context.saturating_sub(longest);
@@ -210,7 +222,7 @@ fn delivery(fields: &mut Fields) -> Result<Delivery, Failure> {
     }
 }
 
-fn likeliest(endpoint: Endpoint, fields: &mut Fields, most: i64) -> Result<Option<usize>, Failure> {
+fn top_logprobs(endpoint: Endpoint, fields: &mut Fields, most: i64) -> Result<Option<usize>, Failure> {
     match endpoint {
         Endpoint::Completions => Ok(fields.integer("logprobs", 0, most)?.map(|count| count as usize)),
         Endpoint::Chat => {
@@ -320,9 +332,9 @@ mod tests {
         Limits { context: 64, vocab: 259, logprobs: 5, samples: 8, sampler: SamplerSettings::default() }
     }
 
-    fn read(endpoint: Endpoint, body: &str) -> Result<Call, String> {
-        let call = Call::read(endpoint, body.as_bytes(), &limits(), &Tokenizer::bytes());
-        call.map_err(|failure| failure.body()["error"]["message"].as_str().unwrap().to_owned())
+    fn read(endpoint: Endpoint, body: &str) -> Result<CompletionRequest, String> {
+        let request = CompletionRequest::read(endpoint, body.as_bytes(), &limits(), &Tokenizer::bytes());
+        request.map_err(|failure| failure.body()["error"]["message"].as_str().unwrap().to_owned())
     }
 
     #[test]
@@ -333,23 +345,23 @@ mod tests {
             ("[65, 66]", vec![vec![65, 66]]),
             ("[[65], [66, 67]]", vec![vec![65], vec![66, 67]]),
         ] {
-            let call = read(Endpoint::Completions, &format!(r#"{{"prompt": {prompt}, "n": 2}}"#)).unwrap();
-            assert_eq!(call.prompts, expected);
-            assert_eq!(call.total(), 2 * expected.len());
+            let request = read(Endpoint::Completions, &format!(r#"{{"prompt": {prompt}, "n": 2}}"#)).unwrap();
+            assert_eq!(request.prompts, expected);
+            assert_eq!(request.total(), 2 * expected.len());
         }
     }
 
     #[test]
     fn a_conversation_goes_through_the_template() {
         let parts = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}]}"#;
-        let call = read(Endpoint::Chat, parts).unwrap();
-        assert_eq!(call.prompts, [Tokenizer::bytes().prompt_ids(&Prompt::user("hi")).unwrap()]);
+        let request = read(Endpoint::Chat, parts).unwrap();
+        assert_eq!(request.prompts, [Tokenizer::bytes().prompt_ids(&Prompt::user("hi")).unwrap()]);
         // As much as fits where nothing is asked for: a context of 64, less the prompt.
-        assert_eq!(call.settings.max_new_tokens as usize, 64 - call.prompts[0].len());
+        assert_eq!(request.settings.max_new_tokens as usize, 64 - request.prompts[0].len());
     }
 
     #[test]
-    fn what_cannot_be_done_is_refused_before_it_is_queued() {
+    fn unusable_requests_are_refused_before_they_are_queued() {
         use Endpoint::{Chat, Completions};
         for (endpoint, body, words) in [
             (Completions, "{}", "`prompt` is missing"),

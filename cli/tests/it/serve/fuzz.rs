@@ -117,11 +117,11 @@ fn malformed(dice: &Dice) -> (&'static str, Vec<u8>) {
     (path, body)
 }
 
-/// Bytes exchanged at random places.
+/// Bytes exchanged at random positions.
 fn flipped(dice: &Dice, mut body: Vec<u8>) -> Vec<u8> {
     for _ in 0..=dice.below(8) {
-        let place = dice.below(body.len());
-        body[place] = dice.below(256) as u8;
+        let index = dice.below(body.len());
+        body[index] = dice.below(256) as u8;
     }
     body
 }
@@ -157,7 +157,7 @@ fn wrong_value(dice: &Dice) -> Value {
     }
 }
 
-/// A parameter that nobody has.
+/// A parameter that no endpoint takes.
 fn with_stranger(dice: &Dice, mut body: Value) -> Value {
     let letters = "abcdefghijklmnopqrstuvwxyz_🦀\u{0}\"\\%{}";
     let letters: Vec<char> = letters.chars().collect();
@@ -192,7 +192,7 @@ fn broken_text(dice: &Dice, written: &[u8]) -> Vec<u8> {
     ]);
     // Behind the first quotation mark of the first value.
     let quotes: Vec<usize> =
-        written.iter().enumerate().filter(|(_, byte)| **byte == b'"').map(|(place, _)| place).collect();
-    let place = quotes[dice.below(2).min(quotes.len() - 1)] + 1;
-    [&written[..place], garbage, &written[place..]].concat()
+        written.iter().enumerate().filter(|(_, byte)| **byte == b'"').map(|(index, _)| index).collect();
+    let index = quotes[dice.below(2).min(quotes.len() - 1)] + 1;
+    [&written[..index], garbage, &written[index..]].concat()
 }
