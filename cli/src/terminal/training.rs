@@ -3,7 +3,7 @@
 use super::bar::style;
 use super::{clock, note};
 use indicatif::ProgressBar;
-use rollout::collector::Progress;
+use rollout::collector::SamplingProgress;
 use schema::Metrics;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -58,7 +58,7 @@ impl Observer for TrainingScreen {
         self.message(phase.describe());
     }
 
-    fn progress(&mut self, phase: Phase, progress: Progress) {
+    fn progress(&mut self, phase: Phase, progress: SamplingProgress) {
         self.message(&format!("{} {}/{}", phase.describe(), progress.finished, progress.samples));
     }
 
