@@ -94,7 +94,7 @@ impl TokenRows {
     }
 
     fn scored(&self) -> f64 {
-        self.packed.iter().map(Packed::scored_tokens).sum::<usize>() as f64
+        self.packed.iter().map(Packed::target_tokens).sum::<usize>() as f64
     }
 
     fn figure(&self, part: &str, verb: &str, seconds: &[f64], limit_s: f64) -> Figure {

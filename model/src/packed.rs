@@ -32,11 +32,11 @@ pub struct Packed {
     pub(crate) ids: Tensor,
     /// `[input]` i64: the position of each token in its sequence.
     pub(crate) positions: Tensor,
-    /// `[scored]` i64: the index of the input token whose hidden state predicts each completion token.
+    /// `[target]` i64: the index of the input token whose hidden state predicts each completion token.
     pub(crate) predictors: Tensor,
-    /// `[scored]` i64: the completion tokens.
+    /// `[target]` i64: the completion tokens.
     pub(crate) targets: Tensor,
-    /// The index of each scored token's completion, counted through all groups.
+    /// The index of each target token's completion, counted through all groups.
     sequence_of_token: Vec<i64>,
     sequences: usize,
     layout: Vec<(usize, Vec<usize>)>,
@@ -57,7 +57,7 @@ impl Packed {
     ///
     /// # Errors
     /// If a prompt is empty, or a token id is not below `vocab`.
-    pub fn with_ends(groups: &[Sequences<'_>], vocab: i64, device: Device) -> Result<Self> {
+    pub fn for_sequence_head(groups: &[Sequences<'_>], vocab: i64, device: Device) -> Result<Self> {
         Self::pack(groups, vocab, device, 1)
     }
 
@@ -77,15 +77,14 @@ impl Packed {
             let last_of_prompt = ids.len() as i64 - 1;
             let mut lengths = Vec::with_capacity(group.completions.len());
             for completion in &group.completions {
-                let scored = completion.len() + ends;
-                let inputs = scored.saturating_sub(1);
+                let count = completion.len() + ends;
+                let inputs = count.saturating_sub(1);
                 let start = ids.len() as i64;
-                predictors.extend(
-                    (0..scored as i64).map(|index| if index == 0 { last_of_prompt } else { start + index - 1 }),
-                );
+                predictors
+                    .extend((0..count as i64).map(|index| if index == 0 { last_of_prompt } else { start + index - 1 }));
                 targets.extend(completion.iter().map(|id| i64::from(*id)));
                 targets.extend(std::iter::repeat_n(0, ends));
-                sequence_of_token.extend(std::iter::repeat_n(sequences as i64, scored));
+                sequence_of_token.extend(std::iter::repeat_n(sequences as i64, count));
                 ids.extend(completion[..inputs].iter().map(|id| i64::from(*id)));
                 positions.extend((0..inputs).map(|index| (prompt + index) as i64));
                 lengths.push(inputs);
@@ -112,7 +111,7 @@ impl Packed {
     }
 
     /// The number of completion tokens, sequence ends included.
-    pub fn scored_tokens(&self) -> usize {
+    pub fn target_tokens(&self) -> usize {
         self.sequence_of_token.len()
     }
 
@@ -121,7 +120,7 @@ impl Packed {
         self.sequences
     }
 
-    /// The index of each scored token's completion, counted through all groups.
+    /// The index of each target token's completion, counted through all groups.
     pub fn sequence_of_token(&self) -> &[i64] {
         &self.sequence_of_token
     }
@@ -154,7 +153,7 @@ mod tests {
     #[test]
     fn an_end_reads_the_state_after_the_last_token() {
         let group = Sequences { prompt: &[1, 2, 3], completions: vec![&[4, 5], &[]] };
-        let packed = Packed::with_ends(&[group], 10, HOST).unwrap();
+        let packed = Packed::for_sequence_head(&[group], 10, HOST).unwrap();
         let numbers = |x: &Tensor| Vec::<i64>::try_from(x).unwrap();
         assert_eq!(numbers(&packed.ids), [1, 2, 3, 4, 5]);
         assert_eq!(numbers(&packed.predictors), [2, 3, 4, 2]);

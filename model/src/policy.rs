@@ -194,7 +194,7 @@ impl Policy {
         }
     }
 
-    /// The hidden state before each scored token of a packed batch, `[token, hidden]`, without gradient.
+    /// The hidden state before each target token of a packed batch, `[token, hidden]`, without gradient.
     pub fn hidden_states(&self, packed: &Packed) -> Tensor {
         self.hidden(packed, &self.adapter)
     }
@@ -263,7 +263,7 @@ impl Policy {
         head.logprobs(hidden, &packed.targets, temperature, Want::Logprobs, Dlogp::Skip).logprobs
     }
 
-    /// The hidden state before each scored token, `[scored, hidden]`, without gradient.
+    /// The hidden state before each target token, `[target, hidden]`, without gradient.
     fn hidden(&self, packed: &Packed, adapter: &Adapter) -> Tensor {
         trace::hidden_states(&*self.network, packed, self.kind(), adapter)
     }

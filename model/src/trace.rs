@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 /// The hidden states of a batch, with the backward pass to the adapter they were computed with if it is trained.
 #[derive(Debug)]
 pub(crate) struct Trace {
-    /// The state before each scored token, `[scored, hidden]`, without gradient.
+    /// The state before each target token, `[target, hidden]`, without gradient.
     pub(crate) hidden: Tensor,
     backward: Option<Backward>,
 }
@@ -19,9 +19,9 @@ struct Backward {
     network: Rc<dyn CausalLm>,
     adapter: Adapter,
     tape: Tape,
-    /// `[scored]` i64: the input token of each scored state.
+    /// `[target]` i64: the input token of each target.
     predictors: Tensor,
-    /// Input tokens of the pass, scored or not.
+    /// Input tokens of the pass, targets or not.
     tokens: i64,
 }
 
@@ -31,7 +31,7 @@ impl std::fmt::Debug for Backward {
     }
 }
 
-/// The state before each scored token of `packed`, `[scored, hidden]`, without gradient.
+/// The state before each target token of `packed`, `[target, hidden]`, without gradient.
 ///
 /// * `kind`: the format of activations
 pub(crate) fn hidden_states(network: &dyn CausalLm, packed: &Packed, kind: Kind, adapter: &Adapter) -> Tensor {
@@ -73,7 +73,7 @@ impl Trace {
         self.backward.is_some()
     }
 
-    /// Adds to the gradients of the adapter, given the gradient with respect to the hidden states, `[scored, hidden]`.
+    /// Adds to the gradients of the adapter, given the gradient with respect to the hidden states, `[target, hidden]`.
     pub(crate) fn backward(self, grad_hidden: &Tensor) {
         let Some(backward) = self.backward else { return };
         let grad_states = tch::no_grad(|| {

@@ -283,7 +283,7 @@ impl PackedSequences<'_> {
             .collect();
         Ok(match reads {
             Reads::Tokens => Packed::new(&sequences, limits.vocab, limits.device)?,
-            Reads::SequenceEnds => Packed::with_ends(&sequences, limits.vocab, limits.device)?,
+            Reads::SequenceEnds => Packed::for_sequence_head(&sequences, limits.vocab, limits.device)?,
         })
     }
 }

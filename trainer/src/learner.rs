@@ -150,7 +150,7 @@ impl Learner {
         metrics.set("updates/taken", taken as f64);
         metrics.set("updates/skipped_not_finite", skipped as f64);
         metrics.set("tokens/trained", batches.iter().map(|batch| batch.trained_tokens).sum::<i64>() as f64);
-        let computed = batches.iter().flat_map(|batch| &batch.micro_batches).map(|batch| batch.packed.scored_tokens());
+        let computed = batches.iter().flat_map(|batch| &batch.micro_batches).map(|batch| batch.packed.target_tokens());
         metrics.set("tokens/computed", computed.sum::<usize>() as f64);
         self.companions.renew(step, before_updates, policy)?;
         metrics.merge(self.end_step(step, collected, policy)?);

@@ -92,8 +92,8 @@ fn the_hubs_cache_is_used_when_it_is_whole() {
 fn offline_the_error_says_what_was_tried() {
     let site = Site::new();
     let error = site.error("owner/name");
-    let places = [site.models(), site.hub.cache.clone()].map(|path| path.display().to_string());
-    for part in ["model `owner/name`", &places[0], &places[1], "HF_HUB_OFFLINE", "give its folder"] {
+    let folders = [site.models(), site.hub.cache.clone()].map(|path| path.display().to_string());
+    for part in ["model `owner/name`", &folders[0], &folders[1], "HF_HUB_OFFLINE", "give its folder"] {
         assert!(error.contains(part), "{part} in {error}");
     }
 }

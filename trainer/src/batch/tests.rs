@@ -38,7 +38,7 @@ fn a_group_without_signal_is_counted_and_not_computed() {
     assert_eq!(batches[0].trained_tokens, 6);
     let micro = &batches[0].micro_batches[..];
     assert_eq!(micro.len(), 1);
-    assert_eq!(micro[0].packed.scored_tokens(), 3);
+    assert_eq!(micro[0].packed.target_tokens(), 3);
     assert_eq!(micro[0].denominator.divisor(), 6.0);
     // (1 - 0.5) / (std + 1e-4) with Bessel's std of (1, 0), 0.7071
     let advantages = floats(micro[0].signal.advantages());
@@ -50,7 +50,7 @@ fn a_group_without_signal_is_counted_and_not_computed() {
 #[test]
 fn a_penalty_computes_every_sample() {
     let settings = Grpo { kl_coefficient: 0.1, ..Grpo::default() };
-    assert_eq!(batches(&[&[1.0, 1.0]], settings, 100)[0].micro_batches[0].packed.scored_tokens(), 3);
+    assert_eq!(batches(&[&[1.0, 1.0]], settings, 100)[0].micro_batches[0].packed.target_tokens(), 3);
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn micro_batches_keep_to_the_limit_and_hold_every_sample_once() {
     for limit in [4, 5, 6, 9, 100] {
         let batches = batches(rewards, Grpo::default(), limit);
         let micro = &batches[0].micro_batches;
-        assert_eq!(micro.iter().map(|batch| batch.packed.scored_tokens()).sum::<usize>(), 20, "limit {limit}");
+        assert_eq!(micro.iter().map(|batch| batch.packed.target_tokens()).sum::<usize>(), 20, "limit {limit}");
         assert_eq!(micro.iter().map(|batch| batch.packed.sequences()).sum::<usize>(), 8);
         assert_eq!(micro.len() == 1, limit == 100);
     }
@@ -90,8 +90,8 @@ fn columns_come_back_sequence_by_sequence_from_as_few_passes_as_fit() {
     for (limit, passes) in [(6, vec![6, 3]), (10, vec![9]), (1, vec![1, 2, 3, 1, 2])] {
         let mut seen = Vec::new();
         let scores = per_sequence(&units, limits(limit), |packed| {
-            seen.push(packed.scored_tokens());
-            let indices = Tensor::arange(packed.scored_tokens() as i64, (tch::Kind::Float, limits(limit).device));
+            seen.push(packed.target_tokens());
+            let indices = Tensor::arange(packed.target_tokens() as i64, (tch::Kind::Float, limits(limit).device));
             vec![indices.shallow_clone(), -indices]
         })
         .unwrap();

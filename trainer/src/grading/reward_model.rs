@@ -157,7 +157,7 @@ impl RewardNetwork {
             return Ok(());
         }
         let _no_grad = tch::no_grad_guard();
-        let packed = Packed::with_ends(&pass.sequences(), self.limits.vocab, self.limits.device)?;
+        let packed = Packed::for_sequence_head(&pass.sequences(), self.limits.vocab, self.limits.device)?;
         let values = self.policy.evaluate_values(&packed, &self.critic).leaf;
         let at_ends = values.index_select(0, &Tensor::from_slice(&pass.ends()).to_device(self.limits.device));
         let answers = pass.parts.iter().flat_map(|part| part.answers.iter().map(|_| part.group));

@@ -185,7 +185,7 @@ mod tests {
         let ask = |groups: &[Group]| {
             let logprobs = |packed: &Packed| {
                 passes.set(passes.get() + 1);
-                Tensor::arange(packed.scored_tokens() as i64, (tch::Kind::Float, limits.device))
+                Tensor::arange(packed.target_tokens() as i64, (tch::Kind::Float, limits.device))
             };
             rows.logprobs(groups, limits, logprobs).unwrap()
         };
