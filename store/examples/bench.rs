@@ -9,11 +9,11 @@
 //! ```
 //!
 //! Everything happens in a temporary folder (`TMPDIR` says where), which needs about 1 GB for a million samples. Each
-//! part ends with an error if a row is lost or a check fails; times are printed and judged by whoever reads them.
+//! part ends with an error if a row is lost or a check fails; times are printed for the reader to judge.
 #![expect(clippy::print_stdout, reason = "the numbers are the program's output")]
 
-use proxrl_store::replay::{Source, Stratified, Uniform};
-use proxrl_store::{NewRun, Recent, ReplaySampler, RunId, Store, Value};
+use proxrl_store::replay::{FillRule, Recent, ReplaySampler, ReplaySource, Stratified};
+use proxrl_store::{NewRun, RunId, Store, Value};
 use schema::{
     Finish, Grade, GradedGroup, Group, PolicyVersion, Prompt, RewardPart, Sample, SamplerSettings, Seed, Verdict,
 };
@@ -132,17 +132,17 @@ fn draw(samples: usize) -> Result<()> {
     report("open, writing", times(&|| Store::open(&url(&path)).map(|_| ()), 10)?);
 
     let store = Store::open_read_only(&url(&path))?;
-    let source = Source::of(&store, run, steps + 1);
-    let rules: [(&str, &dyn ReplaySampler); 3] = [
-        ("draw 512 rows, uniform", &Uniform),
-        ("draw 512 rows, recent", &Recent { steps: 2 }),
-        ("draw 512 rows, stratified", &Stratified::default()),
+    let source = ReplaySource::of(&store, run, steps + 1);
+    let rules = [
+        ("draw 512 rows, uniform", ReplaySampler::Uniform),
+        ("draw 512 rows, recent", ReplaySampler::Recent(Recent { steps: 2 })),
+        ("draw 512 rows, stratified", ReplaySampler::Stratified(Stratified::default())),
     ];
     for (name, rule) in rules {
         let mut drawn = Vec::new();
         for trial in 0..DRAWS {
             let start = Instant::now();
-            let groups = rule.draw_from(&source, GROUPS, &Seed::new(trial))?;
+            let groups = rule.draw(&source, GROUPS, &Seed::new(trial))?;
             drawn.push(start.elapsed().as_secs_f64() * 1e3);
             let rows: usize = groups.iter().map(|group| group.stored.sample_ids.len()).sum();
             if rows != ROWS {
@@ -152,9 +152,9 @@ fn draw(samples: usize) -> Result<()> {
         report(name, drawn);
     }
     let stuck: Vec<GradedGroup> = groups(steps, TOKENS).iter().map(without_signal).collect::<Result<_>>()?;
-    let rule = Stratified { rows: 4, min_difference: 0.0 };
+    let rule = FillRule { rows: 4, min_difference: 0.0 };
     let fill = times(&|| rule.fill(&source, &stuck, &Seed::new(1)).map(|_| ()), DRAWS)?;
-    report("fill 64 groups, stratified", fill);
+    report("fill 64 groups", fill);
     Ok(())
 }
 
@@ -182,14 +182,17 @@ fn growth(samples: usize) -> Result<()> {
             appends.push(start.elapsed().as_secs_f64() * 1e3);
         }
         figures.push(figure("append", stored, &appends));
-        let source = Source::of(&store, run, steps + 1);
-        let rules: [(&str, &dyn ReplaySampler); 3] =
-            [("uniform", &Uniform), ("recent", &Recent { steps: 2 }), ("stratified", &Stratified::default())];
+        let source = ReplaySource::of(&store, run, steps + 1);
+        let rules = [
+            ("uniform", ReplaySampler::Uniform),
+            ("recent", ReplaySampler::Recent(Recent { steps: 2 })),
+            ("stratified", ReplaySampler::Stratified(Stratified::default())),
+        ];
         for (name, rule) in rules {
             let mut draws = Vec::new();
             for trial in 0..TIMES {
                 let start = Instant::now();
-                let groups = rule.draw_from(&source, GROUPS, &Seed::new(trial))?;
+                let groups = rule.draw(&source, GROUPS, &Seed::new(trial))?;
                 draws.push(start.elapsed().as_secs_f64() * 1e3);
                 if groups.len() != GROUPS {
                     return Err(format!("{name} gave {} groups of {stored} samples", groups.len()).into());
@@ -256,7 +259,7 @@ fn read_until(path: &Path, run: RunId, done: &AtomicBool, reader: usize) -> Resu
         if samples != (steps * ROWS as u64) as i64 {
             return Err(format!("reader {reader} saw {samples} samples of {steps} steps").into());
         }
-        let drawn = Uniform.draw(&store, run, steps + 1, 8, &Seed::new(asked))?;
+        let drawn = ReplaySampler::Uniform.draw(&ReplaySource::of(&store, run, steps + 1), 8, &Seed::new(asked))?;
         if let Some(group) = drawn.iter().find(|group| group.stored.sample_ids.len() != SAMPLES) {
             return Err(format!("reader {reader} drew {group:?}").into());
         }

@@ -62,7 +62,7 @@ pub use id::{GroupId, RunId, SampleId, Scoring};
 pub use keep::{MARGIN, Migrated, Prune, Pruned, Verification};
 pub use open::{Store, without_password};
 pub use queue::{JobProgress, Lease, NewJob, Publication};
-pub use replay::{Recent, ReplaySampler, ReplayedGroup};
+pub use replay::ReplayedGroup;
 pub use rows::read::StoredGroup;
 pub use rows::run::{NewRun, Run, RunKind, RunStatus};
 pub use table::{Table, Value};

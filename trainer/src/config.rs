@@ -5,11 +5,13 @@
 
 mod collector;
 mod parse;
+mod replay;
 mod serving;
 mod share;
 
 pub use collector::{RemoteConfig, WithoutWorkers};
 pub use parse::Override;
+pub use replay::Replay;
 pub use serving::Serving;
 pub use share::Share;
 
@@ -147,18 +149,6 @@ impl Default for Evaluate {
     fn default() -> Self {
         Self { every: 0, prompts: 0, threshold: 1.0, samples: 0, against: Vec::new(), beta: 0.0 }
     }
-}
-
-/// `[replay]`: learning from another run's samples.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Replay {
-    /// Name or number of a run in the same store, of the same base model.
-    pub run: String,
-    /// Learn from that run's samples alone, without sampling. Otherwise its groups are used by an algorithm with replay
-    /// if the run's own past is too short.
-    #[serde(default)]
-    pub offline: bool,
 }
 
 /// `[store]`: the database of all samples.
@@ -302,7 +292,7 @@ impl Config {
             }
         }
         if let Some(replay) = &self.replay {
-            self.check_replay(replay, &*algorithm)?;
+            replay.check(&*algorithm, self.algorithm.name())?;
         }
         if let Some(CollectorConfig::Remote(remote)) = &self.collector {
             self.check_remote(remote, &*algorithm)?;
@@ -334,23 +324,6 @@ impl Config {
         if remote.max_staleness > 0 && (1..=self.steps).any(|step| algorithm.schedule(step).replay.is_some()) {
             return Err(Error::input(format!(
                 "algorithm.{name} decides step by step how much it draws, so nothing can be drawn ahead; set collector.remote.max_staleness = 0"
-            )));
-        }
-        Ok(())
-    }
-
-    /// Returns an error if another run's samples would not be used.
-    fn check_replay(&self, replay: &Replay, algorithm: &dyn Algorithm) -> Result<()> {
-        let (name, replays) = (self.algorithm.name(), |step| algorithm.schedule(step).replay.is_some());
-        if !algorithm.needs().samples.are_sampled() {
-            return Err(Error::input(format!(
-                "[replay] brings back samples that a policy drew, but algorithm.{name} learns from a data set; drop [replay]"
-            )));
-        }
-        if !replay.offline && !replays(1) {
-            let others = algorithm::names_of(|other| other.schedule(1).replay.is_some()).join(" or algorithm.");
-            return Err(Error::input(format!(
-                "algorithm.{name} replays nothing, so [replay] would do nothing; set replay.offline = true to learn from that run alone, or use algorithm.{others}"
             )));
         }
         Ok(())

@@ -265,7 +265,9 @@ impl<'a> Training<'a> {
             self.store(step, &fresh)?;
             fresh
         };
-        let samples = self.source.select(request, fresh)?;
+        let schedule = self.learner.algorithm().schedule(step);
+        let context = StepContext { step, schedule, store: &self.store, run: self.run };
+        let samples = self.source.select(&context, request, fresh)?;
         clock.sampled();
         let learned = self.learn(step, &samples, observer)?;
         self.publish(step)?;

@@ -156,8 +156,13 @@ pub(crate) trait Source {
     /// step's metrics.
     ///
     /// # Errors
-    /// If the fresh groups cannot be measured.
-    fn select(&mut self, request: StepRequest, fresh: Vec<GradedGroup>) -> Result<StepSamples> {
+    /// If the fresh groups cannot be measured, or old samples that join them cannot be read.
+    fn select(
+        &mut self,
+        _context: &StepContext<'_>,
+        request: StepRequest,
+        fresh: Vec<GradedGroup>,
+    ) -> Result<StepSamples> {
         Ok(StepSamples { fresh, trained: request.existing, metrics: request.metrics })
     }
 }

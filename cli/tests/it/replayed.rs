@@ -187,6 +187,126 @@ fn another_runs_samples_are_refused_where_they_do_not_fit() {
     desk.ok(&["replay", "query", "SELECT 1"]);
 }
 
+/// Trains from `config` with these keys and returns the metrics.
+fn train(desk: &Desk, config: &str, run: &str, sets: &[&str]) -> Vec<Value> {
+    let mut args = vec!["train", config, "--out", run];
+    args.extend(sets.iter().flat_map(|set| ["--set", *set]));
+    desk.ok(&args);
+    desk.metrics(run)
+}
+
+#[test]
+fn each_rule_draws_what_it_admits() {
+    let ages = |sets: &[&str]| {
+        let desk = Desk::new();
+        tiny(&desk, REMIX);
+        let sets = [&["steps=5", "algorithm.remix.replay_window=4", "rollout.prompts_per_step=5"], sets].concat();
+        let rows = train(&desk, "config.toml", "run", &sets);
+        assert!(rows[1..].iter().any(|row| number(row, "replay/groups") > 0.0), "{sets:?}: {rows:?}");
+        rows.iter().filter_map(|row| row["replay/age_max"].as_f64()).fold(0.0, f64::max)
+    };
+    // Without a rule groups of up to four steps ago come back.
+    let plain = ages(&[]);
+    assert!(plain > 1.0);
+    assert_eq!(ages(&["replay.sampler=\"uniform\""]), plain);
+    assert_eq!(ages(&["replay.sampler.recent.steps=1"]), 1.0);
+    assert_eq!(ages(&["replay.max_staleness=1"]), 1.0);
+    assert_eq!(ages(&["replay.sampler.stratified.min_difference=0.5", "replay.max_staleness=1"]), 1.0);
+}
+
+#[test]
+fn a_killed_run_draws_the_same_groups_and_rows_by_every_rule() {
+    let rules: [&[&str]; 2] = [
+        &["replay.sampler.recent.steps=1", "replay.fill.rows=2"],
+        &["replay.sampler.stratified.min_difference=0.5", "replay.max_staleness=2"],
+    ];
+    for rule in rules {
+        let sets = [&["steps=8", "checkpoint.every=3"], rule].concat();
+        let expected = Desk::new();
+        remix(&expected, &sets);
+        let desk = Desk::new();
+        tiny(&desk, REMIX);
+        let mut start = vec!["train", "config.toml", "--out", "run"];
+        start.extend(sets.iter().flat_map(|set| ["--set", *set]));
+        desk.ok_after_kills(&start, &[700, 800]);
+        assert_eq!(desk.metrics("run"), expected.metrics("run"), "{rule:?}");
+    }
+}
+
+#[test]
+fn old_rows_join_the_groups_whose_rewards_are_all_alike() {
+    let desk = Desk::new();
+    // Few prompts, so that each is asked again.
+    let tiny = config("tiny.toml");
+    let few = ["prompts.arithmetic.max=2", "prompts.arithmetic.held_out=1"];
+    let plain = train(&desk, &tiny, "plain", &few);
+    let sets = [&few[..], &["replay.fill.rows=2"]].concat();
+    let desk = Desk::new();
+    let rows = train(&desk, &tiny, "filled", &sets);
+    assert_eq!(number(&rows[0], "replay/filled_groups"), 0.0, "the first step has no past");
+    let sum = |key: &str| rows.iter().map(|row| number(row, key)).sum::<f64>();
+    let (groups, samples) = (sum("replay/filled_groups"), sum("replay/filled_samples"));
+    assert!(groups > 0.0 && (groups..=2.0 * groups).contains(&samples), "{groups} groups, {samples} samples");
+    // Nothing more was sampled, and something else was learned.
+    assert_eq!(number(&rows[19], "num_samples"), number(&plain[19], "num_samples"));
+    assert_ne!(number(&rows[19], "reward"), number(&plain[19], "reward"));
+}
+
+#[test]
+fn a_later_scoring_changes_what_is_learned() {
+    let desk = Desk::new();
+    older_run(&desk);
+    desk.write("brief.toml", crate::replay::OTHER_REWARD);
+    desk.ok(&["replay", "rescore", "--reward", "brief.toml", "--run", "older"]);
+    let offline = |run: &str, sets: &[&str]| {
+        let sets = [&["replay.run=older", "replay.offline=true", "steps=3"], sets].concat();
+        train(&desk, &config("tiny.toml"), run, &sets)
+    };
+    let (first, corrected) = (offline("first", &[]), offline("corrected", &["replay.scoring=1"]));
+    // A digit is worth 1 or 0; the later reward falls below 0 with the distance from three tokens.
+    assert!(first.iter().all(|row| number(row, "reward") > 0.0), "{first:?}");
+    assert!(corrected.iter().all(|row| number(row, "reward") < 0.0), "{corrected:?}");
+    let hash = |run: &str| {
+        desk.query(&format!(
+            "SELECT c.hash FROM checkpoints c JOIN runs r ON r.id = c.run_id WHERE r.name = '{run}' ORDER BY c.step DESC"
+        ))[0]["hash"]
+            .clone()
+    };
+    assert_ne!(hash("first"), hash("corrected"), "another adapter");
+    assert_eq!(offline("latest", &["replay.scoring=latest"]), corrected);
+    assert_eq!(offline("named", &["replay.scoring=training"]), first);
+    let config = &desk.query("SELECT config FROM runs WHERE name = 'corrected'")[0]["config"];
+    assert!(config.as_str().unwrap().contains("scoring = 1"), "the run says by which scoring it learned");
+}
+
+#[test]
+fn replay_settings_that_make_no_sense_are_refused() {
+    let desk = Desk::new();
+    older_run(&desk);
+    let refused = |sets: &[&str]| {
+        let tiny = config("tiny.toml");
+        let mut args = vec!["train", &tiny, "--out", "run"];
+        args.extend(sets.iter().flat_map(|set| ["--set", *set]));
+        let done = desk.run(&args);
+        assert_eq!(done.code, Some(2), "{sets:?}: {}", done.stderr);
+        assert!(!desk.path("run").exists(), "{sets:?}");
+        done.stderr
+    };
+    let offline = ["replay.run=older", "replay.offline=true"];
+    let with = |set: &'static str| [&offline[..], &[set]].concat();
+    assert!(refused(&with("replay.scoring=9")).contains("the store holds no scoring 9"));
+    assert!(refused(&with("replay.scoring=newest")).contains("`newest` is no scoring"));
+    assert!(refused(&with("replay.sampler.recent.steps=0")).contains("replay.sampler.recent.steps must be at least 1"));
+    assert!(
+        refused(&with("replay.sampler.stratified.min_difference=-1.0")).contains("min_difference must be 0 or more")
+    );
+    assert!(refused(&with("replay.sampler=\"newest\"")).contains("newest"));
+    assert!(refused(&with("replay.fill.rows=1")).contains("replay.offline samples none"));
+    assert!(refused(&["replay.fill.rows=0"]).contains("replay.fill.rows must be at least 1"));
+    assert!(refused(&["replay.offline=true"]).contains("name that run in replay.run"));
+    assert!(refused(&["replay.max_staleness=3"]).contains("algorithm.grpo replays nothing"));
+}
+
 /// Large groups of a tiny network at a low temperature, so that a few first tokens are likely.
 fn props(desk: &Desk, props: &str, sets: &[&str]) -> Vec<Value> {
     let text = std::fs::read_to_string(config("tiny.toml")).unwrap();

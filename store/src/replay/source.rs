@@ -22,7 +22,7 @@ const ADDRESSES: usize = 64;
 
 /// Steps of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Past {
+pub struct StepsOfRun {
     /// The run.
     pub run: RunId,
     /// Its steps. Ages count back from the end.
@@ -31,16 +31,16 @@ pub struct Past {
 
 /// What a rule may draw from.
 #[derive(Debug, Clone)]
-pub struct Source<'a> {
+pub struct ReplaySource<'a> {
     pub(super) store: &'a Store,
-    pub(super) pasts: Vec<Past>,
+    pub(super) pasts: Vec<StepsOfRun>,
     pub(super) scoring: Scoring,
 }
 
-impl<'a> Source<'a> {
+impl<'a> ReplaySource<'a> {
     /// What a run stored before step `now`.
     pub fn of(store: &'a Store, run: RunId, now: u64) -> Self {
-        Self { store, pasts: vec![Past { run, steps: 0..now }], scoring: Scoring::Training }
+        Self { store, pasts: vec![StepsOfRun { run, steps: 0..now }], scoring: Scoring::Training }
     }
 
     /// Everything that other runs of the store hold, for a run that starts from what they paid for. Their rows count
@@ -49,7 +49,7 @@ impl<'a> Source<'a> {
         let past = async |connection: &mut Connection, run: RunId| {
             crate::rows::run::by_id(connection, run).await?;
             let end: i64 = sql::query_scalar(END).bind(run.0).fetch_one(connection).await.doing(DOING)?;
-            Ok(Past { run, steps: 0..end as u64 })
+            Ok(StepsOfRun { run, steps: 0..end as u64 })
         };
         let mut pasts = Vec::with_capacity(runs.len());
         for run in runs {
@@ -75,15 +75,15 @@ impl<'a> Source<'a> {
     /// The part of it that is at most `max_age` steps old.
     #[must_use]
     pub fn within(&self, max_age: u64) -> Self {
-        let narrowed = |Past { run, steps }: &Past| {
+        let narrowed = |StepsOfRun { run, steps }: &StepsOfRun| {
             let oldest = steps.end.saturating_sub(max_age);
-            Past { run: *run, steps: steps.start.max(oldest)..steps.end }
+            StepsOfRun { run: *run, steps: steps.start.max(oldest)..steps.end }
         };
         Self { store: self.store, pasts: self.pasts.iter().map(narrowed).collect(), scoring: self.scoring }
     }
 
     /// The steps that it reaches, run by run.
-    pub fn pasts(&self) -> &[Past] {
+    pub fn pasts(&self) -> &[StepsOfRun] {
         &self.pasts
     }
 
@@ -95,7 +95,7 @@ impl<'a> Source<'a> {
 }
 
 /// Where a group stands.
-pub(super) type Address = (RunId, u64, u64);
+pub(super) type GroupAddress = (RunId, u64, u64);
 
 /// Every group of a source, by rank: run after run, step after step.
 #[derive(Debug)]
@@ -107,9 +107,9 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    pub(super) async fn of(connection: &mut Connection, pasts: &[Past]) -> Result<Self> {
+    pub(super) async fn of(connection: &mut Connection, pasts: &[StepsOfRun]) -> Result<Self> {
         let mut counts = Vec::new();
-        for Past { run, steps } in pasts {
+        for StepsOfRun { run, steps } in pasts {
             let rows: Vec<(i64, i64)> = sql::query_as(STEPS)
                 .bind(run.0)
                 .bind(steps.start as i64)
@@ -137,7 +137,7 @@ impl Shelf {
     }
 
     /// Where the group of this rank stands.
-    pub(super) fn address(&self, rank: u64) -> Address {
+    pub(super) fn address(&self, rank: u64) -> GroupAddress {
         let step = self.ends.partition_point(|end| *end <= rank);
         let start = if step == 0 { 0 } else { self.ends[step - 1] };
         let (run, number) = self.steps[step];
@@ -146,8 +146,8 @@ impl Shelf {
 }
 
 /// The number of each addressed group, in their order.
-pub(super) async fn ids(connection: &mut Connection, addresses: &[Address]) -> Result<Vec<i64>> {
-    let mut ids: HashMap<Address, i64> = HashMap::with_capacity(addresses.len());
+pub(super) async fn ids(connection: &mut Connection, addresses: &[GroupAddress]) -> Result<Vec<i64>> {
+    let mut ids: HashMap<GroupAddress, i64> = HashMap::with_capacity(addresses.len());
     let sql = format!("{GROUPS_AT}{})", sql::places(ADDRESSES, 3));
     for chunk in addresses.chunks(ADDRESSES) {
         let mut query = sql::query_as(sql.clone());
@@ -159,7 +159,7 @@ pub(super) async fn ids(connection: &mut Connection, addresses: &[Address]) -> R
         let rows: Vec<(i64, i64, i64, i64)> = query.fetch_all(&mut *connection).await.doing(DOING)?;
         ids.extend(rows.into_iter().map(|(run, step, place, id)| ((RunId(run), step as u64, place as u64), id)));
     }
-    let id = |address: &Address| {
+    let id = |address: &GroupAddress| {
         ids.get(address).copied().ok_or_else(|| Error::Damaged {
             what: format!("step {} of run {} lacks its group {}", address.1, address.0, address.2),
         })
@@ -175,7 +175,7 @@ mod tests {
     fn ranks_become_runs_steps_and_places() {
         // Ranks 0 and 1 are the groups of step 4, rank 2 is that of step 6, and rank 3 is another run's.
         let shelf = Shelf::new(&[(RunId(1), 4, 2), (RunId(1), 6, 1), (RunId(2), 0, 1)]);
-        let all: Vec<Address> = (0..shelf.len()).map(|rank| shelf.address(rank)).collect();
+        let all: Vec<GroupAddress> = (0..shelf.len()).map(|rank| shelf.address(rank)).collect();
         assert_eq!(all, [(RunId(1), 4, 0), (RunId(1), 4, 1), (RunId(1), 6, 0), (RunId(2), 0, 0)]);
         assert_eq!(Shelf::new(&[]).len(), 0);
     }

@@ -1,10 +1,10 @@
 //! Every earlier group, each equally likely.
 //!
-//! Groups are drawn without replacement by the first places of a Fisher-Yates shuffle of their ranks, of which only
-//! the moved places are remembered: the work grows with what is drawn and not with what there is.
+//! Groups are drawn without replacement: the first entries of a Fisher-Yates shuffle of their ranks, of which only the
+//! moved entries are kept. The work grows with the number drawn, not with the number stored.
 
 use super::source::{Shelf, ids};
-use super::{ReplaySampler, ReplayedGroup, Source};
+use super::{ReplaySource, ReplayedGroup};
 use crate::engine::Access;
 use crate::error::Doing;
 use crate::rows::read;
@@ -14,39 +14,34 @@ use std::collections::HashMap;
 
 const DOING: &str = "drawing old groups";
 
-/// Draws uniformly, without replacement, from all groups of the source.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Uniform;
-
-impl ReplaySampler for Uniform {
-    fn draw_from(&self, source: &Source<'_>, count: usize, seed: &Seed) -> Result<Vec<ReplayedGroup>> {
-        let groups = source.store.with(async |connection| {
-            let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
-            let shelf = Shelf::of(&mut snapshot, &source.pasts).await?;
-            let mut shuffle = Shuffle::new(shelf.len(), seed);
-            let addresses: Vec<_> = shuffle.by_ref().take(count).map(|rank| shelf.address(rank)).collect();
-            let ids = ids(&mut snapshot, &addresses).await?;
-            read::groups(&mut snapshot, &ids, source.scoring).await
-        })?;
-        Ok(groups.into_iter().map(|stored| aged(source, stored)).collect())
-    }
+/// Draws up to `count` groups of the source uniformly, without replacement.
+pub(super) fn draw(source: &ReplaySource<'_>, count: usize, seed: &Seed) -> Result<Vec<ReplayedGroup>> {
+    let groups = source.store.with(async |connection| {
+        let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
+        let shelf = Shelf::of(&mut snapshot, &source.pasts).await?;
+        let mut shuffle = Shuffle::new(shelf.len(), seed);
+        let addresses: Vec<_> = shuffle.by_ref().take(count).map(|rank| shelf.address(rank)).collect();
+        let ids = ids(&mut snapshot, &addresses).await?;
+        read::groups(&mut snapshot, &ids, source.scoring).await
+    })?;
+    Ok(groups.into_iter().map(|stored| aged(source, stored)).collect())
 }
 
-pub(super) fn aged(source: &Source<'_>, stored: StoredGroup) -> ReplayedGroup {
+pub(super) fn aged(source: &ReplaySource<'_>, stored: StoredGroup) -> ReplayedGroup {
     ReplayedGroup { age: source.age(stored.run, stored.step), stored }
 }
 
-/// The numbers below `total` in a random order, every order equally likely, as far as they are asked for.
+/// An iterator over the numbers below `total` in a random order, every order equally likely.
 pub(super) struct Shuffle<'a> {
     seed: &'a Seed,
     total: u64,
-    place: u64,
+    index: u64,
     moved: HashMap<u64, u64>,
 }
 
 impl<'a> Shuffle<'a> {
     pub(super) fn new(total: u64, seed: &'a Seed) -> Self {
-        Self { seed, total, place: 0, moved: HashMap::new() }
+        Self { seed, total, index: 0, moved: HashMap::new() }
     }
 }
 
@@ -54,13 +49,13 @@ impl Iterator for Shuffle<'_> {
     type Item = u64;
 
     fn next(&mut self) -> Option<u64> {
-        let place = self.place;
-        if place == self.total {
+        let index = self.index;
+        if index == self.total {
             return None;
         }
-        self.place += 1;
-        let other = place + self.seed.below(place, self.total - place);
-        let here = self.moved.get(&place).copied().unwrap_or(place);
+        self.index += 1;
+        let other = index + self.seed.below(index, self.total - index);
+        let here = self.moved.get(&index).copied().unwrap_or(index);
         Some(self.moved.insert(other, here).unwrap_or(other))
     }
 }

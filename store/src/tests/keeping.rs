@@ -1,8 +1,8 @@
 //! The store in order: what is broken is named, what is pruned is gone, and what is needed stays.
 
 use super::{begin, count, execute, group, is_postgres, new_store, realistic_step, rich_groups};
-use crate::replay::Uniform;
-use crate::{Error, Prune, ReplaySampler, RunId, RunStatus, Store, Value};
+use crate::replay::{ReplaySampler, ReplaySource};
+use crate::{Error, Prune, RunId, RunStatus, Store, Value};
 use schema::Seed;
 
 /// Does to a store what its engine would not allow.
@@ -124,7 +124,7 @@ fn old_steps_go_and_leave_their_metrics() {
     assert_eq!(store.metrics(run).unwrap()[0].1.get("reward"), Some(0.5));
     assert!(store.verify().unwrap().is_sound());
     // Replay no longer finds them, and reading them back says why.
-    assert_eq!(Uniform.draw(&store, run, 11, 99, &Seed::new(1)).unwrap().len(), 6);
+    assert_eq!(ReplaySampler::Uniform.draw(&ReplaySource::of(&store, run, 11), 99, &Seed::new(1)).unwrap().len(), 6);
     assert!(matches!(store.step_groups(run, 1).unwrap_err(), Error::Pruned { step: 1, .. }));
     assert!(matches!(store.append_step(run, 1, &[], None).unwrap_err(), Error::StepExists { .. }));
     // Once more is nothing more.

@@ -1,14 +1,14 @@
 //! Drawing old groups.
 
 use super::{begin, group, new_store, realistic_step};
-use crate::replay::{self, Ages, Config, Source, Stratified, StratifiedConfig, Uniform, UniformConfig};
-use crate::{Recent, ReplaySampler, ReplayedGroup, RunId, SampleId, Scoring, Store};
+use crate::replay::{self, Ages, FillRule, Recent, ReplaySampler, ReplaySource, Stratified};
+use crate::{ReplayedGroup, RunId, SampleId, Scoring, Store};
 use schema::{GradedGroup, Seed};
 use std::collections::HashSet;
 
 fn draw(store: &Store, steps: u64, now: u64, count: usize, seed: u64) -> Vec<ReplayedGroup> {
     let run = store.find_run("replayed").unwrap().id;
-    Recent { steps }.draw(store, run, now, count, &Seed::new(seed)).unwrap()
+    ReplaySampler::Recent(Recent { steps }).draw(&ReplaySource::of(store, run, now), count, &Seed::new(seed)).unwrap()
 }
 
 #[test]
@@ -65,16 +65,17 @@ fn uniform_reaches_every_earlier_step_and_a_limit_cuts_it() {
     for step in 1..=6 {
         store.append_step(run, step, &realistic_step(step, 2, 1, 2), None).unwrap();
     }
-    let steps = |sampler: &dyn ReplaySampler| {
-        let drawn = sampler.draw(&store, run, 6, 100, &Seed::new(1)).unwrap();
+    let own = ReplaySource::of(&store, run, 6);
+    let steps = |sampler: ReplaySampler, source: &ReplaySource<'_>| {
+        let drawn = sampler.draw(source, 100, &Seed::new(1)).unwrap();
         let mut steps: Vec<u64> = drawn.iter().map(|group| group.stored.step).collect();
         steps.sort_unstable();
         steps
     };
-    assert_eq!(steps(&Uniform), [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
-    let limited = Config::Uniform(UniformConfig { max_age: 3 }).build().unwrap();
-    assert_eq!(steps(&*limited), [3, 3, 4, 4, 5, 5]);
-    assert_eq!(steps(&Recent { steps: 1 }), [5, 5]);
+    assert_eq!(steps(ReplaySampler::Uniform, &own), [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
+    assert_eq!(steps(ReplaySampler::Uniform, &own.within(3)), [3, 3, 4, 4, 5, 5]);
+    assert_eq!(steps(ReplaySampler::Recent(Recent { steps: 1 }), &own), [5, 5]);
+    assert_eq!(steps(ReplaySampler::Recent(Recent { steps: 9 }), &own.within(1)), [5, 5]);
 }
 
 #[test]
@@ -83,7 +84,7 @@ fn ages_are_counted_over_groups() {
     let run = begin(&store, "replayed");
     rewarded(&store, run, 1, "a", &[Some(1.0)]);
     rewarded(&store, run, 3, "a", &[Some(1.0), None]);
-    let drawn = Uniform.draw(&store, run, 5, 9, &Seed::new(1)).unwrap();
+    let drawn = ReplaySampler::Uniform.draw(&ReplaySource::of(&store, run, 5), 9, &Seed::new(1)).unwrap();
     // Ages 4 and 2.
     assert_eq!(Ages::of(&drawn), Some(Ages { mean: 3.0, max: 4 }));
     let metrics = replay::metrics(&drawn);
@@ -101,21 +102,21 @@ fn other_runs_lend_their_rows_with_their_provenance() {
         rewarded(&store, old, step, "a", &[Some(step as f32)]);
     }
     rewarded(&store, new, 1, "b", &[Some(0.0)]);
-    let source = Source::runs(&store, &[old]).unwrap();
+    let source = ReplaySource::runs(&store, &[old]).unwrap();
     // The old run ends behind step 3, so step 2 is two steps old.
-    let drawn = Uniform.draw_from(&source.within(2), 9, &Seed::new(1)).unwrap();
+    let drawn = ReplaySampler::Uniform.draw(&source.within(2), 9, &Seed::new(1)).unwrap();
     let mut ages: Vec<(u64, u64)> = drawn.iter().map(|group| (group.stored.step, group.age)).collect();
     ages.sort_unstable();
     assert_eq!(ages, [(2, 2), (3, 1)]);
     assert!(drawn.iter().all(|group| group.stored.run == old));
     assert!(drawn.iter().all(|group| group.stored.scored.group().policy.version == group.stored.step));
 
-    let both = Source::of(&store, new, 2).and(&source).and(&source);
+    let both = ReplaySource::of(&store, new, 2).and(&source).and(&source);
     assert_eq!(both.pasts().len(), 2);
-    let drawn = Uniform.draw_from(&both, 9, &Seed::new(1)).unwrap();
+    let drawn = ReplaySampler::Uniform.draw(&both, 9, &Seed::new(1)).unwrap();
     assert_eq!(drawn.iter().map(|group| group.stored.run).collect::<HashSet<_>>(), HashSet::from([old, new]));
     assert_eq!(drawn.len(), 4);
-    assert!(Source::runs(&store, &[RunId(9)]).unwrap_err().is_input());
+    assert!(ReplaySource::runs(&store, &[RunId(9)]).unwrap_err().is_input());
 }
 
 #[test]
@@ -134,8 +135,8 @@ fn stratified_draws_only_groups_with_a_signal() {
         rewarded(&store, run, step, "a", &[Some(0.0), Some(second), None]);
     }
     let draw = |min_difference, count, seed| {
-        let sampler = Stratified { rows: 1, min_difference };
-        let drawn = sampler.draw(&store, run, 41, count, &Seed::new(seed)).unwrap();
+        let sampler = ReplaySampler::Stratified(Stratified { min_difference });
+        let drawn = sampler.draw(&ReplaySource::of(&store, run, 41), count, &Seed::new(seed)).unwrap();
         drawn.iter().map(|group| group.stored.step).collect::<Vec<u64>>()
     };
     let sorted = |mut steps: Vec<u64>| {
@@ -173,8 +174,8 @@ fn a_group_without_signal_is_filled_with_another_reward() {
         group("a", 5, &[None, None]),
         group("never asked", 5, &[Some(0.0)]),
     ];
-    let source = Source::of(&store, run, 5);
-    let fills = Stratified { rows: 4, min_difference: 0.0 }.fill(&source, &fresh, &Seed::new(1)).unwrap();
+    let source = ReplaySource::of(&store, run, 5);
+    let fills = FillRule { rows: 4, min_difference: 0.0 }.fill(&source, &fresh, &Seed::new(1)).unwrap();
     // Only the first has no signal and an old row of another reward: the second sample of step 1.
     assert_eq!(fills.len(), 1);
     assert_eq!((fills[0].group, fills[0].rows.len()), (0, 1));
@@ -184,10 +185,11 @@ fn a_group_without_signal_is_filled_with_another_reward() {
     let mixed = fills[0].mixed(&fresh[0]);
     assert_eq!(mixed.rewards(), [Some(0.0), Some(0.0), None, Some(1.0)]);
 
-    // A limit on age takes it away again, and rules for whole groups offer none.
-    let limited = Config::Stratified(StratifiedConfig { max_age: 3, ..StratifiedConfig::default() }).build().unwrap();
-    assert!(limited.fill(&source, &fresh, &Seed::new(1)).unwrap().is_empty());
-    assert!(Uniform.fill(&source, &fresh, &Seed::new(1)).unwrap().is_empty());
+    // A limit on age takes it away again, and so does a difference that is asked for.
+    let fill = |rule: FillRule, source: &ReplaySource<'_>| rule.fill(source, &fresh, &Seed::new(1)).unwrap().len();
+    assert_eq!(fill(FillRule::default(), &source), 1);
+    assert_eq!(fill(FillRule::default(), &source.within(3)), 0);
+    assert_eq!(fill(FillRule { rows: 1, min_difference: 1.0 }, &source), 0);
 }
 
 #[test]
@@ -199,8 +201,8 @@ fn a_source_hands_out_the_scoring_that_was_asked_for() {
     let verdicts = group("a", 1, &[Some(0.0), Some(1.0)]);
     store.add_scores(again, &[(vec![SampleId(1), SampleId(2)], verdicts)]).unwrap();
     let rewards = |scoring| {
-        let source = Source::of(&store, run, 2).scored(scoring).unwrap();
-        Uniform.draw_from(&source, 1, &Seed::new(1)).unwrap()[0].stored.scored.rewards()
+        let source = ReplaySource::of(&store, run, 2).scored(scoring).unwrap();
+        ReplaySampler::Uniform.draw(&source, 1, &Seed::new(1)).unwrap()[0].stored.scored.rewards()
     };
     assert_eq!(rewards(Scoring::Training), [Some(0.0), Some(0.0)]);
     assert_eq!(rewards(Scoring::Number(again)), [Some(0.0), Some(1.0)]);
@@ -209,8 +211,10 @@ fn a_source_hands_out_the_scoring_that_was_asked_for() {
     store.finish_scoring(again).unwrap();
     assert_eq!(rewards(Scoring::Latest), [Some(0.0), Some(1.0)]);
     // Under it the group has a signal.
-    let source = Source::of(&store, run, 2);
-    let drawn = |source: &Source<'_>| Stratified::default().draw_from(source, 1, &Seed::new(1)).unwrap().len();
+    let source = ReplaySource::of(&store, run, 2);
+    let drawn = |source: &ReplaySource<'_>| {
+        ReplaySampler::Stratified(Stratified::default()).draw(source, 1, &Seed::new(1)).unwrap().len()
+    };
     assert_eq!((drawn(&source), drawn(&source.clone().scored(Scoring::Latest).unwrap())), (0, 1));
     assert!(source.scored(Scoring::Number(9)).unwrap_err().is_input());
 }

@@ -61,20 +61,27 @@ impl Plan {
         });
         let rollout = &config.rollout;
         let prompts = Epochs::new(train, rollout.prompts_per_step, seed.child("epochs"));
-        let past = |replay: &Replay| Past::find(&config.store.url, &replay.run, policy.identity());
-        let past = config.replay.as_ref().map(past).transpose()?;
-        let offline = past.filter(|_| config.replay.as_ref().is_some_and(|replay| replay.offline));
+        let rules = config.replay.clone().unwrap_or_default();
+        let past = Past::find(&config.store.url, &rules, policy.identity())?;
+        let offline = past.filter(|_| rules.offline);
         let source = match (reader, offline) {
             (Some(reader), _) => SourcePlan::Examples(Examples::new(prompts, reader, &policy)),
             (None, Some(past)) => {
                 let group_size = needs.samples.group_size().unwrap_or(1);
-                SourcePlan::Offline(Offline::new(past, rollout.prompts_per_step, group_size, seed.child("replay")))
+                SourcePlan::Offline(Offline::new(
+                    past,
+                    rules,
+                    rollout.prompts_per_step,
+                    group_size,
+                    seed.child("replay"),
+                ))
             }
             (None, None) => SourcePlan::Fresh {
                 prompts,
                 opponent: needs.samples.opponent().map(|opponent| opponent_of(&policy, opponent, config)),
-                replays: replays(&*algorithm, config.steps),
+                replays: rules.fill.is_some() || replays(&*algorithm, config.steps),
                 past,
+                rules,
             },
         };
         Ok(Self { policy, source, reward, judge, evaluation: evaluation.transpose()?, first_prompt })
@@ -92,10 +99,12 @@ pub(super) enum SourcePlan {
         prompts: Epochs,
         /// Samples what the policy's own samples are compared with.
         opponent: Option<Box<dyn Collector>>,
-        /// `true` if the algorithm replays old groups in any step.
+        /// `true` if old groups or rows come back in any step.
         replays: bool,
         /// Another run, whose groups are replayed too.
         past: Option<Past>,
+        /// The rules by which they come back.
+        rules: Replay,
     },
 }
 
@@ -108,10 +117,10 @@ impl SourcePlan {
         Ok(match self {
             Self::Examples(examples) => Box::new(examples),
             Self::Offline(offline) => Box::new(offline),
-            Self::Fresh { prompts, opponent, replays, past } => {
+            Self::Fresh { prompts, opponent, replays, past, rules } => {
                 let fresh = Fresh::open(context, prompts, opponent, policy)?;
                 if replays {
-                    Box::new(Replayed::new(fresh, past, Seed::new(context.config.seed).child("replay")))
+                    Box::new(Replayed::new(fresh, past, rules, Seed::new(context.config.seed).child("replay")))
                 } else {
                     Box::new(fresh)
                 }

@@ -151,7 +151,12 @@ impl Source for Fresh {
         self.round(&asked[..prompts], &seed, position, progress)
     }
 
-    fn select(&mut self, request: StepRequest, fresh: Vec<GradedGroup>) -> Result<StepSamples> {
+    fn select(
+        &mut self,
+        _context: &StepContext<'_>,
+        request: StepRequest,
+        fresh: Vec<GradedGroup>,
+    ) -> Result<StepSamples> {
         let StepRequest { step, schedule, prompts, .. } = request;
         let behavior = self.behavior.measure(&self.policy, &fresh, &self.seed.at(step).child("behavior"))?;
         let stale = staleness(&fresh, step).filter(|_| self.lookahead > 0);

@@ -11,19 +11,23 @@
 //! ([`Past`]). Those groups keep the run and the policy that sampled them, and both runs must have the same base model.
 //!
 //! The selection depends on the seed, the step and the samples of earlier steps, all of which a resumed run has: the
-//! store only grows.
+//! store only grows. With `replay.scoring = "latest"` it also depends on the scorings that finish meanwhile.
+//!
+//! `[replay]` names the rule that selects groups, the greatest age, and the scoring that grades them. With
+//! `[replay.fill]` single old samples of the same prompt and another reward join each group whose rewards are all alike.
 
 use super::{Fresh, Source, StepContext, StepRequest, StepSamples};
 use crate::algorithm::{Algorithm, Replay};
 use crate::collected::Collected;
+use crate::config;
 use crate::objective::has_signal;
 use crate::report::metrics;
 use crate::{Error, Result};
 use model::Policy;
 use rollout::collector::SamplingProgress;
 use schema::{GradedGroup, Group, Metrics, Sample, Seed};
-use store::replay::Uniform;
-use store::{ReplaySampler, ReplayedGroup, RunId, RunStatus, Store};
+use store::replay::{ReplaySampler, ReplaySource, ReplayedGroup};
+use store::{RunId, RunStatus, Scoring, Store};
 
 /// Whether an algorithm replays groups in any step of a run of `steps` steps.
 pub(crate) fn replays(algorithm: &dyn Algorithm, steps: u64) -> bool {
@@ -34,13 +38,14 @@ pub(crate) fn replays(algorithm: &dyn Algorithm, steps: u64) -> bool {
 pub(crate) struct Replayed {
     fresh: Fresh,
     past: Option<Past>,
+    rules: config::Replay,
     seed: Seed,
 }
 
 impl Replayed {
     /// `past` supplies groups while the run's own past is too short; `seed` decides which old groups come back.
-    pub(crate) fn new(fresh: Fresh, past: Option<Past>, seed: Seed) -> Self {
-        Self { fresh, past, seed }
+    pub(crate) fn new(fresh: Fresh, past: Option<Past>, rules: config::Replay, seed: Seed) -> Self {
+        Self { fresh, past, rules, seed }
     }
 
     /// The old groups of a step that samples for `prompts` prompts otherwise.
@@ -48,14 +53,44 @@ impl Replayed {
         let StepContext { step, store, run, .. } = *context;
         let (wanted, seed) = (wanted(replay, prompts), self.seed.at(step));
         let teaches = |group: &GradedGroup| teaches(group, replay);
-        let own = store::replay::Source::of(store, run, step).within(replay.window);
-        let mut old = select(&own, wanted, &seed, &teaches)?;
+        let (rules, sampler) = (&self.rules, self.rules.sampler);
+        let own = admitted(ReplaySource::of(store, run, step).within(replay.window), rules)?;
+        let mut old = select(&own, sampler, wanted, &seed, &teaches)?;
         if let Some(past) = self.past.filter(|_| old.len() < wanted) {
-            let other = past.source(store, run)?;
-            old.extend(select(&other, wanted - old.len(), &seed.child("other run"), &teaches)?);
+            let other = admitted(past.source(store, run)?, rules)?;
+            old.extend(select(&other, sampler, wanted - old.len(), &seed.child("other run"), &teaches)?);
         }
         Ok(old)
     }
+
+    /// Joins old samples to the groups without signal.
+    ///
+    /// | metric | meaning |
+    /// |---|---|
+    /// | `replay/filled_groups` | groups that old samples joined |
+    /// | `replay/filled_samples` | those samples |
+    fn fill(&self, context: &StepContext<'_>, samples: &mut StepSamples) -> Result<()> {
+        let (Some(rule), Collected::Groups(groups)) = (self.rules.fill, &mut samples.trained) else { return Ok(()) };
+        let StepContext { step, store, run, .. } = *context;
+        let mut source = ReplaySource::of(store, run, step);
+        if let Some(past) = self.past {
+            source = source.and(&past.source(store, run)?);
+        }
+        let fills = rule.fill(&admitted(source, &self.rules)?, groups, &self.seed.at(step).child("fill"))?;
+        for fill in &fills {
+            groups[fill.group] = fill.mixed(&groups[fill.group]);
+        }
+        let rows: usize = fills.iter().map(|fill| fill.rows.len()).sum();
+        samples.metrics.set("replay/filled_groups", fills.len() as f64);
+        samples.metrics.set("replay/filled_samples", rows as f64);
+        Ok(())
+    }
+}
+
+/// The part of a source that the rules admit, graded by their scoring.
+fn admitted<'a>(source: ReplaySource<'a>, rules: &config::Replay) -> Result<ReplaySource<'a>> {
+    let source = if rules.max_staleness == 0 { source } else { source.within(rules.max_staleness) };
+    Ok(if rules.scoring == Scoring::Training { source } else { source.scored(rules.scoring)? })
 }
 
 /// The stored samples of another run.
@@ -63,9 +98,13 @@ impl Replayed {
 pub(crate) struct Past(RunId);
 
 impl Past {
-    /// The run with this name or number in the store at `url`, which must have ended and have sampled from the base model
-    /// called `identity`.
-    pub(crate) fn find(url: &str, name: &str, identity: &str) -> Result<Self> {
+    /// Finds the run that `[replay]` names in the store at `url`, if it names one; the run must have ended and have sampled
+    /// from the base model called `identity`. Also refuses a scoring that the store does not hold.
+    pub(crate) fn find(url: &str, rules: &config::Replay, identity: &str) -> Result<Option<Self>> {
+        if matches!(rules.scoring, Scoring::Number(_)) {
+            Store::open_read_only(url)?.judged_by(rules.scoring)?;
+        }
+        let Some(name) = &rules.run else { return Ok(None) };
         let run = Store::open_read_only(url)?.find_run(name)?;
         if run.model_hash != identity {
             return Err(Error::input(format!(
@@ -77,14 +116,14 @@ impl Past {
                 "replay.run: `{name}` has not ended, so what it holds may still change; wait for it, or resume and finish it"
             )));
         }
-        Ok(Self(run.id))
+        Ok(Some(Self(run.id)))
     }
 
-    fn source(self, store: &Store, present: RunId) -> Result<store::replay::Source<'_>> {
+    fn source(self, store: &Store, present: RunId) -> Result<ReplaySource<'_>> {
         if self.0 == present {
             return Err(Error::input("replay.run: this is the run itself; name the other one by its number"));
         }
-        Ok(store::replay::Source::runs(store, &[self.0])?)
+        Ok(ReplaySource::runs(store, &[self.0])?)
     }
 }
 
@@ -114,10 +153,15 @@ impl Source for Replayed {
         self.fresh.collect(request, round, groups, progress)
     }
 
-    fn select(&mut self, mut request: StepRequest, fresh: Vec<GradedGroup>) -> Result<StepSamples> {
+    fn select(
+        &mut self,
+        context: &StepContext<'_>,
+        mut request: StepRequest,
+        fresh: Vec<GradedGroup>,
+    ) -> Result<StepSamples> {
         let replayed = request.schedule.replay.map(|_| std::mem::take(&mut request.metrics));
         let old = std::mem::replace(&mut request.existing, Collected::Groups(Vec::new()));
-        let mut samples = self.fresh.select(request, fresh)?;
+        let mut samples = self.fresh.select(context, request, fresh)?;
         if let (Some(replayed), Collected::Groups(groups), Collected::Groups(old)) =
             (replayed, &mut samples.trained, old)
         {
@@ -125,6 +169,7 @@ impl Source for Replayed {
             samples.metrics.merge(fresh_metrics(groups));
             groups.extend(old);
         }
+        self.fill(context, &mut samples)?;
         Ok(samples)
     }
 }
@@ -136,7 +181,8 @@ fn wanted(replay: &Replay, groups: usize) -> usize {
 
 /// Up to `wanted` groups of `source` that are `worth` it, each that there are equally likely.
 fn select(
-    source: &store::replay::Source<'_>,
+    source: &ReplaySource<'_>,
+    sampler: ReplaySampler,
     wanted: usize,
     seed: &Seed,
     worth: &dyn Fn(&GradedGroup) -> bool,
@@ -144,7 +190,7 @@ fn select(
     // A longer draw begins with the shorter one, so that drawing more only adds groups.
     let mut count = wanted;
     loop {
-        let drawn = Uniform.draw_from(source, count, seed)?;
+        let drawn = sampler.draw(source, count, seed)?;
         let exhausted = drawn.len() < count;
         let mut worthy: Vec<ReplayedGroup> = drawn.into_iter().filter(|group| worth(&group.stored.scored)).collect();
         if exhausted || worthy.len() >= wanted {
@@ -180,6 +226,7 @@ fn fresh_metrics(fresh: &[GradedGroup]) -> Metrics {
 /// differ and that have no empty completion.
 pub(crate) struct Offline {
     past: Past,
+    rules: config::Replay,
     groups: usize,
     /// The smallest group that the algorithm can learn from.
     group_size: usize,
@@ -188,8 +235,8 @@ pub(crate) struct Offline {
 
 impl Offline {
     /// `groups` groups of `past` a step, each of at least `group_size` samples; `seed` decides which.
-    pub(crate) fn new(past: Past, groups: usize, group_size: usize, seed: Seed) -> Self {
-        Self { past, groups, group_size, seed }
+    pub(crate) fn new(past: Past, rules: config::Replay, groups: usize, group_size: usize, seed: Seed) -> Self {
+        Self { past, rules, groups, group_size, seed }
     }
 }
 
@@ -198,7 +245,8 @@ impl Source for Offline {
         let StepContext { step, store, run, .. } = *context;
         let replay = Replay { share: 1.0, window: 0, only_with_signal: self.group_size > 1 };
         let worth = |group: &GradedGroup| group.group().samples.len() >= self.group_size && teaches(group, &replay);
-        let old = select(&self.past.source(store, run)?, self.groups, &self.seed.at(step), &worth)?;
+        let source = admitted(self.past.source(store, run)?, &self.rules)?;
+        let old = select(&source, self.rules.sampler, self.groups, &self.seed.at(step), &worth)?;
         if old.is_empty() {
             return Err(Error::input(
                 "replay.run: that run holds no group whose samples have different rewards, so nothing can be learned from it",
@@ -253,8 +301,8 @@ mod tests {
     fn only_groups_that_teach_come_back_and_each_once() {
         let (_folder, store, run) = stored();
         let select = |replay: Replay, wanted, seed| {
-            let own = store::replay::Source::of(&store, run, 4).within(replay.window);
-            select(&own, wanted, &Seed::new(seed), &|group| teaches(group, &replay)).unwrap()
+            let own = ReplaySource::of(&store, run, 4).within(replay.window);
+            select(&own, ReplaySampler::Uniform, wanted, &Seed::new(seed), &|group| teaches(group, &replay)).unwrap()
         };
         for seed in 0..20 {
             let old = select(REPLAY, 3, seed);
@@ -272,15 +320,15 @@ mod tests {
     #[test]
     fn the_first_step_has_no_past() {
         let (_folder, store, run) = stored();
-        let own = store::replay::Source::of(&store, run, 1);
-        assert!(select(&own, 3, &Seed::new(0), &|_| true).unwrap().is_empty());
+        let own = ReplaySource::of(&store, run, 1);
+        assert!(select(&own, ReplaySampler::Uniform, 3, &Seed::new(0), &|_| true).unwrap().is_empty());
     }
 
     #[test]
     fn what_was_drawn_is_described() {
         let (_folder, store, run) = stored();
-        let own = store::replay::Source::of(&store, run, 4).within(2);
-        let old = select(&own, 4, &Seed::new(0), &|group| teaches(group, &REPLAY)).unwrap();
+        let own = ReplaySource::of(&store, run, 4).within(2);
+        let old = select(&own, ReplaySampler::Uniform, 4, &Seed::new(0), &|group| teaches(group, &REPLAY)).unwrap();
         let mut metrics = store::replay::metrics(&old);
         metrics.merge(fresh_metrics(&scored(&[&[1.0]])));
         // the two groups of step 3 and the two of step 2, seen from step 4
