@@ -1,10 +1,10 @@
 //! The sampling engine: continuous batching over key/value slots.
 //!
 //! A prompt is prefilled once for all of its samples. Running sequences decode side by side, one token each per pass.
-//! When one ends, the last running row moves into its slot and a waiting sample takes the free slot, so no pass computes
-//! a finished or padded row. The random number of each token depends only on the request's seed, the sample and the
-//! position, so neither the batch nor the order of completion changes what is sampled. Float rounding aside, greedy
-//! output does not depend on them either.
+//! After a sequence has ended, the last running row moves into its slot and a waiting sample takes the free one, so no
+//! pass computes a finished or padded row. The random number of each token depends only on the request's seed, the
+//! sample and the position, so neither the batch nor the order of completion changes the sampled tokens. Float rounding
+//! aside, greedy output does not depend on them either.
 
 mod mixture;
 mod queue;

@@ -68,6 +68,10 @@ pub enum Operation {
 }
 
 /// Samples training questions uniformly with replacement; prompt `i` depends only on the seed and `i`.
+///
+/// # Errors
+///
+/// An input error if a setting is out of range, or `max` gives too few questions to hold out `held_out` of them.
 pub(super) fn open(config: &Config, kind: RowKind, seed: &Seed) -> Result<Sources> {
     config.check()?;
     let (train, held_out) = split(&config.questions(), config.held_out);

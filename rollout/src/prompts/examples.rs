@@ -53,7 +53,11 @@ pub(super) struct Given {
 }
 
 impl Given {
-    /// Reads the content that a row of this kind must have; the error is a clause that names what is missing.
+    /// Reads the content that a row of this kind must have.
+    ///
+    /// # Errors
+    ///
+    /// A clause that names the column or the turn that is missing or malformed.
     pub(super) fn read(kind: RowKind, columns: &Columns<'_>, row: &Map<String, Value>) -> Result<Self, String> {
         match kind {
             RowKind::Prompts => Self::prompt(columns, row),

@@ -7,11 +7,21 @@ use schema::Seed;
 use serde_json::{Map, Value};
 use std::path::Path;
 
+/// Opens the file of the settings for rows of this kind.
+///
+/// # Errors
+///
+/// An input error if the file cannot be read, a line is no JSON object, or the rows do not fit the settings.
 pub(super) fn open(config: &table::Config, kind: RowKind, _: &Seed) -> Result<Sources> {
     config.open(kind, read)
 }
 
-/// Reads the file, skipping empty lines. Any other line that is not a JSON object is an error with its line number.
+/// Reads the file, skipping empty lines.
+///
+/// # Errors
+///
+/// An input error if the file cannot be read as UTF-8 text; or, with the number of the line, if any other line is no
+/// JSON object.
 fn read(path: &Path) -> Result<Rows> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Error::input(format!("cannot read prompts from {}: {error}", path.display())))?;

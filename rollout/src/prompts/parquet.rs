@@ -12,6 +12,11 @@ use serde_json::Value;
 use std::fs::File;
 use std::path::Path;
 
+/// Opens the file of the settings for rows of this kind.
+///
+/// # Errors
+///
+/// An input error if the file cannot be read as Parquet, or the rows do not fit the settings.
 pub(super) fn open(config: &table::Config, kind: RowKind, _: &Seed) -> Result<Sources> {
     config.open(kind, read)
 }

@@ -74,6 +74,12 @@ pub(super) struct Rows {
 }
 
 impl Config {
+    /// Reads the rows of the files and splits them into training prompts and held-out ones.
+    ///
+    /// # Errors
+    ///
+    /// An input error if `path` is missing, a file cannot be read or is empty, a row lacks a column of its kind, both
+    /// ways of holding out are given, or no prompt is left to train on.
     pub(super) fn open(&self, kind: RowKind, read: fn(&Path) -> Result<Rows>) -> Result<Sources> {
         if self.path.as_os_str().is_empty() {
             return Err(Error::input("the prompts need a `path` to a file"));
@@ -151,6 +157,10 @@ fn split(prompts: Vec<Prompt>, count: usize) -> (Vec<Prompt>, Vec<Prompt>) {
 }
 
 /// Parses a column's list of messages.
+///
+/// # Errors
+///
+/// A clause that names the column if its value is no list of messages with role and content, or an empty one.
 pub(super) fn messages(column: &str, value: &Value) -> std::result::Result<Vec<Message>, String> {
     match value {
         Value::Array(turns) if !turns.is_empty() => serde_json::from_value(value.clone())

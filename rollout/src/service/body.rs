@@ -8,6 +8,10 @@ use axum::http::{HeaderValue, Response, header};
 use std::time::Duration;
 
 /// Reads the body of a request, within the daemon's limits of size and time.
+///
+/// # Errors
+///
+/// A refusal if the header does not announce JSON, or the body is too large, too slow or broken off.
 pub(super) async fn read_json(frontend: &Frontend, request: Request) -> Result<Bytes, Failure> {
     // A web page can send other types to a daemon on the reader's machine without asking the browser.
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();

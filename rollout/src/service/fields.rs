@@ -16,6 +16,10 @@ pub(super) struct Fields {
 
 impl Fields {
     /// Reads a body, which must be a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// A refusal if it is not JSON, or no object.
     pub(super) fn read(body: &[u8]) -> Result<Self, Failure> {
         match serde_json::from_slice(body) {
             Ok(Value::Object(rest)) => Ok(Self { rest, taken: RefCell::default() }),
@@ -30,7 +34,11 @@ impl Fields {
         self.rest.remove(name).filter(|value| !value.is_null())
     }
 
-    /// Takes a string.
+    /// Takes a string; `None` if absent.
+    ///
+    /// # Errors
+    ///
+    /// A refusal if the value is no string.
     pub(super) fn text(&mut self, name: &'static str) -> Result<Option<String>, Failure> {
         match self.value(name) {
             None => Ok(None),
@@ -40,6 +48,10 @@ impl Fields {
     }
 
     /// Takes `true` or `false`; false if absent.
+    ///
+    /// # Errors
+    ///
+    /// A refusal if the value is neither.
     pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, Failure> {
         match self.value(name) {
             None => Ok(false),
@@ -48,7 +60,11 @@ impl Fields {
         }
     }
 
-    /// Takes a number within bounds.
+    /// Takes a number in `low..=high`; `None` if absent.
+    ///
+    /// # Errors
+    ///
+    /// A refusal if the value is no number, or out of bounds.
     pub(super) fn number(&mut self, name: &'static str, low: f64, high: f64) -> Result<Option<f64>, Failure> {
         let Some(value) = self.value(name) else { return Ok(None) };
         let what = format!("a number from {low} to {high}");
@@ -56,7 +72,11 @@ impl Fields {
         number.map(Some).ok_or_else(|| wrong(name, &what, &value))
     }
 
-    /// Takes a whole number within bounds; `3.0` is one as well.
+    /// Takes a whole number in `low..=high`, such as `3` or `3.0`; `None` if absent.
+    ///
+    /// # Errors
+    ///
+    /// A refusal if the value is no whole number, or out of bounds.
     pub(super) fn integer(&mut self, name: &'static str, low: i64, high: i64) -> Result<Option<i64>, Failure> {
         let Some(value) = self.value(name) else { return Ok(None) };
         let what = format!("a whole number from {low} to {high}");
@@ -66,6 +86,10 @@ impl Fields {
     }
 
     /// Refuses the parameters that were not taken.
+    ///
+    /// # Errors
+    ///
+    /// A refusal if one is unknown, or unsupported and not at its neutral value.
     pub(super) fn finish(self) -> Result<(), Failure> {
         for (name, value) in &self.rest {
             if value.is_null() || DESCRIPTIVE.contains(&name.as_str()) {

@@ -84,8 +84,11 @@ impl Frontend {
         }
     }
 
-    /// Queues a request for the model's thread; returns the channel of its updates. Fails if the queue is full or the
-    /// daemon is shutting down.
+    /// Queues a request for the model's thread; returns the channel of its updates.
+    ///
+    /// # Errors
+    ///
+    /// A refusal if the queue is full or the daemon is shutting down.
     pub(super) fn submit(
         &self,
         request: &Arc<CompletionRequest>,
@@ -127,6 +130,10 @@ impl Frontend {
     }
 
     /// Sends a command to the model's thread and waits until it is done.
+    ///
+    /// # Errors
+    ///
+    /// A refusal if the thread has ended, because the daemon is shutting down.
     pub(super) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Failure> {
         let (reply, answer) = oneshot::channel();
         self.send(command(reply))?;
@@ -169,7 +176,11 @@ impl Frontend {
         self.models().into_iter().map(|model| model.name).collect()
     }
 
-    /// Name of the model that a request asks for; fails if it is not served.
+    /// Name of the model that a request asks for; the default model if it names none.
+    ///
+    /// # Errors
+    ///
+    /// A refusal with the names of all models if this one is not served.
     pub(super) fn resolve(&self, model: Option<&str>) -> Result<String, Failure> {
         let name = model.unwrap_or(&self.settings.default);
         let known = self.model_names();

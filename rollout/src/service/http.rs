@@ -1,4 +1,4 @@
-//! The daemon's paths: who may ask, `/health`, `/metrics`, `/pause` and `/resume`.
+//! The daemon's routes: authorisation, `/health`, `/metrics`, `/pause` and `/resume`.
 
 use super::body::json_response;
 use super::completions::{chat, completions};

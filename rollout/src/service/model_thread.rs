@@ -59,6 +59,11 @@ struct Running {
 }
 
 impl<'a> ModelThread<'a> {
+    /// Creates the thread's state, with the base and the adapters of the config served.
+    ///
+    /// # Errors
+    ///
+    /// An error if an adapter cannot be loaded; an input error if it has the name of the base.
     pub(super) fn new(
         base: &'a Policy,
         load: &'a AdapterLoader<'a>,

@@ -67,7 +67,12 @@ pub(super) struct Limits {
 const MAX_STOPS: usize = 16;
 
 impl CompletionRequest {
-    /// Parses the body of a request.
+    /// Parses and tokenizes the body of a request.
+    ///
+    /// # Errors
+    ///
+    /// A refusal if a parameter is missing, unsupported, of the wrong type or out of range, or the request exceeds a
+    /// limit.
     pub(super) fn read(
         endpoint: Endpoint,
         body: &[u8],
