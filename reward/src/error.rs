@@ -8,7 +8,7 @@ use thiserror::Error;
 /// An error of the reward crate. Each message says what, where and what to try.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Something the user gave is at fault: a setting, a name, a program.
+    /// An error in the user's input: a setting, a name, a program.
     #[error("{0}")]
     Input(String),
     /// A reward broke its contract.
@@ -20,12 +20,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error in what the user gave.
+    /// Creates an error in the user's input.
     pub fn input(message: impl Into<String>) -> Self {
         Self::Input(message.into())
     }
 
-    /// A failure that the input did not cause.
+    /// Creates an error that the input did not cause.
     pub fn runtime(message: impl Into<String>) -> Self {
         Self::Runtime(message.into())
     }

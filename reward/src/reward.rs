@@ -10,7 +10,7 @@ pub trait Reward {
     /// The kind of reward, such as `math_answer`; the config may give it another name.
     fn name(&self) -> &'static str;
 
-    /// Changes whenever the code or a setting changes what a sample is worth; see [`fingerprint`].
+    /// A version that changes whenever the code or a setting changes the grade of a sample; see [`fingerprint`].
     fn version(&self) -> String;
 
     /// The smallest and the largest value, where they are known beforehand.

@@ -48,7 +48,7 @@ macro_rules! rules {
 rules! {
     /// The grade that an external program prints.
     Command in command;
-    /// 1 if the completion is the answer, letter by letter.
+    /// 1 if the completion is the answer, character by character.
     ExactMatch in exact_match;
     /// 1 if the completion is made of tagged sections in a given order.
     Format in format;

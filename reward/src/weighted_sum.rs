@@ -1,6 +1,6 @@
 //! Several rewards as one: `total = Σ weight · value`, with every part kept.
 //!
-//! A total hides which part moved it, so the parts are what is stored and logged; the total is a view of them
+//! A total hides which part moved it, so the parts are stored and logged; the total is a view of them
 //! ([`schema::Verdict::total`]). An ungraded part that carries weight leaves the whole sample ungraded.
 
 use crate::{Error, Result, Reward};
@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// One reward of the sum.
 pub struct Term {
-    /// Its name in metrics and in the store.
+    /// The name in metrics and in the store.
     pub name: String,
-    /// Its factor.
+    /// Its factor in the sum; 0 records its grades without training on them.
     pub weight: f64,
     /// The reward function.
     pub reward: Box<dyn Reward>,
@@ -114,7 +114,7 @@ mod tests {
     use crate::{build, rule};
     use schema::Grade;
 
-    /// Grades by a list, whatever the text.
+    /// A reward that returns these grades for any text.
     struct Fixed(Vec<Vec<Grade>>);
 
     impl Reward for Fixed {

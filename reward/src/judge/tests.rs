@@ -3,7 +3,8 @@
 use super::*;
 use crate::tests::group;
 
-/// Prefers what it sees first with this probability, and fails wherever a text says so.
+/// A judge with position bias. In first position `good` wins for certain and `fails` fails; any other text wins against
+/// `good` with this probability, and with twice that against the rest.
 struct Biased(f32);
 
 impl Judge for Biased {
@@ -34,12 +35,12 @@ fn values(judge: &mut dyn Judge, group: &Group, indices: &[(usize, usize)]) -> V
 fn both_orders_are_averaged_and_half_an_average_is_none() {
     let group = group("", None, &["good", "bad", "fails", "good", "worse"]);
     let mut fair = Fair::new(Box::new(Biased(0.5)), true);
-    // "good" wins when it stands first, and draws when it stands second: ½ (1 + 1 − 0.5) = 0.75.
+    // "good" wins when it stands first, and ties when it stands second: ½ (1 + 1 − 0.5) = 0.75.
     let found = values(&mut fair, &group, &[(0, 1), (1, 0), (0, 2), (2, 0), (1, 2)]);
     assert_eq!(found[..2], [Some(0.75), Some(0.25)]);
     // Of "fails" one order is known, which is not enough.
     assert_eq!(found[2..], [None, None, None]);
-    // One text draws with itself, unasked; and 1 for both orders is no preference at all.
+    // One text ties with itself, unasked; and 1 for both orders is no preference at all.
     assert_eq!(values(&mut fair, &group, &[(0, 3), (2, 2), (1, 4)]), [Some(0.5), Some(0.5), Some(0.5)]);
     let mut trusting = Fair::new(Box::new(Biased(0.5)), false);
     assert_eq!(values(&mut trusting, &group, &[(0, 1), (1, 0), (0, 2)]), [Some(1.0), Some(0.5), Some(1.0)]);

@@ -53,7 +53,11 @@ impl Config {
         Ok(Command { program, version })
     }
 
-    /// The program, and a version that follows its content.
+    /// The program, and a version that changes with the content of its files.
+    ///
+    /// # Errors
+    ///
+    /// An input error if no program is named, it does not exist or is not executable, or the timeout is not positive.
     pub(crate) fn open(&self) -> Result<(Program, String)> {
         if self.program.is_empty() {
             return Err(Error::input("`program` is missing; name an executable file"));
@@ -130,7 +134,7 @@ pub(crate) fn about<const N: usize>(prompt: &Prompt, own: [(&str, Value); N]) ->
         line[name] = value;
     }
     for (column, value) in &prompt.metadata {
-        // A column must not pass for what the model said.
+        // A column of the data set must not pass for the model's completion.
         if line.get(column).is_none() {
             line[column] = value.clone();
         }
@@ -138,7 +142,11 @@ pub(crate) fn about<const N: usize>(prompt: &Prompt, own: [(&str, Value); N]) ->
     line
 }
 
-/// Reads one grade per line of output; an error says why there is none for any. `key` names the number in an object.
+/// Reads one grade per line of output, `count` in all. `key` names the number in an object.
+///
+/// # Errors
+///
+/// The reason, as a clause, if the number of lines is not `count`: no line can then be matched with its sample.
 pub(crate) fn read(output: &[u8], count: usize, key: &str) -> std::result::Result<Vec<Grade>, String> {
     let text = String::from_utf8_lossy(output);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();

@@ -1,6 +1,7 @@
-//! Right if the completion is the answer, letter by letter.
+//! Right if the completion is the answer, character by character.
 //!
-//! The strictest rule, for answers of a fixed wording: labels, names, codes. What may differ is a setting.
+//! The strictest rule, for answers of a fixed wording: labels, names, codes. The settings name the differences that are
+//! ignored.
 
 use crate::reward::against_answer;
 use crate::{Result, Reward, fingerprint};
@@ -16,7 +17,7 @@ pub struct Config {
     pub trim: bool,
     /// Ignore the difference between upper and lower case.
     pub ignore_case: bool,
-    /// Ignore ASCII punctuation, wherever it stands.
+    /// Ignore ASCII punctuation anywhere in the text.
     pub strip_punctuation: bool,
 }
 

@@ -33,7 +33,7 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// Drawn tokens, the end-of-sequence token included.
+    /// Sampled tokens, the end-of-sequence token included.
     Tokens,
     /// Characters (Unicode scalar values) of the decoded text.
     Characters,

@@ -2,12 +2,12 @@
 //!
 //! Two questions: *what is the final answer?* ([`Extract`]) and *is it the same?* Numbers are compared by value, as
 //! exact fractions, so that `0.5`, `1/2`, `\frac{1}{2}` and `50%` agree while `0.33` and `1/3` do not; answers that are
-//! no numbers are compared as normalised text. What a number is, and what only looks like one, says the grammar in
-//! `number.rs`.
+//! no numbers are compared as normalised text. The grammar in `number.rs` tells numbers from strings that only look
+//! like one.
 //!
 //! Only one number may stand for the answer. A reward that asks whether the right number occurs anywhere is hacked at
-//! once: the model lists numbers. A completion from which no answer can be drawn is wrong, not unjudged; a prompt
-//! without an answer leaves its samples unjudged.
+//! once: the model lists numbers. A completion from which no answer can be extracted is wrong, not ungraded; a prompt
+//! without an answer leaves its samples ungraded.
 
 mod answer;
 mod cursor;
@@ -57,7 +57,7 @@ impl Config {
     }
 }
 
-/// 1 if the final answer is right, else 0; unjudged without an answer to compare with.
+/// 1 if the final answer is right, else 0; ungraded without an answer to compare with.
 pub struct MathAnswer {
     config: Config,
 }

@@ -6,7 +6,7 @@
 //!          -1                         L < n
 //! ```
 //!
-//! `n` is the number of drawn tokens, `L` the limit, `c` the buffer. A sharp cut would punish a sound answer for its
+//! `n` is the number of sampled tokens, `L` the limit, `c` the buffer. A sharp cut would punish a sound answer for its
 //! length alone; the ramp tells the model beforehand. DAPO trains with L = 20480 and c = 4096, a fifth of it.
 
 use crate::reward::each;

@@ -33,7 +33,7 @@ pub struct Config {
 pub enum Unit {
     /// Words between white space, in lower case.
     Words,
-    /// Drawn tokens: for languages that are written without spaces.
+    /// Sampled tokens: for languages that are written without spaces.
     Tokens,
 }
 

@@ -3,8 +3,9 @@
 use schema::Grade;
 use serde_json::Value;
 
-/// The judgement in a reply of the chat completions interface. With `soft` it is the probability that the reply's first
-/// token gives to A, out of what it gives to A, B and tie, a tie counting half.
+/// The comparison in a reply of the chat completions interface: P(A), 0.5 for a tie, or the reason why it is missing.
+///
+/// * `soft`: P(A) is the share of A in the probability of A, B and tie for the first token, a tie counting half
 pub(super) fn read(reply: &Value, soft: bool) -> Grade {
     let choice = &reply["choices"][0];
     if soft {
@@ -29,7 +30,8 @@ pub(super) fn shortened(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(160).collect()
 }
 
-/// The verdict of a reply: a single word behind whatever was thought aloud, or the last `[[A]]`, `[[B]]` or `[[C]]`.
+/// P(A) by the text of a reply: a single word after the text up to `</think>`, or the last `[[A]]`, `[[B]]` or `[[C]]`;
+/// `None` if there is neither.
 fn word(text: &str) -> Option<f32> {
     let text = text.rsplit_once("</think>").map_or(text, |(_, said)| said);
     let bare = |word: &str| word.trim_matches(|character: char| !character.is_alphanumeric()).to_lowercase();
@@ -47,7 +49,7 @@ fn outcome(word: &str) -> Option<f32> {
     }
 }
 
-/// P(A) by the log-probabilities of the first token; `None` if more than half of it goes to other words.
+/// P(A) by the log-probabilities of the first token; `None` if more than half of the probability goes to other tokens.
 fn first_token(choice: &Value) -> Option<f64> {
     let tokens = choice["logprobs"]["content"][0]["top_logprobs"].as_array()?;
     let (mut won, mut all) = (0.0, 0.0);

@@ -2,7 +2,7 @@
 //!
 //! Pipes hold some 64 KiB: a caller that writes all input before reading any output hangs as soon as the program does the
 //! same. So each pipe has its own thread. The program leads its own process group, so that at the time limit it ends
-//! together with whatever it started.
+//! together with every process that it started.
 
 use crate::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -34,6 +34,10 @@ pub(crate) struct Program {
 
 impl Program {
     /// Finds the program's file, on `PATH` if the name has no slash.
+    ///
+    /// # Errors
+    ///
+    /// An input error if there is no such executable file.
     pub(crate) fn find(name: &str, args: &[String], limit: Duration) -> Result<Self> {
         let path = if name.contains('/') {
             Some(PathBuf::from(name)).filter(|path| is_executable(path))
@@ -58,7 +62,12 @@ impl Program {
         hasher.finalize().into()
     }
 
-    /// Runs the program on this input; returns what it printed, or why that is not to be used.
+    /// Runs the program on this input; returns its standard output.
+    ///
+    /// # Errors
+    ///
+    /// The reason, as a clause, if it does not start, exceeds the time limit or prints more than [`MOST_OUTPUT`] bytes
+    /// (it is killed then), or ends with another status than success.
     pub(crate) fn run(&self, input: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
         let deadline = Instant::now() + self.limit;
         let mut child = Command::new(&self.path)
@@ -138,7 +147,7 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Adds what the program complained about: its first line, and its last, where interpreters put the cause.
+/// Adds the first line of the program's standard error, and the last, where interpreters put the cause.
 fn with_complaint(problem: String, complaint: Option<Receiver<Vec<u8>>>) -> String {
     let wait = Duration::from_millis(200);
     let complaint = complaint.and_then(|complaint| complaint.recv_timeout(wait).ok()).unwrap_or_default();

@@ -10,7 +10,7 @@ fn shell(script: &str, timeout_s: f64) -> Command {
     config.build().unwrap()
 }
 
-/// The reasons why a script left samples unjudged; empty text for those it judged.
+/// The reasons why a script left samples ungraded; empty text for those it graded.
 fn reasons(script: &str, timeout_s: f64, samples: usize) -> Vec<String> {
     let group = group("", None, &vec!["x"; samples]);
     let reason = |judgement: &Grade| match judgement {

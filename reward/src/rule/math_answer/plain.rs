@@ -1,4 +1,4 @@
-//! One spelling for what is written in many: LaTeX and Unicode become plain text that the number grammar reads.
+//! One spelling for numbers that are written in many: LaTeX and Unicode become plain text for the number grammar.
 
 /// A thin space, which may separate thousands as a comma does.
 pub(super) const THIN: char = '\u{1f}';

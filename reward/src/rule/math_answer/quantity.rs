@@ -25,7 +25,7 @@ const MAGNITUDES: [(&str, i64); 5] =
     [("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12)];
 
 impl<'a> Cursor<'a> {
-    /// A quantity with what changes its value: a per cent sign or a word such as `million`.
+    /// A quantity with the suffix that changes its value: a per cent sign or a word such as `million`.
     pub(super) fn number(self) -> Read<'a, Number> {
         let (mut value, mut end) = self.quantity()?;
         let mut next = end;
@@ -45,7 +45,7 @@ impl<'a> Cursor<'a> {
         Some(end.times_irrational().map_or((value, end), |end| (None, end)))
     }
 
-    /// A root, a decimal, or what a decimal starts: a fraction or a mixed number.
+    /// A root, a decimal, or a fraction or mixed number that starts with a decimal.
     fn simple(self) -> Read<'a, BigRational> {
         if self.sees("\\sqrt") {
             return self.root();
