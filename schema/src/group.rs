@@ -9,7 +9,7 @@ use thiserror::Error;
 pub struct Group {
     /// The prompt.
     pub prompt: Prompt,
-    /// The prompt as tokens, chat template included: what the samples continue.
+    /// The tokens that the samples continue: the prompt, chat template included.
     pub prompt_ids: Vec<Token>,
     /// The policy that sampled the group.
     pub policy: PolicyVersion,

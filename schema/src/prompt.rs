@@ -62,7 +62,7 @@ impl Prompt {
         self
     }
 
-    /// The last user turn, or the raw text: what a person would call the question.
+    /// The question: the last user turn, or the raw text.
     pub fn question(&self) -> &str {
         match &self.input {
             PromptInput::Text(text) => text,

@@ -37,17 +37,17 @@ impl Finish {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplerSettings {
-    /// Logits are divided by this; 0 means greedy (the most likely token).
+    /// Temperature, the divisor of the logits; 0 means greedy (the most likely token).
     pub temperature: f64,
-    /// Keep only this many most likely tokens; 0 keeps all.
+    /// Number of most likely tokens to sample from; 0 for all.
     pub top_k: u32,
-    /// Keep the most likely tokens whose probabilities sum to this; 1 keeps all.
+    /// Probability mass of the most likely tokens to sample from; 1 for all.
     pub top_p: f64,
-    /// Keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
+    /// Minimum probability of a token relative to the most likely one; 0 for all.
     pub min_p: f64,
-    /// Stop after this many tokens.
+    /// Maximum tokens of a completion.
     pub max_new_tokens: u32,
-    /// Stop when the text contains one of these.
+    /// Stop strings: a completion ends once its text contains one.
     pub stop: Vec<String>,
 }
 
@@ -87,7 +87,7 @@ pub struct Sample {
     /// The natural log of the behaviour policy's probability of each token: raw softmax at the sampling
     /// temperature, before top-k, top-p and min-p. Same length as `ids`.
     pub logprobs: Vec<f32>,
-    /// The reason why it ended.
+    /// The reason why the completion ended.
     pub finish: Finish,
     /// The decoded completion, without special tokens.
     pub text: String,

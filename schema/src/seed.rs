@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use sha2::{Digest, Sha256};
 
-/// A key in the tree of a run's random draws.
+/// A key in the tree of a run's random numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seed([u8; 32]);
 
@@ -20,12 +20,12 @@ impl Seed {
         Self(Sha256::digest(number.to_le_bytes()).into())
     }
 
-    /// The key in hexadecimal, to be drawn from elsewhere.
+    /// The key as 64 hexadecimal digits, for another process to derive the same numbers from.
     pub fn to_hex(&self) -> String {
         crate::hex(&self.0)
     }
 
-    /// The reverse of [`Seed::to_hex`]; `None` if the text is no key.
+    /// The key with these digits, the reverse of [`Seed::to_hex`]; `None` unless there are 64, all hexadecimal.
     pub fn from_hex(text: &str) -> Option<Self> {
         if text.len() != 64 || !text.is_ascii() {
             return None;
