@@ -72,6 +72,9 @@ pub trait CausalLm {
 /// The source of a network's tensors: a checkpoint, or a seed.
 pub(crate) trait TensorSource {
     /// The tensor with this hub name and shape, on the CPU.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or it is damaged or has another shape.
     fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor>;
 }
 

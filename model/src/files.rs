@@ -7,6 +7,9 @@ use std::fs::File;
 use std::path::Path;
 
 /// Maps a file into memory.
+///
+/// # Errors
+/// If the file cannot be opened or mapped, or is empty.
 pub(crate) fn map(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|error| Error::file(path, format!("cannot be opened ({error})")))?;
     if file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
@@ -17,7 +20,10 @@ pub(crate) fn map(path: &Path) -> Result<Mmap> {
     unsafe { Mmap::map(&file) }.map_err(|error| Error::file(path, format!("cannot be mapped ({error})")))
 }
 
-/// Reads a JSON file, with errors that name it.
+/// Reads a JSON file.
+///
+/// # Errors
+/// If the file cannot be read, or is not valid JSON; the error names it.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|error| Error::file(path, format!("cannot be read ({error})")))?;
     serde_json::from_str(&text).map_err(|error| Error::file(path, format!("is not valid JSON: {error}")))

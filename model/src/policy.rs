@@ -1,8 +1,8 @@
 //! A policy: a frozen network, an adapter, and a tokenizer.
 //!
-//! There is one copy of the weights. The sampler and the trainer hold handles on the same adapter tensors, so what the
-//! trainer changes the sampler sees, with nothing to synchronise; the reference policy is the same network with the
-//! adapter left out.
+//! There is one copy of the weights. The sampler and the trainer hold handles on the same adapter tensors, so the
+//! sampler sees every change of the trainer with nothing to synchronise; the reference policy is the same network with
+//! the adapter left out.
 
 use crate::adapter::Adapter;
 use crate::architecture::{self, Activations, CausalLm};

@@ -37,12 +37,24 @@ trait Source {
     /// A tensor as it is stored.
     fn stored(&self, name: &str) -> Option<Stored<'_>>;
     /// A tensor in the hub's layout and shape, such as `[outputs, inputs]`, on the CPU.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or its format is not supported.
     fn tensor(&self, name: &str) -> Result<Tensor>;
     /// The tokenizer that belongs to the weights.
+    ///
+    /// # Errors
+    /// If it is missing, damaged or not supported.
     fn tokenizer(&self) -> Result<Tokenizer>;
     /// The other files of a hub folder, besides config and weights, by name.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or made from the metadata.
     fn hub_files(&self) -> Result<Vec<(String, Vec<u8>)>>;
     /// The metadata of a GGUF file with this content, without keys that depend on the storage format.
+    ///
+    /// # Errors
+    /// If the config or the tokenizer is not supported.
     fn gguf_metadata(&self) -> Result<Pairs>;
 }
 
@@ -125,11 +137,17 @@ impl Checkpoint {
     }
 
     /// The other files of a hub folder, besides config and weights, by name.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or made from the metadata.
     pub(crate) fn hub_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
         self.source.hub_files()
     }
 
     /// The metadata of a GGUF file with this content, without keys that depend on the storage format.
+    ///
+    /// # Errors
+    /// If the config or the tokenizer is not supported.
     pub(crate) fn gguf_metadata(&self) -> Result<Pairs> {
         self.source.gguf_metadata()
     }

@@ -31,6 +31,10 @@ pub struct PeftAdapter {
 
 impl PeftAdapter {
     /// Reads the adapter for a network's linear layers, in their order.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, a setting is not supported, a tensor has the wrong shape or belongs to no
+    /// layer, or there are no tensors.
     pub(super) fn read(&self, linears: &[LinearShape], device: Device) -> Result<Adapter> {
         let config_file = self.path.join("adapter_config.json");
         let config = Settings::new(&config_file)?;

@@ -84,6 +84,10 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
+    /// Loads the weights from `source`, each once, and puts them on the device.
+    ///
+    /// # Errors
+    /// If a tensor is missing, damaged or of another shape than `dimensions` asks for.
     pub(super) fn new(dimensions: Dimensions, source: &dyn TensorSource, placement: Placement) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let d = &dimensions;

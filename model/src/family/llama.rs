@@ -8,6 +8,9 @@ use crate::dimensions::Dimensions;
 use serde_json::Value;
 
 /// Reads the `config.json` of this family.
+///
+/// # Errors
+/// If a size is missing or not a positive whole number, a setting is not supported.
 pub(super) fn dimensions(config: &Value) -> Result<Dimensions> {
     let fields = Fields::new(config);
     let mut dimensions = fields.dimensions()?;

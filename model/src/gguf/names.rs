@@ -40,6 +40,9 @@ impl RowOrder {
     }
 
     /// Reorders the rows of q and k, `[rows, …]`, from ggml's order into the hub's.
+    ///
+    /// # Errors
+    /// A clause if the heads cannot share the rows evenly.
     pub(crate) fn restore(&self, name: &str, tensor: Tensor) -> std::result::Result<Tensor, String> {
         let Some(heads) = self.heads(name) else { return Ok(tensor) };
         let shape = tensor.size();

@@ -115,6 +115,9 @@ impl Metadata {
 }
 
 /// Reads a file's header and checks that every tensor lies inside the file and apart from the others.
+///
+/// # Errors
+/// A clause if the file is not GGUF of version 2 or 3 in little-endian order, or is damaged or incomplete.
 pub(crate) fn read_header(file: &[u8]) -> Result<Header, Problem> {
     let mut cursor = Cursor { file, at: 0 };
     if cursor.take(4).ok() != Some(b"GGUF") {

@@ -30,6 +30,10 @@ const SMALL_FILES: [&str; 7] = [
 type Reason = String;
 
 impl Hub {
+    /// Downloads the files of a model that the snapshot lacks; returns the path of the model.
+    ///
+    /// # Errors
+    /// If the hub does not answer, refuses, or has no such model or file, or a download breaks off.
     pub(super) fn download(&self, id: &Id, snapshot: &Snapshot) -> Result<PathBuf, Reason> {
         let api = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
             .with_endpoint(self.endpoint.clone())

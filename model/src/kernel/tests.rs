@@ -274,7 +274,7 @@ fn logprobs_of_a_vocabulary_and_their_gradient_are_those_of_autograd() {
     close(&numbers(&gradient), &numbers(&by_autograd(&(entropy * Tensor::from_slice(&weights)))));
 }
 
-/// To a few units in the last place of elements about 1.
+/// Asserts equality to a few f32 roundings of elements about 1.
 fn close(got: &[f32], expected: &[f32]) {
     assert_eq!(got.len(), expected.len());
     for (got, expected) in got.iter().zip(expected) {

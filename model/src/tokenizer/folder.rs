@@ -14,6 +14,9 @@ use std::path::Path;
 
 impl Tokenizer {
     /// Reads the tokenizer of a Hugging Face folder. `config` is its `config.json`.
+    ///
+    /// # Errors
+    /// If `tokenizer.json` is missing, or one of the files or the chat template is damaged or not supported.
     pub(crate) fn from_folder(path: &Path, config: &Value) -> Result<Self> {
         let file = path.join("tokenizer.json");
         if !file.exists() {
@@ -44,6 +47,10 @@ pub(super) struct Settings {
 }
 
 impl Settings {
+    /// Reads the settings in the folder `path`.
+    ///
+    /// # Errors
+    /// If a file is there and is not valid JSON.
     pub(super) fn read(path: &Path) -> Result<Self> {
         Ok(Self {
             tokenizer: read_optional(&path.join("tokenizer_config.json"))?,
@@ -68,6 +75,9 @@ impl Settings {
     }
 
     /// The source of the chat template: a file of its own, or a string or a list of named strings in the settings.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the settings hold neither a string nor a list with a template named `default`.
     pub(super) fn chat_template(&self, path: &Path) -> Result<Option<String>> {
         let file = path.join("chat_template.jinja");
         if file.exists() {

@@ -109,6 +109,10 @@ fn cutting(json: &Value) -> Vec<Value> {
 
 impl Tokenizer {
     /// Builds a tokenizer from the metadata of a GGUF file.
+    ///
+    /// # Errors
+    /// If the metadata holds no tokenizer, its kind or pre-tokenizer is not supported, or its merges, scores or chat
+    /// template are damaged.
     pub(crate) fn from_gguf(metadata: &Metadata) -> Result<Self> {
         let tokens = metadata
             .texts("tokenizer.ggml.tokens")
@@ -133,6 +137,9 @@ impl Tokenizer {
     }
 
     /// The files of this tokenizer in a hub folder: vocabulary, special tokens, and end-of-sequence tokens.
+    ///
+    /// # Errors
+    /// As [`Self::from_gguf`].
     pub(crate) fn hub_files(metadata: &Metadata) -> Result<Vec<(String, Vec<u8>)>> {
         let tokenizer = Self::from_gguf(metadata)?;
         let tokens = metadata.texts("tokenizer.ggml.tokens").unwrap_or_default();

@@ -16,7 +16,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 impl Tokenizer {
-    /// The metadata of the tokenizer in a folder, for a network with this many rows in its embedding.
+    /// The metadata of the tokenizer in a folder, for a network with `rows` rows in its embedding.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot be read, is not BPE, has more tokens than the network has rows, or has a pre-tokenizer
+    /// without a name in GGUF.
     pub(crate) fn gguf_metadata(path: &Path, config: &Value, rows: usize) -> Result<Pairs> {
         let tokenizer = Self::from_folder(path, config)?;
         let settings = Settings::read(path)?;

@@ -32,6 +32,9 @@ pub(super) struct Gguf {
 const OF_THE_FILE: [&str; 3] = ["general.file_type", "general.quantization_version", "general.alignment"];
 
 /// Opens a file: its header, and the hub's config made from it.
+///
+/// # Errors
+/// If the file cannot be read, is not GGUF, is damaged, is one of several parts, or lacks metadata of the config.
 pub(super) fn open(path: &Path) -> Result<(Value, Gguf)> {
     let map = map(path)?;
     let header = read_header(&map).map_err(|problem| Error::file(path, problem))?;

@@ -60,6 +60,9 @@ struct Shard {
 }
 
 /// Opens a folder: its config, and the headers of its shards.
+///
+/// # Errors
+/// If the config, the index or a shard is missing or damaged, or the index names a tensor that its shard lacks.
 pub(super) fn open(path: &Path) -> Result<(Value, Folder)> {
     let config = read_json(&path.join("config.json"))?;
     let mut folder =

@@ -13,6 +13,9 @@ use std::path::Path;
 type Problem = String;
 
 /// Builds the config. `divisors` is the content of the tensor `rope_freqs.weight`, if there is one.
+///
+/// # Errors
+/// A clause if metadata or the embedding are missing, or the divisors are not of Llama 3's form.
 pub(super) fn from_header(header: &Header, divisors: Option<&[f32]>) -> Result<Value, Problem> {
     let metadata = &header.metadata;
     let architecture = metadata.text("general.architecture").ok_or("metadata `general.architecture` is missing")?;
@@ -126,6 +129,9 @@ fn llama3_scaling(divisors: &[f32], head_dim: i64, theta: f64, original: Option<
 }
 
 /// The metadata of a hub folder's model, without its tokenizer.
+///
+/// # Errors
+/// If the family or one of its settings is not supported.
 pub(in super::super) fn hub_metadata(path: &Path, config: &Value) -> crate::Result<Pairs> {
     let d = family::dimensions(config)?;
     let family = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
