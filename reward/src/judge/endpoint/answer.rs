@@ -49,7 +49,7 @@ fn outcome(word: &str) -> Option<f32> {
     }
 }
 
-/// P(A) by the log-probabilities of the first token; `None` if more than half of the probability goes to other tokens.
+/// P(A) by the log-probabilities of the first token; `None` unless A, B and tie have more than half of the probability.
 fn first_token(choice: &Value) -> Option<f64> {
     let tokens = choice["logprobs"]["content"][0]["top_logprobs"].as_array()?;
     let (mut won, mut all) = (0.0, 0.0);

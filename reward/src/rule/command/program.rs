@@ -2,7 +2,7 @@
 //!
 //! Pipes hold some 64 KiB: a caller that writes all input before reading any output hangs as soon as the program does the
 //! same. So each pipe has its own thread. The program leads its own process group, so that at the time limit it ends
-//! together with every process that it started.
+//! together with every process of the group.
 
 use crate::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process_group};
