@@ -24,7 +24,7 @@ use schema::{Message, Prompt, PromptInput, Seed};
 use serde::{Deserialize, Serialize};
 
 /// Declares the sources' modules, the config enum over them (externally tagged, so that a config names a source as a
-/// table's key), and the way from a config to its prompts.
+/// table's key), and the functions that open a config's prompts.
 macro_rules! sources {
     ($($(#[doc = $doc:literal])+ $variant:ident($config:ty) in $module:ident;)+) => {
         $(pub mod $module;)+

@@ -21,7 +21,7 @@ const FIRST_OTHER: u64 = 1 << 32;
 struct Mixture {
     /// Content hash of the second policy.
     second: String,
-    /// Its weight, in [0, 1].
+    /// Weight of the second policy, in [0, 1].
     weight: f64,
 }
 

@@ -15,7 +15,7 @@ use tch::Tensor;
 /// The second policy of a mixture, μ.
 pub(super) struct SecondPolicy {
     pub(super) policy: Policy,
-    /// Its weight c, in [0, 1].
+    /// Weight c of μ, in [0, 1].
     pub(super) weight: f64,
     pub(super) cache: Option<KvCache>,
 }

@@ -21,40 +21,40 @@ impl Failure {
         Self { status, kind, code: None, param: None, message: message.into(), retry_after_s: None }
     }
 
-    /// Something in the request is wrong.
+    /// 400: an invalid request.
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
-    /// A parameter of the request is wrong.
+    /// 400: an invalid value of the parameter `name`.
     pub(super) fn parameter(name: &str, message: impl Into<String>) -> Self {
         Self { param: Some(name.to_owned()), ..Self::invalid(message) }
     }
 
-    /// The request is longer than the model's context, or than this daemon allows.
+    /// 400: a request longer than the model's context, or than this daemon allows.
     pub(super) fn too_long(param: &str, message: impl Into<String>) -> Self {
         Self { code: Some("context_length_exceeded"), ..Self::parameter(param, message) }
     }
 
-    /// The body has more bytes than are allowed.
+    /// 413: a body of more than `limit` bytes.
     pub(super) fn too_large(limit: usize) -> Self {
         let message = format!("the body is larger than {limit} bytes; send less, or raise serve.max_body_bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
     }
 
-    /// The body is not JSON by its header.
+    /// 415: a body whose header does not announce JSON.
     pub(super) fn not_json() -> Self {
         let message = "the body must be JSON; send the header `Content-Type: application/json`";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
     }
 
-    /// The body did not arrive in time.
+    /// 408: a body that did not arrive in time.
     pub(super) fn too_slow() -> Self {
         let message = "the request did not arrive in time (serve.body_timeout_s); send it again";
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message)
     }
 
-    /// The token is missing or wrong.
+    /// 401: a missing or wrong bearer token.
     pub(super) fn unauthorized() -> Self {
         let message = "no valid token; send the header `Authorization: Bearer TOKEN` with the token that \
                        `proxrl rollout serve` printed or was given";
@@ -62,58 +62,58 @@ impl Failure {
         Self { code: Some("invalid_api_key"), ..failure }
     }
 
-    /// No model has this name.
+    /// 404: a model that is not among the `known` ones.
     pub(super) fn no_model(name: &str, known: &[String]) -> Self {
         let message = format!("the model `{name}` does not exist; served are: {}", known.join(", "));
         let failure = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
         Self { code: Some("model_not_found"), param: Some("model".to_owned()), ..failure }
     }
 
-    /// No endpoint has this path.
+    /// 404: a path without an endpoint.
     pub(super) fn no_path(path: &str) -> Self {
         let message = format!("there is nothing at {path}; see docs/serving.md for what is served");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
     }
 
-    /// The endpoint does not take this method.
+    /// 405: a method that the endpoint does not take.
     pub(super) fn no_method(method: &str, path: &str) -> Self {
         let other = if method == "POST" { "GET" } else { "POST" };
         let message = format!("{path} does not take {method}; use {other}");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
     }
 
-    /// The queue is full.
+    /// 429: a full queue, in which `waiting` samples wait already.
     pub(super) fn busy(waiting: usize, retry_after_s: u64) -> Self {
         let message = format!("{waiting} samples wait already; try again in {retry_after_s} s");
         let failure = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
         Self { code: Some("rate_limit_exceeded"), retry_after_s: Some(retry_after_s), ..failure }
     }
 
-    /// The daemon is about to end.
+    /// 503: a request to a daemon that is shutting down.
     pub(super) fn draining() -> Self {
         let message = "the daemon is shutting down; ask another one, or this one when it is back";
         let failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message);
         Self { code: Some("shutting_down"), retry_after_s: Some(10), ..failure }
     }
 
-    /// The request was given up by `/pause?mode=abort`.
+    /// 503: a request that `/pause?mode=abort` has ended.
     pub(super) fn aborted() -> Self {
         let message = "the request was ended by /pause?mode=abort; send it again after /resume";
         let failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message);
         Self { code: Some("aborted"), retry_after_s: Some(1), ..failure }
     }
 
-    /// The daemon failed although the request was right.
+    /// 500: a failure of the daemon on a valid request.
     pub(super) fn fault(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
-    /// The error object.
+    /// The error object of OpenAI's API.
     pub(super) fn body(&self) -> Value {
         json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
     }
 
-    /// The whole answer.
+    /// The answer: status, headers and error object.
     pub(super) fn into_response(self) -> Response<Body> {
         let mut response = Response::new(Body::from(self.body().to_string()));
         *response.status_mut() = self.status;

@@ -36,11 +36,11 @@ pub(super) struct ModelCard {
 /// The effect of `/pause` on running requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PauseMode {
-    /// They keep their slots and continue after `/resume`.
+    /// Running requests keep their slots and continue after `/resume`.
     Keep,
-    /// They run to their end first.
+    /// Running requests run to their end first.
     Wait,
-    /// They end with an error.
+    /// Running requests end with an error.
     Abort,
 }
 

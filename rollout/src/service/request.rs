@@ -32,7 +32,7 @@ pub(super) struct CompletionRequest {
     pub(super) delivery: Delivery,
     /// Number of most likely tokens to return with each sampled one; `None` without log-probabilities.
     pub(super) top_logprobs: Option<usize>,
-    /// The same for the tokens of the prompt.
+    /// Number of most likely tokens to return with each token of the prompt; `None` without log-probabilities.
     pub(super) prompt_logprobs: Option<usize>,
     pub(super) return_token_ids: bool,
 }
