@@ -6,7 +6,7 @@ use crate::{Result, Reward};
 use serde::{Deserialize, Serialize};
 
 /// Declares the rules' modules, the config enum over them (externally tagged, so that a config names a rule as a
-/// table's key), and the ways from one to the other.
+/// table's key), and the functions that name and build them.
 macro_rules! rules {
     ($($(#[doc = $doc:literal])+ $variant:ident in $module:ident;)+) => {
         $(pub mod $module;)+

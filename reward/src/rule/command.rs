@@ -30,7 +30,7 @@ use std::time::Duration;
 pub struct Config {
     /// The program: a path, or a name to be found on `PATH`. It has no default.
     pub program: String,
-    /// Its arguments. No shell reads them.
+    /// Arguments of the program. No shell reads them.
     pub args: Vec<String>,
     /// The time limit for all samples of a step, in seconds; then the program is killed with all that it started.
     pub timeout_s: f64,

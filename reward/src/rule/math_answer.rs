@@ -38,7 +38,7 @@ pub enum Extract {
     /// is …" or "Answer: …"; else it is the last number.
     #[default]
     BoxedThenLast,
-    /// It is the last number of the text, whatever else is said.
+    /// The last number of the text, whatever the text says.
     LastNumber,
     /// In the last `\boxed{…}`, nowhere else.
     Boxed,
