@@ -21,7 +21,7 @@ impl Message {
     }
 }
 
-/// The two ways a prompt can be written. In JSON: a string, or a list of messages.
+/// The input of a prompt in one of two forms. In JSON: a string, or a list of messages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum PromptInput {
