@@ -77,7 +77,7 @@ impl Critic {
 pub struct Values {
     /// `[token]` f32, a leaf: values, of which the loss is a function.
     pub leaf: Tensor,
-    /// The same as a function of `states`.
+    /// `[token]` f32: the values as a function of `states`.
     graph: Tensor,
     /// The hidden states, `[token, hidden]`, a leaf.
     states: Tensor,

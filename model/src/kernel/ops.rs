@@ -177,7 +177,7 @@ unsafe fn swiglu_backward_row<L: Simd>(grad: *const f32, gate_up: *const f32, wi
 
 /// One layer of a fused linear layer, with its adapter if it has one.
 pub(crate) struct Columns<'a> {
-    /// Its columns of the output.
+    /// The layer's columns of the output.
     pub(crate) range: Range<usize>,
     /// `B`, `[outputs, rank]`, and `u`, `[row, rank]`.
     pub(crate) low_rank: Option<(&'a Tensor, &'a Tensor)>,

@@ -95,7 +95,7 @@ impl<T: Copy> Rows<T> {
     /// The first `count` elements of a row.
     ///
     /// # Safety
-    /// They exist, and nothing writes to them while the slice lives.
+    /// The elements exist, and nothing writes to them while the slice lives.
     pub(crate) unsafe fn slice<'a>(self, row: usize, count: usize) -> &'a [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts(self.row(row), count) }
@@ -141,7 +141,7 @@ impl<T: Copy> RowsMut<T> {
     /// The first `count` elements of a row.
     ///
     /// # Safety
-    /// They exist, and nothing else reads or writes them while the slice lives.
+    /// The elements exist, and nothing else reads or writes them while the slice lives.
     pub(crate) unsafe fn slice<'a>(self, row: usize, count: usize) -> &'a mut [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.row(row), count) }

@@ -29,7 +29,7 @@ struct AdapterPart {
     rank: usize,
     /// `s · g`, `[rank]`.
     scales: Vec<f32>,
-    /// Its first column among the inner products of the fused layer.
+    /// The adapter's first column among the inner products of the fused layer.
     first: usize,
 }
 

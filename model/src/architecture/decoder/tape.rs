@@ -31,7 +31,7 @@ pub struct Tape {
     angles: Angles,
     /// The residual stream after the last layer, `[token, hidden]`.
     x: Tensor,
-    /// Its inverse RMS, `[token, 1]`.
+    /// The inverse RMS of `x`, `[token, 1]`.
     inverse: Tensor,
 }
 
