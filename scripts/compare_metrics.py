@@ -69,10 +69,13 @@ def compare(options, name, scratch):
         run(program, config, scratch / side / name, sets) for side, program in [("old", options.old), ("new", options.new)]
     )
     faults = [f"{len(old)} steps, then {len(new)}"] if len(old) != len(new) else []
+    gone = {metric for before, after in zip(old, new) for metric in set(before) - set(after)}
+    if gone:
+        faults.append(f"no longer logged: {', '.join(sorted(gone))}")
     for before, after in zip(old, new):
         for metric, value in before.items():
-            if after.get(metric, "missing") != value:
-                faults.append(f"step {before['step']}: {metric} was {value}, is {after.get(metric, 'missing')}")
+            if metric not in gone and after[metric] != value:
+                faults.append(f"step {before['step']}: {metric} was {value}, is {after[metric]}")
     if old_hash != new_hash:
         faults.append("the last adapters differ")
     added = sorted({metric for row in new for metric in row} - {metric for row in old for metric in row})
