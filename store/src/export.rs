@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 /// Samples that are in memory at a time, and in a row group of Parquet.
 const ROWS_AT_ONCE: i64 = 1024;
 
-/// Which samples to export.
+/// The samples to export: all, or those that satisfy every condition given.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
     /// Those of one run; of every run if absent.
@@ -50,7 +50,11 @@ impl Selection {
 
 impl Store {
     /// Writes the selected samples to `path`, whose extension says the format (`.jsonl`, `.csv` or `.parquet`), and
-    /// says how many there were. A file of that name is replaced once the new one is whole.
+    /// returns their number. A file of that name is replaced once the new one is whole.
+    ///
+    /// # Errors
+    /// [`Error::UnknownFormat`] if the extension is another one; [`Error::NotReading`] or [`Error::BadSql`] if the
+    /// condition is no SQL expression; [`Error::Write`] if the file cannot be written; or if the store cannot be read.
     pub fn export(&self, path: &Path, selection: &Selection) -> Result<u64> {
         let format = Format::of(path)?;
         let select = select(selection)?;
@@ -108,7 +112,7 @@ struct Row {
     settings: SamplerSettings,
 }
 
-/// Something that takes rows and makes a file of them.
+/// A writer of rows to a file of one format.
 trait Writer {
     fn write(&mut self, rows: &[Row]) -> io::Result<()>;
 
@@ -162,7 +166,7 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // After a rename there is nothing to remove, and after a failure nobody to tell.
+        // After a rename there is nothing to remove; after a failure the first error is the one to report.
         let _ = fs::remove_file(&self.path);
     }
 }

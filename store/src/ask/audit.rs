@@ -22,15 +22,18 @@ const STEPS: &str = "SELECT step FROM steps WHERE run_id = $1 AND groups > 0 AND
 const GROUPS_BETWEEN: &str =
     "SELECT id FROM groups WHERE run_id = $1 AND step >= $2 AND step <= $3 ORDER BY step, place";
 
-/// Groups of each quarter that are looked at.
+/// Greatest number of groups of each quarter that are looked at.
 const GROUPS: usize = 128;
-/// Samples that a finding names.
+/// Greatest number of samples that a finding names.
 const NAMED: usize = 5;
 
 impl Store {
-    /// Puts every question to a run, one row each: what was asked, the verdict (`ok`, `look`, or `unknown` where there
-    /// is too little to say), the evidence in words, and the numbers of samples to read. A run of less than four
-    /// steps is an error of the input, because it has no first and last quarter.
+    /// Puts every question to a run and returns one row each: the question, the verdict (`ok`, `look`, or `unknown`
+    /// where there is too little to say), the evidence in words, and the numbers of samples to read.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRun`] if there is no such run; [`Error::Setting`] if fewer than four of its steps have samples,
+    /// because it has no first and last quarter then; or if the store cannot be read.
     pub fn audit(&self, run: RunId) -> Result<Table> {
         let (early, late) = self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
@@ -89,7 +92,7 @@ struct Seen<'a> {
     question: &'a str,
     sample: &'a Sample,
     reward: Option<f64>,
-    /// Its reward and its length less the mean of its group.
+    /// Its reward and its length less the mean of its group; `None` if it is ungraded.
     centred: Option<(f64, f64)>,
 }
 

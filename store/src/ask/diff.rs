@@ -1,4 +1,4 @@
-//! Two runs side by side: what was set differently, and what came of it.
+//! Two runs side by side: the differences of their configs, samples and metrics.
 
 use crate::ask::trend::{self, StepSums};
 use crate::engine::{Access, Connection};
@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const DOING: &str = "comparing runs";
 
-/// How many steps the first and the last of a run are.
+/// Number of steps that count as the first, and as the last, of a run.
 const SOME: usize = 10;
 
-/// What is known of one side.
+/// One of the two runs, with its config by dotted keys, its step sums and the means of its last metrics.
 struct Side {
     run: Run,
     config: BTreeMap<String, String>,
@@ -23,8 +23,11 @@ struct Side {
 }
 
 impl Store {
-    /// Two runs in three parts: the keys of their configs that differ; what their samples say, at the start and at the
-    /// end; the metrics of their last ten steps, averaged. `difference` is the second less the first.
+    /// Compares two runs in three parts: the keys of their configs that differ; the statistics of their samples, at the
+    /// start and at the end; the metrics of their last ten steps, averaged. `difference` is the second less the first.
+    ///
+    /// # Errors
+    /// If either run does not exist, or the store cannot be read.
     pub fn diff(&self, first: RunId, second: RunId) -> Result<Table> {
         let (a, b) = self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
@@ -74,7 +77,7 @@ fn config_rows(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Ve
     differing.map(|name| vec![format!("config {name}").into(), value(a, name), value(b, name), Value::Null]).collect()
 }
 
-/// Something to know of some steps.
+/// A statistic of some steps; `None` where they have nothing to take it of.
 type Quantity = fn(&StepSums) -> Option<f64>;
 
 fn sample_rows(a: &[StepSums], b: &[StepSums]) -> Vec<Vec<Value>> {

@@ -12,7 +12,11 @@ use crate::{Error, Result, Store};
 use sqlx::{Row as _, TypeInfo, ValueRef};
 
 impl Store {
-    /// The answer to one SQL question. Anything that would write is refused.
+    /// Returns the answer to one SQL query. Anything that would write is refused.
+    ///
+    /// # Errors
+    /// [`Error::NotReading`] if there is not exactly one statement or it would write, [`Error::BadSql`] if the engine
+    /// refuses it, or if the store cannot be read.
     pub fn query(&self, sql: &str) -> Result<Table> {
         let sql = question(sql)?;
         self.with(async |connection| match connection.engine() {
@@ -42,7 +46,7 @@ async fn ask(connection: &mut Connection, sql: &str) -> Result<Table> {
     Ok(table)
 }
 
-/// What the engine says of a statement that a person wrote.
+/// Classifies the engine's error about a statement that a person wrote.
 pub(crate) fn bad_sql(error: sqlx::Error) -> Error {
     let state = sqlstate(&error);
     match (sqlite_code(&error), state.as_deref()) {
@@ -58,7 +62,7 @@ pub(crate) fn bad_sql(error: sqlx::Error) -> Error {
     }
 }
 
-/// The statement, if it is a single one that begins like a question.
+/// Returns the statement without what follows it, if it is a single one that begins like a query.
 pub(crate) fn question(sql: &str) -> Result<&str> {
     let (first, rest) = split_statement(sql);
     if !code(rest).is_empty() {
@@ -72,7 +76,7 @@ pub(crate) fn question(sql: &str) -> Result<&str> {
     Err(Error::NotReading { reason })
 }
 
-/// What comes before and after the first semicolon that is neither quoted nor in a comment.
+/// Splits at the first semicolon that is neither quoted nor in a comment.
 fn split_statement(sql: &str) -> (&str, &str) {
     let mut rest = sql;
     while let Some(first) = rest.chars().next() {

@@ -1,4 +1,4 @@
-//! The best and the worst samples: what the reward likes and what it does not.
+//! The best and the worst samples by the reward or by one part of it.
 
 use crate::engine::{Access, Connection, sql};
 use crate::error::Doing;
@@ -20,7 +20,7 @@ const OF_PART: &str = "FROM groups g JOIN samples s ON s.group_id = g.id
     JOIN part_view t ON t.sample_id = s.id AND t.name = $3";
 const PARTS: &str = "SELECT DISTINCT name FROM (SELECT name FROM part_view LIMIT 10000) some_parts ORDER BY name";
 
-/// Which end of the ranking.
+/// An end of the ranking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The greatest rewards.
@@ -29,21 +29,26 @@ pub enum End {
     Bottom,
 }
 
-/// What to rank, and how much of it to show.
+/// A ranking: the samples that enter it, their order, and the number to show.
 #[derive(Debug, Clone)]
 pub struct Ranking {
     /// Samples of one run; of every run if absent.
     pub run: Option<RunId>,
     /// By this part of the reward, before weighting; by the reward if absent.
     pub part: Option<String>,
-    /// Which end.
+    /// The end that is shown.
     pub end: End,
-    /// How many samples.
+    /// The greatest number of samples that is shown.
     pub count: usize,
 }
 
 impl Store {
-    /// The best or the worst samples, one row each; unjudged ones have no rank. Of equal ones the older come first.
+    /// Returns the best or the worst samples, one row each; ungraded ones have no rank. Of equal ones the older come
+    /// first.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchPart`] if the ranking is empty and no part of a reward has the name, or if the store cannot be
+    /// read.
     pub fn rank(&self, ranking: &Ranking) -> Result<Table> {
         type Row = (i64, String, i64, f64, i64, String, String, String);
         let (worth, from) = if ranking.part.is_some() { ("t.value", OF_PART) } else { ("t.reward", OF_REWARD) };

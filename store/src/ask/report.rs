@@ -1,4 +1,4 @@
-//! The answers that people ask for most: which runs there are, how each policy did, and all about one sample or run.
+//! The reports that people ask for most: all runs, the statistics of each policy, one sample, one run.
 
 use crate::engine::{Access, Connection, FromRow, Row, sql, time};
 use crate::error::Doing;
@@ -45,8 +45,11 @@ const POLICY_SUMS: &str = "WITH judged AS MATERIALIZED (
     GROUP BY p.id, runs.id, runs.name, p.version, p.hash, p.origin ORDER BY runs.id, p.version";
 
 impl Store {
-    /// One row per run, oldest first: how it stands, how much it sampled, and the mean reward of its first and its
-    /// last step.
+    /// Returns one row per run, oldest first: its status, the number of its samples and tokens, and the mean reward of
+    /// its first and its last step.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
     pub fn list(&self) -> Result<Table> {
         const COLUMNS: [&str; 10] =
             ["id", "run", "kind", "status", "started", "steps", "samples", "tokens", "reward_first", "reward_last"];
@@ -74,12 +77,15 @@ impl Store {
         })
     }
 
-    /// One row per policy version, of one run or of all. `age` is how many versions the run's newest samples are ahead:
-    /// the staleness of these rows if they were replayed now. `reward_std` divides by n - 1. `clipped` is the share of
-    /// samples that the token limit cut off, `no_signal` the share of groups in which no two judged rewards differ.
-    /// `ess` is the effective sample share that the trainer measured when it learned from these rows, from the steps'
-    /// metrics; of old rows under a newer policy the store cannot know it, because that takes the newer policy's
-    /// log-probabilities.
+    /// Returns one row per policy version, of one run or of all. `age` is the number of versions that the run's newest
+    /// samples are ahead: the staleness of these rows if they were replayed now. `reward_std` divides by n - 1.
+    /// `clipped` is the share of samples that the token limit cut off, `no_signal` the share of groups in which no two
+    /// rewards differ. `ess` is the effective sample share that the trainer measured when it learned from these rows,
+    /// from the steps' metrics; of old rows under a newer policy the store cannot know it, because that takes the newer
+    /// policy's log-probabilities.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
     pub fn stats(&self, run: Option<RunId>) -> Result<Table> {
         const COLUMNS: [&str; 16] = [
             "run",
@@ -108,7 +114,11 @@ impl Store {
         })
     }
 
-    /// All about one sample, in one row.
+    /// Returns one sample in one row: its prompt, its text, its grades, its tokens and log-probabilities, and where it
+    /// comes from.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSample`] if there is no such sample, or if the store cannot be read.
     pub fn show_sample(&self, sample: SampleId) -> Result<Table> {
         self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
@@ -121,7 +131,11 @@ impl Store {
         })
     }
 
-    /// All about one run, in one row.
+    /// Returns one run in one row: its status, its counts, the mean reward of its first and its last step, its last
+    /// checkpoint, and its config.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRun`] if there is no such run, or if the store cannot be read.
     pub fn show_run(&self, run: RunId) -> Result<Table> {
         self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;

@@ -21,7 +21,7 @@ const STEP_SUMS: &str = "WITH judged AS MATERIALIZED (
         CAST(SUM(clipped) AS BIGINT) AS clipped, CAST(SUM(no_signal) AS BIGINT) AS no_signal
     FROM per_group GROUP BY step ORDER BY step";
 
-/// What one step drew, summed over its samples; or several steps, added up.
+/// Sums over the samples of one step, or of several steps added up.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct StepSums {
     pub(crate) step: i64,
@@ -50,7 +50,7 @@ impl FromRow for StepSums {
 }
 
 impl StepSums {
-    /// These steps as one.
+    /// Adds these steps up; the number is that of the last one.
     pub(crate) fn total(steps: &[Self]) -> Self {
         steps.iter().fold(Self::default(), |sum, step| Self {
             step: step.step,

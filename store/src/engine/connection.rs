@@ -8,12 +8,12 @@ use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr, SqlStr, SqliteConnection};
 use std::borrow::Cow;
 use std::ops::{Deref, DerefMut};
 
-/// What a transaction may do.
+/// The rights of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,
     Write,
-    /// Makes what only this connection sees.
+    /// Creates objects that only this connection sees: temporary views.
     Scratch,
 }
 
@@ -97,7 +97,7 @@ impl Connection {
         }
     }
 
-    /// The columns and rows of a statement that a person wrote, as the drivers have them.
+    /// Returns the columns and rows of a statement that a person wrote, as the drivers have them.
     pub(crate) async fn ask(&mut self, sql: &str) -> Outcome<(Vec<String>, Vec<Row>)> {
         use sqlx::{Column as _, Executor as _, Statement as _};
         self.settle().await?;

@@ -2,7 +2,7 @@
 
 use super::connection::Access;
 
-/// What a store is kept in.
+/// The database engine that a store is kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Engine {
     /// One file, one machine.
@@ -25,7 +25,7 @@ impl Engine {
         }
     }
 
-    /// Behind a SELECT of rows `j` inside an UPDATE: takes the row, or leaves it to whoever is taking it.
+    /// Behind a SELECT of rows `j` inside an UPDATE: takes the row, or skips it if another writer is taking it.
     pub(crate) fn skip_locked(self) -> &'static str {
         match self {
             // There is one writer at a time.

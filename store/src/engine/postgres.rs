@@ -14,11 +14,11 @@ pub(crate) const MIGRATIONS: Migrations = &[
     (4, include_str!("../../migrations/postgres/0004_comparisons.sql")),
 ];
 
-/// How many tables there are, and how many of them are the schema's version.
+/// Counts the tables, and those among them that hold the schema's version.
 pub(crate) const TABLES: &str = "SELECT COUNT(*), COUNT(CASE WHEN table_name = 'schema_version' THEN 1 END)
     FROM information_schema.tables WHERE table_schema = current_schema()";
 
-/// Taken by whoever changes the schema, until that is committed.
+/// Lock of the connection that changes the schema, held until that is committed.
 pub(crate) const LOCK_MIGRATIONS: &str = "SELECT pg_advisory_xact_lock(8104012097)";
 
 pub(crate) fn is_url(url: &str) -> bool {
@@ -67,12 +67,12 @@ impl Server {
     }
 }
 
-/// A connection of its own that hears when somebody rings.
+/// A connection of its own that listens for the notifications of one channel.
 #[derive(Debug)]
 pub(crate) struct Bell(PgListener);
 
 impl Bell {
-    /// Hears a channel of a server from now on.
+    /// Listens to a channel of a server from now on.
     pub(crate) async fn new(server: &Server, channel: &str) -> std::result::Result<Self, sqlx::Error> {
         let pool = PgPoolOptions::new().max_connections(1).connect_with(server.options.clone()).await?;
         let mut listener = PgListener::connect_with(&pool).await?;
@@ -80,13 +80,13 @@ impl Bell {
         Ok(Self(listener))
     }
 
-    /// Waits until somebody rings, but no longer than that.
+    /// Waits for a notification, for `at_most`; a timeout is no error.
     pub(crate) async fn wait(&mut self, at_most: Duration) -> std::result::Result<(), sqlx::Error> {
         match tokio::time::timeout(at_most, self.0.recv()).await {
             Ok(heard) => heard.map(drop),
             Err(_) => Ok(()),
         }?;
-        // Ten rings are one piece of news.
+        // Several notifications are one piece of news.
         while self.0.next_buffered().is_some() {}
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Bell {
 pub(crate) fn without_password(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("postgres", url));
     let (address, parameters) = rest.split_once('?').map_or((rest, None), |(address, it)| (address, Some(it)));
-    // A password may hold an @ that nobody encoded, but no host does.
+    // A password may hold an @ that is not percent-encoded, but no host does.
     let address = match address.rsplit_once('@') {
         Some((user, host)) => format!("{}@{host}", user.split(':').next().unwrap_or_default()),
         None => address.to_owned(),

@@ -13,7 +13,7 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    /// The value of a column, by its name or place.
+    /// Returns the value of a column, by its name or index.
     pub(crate) fn try_get<T: Cell>(
         &self,
         column: impl sqlx::ColumnIndex<SqliteRow> + sqlx::ColumnIndex<PgRow>,
@@ -25,7 +25,7 @@ impl Row {
     }
 }
 
-/// What a column may hold.
+/// A type of value that a column of either engine may hold.
 pub(crate) trait Cell: OfSqlite + OfPostgres {
     /// The value as it was before it went into `PostgreSQL`.
     #[must_use]
@@ -34,11 +34,11 @@ pub(crate) trait Cell: OfSqlite + OfPostgres {
     }
 }
 
-/// What `SQLite`'s driver can read.
+/// A type that `SQLite`'s driver can decode.
 pub(crate) trait OfSqlite: for<'r> sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite> {}
 impl<T: for<'r> sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>> OfSqlite for T {}
 
-/// What `PostgreSQL`'s driver can read.
+/// A type that `PostgreSQL`'s driver can decode.
 pub(crate) trait OfPostgres: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> {}
 impl<T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>> OfPostgres for T {}
 

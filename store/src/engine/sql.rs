@@ -1,9 +1,9 @@
 //! One SQL text, two engines.
 //!
 //! Every statement of the store is written once, in what `SQLite` and `PostgreSQL` both understand: `$1` placeholders,
-//! RETURNING, ON CONFLICT, and the types BIGINT, DOUBLE PRECISION, TEXT and bytes. This file carries such a statement to
-//! whichever engine the store is on, by that engine's own driver: values are bound by that driver as one of four kinds, and
-//! columns are read as the driver has them, so `SQLite` is as fast as if it were alone. What the engines do
+//! RETURNING, ON CONFLICT, and the types BIGINT, DOUBLE PRECISION, TEXT and bytes. This file carries such a statement
+//! to the engine that the store is on, by that engine's own driver: values are bound by that driver as one of four
+//! kinds, and columns are read as the driver has them, so `SQLite` is as fast as if it were alone. What the engines do
 //! not share is in `dialect.rs`.
 //!
 //! Two kinds of value would not survive: `SQLite` keeps NaN as NULL, so NaN becomes NULL on both; and `PostgreSQL` has
@@ -56,7 +56,7 @@ pub(crate) struct Record;
 /// A row is its only column.
 pub(crate) struct Scalar;
 
-/// What a row becomes in the way that `S` says.
+/// A value made of a row in the way that `S` says: of all its columns ([`Record`]) or of its only one ([`Scalar`]).
 pub(crate) trait Shape<S>: Sized {
     fn of(row: Row) -> Outcome<Self>;
 }
@@ -73,7 +73,7 @@ impl<T: Cell> Shape<Scalar> for T {
     }
 }
 
-/// How many rows a statement changed.
+/// Number of rows that a statement changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Changed(u64);
 

@@ -17,7 +17,7 @@ pub(crate) const MIGRATIONS: Migrations = &[
     (4, include_str!("../../migrations/sqlite/0004_comparisons.sql")),
 ];
 
-/// How many tables there are, and how many of them are the schema's version.
+/// Counts the tables, and those among them that hold the schema's version.
 pub(crate) const TABLES: &str =
     "SELECT COUNT(*), COUNT(CASE WHEN name = 'schema_version' THEN 1 END) FROM sqlite_schema";
 
@@ -38,7 +38,7 @@ pub(crate) fn path_of(url: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(path))
 }
 
-/// Refuses a place where no store can be, before `SQLite` can touch it.
+/// Refuses a path where no store can be, before `SQLite` can touch it.
 pub(crate) fn check(path: &Path, mode: Mode) -> Result<()> {
     let place = || path.display().to_string();
     if mode != Mode::Create && !path.exists() {
@@ -76,7 +76,7 @@ pub(crate) async fn connect(path: &Path, mode: Mode) -> Result<Connection> {
         .filename(path)
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(PATIENCE_S))
-        // Statements are logged by nobody: at debug level they would drown a run's own log.
+        // Statements are not logged: at debug level they would drown a run's own log.
         .disable_statement_logging();
     let options = match mode {
         Mode::Read => options.read_only(true).pragma("query_only", "ON"),

@@ -1,10 +1,9 @@
 //! Pairs of a better and a worse answer, for learning from preferences: the samples of each prompt, joined with
 //! themselves.
 //!
-//! All judged samples of a prompt compete, whoever drew them and in whichever run, each text once and with its best
-//! reward. The best one is paired with the worst, the second best with the second worst, and so on: no sample is in two
-//! pairs, and margins fall. Columns are TRL's (`prompt`, `chosen`, `rejected`), and behind them stands where each side
-//! comes from.
+//! All graded samples of a prompt compete, of every policy and every run, each text once and with its best reward. The
+//! best one is paired with the worst, the second best with the second worst, and so on: no sample is in two pairs, and
+//! margins fall. Columns are TRL's (`prompt`, `chosen`, `rejected`), and behind them stands where each side comes from.
 
 use super::{Partial, Selection};
 use crate::ask::query::{bad_sql, question};
@@ -25,10 +24,10 @@ const PROMPTS_AT_ONCE: i64 = 256;
 
 const PROMPTS: &str = "SELECT id, json FROM prompts WHERE id > $1 ORDER BY id LIMIT $2";
 
-/// Which pairs to make.
+/// The rules by which pairs are built.
 #[derive(Debug, Clone)]
 pub struct Pairing {
-    /// Which samples compete.
+    /// The samples that compete.
     pub samples: Selection,
     /// The most pairs that one prompt gives.
     pub per_prompt: usize,
@@ -36,14 +35,14 @@ pub struct Pairing {
     pub margin: f64,
 }
 
-/// What was paired.
+/// The counts of an export of pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Paired {
-    /// How many pairs were written.
+    /// Pairs that were written.
     pub pairs: u64,
-    /// How many prompts gave at least one.
+    /// Prompts that gave at least one pair.
     pub prompts: u64,
-    /// How many prompts have judged samples, but none that differ by enough.
+    /// Prompts that have graded samples, but none that differ by more than the margin.
     pub undecided: u64,
 }
 
@@ -95,8 +94,8 @@ impl From<(i64, i64, f64, String)> for Judged {
 }
 
 impl Store {
-    /// Writes pairs of the selected samples to `path`, a `.jsonl` file, and says how many there were. A file of that
-    /// name is replaced once the new one is whole.
+    /// Writes pairs of the selected samples to `path`, a `.jsonl` file, and returns their counts. A file of that name
+    /// is replaced once the new one is whole.
     ///
     /// # Errors
     /// If the file's name ends in anything else, the margin is negative, the condition is no SQL, or the file cannot be
@@ -155,7 +154,7 @@ impl Store {
     }
 }
 
-/// The statement that finds the judged samples of the prompts after `$1` up to `$2`, the best of each prompt first.
+/// The statement that finds the graded samples of the prompts after `$1` up to `$2`, the best of each prompt first.
 fn select(selection: &Selection) -> Result<String> {
     let chosen = selection.clauses();
     let sql = format!(

@@ -28,7 +28,7 @@ use Kind::{Blob as B, Integer as I, Real as R, Text as T};
 /// A table: its name, how many of its first columns are its key, which are whole numbers all, and every column.
 type Copied = (&'static str, usize, &'static [(&'static str, Kind)]);
 
-/// Every table that outlives a process, what others refer to first.
+/// Every table that outlives a process, in such an order that references point backwards.
 const TABLES: [Copied; 12] = [
     (
         "runs",
@@ -158,7 +158,7 @@ const TABLES: [Copied; 12] = [
     ("publications", 2, &[("run_id", I), ("version", I), ("hash", T), ("adapter", T), ("created_at", I)]),
 ];
 
-/// What was copied.
+/// The content of a finished copy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Migrated {
     /// One row per table: its name, its rows, and the SHA-256 of their content.
@@ -169,7 +169,7 @@ pub struct Migrated {
 
 impl Store {
     /// Copies the store at `from` into the one at `to`, which is made where it is not there, and must hold nothing.
-    /// `progress` hears which table comes next.
+    /// `progress` is called with the name of each table before it is copied.
     ///
     /// # Errors
     /// If either cannot be opened, the second holds runs, or the copy is not equal; then the second stays empty.
@@ -206,7 +206,7 @@ impl Store {
     }
 }
 
-/// Reads a table from its first row to its last; says how many there are, and the hash of what they hold.
+/// Reads a table from its first row to its last; returns the number of rows and the SHA-256 of their content.
 fn walk(store: &Store, table: &Copied, take: &mut dyn FnMut(Vec<Vec<Bind>>) -> Result<()>) -> Result<(u64, String)> {
     let (name, keys, columns) = *table;
     let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();

@@ -6,7 +6,7 @@
 //! it back is an error that says why.
 //!
 //! A run that may be resumed (any that is not finished) keeps every step from [`MARGIN`] steps before its newest
-//! checkpoint on: the steps behind the checkpoint are read back instead of drawn again, and those before it may be in
+//! checkpoint on: the steps behind the checkpoint are read back instead of sampled again, and those before it may be in
 //! the window of its replay. A replay without a limit on age draws otherwise after a pruning than before.
 
 use crate::engine::time::now;
@@ -42,45 +42,52 @@ const MARK: &str =
 const SWEEP: &str = "DELETE FROM prompts WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.prompt_id = prompts.id);
     DELETE FROM policies WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.policy_id = policies.id);";
 
-/// Which steps go. A step goes if any of the rules names it.
+/// The rules of a pruning. A step goes if any of them names it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Prune {
     /// Of this run alone; of every run if absent.
     pub run: Option<RunId>,
     /// All but the newest this many steps of each run.
     pub keep_steps: Option<u64>,
-    /// Those drawn by policy versions below this. Imported rows have no version of their own, and stay.
+    /// Those sampled by policy versions below this. Imported rows have no version of their own, and stay.
     pub below_policy: Option<u64>,
     /// The oldest, until the store is estimated to be at most this large, in bytes.
     pub max_bytes: Option<u64>,
 }
 
-/// What was pruned, or would be.
+/// The outcome of a pruning, or of its rehearsal.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pruned {
     /// One row per run: the steps that go, from and to, and what they hold.
     pub runs: Table,
-    /// How many steps go.
+    /// Steps that go.
     pub steps: u64,
-    /// How many samples go.
+    /// Samples that go.
     pub samples: u64,
-    /// How many steps a rule named, but a run still needs.
+    /// Steps that a rule named, but that a run still needs.
     pub still_needed: u64,
     /// The size of the store before, in bytes.
     pub bytes_before: u64,
     /// Its size afterwards, in bytes: estimated until something was removed.
     pub bytes_after: u64,
-    /// Whether the file was made smaller: not in a rehearsal, nor if another process held the store.
+    /// True if the file was made smaller; false in a rehearsal, and if another process held the store.
     pub shrunk: bool,
 }
 
 impl Store {
-    /// Says what [`prune`](Store::prune) would remove, and changes nothing.
+    /// Returns the outcome that [`prune`](Store::prune) would have, and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the rule names no steps by number, policy version or size; [`Error::NoSuchRun`] if its run
+    /// does not exist; or if the store cannot be read.
     pub fn rehearse_prune(&self, rule: &Prune) -> Result<Pruned> {
         Ok(self.with(async |connection| choose(connection, rule).await)?.0)
     }
 
     /// Removes the samples of the steps that the rule names, and gives their room back to the file system.
+    ///
+    /// # Errors
+    /// As [`rehearse_prune`](Store::rehearse_prune), or if a step cannot be removed; the steps before it are gone then.
     pub fn prune(&self, rule: &Prune) -> Result<Pruned> {
         self.with(async |connection| {
             let (mut pruned, steps) = choose(connection, rule).await?;
@@ -135,7 +142,7 @@ impl FromRow for Step {
 }
 
 impl Step {
-    /// Whether its run may ask for it again.
+    /// Returns true if its run may ask for it again.
     fn is_needed(&self) -> bool {
         let kept_from = self.checkpoint.map_or(i64::MIN, |checkpoint| checkpoint - MARGIN as i64);
         !self.imported && !self.finished && self.number >= kept_from
@@ -148,7 +155,7 @@ impl Step {
     }
 }
 
-/// What goes, in sum and step by step.
+/// Chooses the steps that go; returns their summary and the steps.
 async fn choose(connection: &mut Connection, rule: &Prune) -> Result<(Pruned, Vec<Step>)> {
     if rule.keep_steps.is_none() && rule.below_policy.is_none() && rule.max_bytes.is_none() {
         return Err(Error::Setting("nothing says what to prune; give an age, a policy version or a size".into()));

@@ -1,4 +1,4 @@
-//! Whether the store is what was written: pages, references, lengths, hashes, counts.
+//! Checks of a store against damage: pages, references, lengths, hashes, counts.
 //!
 //! The engine's own check sees broken pages, not a flipped bit inside a blob: that is what the content hashes are for.
 //! Every check looks at everything and names the first rows that it finds wrong.
@@ -22,7 +22,7 @@ const HASHED_SAMPLES: &str = "SELECT id, finish, text, mask, token_ids, logprobs
 const HASHED_PROMPTS: &str = "SELECT id, json, hash, token_ids, token_hash FROM prompts WHERE id > $1
     ORDER BY id LIMIT $2";
 
-/// What must not be found: a name, and a statement that names each row where it is.
+/// Faults that no row may have: a name each, and a statement that names every row with the fault.
 const RULES: [(&str, &str); 14] = [
     (
         "samples without a group",
@@ -115,19 +115,19 @@ const RULES: [(&str, &str); 14] = [
     ),
 ];
 
-/// What verifying found.
+/// The findings of a verification.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verification {
     /// One row per check: its name, how many rows are wrong, and the first of them.
     pub checks: Table,
-    /// How many rows are wrong in all.
+    /// Wrong rows in all.
     pub wrong: u64,
-    /// How many samples were stored before there were hashes, so that their content cannot be checked.
+    /// Samples that were stored before there were hashes, so that their content cannot be checked.
     pub unverifiable: u64,
 }
 
 impl Verification {
-    /// Whether nothing is wrong.
+    /// Returns true if nothing is wrong.
     pub fn is_sound(&self) -> bool {
         self.wrong == 0
     }
@@ -143,7 +143,11 @@ impl Verification {
 }
 
 impl Store {
-    /// Reads the whole store and checks it, in one state of it, whatever is appended meanwhile. Writes nothing.
+    /// Reads the whole store and checks it, in one state of it, whatever is appended meanwhile. Writes nothing. Damage
+    /// is a finding and no error.
+    ///
+    /// # Errors
+    /// If the store cannot be read for another reason than damage.
     pub fn verify(&self) -> Result<Verification> {
         self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
@@ -173,7 +177,7 @@ async fn named(connection: &mut Connection, sql: &'static str) -> Result<Vec<Str
     }
 }
 
-/// Whether the engine says that what it reads is malformed.
+/// Returns true if the engine reports that its data is malformed.
 fn is_corrupt(error: &sqlx::Error) -> bool {
     sqlite_code(error) == Some(11) || sqlstate(error).is_some_and(|state| state.starts_with("XX"))
 }
@@ -204,7 +208,7 @@ async fn wrong_prompts(connection: &mut Connection) -> Result<Vec<String>> {
     }
 }
 
-/// The samples that are not what was written, and how many cannot be told.
+/// Returns the samples whose content does not match their hash, and the number of those without a hash.
 async fn wrong_samples(connection: &mut Connection) -> Result<(Vec<String>, u64)> {
     type Row = (i64, String, String, Option<Vec<u8>>, Vec<u8>, Vec<u8>, Option<String>);
     let (mut wrong, mut unverifiable) = (Vec::new(), 0);

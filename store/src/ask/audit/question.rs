@@ -5,14 +5,14 @@ use crate::SampleId;
 use schema::{Finish, Token};
 use std::collections::{BTreeMap, HashSet};
 
-/// What a question found.
+/// The answer to a question: a verdict, the evidence in words, and the samples to read.
 pub(super) struct Finding {
     pub(super) verdict: Verdict,
     pub(super) evidence: String,
     pub(super) samples: Vec<SampleId>,
 }
 
-/// What to do about it.
+/// The verdict of a question: nothing to do, samples to look at, or too little data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Fine,
@@ -33,7 +33,7 @@ impl Verdict {
 /// A question to the early and the late samples.
 type Ask = fn(&Quarter<'_>, &Quarter<'_>) -> Finding;
 
-/// Every question, by the name of what it looks for.
+/// Every question, by the name of the symptom that it looks for.
 pub(super) const QUESTIONS: [(&str, Ask); 6] = [
     ("length_drift", length_drift),
     ("repetition_drift", repetition_drift),
@@ -43,7 +43,8 @@ pub(super) const QUESTIONS: [(&str, Ask); 6] = [
     ("unjudged_drift", unjudged_drift),
 ];
 
-/// Does the reward follow the length? Within groups, so that long questions do not count.
+/// Drift of the mean length that the reward follows, by the correlation of both within groups, so that long questions
+/// do not count.
 fn length_drift(early: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     const CORRELATED: f64 = 0.4;
     const LONGER: f64 = 1.5;
@@ -66,8 +67,7 @@ fn length_drift(early: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     )
 }
 
-/// Do answers repeat themselves more and more, and keep their reward? The share of token 4-grams that an answer has
-/// had before.
+/// Growth of repetition at undiminished reward: the share of an answer's token 4-grams that occur earlier in it.
 fn repetition_drift(early: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     const MORE: f64 = 0.1;
     let share = |seen: &Seen<'_>| repeated(&seen.sample.ids);
@@ -85,7 +85,7 @@ fn repetition_drift(early: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     )
 }
 
-/// Is one text the answer to every question? Winners of different questions that share most of their token trigrams.
+/// One text as the answer to many questions: winners of different questions that share most of their token trigrams.
 fn near_duplicate_winners(_: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     const ALIKE: f64 = 0.8;
     const MANY: f64 = 0.5;
@@ -115,7 +115,7 @@ fn near_duplicate_winners(_: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     )
 }
 
-/// Do answers take another form? Which form an answer has, early and late.
+/// Change of the form of answers: the form whose share has grown most from early to late.
 fn answer_format(early: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     const MOVED: f64 = 0.3;
     let (before, after) = (forms(early), forms(late));
@@ -134,7 +134,7 @@ fn answer_format(early: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     )
 }
 
-/// Are answers rewarded that the token limit cut off?
+/// Share of the winners that the token limit cut off.
 fn rewarded_truncation(_: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     const MANY: f64 = 0.3;
     let winners = late.winners();
@@ -146,7 +146,7 @@ fn rewarded_truncation(_: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     finding(share >= MANY, format!("{} of {} late winners were cut off", cut.len(), winners.len()), &cut)
 }
 
-/// Does grading fail more and more?
+/// Growth of the share of ungraded samples.
 fn unjudged_drift(early: &Quarter<'_>, late: &Quarter<'_>) -> Finding {
     const MORE: f64 = 0.1;
     let unjudged = |seen: &Seen<'_>| Some(f64::from(u8::from(seen.reward.is_none())));
@@ -171,7 +171,7 @@ fn correlation(centred: &[(f64, f64)]) -> Option<f64> {
     (xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
 }
 
-/// The share of 4-grams that stood there before; `None` for fewer than eight tokens.
+/// The share of 4-grams that occur earlier; `None` for fewer than eight tokens.
 fn repeated(ids: &[Token]) -> Option<f64> {
     if ids.len() < 8 {
         return None;
@@ -197,7 +197,7 @@ fn forms(quarter: &Quarter<'_>) -> BTreeMap<&'static str, f64> {
     })
 }
 
-/// How an answer is marked as one: the marks that graders look for, strongest first.
+/// The form of an answer, by the marks that graders look for; the strongest mark decides.
 fn form_of(text: &str) -> &'static str {
     let lower = text.to_lowercase();
     let has = |mark: &str| lower.contains(mark);
