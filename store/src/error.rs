@@ -1,4 +1,4 @@
-//! What can go wrong with a store, and whose doing it is.
+//! The errors of a store, divided into faults of the input and failures while running.
 
 use crate::id::RunId;
 use sqlx::postgres::PgDatabaseError;
@@ -14,7 +14,7 @@ pub enum Error {
     Url {
         /// The URL as it was given.
         url: String,
-        /// What is wrong with it, and what to write instead.
+        /// The fault of the URL, and a URL to write instead.
         reason: String,
     },
     /// The file to read from is not there.
@@ -36,7 +36,7 @@ pub enum Error {
     NotAStore {
         /// The file.
         place: String,
-        /// What it is instead.
+        /// The reason why it is no store.
         reason: String,
     },
     /// The store was written by a newer program.
@@ -68,7 +68,7 @@ pub enum Error {
     CannotOpen {
         /// The file.
         place: String,
-        /// What the engine said.
+        /// The engine's message.
         reason: String,
     },
     /// The server does not let us in, or is not there.
@@ -78,15 +78,15 @@ pub enum Error {
     CannotConnect {
         /// The database's URL without the password.
         place: String,
-        /// What the server or the system said.
+        /// The message of the server or of the operating system.
         reason: String,
     },
     /// No run has this name or number.
     #[error("the store holds no run `{wanted}`; {known}")]
     NoSuchRun {
-        /// What was asked for.
+        /// The name or number that was asked for.
         wanted: String,
-        /// Which runs there are.
+        /// The runs of the store, in words: at most ten names, newest first.
         known: String,
     },
     /// No sample has this number.
@@ -98,9 +98,9 @@ pub enum Error {
     /// No part of a reward has this name.
     #[error("no part of a reward is called `{wanted}`; {known}")]
     NoSuchPart {
-        /// What was asked for.
+        /// The name that was asked for.
         wanted: String,
-        /// Which parts there are.
+        /// The parts of rewards in the store, in words.
         known: String,
     },
     /// The samples were removed by their user.
@@ -141,7 +141,7 @@ pub enum Error {
     Miscopied {
         /// The table.
         table: &'static str,
-        /// What differs.
+        /// The difference, in words.
         what: String,
     },
     /// The store to copy into holds something already.
@@ -167,23 +167,23 @@ pub enum Error {
     /// A sample cannot be stored as it is.
     #[error("sample {sample} of group {group} cannot be stored: {reason}")]
     Inconsistent {
-        /// The group's place in the step.
+        /// The group's index in the step.
         group: usize,
-        /// The sample's place in the group.
+        /// The sample's index in the group.
         sample: usize,
-        /// What is wrong with it.
+        /// The inconsistency, in words.
         reason: String,
     },
     /// The statement would do something other than read.
     #[error("only reading is allowed here, and the statement {reason}; start it with SELECT or WITH")]
     NotReading {
-        /// What the statement would do.
+        /// The reason as a predicate of the statement, such as `is empty`.
         reason: String,
     },
     /// The statement is not valid SQL for this store.
     #[error("the SQL is not valid: {reason}; docs/replay.md lists the tables and views")]
     BadSql {
-        /// What the engine said.
+        /// The engine's message.
         reason: String,
     },
     /// The file to export to has a name that says no known format.
@@ -192,24 +192,24 @@ pub enum Error {
         /// The file that was to be written.
         path: PathBuf,
     },
-    /// What was read is not what was written.
+    /// Stored content differs from what was written, or is missing.
     #[error("the store is damaged: {what}; restore it from a copy; `proxrl replay verify` names what is wrong")]
     Damaged {
-        /// What does not fit.
+        /// The damage, in words.
         what: String,
     },
     /// Another process held the store for too long.
     #[error("the store stayed locked by another process for more than {seconds} s; wait until it is done, or stop it")]
     Locked {
-        /// How long we waited.
+        /// The time waited, in seconds.
         seconds: u64,
     },
     /// The engine failed.
     #[error("the store failed while {doing}: {source}")]
     Engine {
-        /// What we were doing.
+        /// The operation that failed, as a participle: `reading samples`.
         doing: &'static str,
-        /// What the engine said.
+        /// The driver's error.
         source: sqlx::Error,
     },
     /// Writing an exported file failed.
@@ -217,7 +217,7 @@ pub enum Error {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's message.
         reason: String,
     },
     /// The thread of the engine could not be started.
@@ -229,7 +229,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Whether what the user gave (a URL, a file, SQL, a name) is the cause, rather than a failure while running.
+    /// Returns true if the user's input (a URL, a file, SQL, a name) is the cause, rather than a failure while running.
     pub fn is_input(&self) -> bool {
         !matches!(
             self,
@@ -244,10 +244,10 @@ impl Error {
     }
 }
 
-/// How long a writer waits for another before it gives up, in seconds.
+/// Time that a writer waits for another one before it gives up, in seconds.
 pub(crate) const PATIENCE_S: u64 = 30;
 
-/// Says what we were doing when the engine failed.
+/// Adds the operation that failed to an error of the engine.
 pub(crate) trait Doing<T> {
     fn doing(self, doing: &'static str) -> Result<T>;
 }
@@ -264,7 +264,7 @@ impl<T> Doing<T> for Result<T, sqlx::Error> {
     }
 }
 
-/// What the engine said, without sqlx's words around it.
+/// Returns the engine's message without sqlx's words around it.
 pub(crate) fn message(error: &sqlx::Error) -> String {
     error.as_database_error().map_or_else(|| error.to_string(), |database| database.message().to_owned())
 }

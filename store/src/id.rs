@@ -1,4 +1,4 @@
-//! The numbers that rows go by, and which scoring a question means.
+//! The numbers that rows go by, and the scoring that a query means.
 
 use std::fmt;
 use std::str::FromStr;

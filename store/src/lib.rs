@@ -7,20 +7,20 @@
 //! |---|---|
 //! | `runs` | run, with its resolved config |
 //! | `policies` | policy version of a run, with the hash of its content |
-//! | `prompts` | question and tokenization of it, whichever runs asked it |
+//! | `prompts` | question and tokenization of it, shared by the runs that asked it |
 //! | `groups` | group: prompt, policy, sampler settings |
 //! | `samples` | completion: token ids, behaviour log-probabilities, text |
 //! | `rewards` | part of a sample's reward |
 //! | `comparisons` | judge's comparison of a sample with a rival |
 //! | `steps` | training step, with its metrics |
 //! | `checkpoints` | checkpoint |
-//! | `scorings` | later judgement of stored samples |
+//! | `scorings` | later pass of grading over stored samples |
 //! | `jobs` | piece of a step's sampling that workers lease |
-//! | `publications` | policy version that workers may draw from |
-//! | `workers` | worker, with when it was last heard of |
+//! | `publications` | policy version that workers may sample from |
+//! | `workers` | worker, with the time of its last heartbeat |
 //!
-//! The views `sample_view`, `group_view` and `reward_view` put these together and make the blobs readable in plain
-//! SQL, from any client of the engine; `migrations/` says what each column means, and `docs/replay.md` what to ask.
+//! The views `sample_view`, `group_view` and `reward_view` put these together and make the blobs readable in plain SQL,
+//! from any client of the engine; `migrations/` explains each column, and `docs/replay.md` has queries to start from.
 //!
 //! # Engines
 //!
@@ -29,11 +29,11 @@
 //!
 //! # Durability
 //!
-//! A step's samples are appended in one transaction, so a reader or a killed run sees whole steps only; those that
-//! workers draw come job by job, and belong to no step until the step is collected. `SQLite` runs with a write-ahead
-//! log and `synchronous = FULL`: when an append returns, its samples survive a power cut too. That costs one `fsync` a
-//! step, milliseconds beside seconds of sampling. Readers in other processes never wait for the writer. `PostgreSQL`
-//! commits synchronously.
+//! A step's samples are appended in one transaction, so a reader or a killed run sees whole steps only; those of
+//! workers come job by job, and belong to no step until the step is collected. `SQLite` runs with a write-ahead log and
+//! `synchronous = FULL`: when an append returns, its samples survive a power cut too. That costs one `fsync` a step,
+//! milliseconds beside seconds of sampling. Readers in other processes never wait for the writer. `PostgreSQL` commits
+//! synchronously.
 //!
 //! # Threads
 //!

@@ -24,28 +24,41 @@ pub struct Store {
     runtime: Runtime,
     /// Present until the store is dropped.
     connection: Mutex<Option<Connection>>,
-    /// Wake whoever waits for news of jobs, once somebody has waited.
+    /// Listeners on a server, one per kind of news that this handle has waited for.
     pub(crate) bells: Mutex<Vec<(News, postgres::Bell)>>,
     address: DatabaseUrl,
-    /// Which judgement this handle's questions mean.
+    /// The scoring whose grades this handle's queries see.
     pub(crate) scoring: Scoring,
 }
 
 impl Store {
     /// Opens a store for writing, after creating it or bringing its schema up to date where needed. `url` is
     /// `sqlite://` and a path, relative (`sqlite://proxrl.db`) or absolute (`sqlite:///data/proxrl.db`), or the address
-    /// of a `PostgreSQL` database (`postgres://user@host/database`). What a URL may hold there is libpq's, and so are
-    /// the variables (`PGPASSWORD`, `PGPASSFILE`) that stand for what is left out.
+    /// of a `PostgreSQL` database (`postgres://user@host/database`). The parts of such a URL are those of libpq, and so
+    /// are the variables (`PGPASSWORD`, `PGPASSFILE`) that stand for parts left out.
+    ///
+    /// # Errors
+    /// [`Error::Url`] if the URL names no store; [`Error::MissingFolder`], [`Error::NotAStore`], [`Error::CannotOpen`]
+    /// or [`Error::CannotConnect`] if there can be none at that location; [`Error::NewerSchema`] if a newer program
+    /// wrote it; [`Error::Locked`] if another process holds it for too long; or if its schema cannot be brought up to
+    /// date.
     pub fn open(url: &str) -> Result<Self> {
         Self::open_as(url, Mode::Create)
     }
 
     /// Opens a store for writing, but makes none where there is none.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and [`Error::Missing`] if there is no store.
     pub fn open_existing(url: &str) -> Result<Self> {
         Self::open_as(url, Mode::Write)
     }
 
     /// Opens a store for reading alone. Creates nothing, and refuses every write.
+    ///
+    /// # Errors
+    /// As [`Store::open`]; [`Error::Missing`] if there is no store, and [`Error::OlderSchema`] if its schema is not up
+    /// to date.
     pub fn open_read_only(url: &str) -> Result<Self> {
         Self::open_as(url, Mode::Read)
     }
@@ -89,7 +102,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Where the store is: its file, or the URL of its database without the password.
+    /// Returns the location of the store: its file, or the URL of its database without the password.
     pub fn place(&self) -> &str {
         &self.place
     }
@@ -179,7 +192,7 @@ impl Store {
 }
 
 impl Drop for Store {
-    /// Closes the file before the store is gone, so that whoever opens it next finds no lock.
+    /// Closes the file before the store is gone, so that the next process to open it finds no lock.
     fn drop(&mut self) {
         let bells = std::mem::take(self.bells.get_mut().unwrap_or_else(PoisonError::into_inner));
         let connection = self.connection.get_mut().unwrap_or_else(PoisonError::into_inner).take();

@@ -36,17 +36,17 @@ const DRAWN: &str =
 /// A piece of a step's sampling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewJob {
-    /// The place of its first group in the step.
+    /// The index of its first group in the step.
     pub place: usize,
-    /// How many groups it draws.
+    /// Number of groups that it samples.
     pub groups: usize,
-    /// The oldest policy version that may draw it.
+    /// The oldest policy version that may sample it.
     pub min_version: u64,
-    /// What to draw, in words that the workers understand.
+    /// The request to sample, in the form that the workers parse.
     pub request: String,
 }
 
-/// A job that somebody has for a while.
+/// A job that one worker has for a limited time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     /// The job's number.
@@ -55,34 +55,37 @@ pub struct Lease {
     pub run: RunId,
     /// The step that will learn from it.
     pub step: u64,
-    /// The place of its first group in the step.
+    /// The index of its first group in the step.
     pub place: usize,
-    /// How many groups it draws.
+    /// Number of groups that it samples.
     pub groups: usize,
-    /// The oldest policy version that may draw it.
+    /// The oldest policy version that may sample it.
     pub min_version: u64,
-    /// What to draw.
+    /// The request to sample, as in [`NewJob`].
     pub request: String,
-    /// Who has it.
+    /// The name of the worker that has it.
     pub worker: String,
-    /// How often it has been leased, this time included.
+    /// Number of its leases, this one included.
     pub attempt: u64,
 }
 
-/// How far some jobs are.
+/// The progress of some jobs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JobProgress {
     /// Jobs in all.
     pub jobs: u64,
     /// Jobs that are done.
     pub done: u64,
-    /// Groups that they drew.
+    /// Groups that the done jobs sampled.
     pub groups: u64,
 }
 
 impl Store {
-    /// Asks for the jobs of a step; those that were asked for already stay as they are. Asking for another piece at the
-    /// same place is an error: what is drawn already could not be told from what is wanted.
+    /// Adds the jobs of a step to the queue; those that are there already stay as they are. Another request at the same
+    /// index is an error, because samples of the old one could not be told from those of the new one.
+    ///
+    /// # Errors
+    /// [`Error::AskedOtherwise`] if a job at the same index has another request, or if the store cannot be written.
     pub fn enqueue(&self, run: RunId, step: u64, jobs: &[NewJob]) -> Result<()> {
         const DOING: &str = "asking for jobs";
         self.with(async |connection| {
@@ -123,8 +126,11 @@ impl Store {
         })
     }
 
-    /// Takes the oldest job that nobody has, of the earliest step, for so long: of one run, or of every running one
-    /// whose base model is this. `None` if there is none.
+    /// Takes the oldest free job of the earliest step under a lease of this duration. The run must be running, have
+    /// this base model, and be `run` if that is given. `None` if there is no such job.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
     pub fn claim(&self, worker: &str, model_hash: &str, run: Option<RunId>, lease: Duration) -> Result<Option<Lease>> {
         type Row = (i64, i64, i64, i64, i64, i64, String, i64);
         let sql = self.spelled(CLAIM);
@@ -151,7 +157,10 @@ impl Store {
         })
     }
 
-    /// Has a job for so long from now. `false` if somebody else has it by now, or did it.
+    /// Extends a lease to this duration from now. `false` if the job is done, or another worker has it by now.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
     pub fn extend(&self, lease: &Lease, by: Duration) -> Result<bool> {
         let sql = self.spelled(EXTEND);
         self.with(async |connection| {
@@ -160,7 +169,10 @@ impl Store {
         })
     }
 
-    /// Gives a job back undone.
+    /// Gives a job back undone. A lease that has passed to another worker is left alone.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
     pub fn release(&self, lease: &Lease) -> Result<()> {
         const DOING: &str = "giving a job back";
         self.with(async |connection| {
@@ -171,8 +183,12 @@ impl Store {
         })
     }
 
-    /// Appends what a job drew and makes it done, both or neither. `false` if somebody else has the job by now, or did
-    /// it, or if the run has made the policy anew that drew it: then nothing is appended.
+    /// Appends the samples of a job and makes it done, both or neither. `false` if the job is done already, if another
+    /// worker has it by now, or if the run has made the policy anew that sampled it: then nothing is appended.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the number of groups is not the job's; [`Error::PolicyChanged`] if the policy's version is
+    /// in the store with another hash; or if the store cannot be written.
     pub fn finish_job(&self, lease: &Lease, groups: &[Group]) -> Result<bool> {
         const DOING: &str = "appending a job's samples";
         if groups.len() != lease.groups {
@@ -206,7 +222,10 @@ impl Store {
         })
     }
 
-    /// How far the jobs of these places of a step are.
+    /// Returns the progress of the jobs whose first group is at these indices of a step.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
     pub fn job_progress(&self, run: RunId, step: u64, places: std::ops::Range<usize>) -> Result<JobProgress> {
         self.with(async |connection| {
             let (jobs, done, groups): (i64, i64, i64) = sql::query_as(PROGRESS)
@@ -221,7 +240,10 @@ impl Store {
         })
     }
 
-    /// What jobs drew for these places of a step, in order.
+    /// Returns the groups that jobs sampled for these indices of a step, in order.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
     pub fn drawn(&self, run: RunId, step: u64, places: std::ops::Range<usize>) -> Result<Vec<Group>> {
         const DOING: &str = "reading what jobs drew";
         self.with(async |connection| {
@@ -240,7 +262,7 @@ impl Store {
     }
 }
 
-/// The three values that say which lease is meant.
+/// Binds the three values that identify a lease.
 fn of<T: sql::Shape<S>, S>(query: sql::Query<T, S>, lease: &Lease) -> sql::Query<T, S> {
     query.bind(lease.job).bind(&lease.worker).bind(lease.attempt as i64)
 }

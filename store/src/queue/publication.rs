@@ -17,19 +17,22 @@ const PUBLICATION: &str = "SELECT version, hash, adapter FROM publications WHERE
     ORDER BY version DESC LIMIT 1";
 const SUPERSEDED: &str = "SELECT COUNT(*) FROM publications WHERE run_id = $1 AND version = $2 AND hash <> $3";
 
-/// A policy version that workers may draw from.
+/// A policy version that workers may sample from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
-    /// Which it is.
+    /// The version, and the hash of its content.
     pub policy: PolicyVersion,
-    /// Where its adapter is.
+    /// The location of its adapter.
     pub adapter: String,
 }
 
 impl Store {
-    /// Lets workers draw from a policy whose adapter is at `adapter`. Newer versions, which a resumed run makes anew, are
-    /// forgotten, and so are those below `oldest`. Where a resumed run on a GPU, or one that was rolled back, makes a version
-    /// otherwise than before, what the earlier one drew keeps its hash under another number.
+    /// Lets workers sample from a policy whose adapter is at `adapter`. Newer versions, which a resumed run makes anew,
+    /// are forgotten, and so are those below `oldest`. Where a resumed run on a GPU, or one that was rolled back, makes
+    /// a version otherwise than before, the samples of the earlier one keep its hash under another number.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
     pub fn publish(&self, run: RunId, policy: &PolicyVersion, adapter: &str, oldest: u64) -> Result<()> {
         const DOING: &str = "publishing a policy";
         self.with(async |connection| {
@@ -61,7 +64,10 @@ impl Store {
         })
     }
 
-    /// The newest policy of a run that its steps before `step` made.
+    /// Returns the newest policy of a run that its steps before `step` made; `None` if none is published.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
     pub fn publication(&self, run: RunId, step: u64) -> Result<Option<Publication>> {
         self.with(async |connection| {
             let row: Option<(i64, String, String)> = sql::query_as(PUBLICATION)
@@ -78,7 +84,7 @@ impl Store {
     }
 }
 
-/// Whether the run has published another policy under the version that drew some of these groups.
+/// Returns true if the run has published another policy under the version that sampled some of these groups.
 pub(super) async fn is_superseded(connection: &mut Connection, run: RunId, groups: &[Group]) -> Result<bool> {
     let policies: BTreeSet<(u64, &str)> =
         groups.iter().map(|group| (group.policy.version, &group.policy.hash[..])).collect();

@@ -7,16 +7,22 @@ use crate::{Result, Store};
 use std::sync::PoisonError;
 use std::time::Duration;
 
-/// How long whoever waits on `SQLite` sleeps before looking again.
+/// Time that a waiting caller sleeps on `SQLite` before it looks again.
 const POLL: Duration = Duration::from_millis(20);
 
 impl Store {
-    /// Waits until there may be a job, but no longer than that. It may come back early, so look and wait again.
+    /// Waits until there may be a job, but not longer than `at_most`. It may return early, so look and wait again.
+    ///
+    /// # Errors
+    /// If the connection to the server fails; never on `SQLite`.
     pub fn wait_for_jobs(&self, at_most: Duration) -> Result<()> {
         self.wait(News::Jobs, at_most)
     }
 
-    /// Waits until a job may be done, but no longer than that. It may come back early, so look and wait again.
+    /// Waits until a job may be done, but not longer than `at_most`. It may return early, so look and wait again.
+    ///
+    /// # Errors
+    /// If the connection to the server fails; never on `SQLite`.
     pub fn wait_for_results(&self, at_most: Duration) -> Result<()> {
         self.wait(News::Results, at_most)
     }
@@ -31,7 +37,7 @@ impl Store {
         self.block_on(async {
             match bells.iter_mut().find(|(heard, _)| *heard == news) {
                 Some((_, bell)) => bell.wait(at_most).await,
-                // What happened before it hung there was heard by nobody: the caller looks once more.
+                // Earlier notifications went unheard: the caller looks once more.
                 None => Bell::new(server, news.channel()).await.map(|bell| bells.push((news, bell))),
             }
         })
@@ -39,7 +45,7 @@ impl Store {
     }
 }
 
-/// Wakes whoever waits for this, when the transaction is committed.
+/// Wakes the connections that wait for this news, when the transaction is committed.
 pub(super) async fn ring(connection: &mut Connection, news: News) -> Result<()> {
     if connection.engine() == Engine::Postgres {
         connection.script(format!("NOTIFY {}", news.channel())).await.doing("waking who waits")?;

@@ -1,4 +1,4 @@
-//! Workers, and when each was last heard of.
+//! Workers, and the time of the last heartbeat of each.
 
 use crate::engine::sql;
 use crate::error::Doing;
@@ -12,7 +12,10 @@ const FORGET_WORKER: &str = "DELETE FROM workers WHERE name = $1";
 const ALIVE: &str = "SELECT COUNT(*) FROM workers WHERE model_hash = $1 AND seen_at > {now} - $2";
 
 impl Store {
-    /// Notes that a worker is alive, and how many jobs it has done.
+    /// Records a worker's heartbeat, and the number of jobs that it has done.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
     pub fn see_worker(&self, name: &str, model_hash: &str, jobs: u64) -> Result<()> {
         let sql = self.spelled(SEE_WORKER);
         self.with(async |connection| {
@@ -21,14 +24,20 @@ impl Store {
         })
     }
 
-    /// Notes that a worker has left.
+    /// Removes a worker that has left.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
     pub fn forget_worker(&self, name: &str) -> Result<()> {
         self.with(async |connection| {
             sql::query(FORGET_WORKER).bind(name).execute(connection).await.doing("noting that a worker left").map(drop)
         })
     }
 
-    /// How many workers of this base model were heard of in the last while.
+    /// Returns the number of workers of this base model whose last heartbeat is no older than `within`.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
     pub fn workers_alive(&self, model_hash: &str, within: Duration) -> Result<u64> {
         let sql = self.spelled(ALIVE);
         self.with(async |connection| {

@@ -1,4 +1,4 @@
-//! How old the drawn rows are: what a run logs about its replay before it computes anything with it.
+//! Ages of the replayed rows, which a run logs before it computes anything with them.
 //!
 //! Effective sample size and mismatch need the present policy's log-probabilities of the rows; they are computed where
 //! those are.

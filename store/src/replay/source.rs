@@ -1,7 +1,8 @@
-//! What a rule may draw from: steps of one or more runs of one store, under one judgement.
+//! The source of a replay rule: steps of one or more runs of one store, under one scoring.
 //!
-//! A group's address is (run, step, place). The table `steps` says how many groups each step has, so the n-th group of
-//! a source is found by arithmetic and one look-up in an index, and nothing is ever sorted or scanned for a draw.
+//! A group's address is (run, step, index in the step). The table `steps` has the number of groups of each step, so the
+//! n-th group of a source is found by arithmetic and one look-up in an index, and nothing is ever sorted or scanned for
+//! a draw.
 
 use crate::engine::{Connection, sql};
 use crate::error::Doing;
@@ -29,7 +30,7 @@ pub struct StepsOfRun {
     pub steps: Range<u64>,
 }
 
-/// What a rule may draw from.
+/// The stored groups that a replay rule may choose from.
 #[derive(Debug, Clone)]
 pub struct ReplaySource<'a> {
     pub(super) store: &'a Store,
@@ -38,13 +39,16 @@ pub struct ReplaySource<'a> {
 }
 
 impl<'a> ReplaySource<'a> {
-    /// What a run stored before step `now`.
+    /// The groups that a run stored before step `now`.
     pub fn of(store: &'a Store, run: RunId, now: u64) -> Self {
         Self { store, pasts: vec![StepsOfRun { run, steps: 0..now }], scoring: Scoring::Training }
     }
 
     /// Everything that other runs of the store hold, for a run that starts from what they paid for. Their rows count
     /// their age from the end of their own run.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRun`] if one of the runs does not exist, or if the store cannot be read.
     pub fn runs(store: &'a Store, runs: &[RunId]) -> Result<Self> {
         let past = async |connection: &mut Connection, run: RunId| {
             crate::rows::run::by_id(connection, run).await?;
@@ -66,7 +70,10 @@ impl<'a> ReplaySource<'a> {
         self
     }
 
-    /// The same rows under another judgement. Fails if there is no such scoring.
+    /// The same rows under another scoring.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchScoring`] if there is no such scoring, or if the store cannot be read.
     pub fn scored(self, scoring: Scoring) -> Result<Self> {
         self.store.with(async |connection| check(connection, scoring).await)?;
         Ok(Self { scoring, ..self })
@@ -87,14 +94,14 @@ impl<'a> ReplaySource<'a> {
         &self.pasts
     }
 
-    /// How old a row of this run and step is.
+    /// Age in steps of a row of this run and step; 0 for a run that is not in the source.
     pub(super) fn age(&self, run: RunId, step: u64) -> u64 {
         let past = self.pasts.iter().find(|past| past.run == run);
         past.map_or(0, |past| past.steps.end.saturating_sub(step))
     }
 }
 
-/// Where a group stands.
+/// A group's address: its run, its step, and its index in the step.
 pub(super) type GroupAddress = (RunId, u64, u64);
 
 /// Every group of a source, by rank: run after run, step after step.
@@ -131,12 +138,12 @@ impl Shelf {
         Self { ends: ends.collect(), steps: counts.iter().map(|(run, step, _)| (*run, *step)).collect() }
     }
 
-    /// How many groups there are.
+    /// Number of groups.
     pub(super) fn len(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// Where the group of this rank stands.
+    /// Returns the address of the group of this rank, which is below [`len`](Self::len).
     pub(super) fn address(&self, rank: u64) -> GroupAddress {
         let step = self.ends.partition_point(|end| *end <= rank);
         let start = if step == 0 { 0 } else { self.ends[step - 1] };
@@ -151,7 +158,7 @@ pub(super) async fn ids(connection: &mut Connection, addresses: &[GroupAddress])
     let sql = format!("{GROUPS_AT}{})", sql::places(ADDRESSES, 3));
     for chunk in addresses.chunks(ADDRESSES) {
         let mut query = sql::query_as(sql.clone());
-        // Always the same number of places, so that the statement is prepared once.
+        // Always the same number of placeholders, so that the statement is prepared once.
         for row in 0..ADDRESSES {
             let (run, step, place) = chunk.get(row).unwrap_or(&chunk[0]);
             query = query.bind(run.0).bind(*step as i64).bind(*place as i64);

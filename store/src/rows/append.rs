@@ -49,7 +49,13 @@ impl Store {
     /// or a crash none of them is. Appending a step a second time is an error that changes nothing. Groups that workers
     /// appended for this step ([`finish_job`](Store::finish_job)) stay, and get their rewards.
     ///
-    /// `adapter` says where the weights of the newest policy among the groups are kept, if they are.
+    /// `adapter` is the location of the weights of the newest policy among the groups; `None` if they are not kept.
+    ///
+    /// # Errors
+    /// [`Error::StepExists`] if the step was appended before; [`Error::Inconsistent`] if a sample's lists differ in
+    /// length or a grade is not finite; [`Error::NoSuchRun`] if there is no such run; [`Error::PolicyChanged`] if a
+    /// policy's version is in the store with another hash; [`Error::AskedOtherwise`] if workers appended other samples
+    /// for the step; or if the store cannot be written.
     pub fn append_step(&self, run: RunId, step: u64, groups: &[GradedGroup], adapter: Option<&str>) -> Result<()> {
         check(groups)?;
         self.with(async |connection| {
@@ -72,7 +78,7 @@ impl Store {
     }
 }
 
-/// Refuses what could not be read back as it was.
+/// Refuses samples and grades that could not be read back as they were.
 fn check(groups: &[GradedGroup]) -> Result<()> {
     for (group, scored) in groups.iter().enumerate() {
         for (sample, (drawn, verdict)) in scored.group().samples.iter().zip(scored.verdicts()).enumerate() {
@@ -116,7 +122,7 @@ async fn collect_step(connection: &mut Connection, run: RunId, step: u64, groups
     if done.rows_affected() == 0 { Err(Error::StepExists { run, step }) } else { Ok(()) }
 }
 
-/// The row of each policy version among these groups, which stand beside their places.
+/// Adds the policy versions of these groups, and returns their rows by version. Each group stands beside its index.
 ///
 /// Several writers may add the same rows at the same time. They do it in the same order, so that none of them waits for
 /// another that waits for it.
@@ -191,15 +197,15 @@ async fn prompt_id(connection: &mut Connection, (hash, token_hash): &PromptKey, 
         .doing(DOING)
 }
 
-/// What workers have appended for a step already.
+/// The rows that workers have appended for a step already.
 struct Drawn {
-    /// Rows of groups, by place.
+    /// Rows of groups, by index in the step.
     groups: HashMap<usize, i64>,
-    /// Rows of samples, by their group's row and their place in it.
+    /// Rows of samples, by their group's row and their index in it.
     samples: HashMap<(i64, usize), i64>,
 }
 
-/// What workers have appended for a step, which must be what is appended now.
+/// Finds the rows that workers have appended for a step, which must be among those that are appended now.
 async fn drawn_by_workers(
     connection: &mut Connection,
     run: RunId,
@@ -226,7 +232,7 @@ async fn drawn_by_workers(
     Ok(drawn)
 }
 
-/// The row of each group, in their order; they stand beside their places in the step.
+/// Adds the groups, each beside its index in the step, and returns their rows in the same order.
 pub(crate) async fn add_groups(
     connection: &mut Connection,
     run: RunId,
@@ -275,7 +281,7 @@ impl Columns {
     }
 }
 
-/// The row of each sample, by its group's row and its place in the group.
+/// Adds the samples, and returns the row of each by its group's row and its index in the group.
 pub(crate) async fn add_samples(
     connection: &mut Connection,
     groups: &[(usize, &Group)],

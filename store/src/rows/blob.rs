@@ -47,8 +47,8 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// What a sample is, in one number: the SHA-256, in hexadecimal, of its columns. Before each stands its length in
-/// eight bytes, so that no two samples read alike; a missing mask has the greatest length.
+/// Hash of a sample's content: the SHA-256, in hexadecimal, of its columns. Before each stands its length in eight
+/// bytes, so that no two samples read alike; a missing mask has the greatest length.
 pub(crate) fn sample_hash(finish: &str, text: &str, mask: Option<&[u8]>, token_ids: &[u8], logprobs: &[u8]) -> String {
     let mut digest = Sha256::new();
     for column in [Some(finish.as_bytes()), Some(text.as_bytes()), mask, Some(token_ids), Some(logprobs)] {

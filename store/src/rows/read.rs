@@ -22,24 +22,28 @@ const SAMPLES_ORDER: &str = " ORDER BY group_id, place";
 /// Groups a statement.
 pub(crate) const GROUPS_AT_ONCE: usize = 64;
 
-/// A group with where it came from.
+/// A group with its provenance: number, run and step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredGroup {
     /// Its number.
     pub id: GroupId,
-    /// The run that drew it.
+    /// The run that sampled it.
     pub run: RunId,
-    /// The step that drew it.
+    /// The step that sampled it.
     pub step: u64,
     /// The number of each sample, in their order.
     pub sample_ids: Vec<SampleId>,
-    /// The group itself, with the policy that drew it.
+    /// The group itself, with the policy that sampled it, and its grades.
     pub scored: GradedGroup,
 }
 
 impl Store {
-    /// The groups of a step as they were appended, in order and bit for bit; `None` if the step was never appended.
-    /// A resumed run uses these instead of paying for the same samples again.
+    /// Returns the groups of a step as they were appended, in order and bit for bit; `None` if the step was never
+    /// appended. A resumed run uses these instead of paying for the same samples again.
+    ///
+    /// # Errors
+    /// [`Error::Pruned`] if the step's samples were removed, [`Error::Damaged`] if they are not as they were written,
+    /// or if the store cannot be read.
     pub fn step_groups(&self, run: RunId, step: u64) -> Result<Option<Vec<StoredGroup>>> {
         self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
@@ -64,8 +68,11 @@ impl Store {
         })
     }
 
-    /// The groups with these numbers, in the order asked for, judged as this handle judges
+    /// Returns the groups with these numbers, in the order asked for, with the grades of this handle's scoring
     /// ([`judged_by`](Store::judged_by)).
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if one of the groups is missing or not as it was written, or if the store cannot be read.
     pub fn groups(&self, ids: &[GroupId]) -> Result<Vec<StoredGroup>> {
         let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
         self.with(async |connection| {
@@ -75,7 +82,7 @@ impl Store {
     }
 }
 
-/// The groups with these numbers, in the order asked for, with the verdicts of this scoring.
+/// Returns the groups with these numbers, in the order asked for, with the verdicts of this scoring.
 pub(crate) async fn groups(connection: &mut Connection, ids: &[i64], scoring: Scoring) -> Result<Vec<StoredGroup>> {
     let mut groups = Vec::with_capacity(ids.len());
     for chunk in ids.chunks(GROUPS_AT_ONCE) {

@@ -1,4 +1,4 @@
-//! Runs, and what a run leaves behind step by step: metrics and checkpoints.
+//! Runs, and their records of each step: metrics and checkpoints.
 
 use crate::engine::time::{micros, moment, now};
 use crate::engine::{Connection, Row, sql};
@@ -26,7 +26,7 @@ const CHECKPOINT: &str = "INSERT INTO checkpoints (run_id, step, path, hash, cre
 
 const READING: &str = "reading a run";
 
-/// How a run stands. A run whose process was killed still says `Running`.
+/// The status of a run. A run whose process was killed still says `Running`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunStatus {
     /// Under way, or killed.
@@ -58,10 +58,10 @@ impl RunStatus {
     }
 }
 
-/// Where a run's samples come from.
+/// The origin of a run's samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunKind {
-    /// Training drew them.
+    /// Training sampled them.
     Training,
     /// They were brought in from elsewhere, and a model of ours computed the log-probabilities beside them.
     Import,
@@ -90,10 +90,10 @@ impl RunKind {
     }
 }
 
-/// What is known about a run when it begins.
+/// The properties of a run that are known when it begins.
 #[derive(Debug, Clone)]
 pub struct NewRun {
-    /// What people call it; several runs may share a name.
+    /// Its name, which several runs may share.
     pub name: String,
     /// The resolved config, as TOML.
     pub config: String,
@@ -103,7 +103,7 @@ pub struct NewRun {
     pub out_dir: PathBuf,
     /// The identity of the base model, as a hash.
     pub model_hash: String,
-    /// When it began.
+    /// The moment when it began.
     pub started_at: SystemTime,
 }
 
@@ -112,11 +112,11 @@ pub struct NewRun {
 pub struct Run {
     /// Its number.
     pub id: RunId,
-    /// What people call it.
+    /// Its name, which several runs may share.
     pub name: String,
-    /// Where its samples come from.
+    /// The origin of its samples.
     pub kind: RunKind,
-    /// How it stands.
+    /// Its status.
     pub status: RunStatus,
     /// The resolved config, as TOML.
     pub config: String,
@@ -126,20 +126,26 @@ pub struct Run {
     pub out_dir: PathBuf,
     /// The identity of the base model, as a hash.
     pub model_hash: String,
-    /// When it began, to the microsecond.
+    /// The moment when it began, to the microsecond.
     pub started_at: SystemTime,
-    /// When it ended; `None` while it runs.
+    /// The moment when it ended; `None` while it runs.
     pub finished_at: Option<SystemTime>,
 }
 
 impl Store {
     /// Adds a run, with the status [`RunStatus::Running`].
+    ///
+    /// # Errors
+    /// If the store cannot be written.
     pub fn begin_run(&self, run: &NewRun) -> Result<RunId> {
         self.begin(run, RunKind::Training)
     }
 
     /// Adds a run for samples from elsewhere. The policy of every group that is appended to it is marked: it computed
-    /// the log-probabilities and did not draw.
+    /// the log-probabilities and did not sample.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
     pub fn begin_import(&self, run: &NewRun) -> Result<RunId> {
         self.begin(run, RunKind::Import)
     }
@@ -161,12 +167,18 @@ impl Store {
         })
     }
 
-    /// The run with this number.
+    /// Returns the run with this number.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRun`] if there is no such run, or if the store cannot be read.
     pub fn run(&self, run: RunId) -> Result<Run> {
         self.with(async |connection| by_id(connection, run).await)
     }
 
-    /// Every run, oldest first.
+    /// Returns every run, oldest first.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
     pub fn runs(&self) -> Result<Vec<Run>> {
         self.with(async |connection| {
             let rows = sql::query(RUNS).fetch_all(connection).await.doing("listing the runs")?;
@@ -174,7 +186,10 @@ impl Store {
         })
     }
 
-    /// The newest run with this name, or the run with this number.
+    /// Returns the newest run with this name, or else the run with this number.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRun`] if there is no such run, or if the store cannot be read.
     pub fn find_run(&self, name_or_number: &str) -> Result<Run> {
         self.with(async |connection| {
             let named = sql::query(RUN_NAMED).bind(name_or_number).fetch_optional(&mut *connection).await;
@@ -188,7 +203,10 @@ impl Store {
         })
     }
 
-    /// Notes how a run ended, or that it goes on again ([`RunStatus::Running`]).
+    /// Sets the status of a run that ended, or that goes on again ([`RunStatus::Running`]).
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRun`] if there is no such run, or if the store cannot be written.
     pub fn finish_run(&self, run: RunId, status: RunStatus) -> Result<()> {
         let finished_at = (status != RunStatus::Running).then(now);
         self.with(async |connection| {
@@ -207,6 +225,9 @@ impl Store {
     }
 
     /// Keeps the metrics of a step; a later call for the same step replaces them.
+    ///
+    /// # Errors
+    /// If there is no such run, or the store cannot be written.
     pub fn finish_step(&self, run: RunId, step: u64, metrics: &Metrics) -> Result<()> {
         self.with(async |connection| {
             sql::query(FINISH_STEP)
@@ -221,12 +242,18 @@ impl Store {
         })
     }
 
-    /// The metrics of every finished step of a run, in order. A number that was infinite comes back as NaN.
+    /// Returns the metrics of every finished step of a run, in order. A number that was infinite comes back as NaN.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if stored metrics are not JSON numbers, or if the store cannot be read.
     pub fn metrics(&self, run: RunId) -> Result<Vec<(u64, Metrics)>> {
         self.with(async |connection| metrics_of(connection, run).await)
     }
 
-    /// Notes where the checkpoint of a step is, and the hash of its content.
+    /// Records the location of a step's checkpoint, and the hash of its content.
+    ///
+    /// # Errors
+    /// If there is no such run, or the store cannot be written.
     pub fn checkpoint(&self, run: RunId, step: u64, path: &str, hash: &str) -> Result<()> {
         self.with(async |connection| {
             sql::query(CHECKPOINT)
@@ -250,7 +277,7 @@ pub(crate) async fn metrics_of(connection: &mut Connection, run: RunId) -> Resul
     rows.into_iter().map(|(step, json)| Ok((step as u64, from_json(&json, step)?))).collect()
 }
 
-/// The run with this number, or an error that lists which there are.
+/// Returns the run with this number, or an error that lists those that exist.
 pub(crate) async fn by_id(connection: &mut Connection, run: RunId) -> Result<Run> {
     let row = sql::query(RUN).bind(run.0).fetch_optional(&mut *connection).await.doing("looking for a run")?;
     match row {

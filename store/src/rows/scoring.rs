@@ -1,12 +1,12 @@
-//! Judging stored samples again: a new reward over old rows, with no generation.
+//! Grading stored samples again: a new reward over old rows, with no generation.
 //!
-//! A judgement is a *scoring*. Scoring 0 is what training saw and never changes; each later one gets the next number,
-//! keeps the `[[reward]]` tables it was made with, and counts as the latest once it is finished. Rows are added some
-//! groups at a time, each time in a short transaction, so that a training run beside it never waits long; a scoring
-//! that was broken off stays visible under its number and is nobody's latest.
+//! One pass of grading is a *scoring*. Scoring 0 holds the grades that training saw and never changes; each later one
+//! gets the next number, keeps the `[[reward]]` tables it was made with, and counts as the latest once it is finished.
+//! Rows are added some groups at a time, each time in a short transaction, so that a training run beside it never waits
+//! long; a scoring that was broken off stays visible under its number and is never the latest.
 //!
 //! The views speak of scoring 0. A store opened [`Store::judged_by`] another scoring has temporary views of the same
-//! names, which every question of that handle sees and nobody else does.
+//! names, which only the queries of that handle see.
 
 use crate::engine::time::{now, words};
 use crate::engine::{Access, Connection, Engine, sql};
@@ -30,8 +30,11 @@ const SAMPLES: &str = "SELECT COUNT(*) FROM samples s JOIN groups g ON g.id = s.
 const VIEWS: &str = "SELECT name, sql FROM sqlite_schema WHERE type = 'view' ORDER BY rowid";
 
 impl Store {
-    /// The same store, every question of which now means this judgement: views, reports, exports and SQL alike.
-    /// Training and resuming do not ask here; they always see scoring 0.
+    /// Returns the same store with the grades of this scoring in all queries: views, reports, exports and SQL alike.
+    /// Training and resuming are not affected; they always see scoring 0.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchScoring`] if there is no such scoring, or if the engine refuses the temporary views.
     pub fn judged_by(mut self, scoring: Scoring) -> Result<Self> {
         const DOING: &str = "choosing a scoring";
         self.with(async |connection| {
@@ -63,7 +66,11 @@ impl Store {
         Ok(self)
     }
 
-    /// Begins a new judgement of one run's samples, or of all; `config` is what judges, as TOML. Returns its number.
+    /// Begins a new scoring of one run's samples, or of all, and returns its number; `config` has the `[[reward]]`
+    /// tables that grade, as TOML.
+    ///
+    /// # Errors
+    /// If there is no such run, or the store cannot be written.
     pub fn begin_scoring(&self, run: Option<RunId>, config: &str) -> Result<i64> {
         self.with(async |connection| {
             sql::query_scalar(BEGIN_SCORING)
@@ -76,7 +83,12 @@ impl Store {
         })
     }
 
-    /// Adds verdicts to a scoring, all of them or none: those of `scored`, which judge the samples with these numbers.
+    /// Adds verdicts to a scoring, all of them or none: those of `scored`, each group beside the numbers of its
+    /// samples.
+    ///
+    /// # Errors
+    /// If one of the samples is not in the store or has a verdict of this scoring already, or if the store cannot be
+    /// written.
     pub fn add_scores(&self, scoring: i64, scored: &[(Vec<SampleId>, GradedGroup)]) -> Result<()> {
         const DOING: &str = "adding a scoring's verdicts";
         let verdicts: Vec<(i64, &Verdict)> =
@@ -88,7 +100,10 @@ impl Store {
         })
     }
 
-    /// Makes a scoring the latest of the samples that it judged.
+    /// Makes a scoring the latest of the samples that it graded.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchScoring`] if there is no such scoring, or if the store cannot be written.
     pub fn finish_scoring(&self, scoring: i64) -> Result<()> {
         self.with(async |connection| {
             let done = sql::query(FINISH_SCORING).bind(scoring).bind(now()).execute(connection).await;
@@ -99,8 +114,11 @@ impl Store {
         })
     }
 
-    /// The next groups behind `after` (all, from [`GroupId::FIRST`] on), at most `count` of them, in the order of their
-    /// numbers, judged as this handle judges.
+    /// Returns the next groups behind `after` (all, from [`GroupId::FIRST`] on), at most `count` of them, in the order
+    /// of their numbers, with the grades of this handle's scoring.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if a group is not as it was written, or if the store cannot be read.
     pub fn groups_after(&self, run: Option<RunId>, after: GroupId, count: usize) -> Result<Vec<StoredGroup>> {
         const DOING: &str = "walking through the groups";
         self.with(async |connection| {
@@ -120,7 +138,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Fails if the store cannot be read.
+    /// If the store cannot be read.
     pub fn count_samples(&self, run: Option<RunId>) -> Result<u64> {
         self.with(async |connection| {
             let count: i64 = sql::query_scalar(SAMPLES)
@@ -132,7 +150,11 @@ impl Store {
         })
     }
 
-    /// One row per later judgement: its number, the run it judged, when, how many samples, and by what.
+    /// Returns one row per later scoring: its number, the run that it grades, its beginning, its status, the number of
+    /// its samples, and its config.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
     pub fn scorings(&self) -> Result<Table> {
         type Row = (i64, Option<String>, i64, Option<i64>, i64, String);
         self.with(async |connection| {
