@@ -27,9 +27,9 @@ pub(crate) type Migrations = &'static [(i64, &'static str)];
 /// The location of a store.
 #[derive(Debug, Clone)]
 pub(crate) enum DatabaseUrl {
-    /// In a file.
+    /// A path to a `SQLite` file.
     File(PathBuf),
-    /// On a server.
+    /// A database on a `PostgreSQL` server.
     Server(Box<postgres::Server>),
 }
 
@@ -48,7 +48,7 @@ impl DatabaseUrl {
         }
     }
 
-    /// The name that people know it by; never with a password.
+    /// Returns the path of the file, or the URL without the password.
     pub(crate) fn place(&self) -> String {
         match self {
             Self::File(path) => path.display().to_string(),
@@ -60,11 +60,11 @@ impl DatabaseUrl {
 /// The purpose that a store is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// It is made where there is none.
+    /// Reading and writing; a missing store is created.
     Create,
-    /// It is written to, but not made.
+    /// Reading and writing; a missing store is an error.
     Write,
-    /// It is read.
+    /// Reading alone.
     Read,
 }
 

@@ -113,7 +113,7 @@ pub enum Error {
         /// The step.
         step: u64,
     },
-    /// A setting makes no sense.
+    /// A request or a setting that cannot be met, for the reason in the text.
     #[error("{0}")]
     Setting(String),
     /// A step's samples may be appended only once.
@@ -204,7 +204,7 @@ pub enum Error {
         /// The time waited, in seconds.
         seconds: u64,
     },
-    /// The engine failed.
+    /// The engine failed in a way that has no variant of its own.
     #[error("the store failed while {doing}: {source}")]
     Engine {
         /// The operation that failed, as a participle: `reading samples`.

@@ -1,6 +1,6 @@
 //! Every sample ever paid for, in one `SQLite` file or one `PostgreSQL` database that answers SQL.
 //!
-//! The store is at once the training source of replay, the place a killed run resumes from, and the record that
+//! The store is at once the training source of replay, the data that a killed run resumes from, and the record that
 //! people ask questions of. It only grows, until its user prunes it.
 //!
 //! | table | one row per |

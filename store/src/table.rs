@@ -1,6 +1,6 @@
 //! Answers in rows and columns.
 
-/// One value of an answer.
+/// One value of an answer, in one row and column.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// Nothing: unknown, or not applicable.
@@ -9,9 +9,9 @@ pub enum Value {
     Integer(i64),
     /// A floating-point number.
     Real(f64),
-    /// A text.
+    /// A string of characters.
     Text(String),
-    /// Bytes.
+    /// A string of bytes.
     Blob(Vec<u8>),
 }
 

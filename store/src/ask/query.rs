@@ -63,6 +63,10 @@ pub(crate) fn bad_sql(error: sqlx::Error) -> Error {
 }
 
 /// Returns the statement without what follows it, if it is a single one that begins like a query.
+///
+/// # Errors
+/// [`Error::NotReading`] if there is no statement, more than one, or one that begins with another word than SELECT,
+/// WITH, VALUES or EXPLAIN.
 pub(crate) fn question(sql: &str) -> Result<&str> {
     let (first, rest) = split_statement(sql);
     if !code(rest).is_empty() {

@@ -23,18 +23,18 @@ const PARTS: &str = "SELECT DISTINCT name FROM (SELECT name FROM part_view LIMIT
 /// An end of the ranking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The greatest rewards.
+    /// The greatest rewards first.
     Top,
-    /// The smallest.
+    /// The smallest rewards first.
     Bottom,
 }
 
 /// A ranking: the samples that enter it, their order, and the number to show.
 #[derive(Debug, Clone)]
 pub struct Ranking {
-    /// Samples of one run; of every run if absent.
+    /// The run whose samples are ranked; every run if absent.
     pub run: Option<RunId>,
-    /// By this part of the reward, before weighting; by the reward if absent.
+    /// The part of the reward that is ranked by, before weighting; the reward itself if absent.
     pub part: Option<String>,
     /// The end that is shown.
     pub end: End,

@@ -1,4 +1,4 @@
-//! A store in a `PostgreSQL` database: one place for the samples of many machines.
+//! A store in a `PostgreSQL` database, shared by many machines.
 
 use crate::engine::{Connection, Migrations, Mode};
 use crate::error::{PATIENCE_S, message};

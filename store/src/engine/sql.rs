@@ -41,7 +41,7 @@ pub(crate) fn query_scalar<T: Cell>(sql: impl Into<Cow<'static, str>>) -> Query<
     Query { sql: sql.into(), values: Vec::new(), row: PhantomData }
 }
 
-/// The placeholders of some rows: `($1, $2), ($3, $4)`.
+/// Returns the placeholders of some rows: `($1, $2), ($3, $4)`.
 pub(crate) fn places(rows: usize, columns: usize) -> String {
     let row = |row: usize| {
         let places: Vec<String> = (1..=columns).map(|column| format!("${}", row * columns + column)).collect();
@@ -50,10 +50,10 @@ pub(crate) fn places(rows: usize, columns: usize) -> String {
     (0..rows).map(row).collect::<Vec<String>>().join(", ")
 }
 
-/// A row is a record.
+/// Marks a query whose rows become records, column by column.
 pub(crate) struct Record;
 
-/// A row is its only column.
+/// Marks a query whose rows become the value of their only column.
 pub(crate) struct Scalar;
 
 /// A value made of a row in the way that `S` says: of all its columns ([`Record`]) or of its only one ([`Scalar`]).

@@ -22,6 +22,9 @@ pub(crate) const TABLES: &str =
     "SELECT COUNT(*), COUNT(CASE WHEN name = 'schema_version' THEN 1 END) FROM sqlite_schema";
 
 /// The file that a URL names.
+///
+/// # Errors
+/// [`Error::Url`] if the URL has another scheme, names no file, or asks for a store in memory.
 pub(crate) fn path_of(url: &str) -> Result<PathBuf> {
     let refuse = |reason: &str| Err(Error::Url { url: url.to_owned(), reason: reason.to_owned() });
     let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {
@@ -39,6 +42,10 @@ pub(crate) fn path_of(url: &str) -> Result<PathBuf> {
 }
 
 /// Refuses a path where no store can be, before `SQLite` can touch it.
+///
+/// # Errors
+/// [`Error::Missing`] if `mode` creates nothing and there is no file; [`Error::MissingFolder`] if its folder is not
+/// there; [`Error::NotAStore`] or [`Error::CannotOpen`] if it is another kind of file or cannot be read.
 pub(crate) fn check(path: &Path, mode: Mode) -> Result<()> {
     let place = || path.display().to_string();
     if mode != Mode::Create && !path.exists() {

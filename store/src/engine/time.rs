@@ -2,17 +2,17 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// This moment.
+/// Returns this moment in microseconds since 1970.
 pub(crate) fn now() -> i64 {
     micros(SystemTime::now())
 }
 
-/// A moment as a number; moments before 1970 become 0.
+/// Converts a moment to microseconds since 1970; moments before 1970 become 0.
 pub(crate) fn micros(moment: SystemTime) -> i64 {
     moment.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_micros() as i64)
 }
 
-/// A number as a moment.
+/// Converts microseconds since 1970 to a moment.
 pub(crate) fn moment(micros: i64) -> SystemTime {
     UNIX_EPOCH + std::time::Duration::from_micros(micros.max(0) as u64)
 }

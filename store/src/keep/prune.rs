@@ -7,7 +7,7 @@
 //!
 //! A run that may be resumed (any that is not finished) keeps every step from [`MARGIN`] steps before its newest
 //! checkpoint on: the steps behind the checkpoint are read back instead of sampled again, and those before it may be in
-//! the window of its replay. A replay without a limit on age draws otherwise after a pruning than before.
+//! the window of its replay. A replay without a limit on age chooses other groups after a pruning than before.
 
 use crate::engine::time::now;
 use crate::engine::{Access, Connection, FromRow, Row, sql};

@@ -12,9 +12,9 @@ use schema::Prompt;
 
 const DOING: &str = "verifying the store";
 
-/// Rows that a check names.
+/// Greatest number of rows that a check names.
 const NAMED: usize = 10;
-/// Samples that are hashed at a time.
+/// Samples, or prompts, that are hashed at a time.
 const AT_ONCE: i64 = 512;
 
 const HASHED_SAMPLES: &str = "SELECT id, finish, text, mask, token_ids, logprobs, hash FROM samples

@@ -6,17 +6,17 @@
 use super::ReplayedGroup;
 use schema::Metrics;
 
-/// The ages of some drawn groups, in steps.
+/// The ages of some replayed groups, in steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ages {
-    /// The mean over groups.
+    /// The mean over groups, in steps.
     pub mean: f64,
-    /// The greatest.
+    /// The greatest age, in steps.
     pub max: u64,
 }
 
 impl Ages {
-    /// Of these groups; `None` if there is none.
+    /// Returns the ages of these groups; `None` if there is no group.
     pub fn of(groups: &[ReplayedGroup]) -> Option<Self> {
         let max = groups.iter().map(|group| group.age).max()?;
         let mean = groups.iter().map(|group| group.age as f64).sum::<f64>() / groups.len() as f64;
@@ -24,7 +24,8 @@ impl Ages {
     }
 }
 
-/// `replay/groups`, `replay/samples`, and where something was drawn `replay/age_mean` and `replay/age_max`.
+/// Returns the metrics `replay/groups` and `replay/samples`, and, if there is a group, `replay/age_mean` and
+/// `replay/age_max`.
 pub fn metrics(groups: &[ReplayedGroup]) -> Metrics {
     let mut metrics = Metrics::new();
     metrics.set("replay/groups", groups.len() as f64);

@@ -48,7 +48,7 @@ impl Default for FillRule {
 /// An old sample that is trained on beside the samples of a fresh group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReplayedSample {
-    /// Its number.
+    /// Its number in the store.
     pub id: SampleId,
     /// The run that sampled it.
     pub run: RunId,
@@ -103,8 +103,8 @@ impl FillRule {
         at_least_zero("replay.fill.min_difference", self.min_difference)
     }
 
-    /// Chooses rows for those of `groups` that carry no signal. The choice depends on the seed and on the store's content
-    /// alone.
+    /// Chooses rows for those of `groups` that carry no signal. The choice depends on the seed and on the store's
+    /// content alone.
     ///
     /// # Errors
     /// If the store cannot be read.

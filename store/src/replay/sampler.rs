@@ -52,8 +52,8 @@ impl ReplaySampler {
     }
 
     /// Draws up to `count` different groups from `source`; fewer if the rule admits fewer. The draw depends on the seed
-    /// and on the store's content alone: callers pass the branch of their run's seeds that belongs to this step. A larger
-    /// `count` only adds groups.
+    /// and on the store's content alone: callers pass the branch of their run's seeds that belongs to this step. A
+    /// larger `count` only adds groups.
     ///
     /// # Errors
     /// If the store cannot be read.

@@ -18,13 +18,13 @@ const STEPS: &str = "SELECT step, groups FROM steps
 const END: &str = "SELECT COALESCE(MAX(step) + 1, 0) FROM steps WHERE run_id = $1";
 const GROUPS_AT: &str = "SELECT run_id, step, place, id FROM groups WHERE (run_id, step, place) IN (VALUES ";
 
-/// Addresses a statement.
+/// Number of addresses in a statement.
 const ADDRESSES: usize = 64;
 
 /// Steps of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepsOfRun {
-    /// The run.
+    /// The run that sampled.
     pub run: RunId,
     /// Its steps. Ages count back from the end.
     pub steps: Range<u64>,
@@ -79,7 +79,7 @@ impl<'a> ReplaySource<'a> {
         Ok(Self { scoring, ..self })
     }
 
-    /// The part of it that is at most `max_age` steps old.
+    /// Returns the part of it that is at most `max_age` steps old.
     #[must_use]
     pub fn within(&self, max_age: u64) -> Self {
         let narrowed = |StepsOfRun { run, steps }: &StepsOfRun| {
@@ -89,7 +89,7 @@ impl<'a> ReplaySource<'a> {
         Self { store: self.store, pasts: self.pasts.iter().map(narrowed).collect(), scoring: self.scoring }
     }
 
-    /// The steps that it reaches, run by run.
+    /// Returns the steps that it reaches, run by run.
     pub fn pasts(&self) -> &[StepsOfRun] {
         &self.pasts
     }
@@ -107,7 +107,7 @@ pub(super) type GroupAddress = (RunId, u64, u64);
 /// Every group of a source, by rank: run after run, step after step.
 #[derive(Debug)]
 pub(super) struct Shelf {
-    /// Run and step.
+    /// Run and step of each step with groups.
     steps: Vec<(RunId, u64)>,
     /// The rank behind the last group of each.
     ends: Vec<u64>,
@@ -129,7 +129,7 @@ impl Shelf {
         Ok(Self::new(&counts))
     }
 
-    /// From the groups that each step has.
+    /// Builds the shelf from the number of groups of each step.
     fn new(counts: &[(RunId, u64, u64)]) -> Self {
         let ends = counts.iter().scan(0, |end, (_, _, groups)| {
             *end += groups;
@@ -152,7 +152,7 @@ impl Shelf {
     }
 }
 
-/// The number of each addressed group, in their order.
+/// Returns the number of each addressed group, in the order of the addresses. A step that lacks one is damage.
 pub(super) async fn ids(connection: &mut Connection, addresses: &[GroupAddress]) -> Result<Vec<i64>> {
     let mut ids: HashMap<GroupAddress, i64> = HashMap::with_capacity(addresses.len());
     let sql = format!("{GROUPS_AT}{})", sql::places(ADDRESSES, 3));

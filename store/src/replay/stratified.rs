@@ -84,6 +84,9 @@ impl Stratified {
 }
 
 /// Refuses a setting that is negative or not finite.
+///
+/// # Errors
+/// [`Error::Setting`] if it is.
 pub(super) fn at_least_zero(key: &str, value: f64) -> Result<()> {
     if value.is_finite() && value >= 0.0 {
         return Ok(());

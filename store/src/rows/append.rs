@@ -41,7 +41,8 @@ const ADD_SAMPLES: Insert = Insert {
     returning: "RETURNING group_id, place, id",
 };
 
-/// Rows a statement. One statement for many rows halves the time of an append; more rows gain nothing.
+/// Greatest number of rows in a statement. One statement for many rows halves the time of an append; more rows gain
+/// nothing.
 const ROWS: usize = 64;
 
 impl Store {
@@ -53,9 +54,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::StepExists`] if the step was appended before; [`Error::Inconsistent`] if a sample's lists differ in
-    /// length or a grade is not finite; [`Error::NoSuchRun`] if there is no such run; [`Error::PolicyChanged`] if a
-    /// policy's version is in the store with another hash; [`Error::AskedOtherwise`] if workers appended other samples
-    /// for the step; or if the store cannot be written.
+    /// length or a grade or its weight is not finite; [`Error::NoSuchRun`] if there is no such run;
+    /// [`Error::PolicyChanged`] if a policy's version is in the store with another hash; [`Error::AskedOtherwise`] if
+    /// workers appended other samples for the step; or if the store cannot be written.
     pub fn append_step(&self, run: RunId, step: u64, groups: &[GradedGroup], adapter: Option<&str>) -> Result<()> {
         check(groups)?;
         self.with(async |connection| {
@@ -126,6 +127,9 @@ async fn collect_step(connection: &mut Connection, run: RunId, step: u64, groups
 ///
 /// Several writers may add the same rows at the same time. They do it in the same order, so that none of them waits for
 /// another that waits for it.
+///
+/// # Errors
+/// [`Error::PolicyChanged`] if a version is in the store with another hash, or if the store cannot be written.
 pub(crate) async fn add_policies(
     connection: &mut Connection,
     run: RunId,
@@ -233,6 +237,9 @@ async fn drawn_by_workers(
 }
 
 /// Adds the groups, each beside its index in the step, and returns their rows in the same order.
+///
+/// # Errors
+/// If the store cannot be written, or holds a group at the same index of the step.
 pub(crate) async fn add_groups(
     connection: &mut Connection,
     run: RunId,
@@ -260,7 +267,7 @@ pub(crate) async fn add_groups(
     Ok(groups.iter().map(|(place, _)| ids[&(*place as i64)]).collect())
 }
 
-/// A sample as bytes.
+/// The lists of a sample as bytes, in the order and form of their columns.
 struct Columns {
     mask: Option<Vec<u8>>,
     ids: Vec<u8>,
@@ -282,6 +289,9 @@ impl Columns {
 }
 
 /// Adds the samples, and returns the row of each by its group's row and its index in the group.
+///
+/// # Errors
+/// If the store cannot be written.
 pub(crate) async fn add_samples(
     connection: &mut Connection,
     groups: &[(usize, &Group)],

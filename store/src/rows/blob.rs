@@ -6,7 +6,7 @@
 use schema::{Token, hex};
 use sha2::{Digest, Sha256};
 
-/// Four bytes a token.
+/// Encodes token ids, four bytes each.
 pub(crate) fn from_tokens(ids: &[Token]) -> Vec<u8> {
     ids.iter().flat_map(|id| id.to_le_bytes()).collect()
 }
@@ -17,7 +17,7 @@ pub(crate) fn to_tokens(bytes: &[u8]) -> Option<Vec<Token>> {
     rest.is_empty().then(|| words.iter().map(|word| Token::from_le_bytes(*word)).collect())
 }
 
-/// Four bytes a log-probability.
+/// Encodes log-probabilities, four bytes each.
 pub(crate) fn from_logprobs(logprobs: &[f32]) -> Vec<u8> {
     logprobs.iter().flat_map(|logprob| logprob.to_le_bytes()).collect()
 }
@@ -28,7 +28,7 @@ pub(crate) fn to_logprobs(bytes: &[u8]) -> Option<Vec<f32>> {
     rest.is_empty().then(|| words.iter().map(|word| f32::from_le_bytes(*word)).collect())
 }
 
-/// One bit a token, or `None` if every bit is set.
+/// Encodes a mask, one bit a token; `None` if every bit is set.
 pub(crate) fn from_mask(mask: &[bool]) -> Option<Vec<u8>> {
     if mask.iter().all(|trained| *trained) {
         return None;

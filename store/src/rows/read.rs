@@ -19,13 +19,13 @@ const SAMPLES: &str = "SELECT group_id, id, length, finish, text, mask, token_id
     FROM samples WHERE group_id IN ";
 const SAMPLES_ORDER: &str = " ORDER BY group_id, place";
 
-/// Groups a statement.
+/// Number of groups in a statement.
 pub(crate) const GROUPS_AT_ONCE: usize = 64;
 
 /// A group with its provenance: number, run and step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredGroup {
-    /// Its number.
+    /// Its number in the store.
     pub id: GroupId,
     /// The run that sampled it.
     pub run: RunId,

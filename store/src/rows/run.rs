@@ -97,9 +97,9 @@ pub struct NewRun {
     pub name: String,
     /// The resolved config, as TOML.
     pub config: String,
-    /// The version of the program.
+    /// The version of the program that begins it.
     pub program_version: String,
-    /// The run folder.
+    /// The run folder; of an import, the file that was imported.
     pub out_dir: PathBuf,
     /// The identity of the base model, as a hash.
     pub model_hash: String,
@@ -110,7 +110,7 @@ pub struct NewRun {
 /// A run as the store knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
-    /// Its number.
+    /// Its number in the store.
     pub id: RunId,
     /// Its name, which several runs may share.
     pub name: String,
@@ -122,7 +122,7 @@ pub struct Run {
     pub config: String,
     /// The version of the program that began it.
     pub program_version: String,
-    /// The run folder.
+    /// The run folder; of an import, the file that was imported.
     pub out_dir: PathBuf,
     /// The identity of the base model, as a hash.
     pub model_hash: String,
@@ -271,6 +271,9 @@ impl Store {
 }
 
 /// The metrics of every finished step of a run, in order.
+///
+/// # Errors
+/// [`Error::Damaged`] if stored metrics are not JSON numbers, or if the store cannot be read.
 pub(crate) async fn metrics_of(connection: &mut Connection, run: RunId) -> Result<Vec<(u64, Metrics)>> {
     let rows: Vec<(i64, String)> =
         sql::query_as(METRICS).bind(run.0).fetch_all(connection).await.doing("reading metrics")?;
@@ -278,6 +281,9 @@ pub(crate) async fn metrics_of(connection: &mut Connection, run: RunId) -> Resul
 }
 
 /// Returns the run with this number, or an error that lists those that exist.
+///
+/// # Errors
+/// [`Error::NoSuchRun`] if there is no such run, or if the store cannot be read.
 pub(crate) async fn by_id(connection: &mut Connection, run: RunId) -> Result<Run> {
     let row = sql::query(RUN).bind(run.0).fetch_optional(&mut *connection).await.doing("looking for a run")?;
     match row {

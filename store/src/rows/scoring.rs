@@ -176,6 +176,9 @@ impl Store {
 }
 
 /// Refuses a number that no scoring has.
+///
+/// # Errors
+/// [`Error::NoSuchScoring`] if there is no such scoring, or if the store cannot be read.
 pub(crate) async fn check(connection: &mut Connection, scoring: Scoring) -> Result<()> {
     let Scoring::Number(number) = scoring else { return Ok(()) };
     let known: i64 =

@@ -30,7 +30,7 @@ const COMPARISONS: &str = "SELECT r.sample_id, r.judge, r.version, r.rival, r.ri
     FROM samples s JOIN comparisons r ON r.sample_id = s.id AND r.scoring = 0 WHERE s.group_id IN ";
 const ORDER: &str = " ORDER BY r.sample_id, r.place";
 
-/// Rows a statement.
+/// Greatest number of rows in a statement.
 const ROWS: usize = 64;
 
 /// Adds these samples' verdicts to a scoring.
