@@ -1,6 +1,6 @@
 //! `proxrl bench` measures every part and says what it measured. How fast anything is, no test asks.
 
-use crate::support::Desk;
+use crate::support::Sandbox;
 use serde_json::Value;
 
 const NETWORK: &str =
@@ -20,8 +20,8 @@ fn words(args: &[String]) -> Vec<&str> {
 
 #[test]
 fn every_part_is_measured_in_a_process_of_its_own() {
-    let desk = Desk::new();
-    let report: Value = serde_json::from_str(&desk.ok(&words(&bench(&["--json"])))).unwrap();
+    let sandbox = Sandbox::new();
+    let report: Value = serde_json::from_str(&sandbox.ok(&words(&bench(&["--json"])))).unwrap();
     let figures = report["figures"].as_array().unwrap();
     let keys: Vec<&str> = figures.iter().map(|figure| figure["key"].as_str().unwrap()).collect();
     for key in [
@@ -61,20 +61,20 @@ fn every_part_is_measured_in_a_process_of_its_own() {
     assert_eq!(work("grpo/step")["samples"], 32.0);
     assert_eq!(work("train/2x32")["tokens"], 64.0);
     assert!(report["machine"]["gflop_per_s"].as_f64().unwrap() > 0.0);
-    assert!(desk.files().is_empty(), "files were left behind: {:?}", desk.files());
+    assert!(sandbox.files().is_empty(), "files were left behind: {:?}", sandbox.files());
 }
 
 #[test]
 fn a_part_alone_is_a_table() {
-    let desk = Desk::new();
-    let text = desk.ok(&words(&bench(&["growth"])));
+    let sandbox = Sandbox::new();
+    let text = sandbox.ok(&words(&bench(&["growth"])));
     assert!(text.contains("in groups of 8") && text.contains("train, a row of 512"), "{text}");
     assert!(text.contains("GFLOP/s") && text.contains("peak memory of growth"), "{text}");
 }
 
 #[test]
 fn sizes_that_cannot_be_measured_are_refused() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     for (option, value, said) in [
         ("--repetitions", "0", "--repetitions"),
         ("--batches", "0", "--batches"),
@@ -84,7 +84,7 @@ fn sizes_that_cannot_be_measured_are_refused() {
         ("--config", "missing.toml", "missing.toml"),
         ("--model", "no/such/model", "no/such/model"),
     ] {
-        let done = desk.run(&["bench", "decode", option, value]);
+        let done = sandbox.run(&["bench", "decode", option, value]);
         assert_eq!(done.code, Some(2), "{option} {value}: {}", done.stderr);
         assert!(done.stderr.contains(said), "{option} {value}: {}", done.stderr);
     }

@@ -1,6 +1,6 @@
 //! Every config in `configs/` loads, and names only keys that exist.
 
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 use std::path::Path;
 use trainer::config::{Config, Serving};
 
@@ -49,12 +49,12 @@ fn every_config_of_a_policy_gradient_runs_but_for_its_size() {
     for name in methods.into_iter().chain(["sft", "reward_model"]) {
         let text = std::fs::read_to_string(config(&format!("{name}.toml"))).unwrap();
         assert_eq!(text.matches(MODEL).count(), 1, "{name}");
-        let desk = Desk::new();
-        desk.write("config.toml", text.replace(MODEL, TINY));
+        let sandbox = Sandbox::new();
+        sandbox.write("config.toml", text.replace(MODEL, TINY));
         let smaller = ["steps=2", "rollout.prompts_per_step=2", "evaluate.prompts=2", "tracker.tensorboard=false"];
         let args = ["train", "config.toml", "--out", "run"].into_iter();
-        desk.ok(&args.chain(smaller.into_iter().flat_map(|set| ["--set", set])).collect::<Vec<_>>());
-        assert_eq!(desk.metrics("run").len(), 2, "{name}");
-        assert!(desk.path("run/checkpoints/step_2/adapter.safetensors").exists(), "{name}");
+        sandbox.ok(&args.chain(smaller.into_iter().flat_map(|set| ["--set", set])).collect::<Vec<_>>());
+        assert_eq!(sandbox.metrics("run").len(), 2, "{name}");
+        assert!(sandbox.path("run/checkpoints/step_2/adapter.safetensors").exists(), "{name}");
     }
 }

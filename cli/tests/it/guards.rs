@@ -1,30 +1,30 @@
 //! Guards through the program: what each action does to a run, and that a killed run meets the same alarms again.
 
 use crate::resume::{kill_when_logged, samples};
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 use serde_json::Value;
 
 /// No tiny network's entropy reaches this floor: an alarm in every second step.
 const FLOOR: [&str; 2] = ["guard.entropy_floor.limit=100.0", "guard.entropy_floor.window=2"];
 
-fn run(desk: &Desk, sets: &[&str]) -> crate::support::Done {
+fn run(sandbox: &Sandbox, sets: &[&str]) -> crate::support::Done {
     let config = config("tiny.toml");
     let args: Vec<&str> = train(&config, sets);
-    desk.run(&args)
+    sandbox.run(&args)
 }
 
 fn train<'a>(config: &'a str, sets: &'a [&'a str]) -> Vec<&'a str> {
     ["train", config, "--out", "run"].into_iter().chain(sets.iter().flat_map(|set| ["--set", *set])).collect()
 }
 
-fn alarms(desk: &Desk) -> Vec<Value> {
-    let text = std::fs::read_to_string(desk.path("run/alarms.jsonl")).unwrap();
+fn alarms(sandbox: &Sandbox) -> Vec<Value> {
+    let text = std::fs::read_to_string(sandbox.path("run/alarms.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The metrics without those that guards add.
-fn unguarded(desk: &Desk) -> Vec<Value> {
-    let mut rows = desk.metrics("run");
+fn unguarded(sandbox: &Sandbox) -> Vec<Value> {
+    let mut rows = sandbox.metrics("run");
     for row in &mut rows {
         row.as_object_mut().unwrap().retain(|key, _| !key.starts_with("guard/"));
     }
@@ -33,7 +33,7 @@ fn unguarded(desk: &Desk) -> Vec<Value> {
 
 #[test]
 fn a_warning_names_samples_and_changes_nothing() {
-    let (plain, warned) = (Desk::new(), Desk::new());
+    let (plain, warned) = (Sandbox::new(), Sandbox::new());
     assert_eq!(run(&plain, &["steps=5"]).code, Some(0));
     assert!(!plain.path("run/alarms.jsonl").exists());
     let done = run(&warned, &["steps=5", FLOOR[0], FLOOR[1]]);
@@ -63,44 +63,44 @@ fn a_warning_names_samples_and_changes_nothing() {
 
 #[test]
 fn a_stop_saves_says_how_to_go_on_and_can_be_resumed() {
-    let desk = Desk::new();
-    let done = run(&desk, &["steps=5", FLOOR[0], FLOOR[1], "guard.entropy_floor.action=stop"]);
+    let sandbox = Sandbox::new();
+    let done = run(&sandbox, &["steps=5", FLOOR[0], FLOOR[1], "guard.entropy_floor.action=stop"]);
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     for words in ["stopped by guard.entropy_floor after step 2", "everything is saved", "proxrl train --resume run"] {
         assert!(done.stderr.contains(words), "no `{words}` in {}", done.stderr);
     }
-    assert!(desk.path("run/checkpoints/step_2/state.json").exists());
-    assert_eq!(desk.query("SELECT status FROM runs")[0]["status"], "failed");
+    assert!(sandbox.path("run/checkpoints/step_2/state.json").exists());
+    assert_eq!(sandbox.query("SELECT status FROM runs")[0]["status"], "failed");
 
-    desk.ok(&["train", "--resume", "run", "--set", "guard.entropy_floor.action=warn"]);
-    let whole = Desk::new();
+    sandbox.ok(&["train", "--resume", "run", "--set", "guard.entropy_floor.action=warn"]);
+    let whole = Sandbox::new();
     assert_eq!(run(&whole, &["steps=5", FLOOR[0], FLOOR[1]]).code, Some(0));
-    assert_eq!(desk.metrics("run"), whole.metrics("run"));
-    assert_eq!(samples(&desk), samples(&whole));
+    assert_eq!(sandbox.metrics("run"), whole.metrics("run"));
+    assert_eq!(samples(&sandbox), samples(&whole));
 }
 
 #[test]
 fn a_roll_back_restores_the_policy_and_halves_the_learning_rate() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let sets = ["steps=5", "checkpoint.every=1", "checkpoint.keep=0", "guard.entropy_floor.action=roll_back"];
-    let done = run(&desk, &[&sets[..], &FLOOR[..]].concat());
+    let done = run(&sandbox, &[&sets[..], &FLOOR[..]].concat());
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     // Alarms in steps 2 and 4, whose windows begin with steps 1 and 3.
     assert!(done.stderr.contains("rolled back to what was learned by step 0"), "{}", done.stderr);
     assert!(done.stderr.contains("rolled back to what was learned by step 2; the learning rate is multiplied by 0.25"));
     let file = |step: u32, name: &str| {
-        std::fs::read(desk.path(&format!("run/checkpoints/step_{step}/{name}.safetensors"))).unwrap()
+        std::fs::read(sandbox.path(&format!("run/checkpoints/step_{step}/{name}.safetensors"))).unwrap()
     };
     for name in ["adapter", "optimizer"] {
         assert_eq!(file(2, name), file(0, name), "{name}");
         assert_eq!(file(4, name), file(2, name), "{name}");
         assert_ne!(file(1, name), file(0, name), "{name}");
     }
-    let rows = desk.metrics("run");
+    let rows = sandbox.metrics("run");
     assert_eq!(rows.len(), 5);
     let rate = |step: usize| rows[step - 1]["learning_rate"].as_f64().unwrap();
     assert_eq!((rate(3), rate(5)), (rate(1) * 0.5, rate(1) * 0.25));
-    assert_eq!(desk.query("SELECT COUNT(DISTINCT step) AS steps FROM groups")[0]["steps"], 5);
+    assert_eq!(sandbox.query("SELECT COUNT(DISTINCT step) AS steps FROM groups")[0]["steps"], 5);
 }
 
 #[test]
@@ -108,22 +108,22 @@ fn a_killed_run_rolls_back_again_to_the_same_place() {
     let config = config("tiny.toml");
     let every = "checkpoint.every=2";
     let sets = ["steps=7", every, "guard.entropy_floor.action=roll_back", FLOOR[0], FLOOR[1]];
-    let expected = Desk::new();
+    let expected = Sandbox::new();
     expected.ok(&train(&config, &sets));
     assert_eq!(alarms(&expected).len(), 3);
     for lines in [1, 2, 3, 5] {
-        let desk = Desk::new();
-        kill_when_logged(&desk, &train(&config, &sets), lines);
-        desk.ok(&["train", "--resume", "run"]);
-        assert_eq!(desk.metrics("run"), expected.metrics("run"), "killed after {lines} steps");
-        assert_eq!(samples(&desk), samples(&expected), "killed after {lines} steps");
-        assert_eq!(alarms(&desk), alarms(&expected), "killed after {lines} steps");
+        let sandbox = Sandbox::new();
+        kill_when_logged(&sandbox, &train(&config, &sets), lines);
+        sandbox.ok(&["train", "--resume", "run"]);
+        assert_eq!(sandbox.metrics("run"), expected.metrics("run"), "killed after {lines} steps");
+        assert_eq!(samples(&sandbox), samples(&expected), "killed after {lines} steps");
+        assert_eq!(alarms(&sandbox), alarms(&expected), "killed after {lines} steps");
     }
 }
 
 #[test]
 fn the_worst_of_several_alarms_decides_and_text_is_watched() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let sets = [
         "steps=3",
         "guard.repeated_text.limit=0.0",
@@ -135,23 +135,23 @@ fn the_worst_of_several_alarms_decides_and_text_is_watched() {
         "guard.length_drift.window=1",
     ];
     let stop = ["guard.entropy_floor.action=stop", "guard.entropy_floor.window=1", FLOOR[0]];
-    let done = run(&desk, &[&sets[..], &stop[..]].concat());
+    let done = run(&sandbox, &[&sets[..], &stop[..]].concat());
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     assert!(done.stderr.contains("stopped by guard.entropy_floor after step 1"), "{}", done.stderr);
-    let row = &desk.metrics("run")[0];
+    let row = &sandbox.metrics("run")[0];
     assert_eq!((&row["guard/repeated_text"], &row["guard/entropy_floor"]), (&1.0.into(), &1.0.into()));
     assert_eq!((&row["guard/kl_ceiling"], &row["guard/duplicate_text"]), (&0.0.into(), &0.0.into()));
     assert!(row["completions/repeated_share"].as_f64().unwrap() > 0.0);
     assert!(row["completions/duplicate_share"].is_number());
-    assert_eq!(alarms(&desk).len(), 2);
+    assert_eq!(alarms(&sandbox).len(), 2);
 }
 
 #[test]
 fn a_guard_that_could_never_speak_is_refused() {
-    let desk = Desk::new();
-    let done = run(&desk, &["guard.kl_ceiling.metric=kl"]);
+    let sandbox = Sandbox::new();
+    let done = run(&sandbox, &["guard.kl_ceiling.metric=kl"]);
     assert_eq!(done.code, Some(2));
     assert!(done.stderr.contains("guard.kl_ceiling.metric is kl, which is never measured"), "{}", done.stderr);
-    let done = run(&desk, &["guard.entropy_flor.limit=1.0"]);
+    let done = run(&sandbox, &["guard.entropy_flor.limit=1.0"]);
     assert!(done.stderr.contains("did you mean `entropy_floor`"), "{}", done.stderr);
 }

@@ -1,6 +1,6 @@
 //! Judges: whoever compares, pairs are learned from, stored, and compared with other policies; failures teach nothing.
 
-use crate::support::{Desk, tiny_model, tiny_sums};
+use crate::support::{Sandbox, tiny_model, tiny_sums};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -35,9 +35,9 @@ command = { program = "awk", args = ['''{ gsub(/\\u[0-9a-f][0-9a-f][0-9a-f][0-9a
     a = a ~ /[0-9]/; b = b ~ /[0-9]/; print 0.5 + (a - b) / 2 }'''] }
 "#;
 
-fn train(desk: &Desk, steps: u64, tables: &[&str]) {
-    desk.write("run.toml", format!("steps = {steps}\n\n{COMMON}\n{}", tables.join("\n")));
-    desk.ok(&["train", "run.toml", "--out", "run"]);
+fn train(sandbox: &Sandbox, steps: u64, tables: &[&str]) {
+    sandbox.write("run.toml", format!("steps = {steps}\n\n{COMMON}\n{}", tables.join("\n")));
+    sandbox.ok(&["train", "run.toml", "--out", "run"]);
 }
 
 fn number(row: &Value, name: &str) -> f64 {
@@ -48,12 +48,12 @@ fn mean(rows: &[Value], name: &str) -> f64 {
     rows.iter().map(|row| number(row, name)).sum::<f64>() / rows.len() as f64
 }
 
-fn evaluate(desk: &Desk, against: &[&str]) -> Value {
+fn evaluate(sandbox: &Sandbox, against: &[&str]) -> Value {
     let mut args = vec!["eval", "run", "--json"];
     for name in against {
         args.extend(["--against", name]);
     }
-    serde_json::from_str(&desk.ok(&args)).unwrap()
+    serde_json::from_str(&sandbox.ok(&args)).unwrap()
 }
 
 /// Answers each request for a comparison by what `judge` makes of answers A and B; counts the requests.
@@ -113,9 +113,9 @@ fn every_online_method_learns_what_its_judge_prefers_and_not_the_reward() {
         "[algorithm.nash_md]\nbeta = 0.02",
         "[algorithm.xpo]\nties = \"skip\"",
     ] {
-        let desk = Desk::new();
-        train(&desk, 30, &[&rollout(4), PLAIN, FOR_DIGITS, algorithm]);
-        let rows = desk.metrics("run");
+        let sandbox = Sandbox::new();
+        train(&sandbox, 30, &[&rollout(4), PLAIN, FOR_DIGITS, algorithm]);
+        let rows = sandbox.metrics("run");
         let (first, last) = (mean(&rows[..4], "reward"), mean(&rows[26..], "reward"));
         assert!(last < first - 0.1, "{algorithm}: {first} to {last}");
         assert_eq!(number(&rows[0], "judge/unjudged_fraction"), 0.0);
@@ -132,10 +132,10 @@ fn every_online_method_learns_what_its_judge_prefers_and_not_the_reward() {
 
 #[test]
 fn comparisons_are_kept_beside_the_samples() {
-    let desk = Desk::new();
-    train(&desk, 2, &[&rollout(2), FOR_DIGITS, "[algorithm.online_dpo]"]);
+    let sandbox = Sandbox::new();
+    train(&sandbox, 2, &[&rollout(2), FOR_DIGITS, "[algorithm.online_dpo]"]);
     // Nothing else is a reward here, so the win rate is.
-    let rows = desk.query(
+    let rows = sandbox.query(
         "SELECT s.text, s.place, w.value AS wins, w.weight, c.win, c.judge, p.value AS beats, p.weight AS uncounted
          FROM samples s JOIN rewards w ON w.sample_id = s.id AND w.name = 'win_rate'
          JOIN comparisons c ON c.sample_id = s.id AND c.rival = 'own' AND c.rival_place = 1 - s.place
@@ -152,50 +152,50 @@ fn comparisons_are_kept_beside_the_samples() {
         assert!(two.iter().all(|row| row["weight"] == 1.0 && row["uncounted"] == 0.0), "{two:?}");
         assert!(two.iter().all(|row| row["judge"] == "command"), "{two:?}");
     }
-    assert_eq!(desk.metrics("run")[0]["reward"], 0.5);
+    assert_eq!(sandbox.metrics("run")[0]["reward"], 0.5);
 }
 
 #[test]
 fn an_endpoint_judges_and_nobody_is_asked_twice() {
     // It prefers digits, and where both are alike the first one it reads: that bias must not show.
     let (url, count) = serve(|a, b| (200, if has_digit(b) && !has_digit(a) { "B" } else { "A" }));
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let tables = [&rollout(4)[..], PLAIN, &endpoint(&url), "[algorithm.online_dpo]\nties = \"skip\""];
-    train(&desk, 16, &tables);
-    let rows = desk.metrics("run");
+    train(&sandbox, 16, &tables);
+    let rows = sandbox.metrics("run");
     assert!(mean(&rows[12..], "reward") < mean(&rows[..4], "reward") - 0.1, "{rows:?}");
     assert!(rows.iter().any(|row| number(row, "judge/draws") > 0.0), "two answers alike draw");
     let asked = count.load(Ordering::SeqCst);
-    let compared = desk.query("SELECT count(*) AS n FROM comparisons WHERE win IS NOT NULL");
+    let compared = sandbox.query("SELECT count(*) AS n FROM comparisons WHERE win IS NOT NULL");
     assert_eq!(compared[0]["n"], 16 * 8 * 4 * 3);
     // Both orders of each pair, but for those of one text.
     assert!(asked <= 2 * 16 * 8 * 6 && asked > 16 * 8 * 6, "{asked}");
 
     // A run that lost its last checkpoint learns from what is in the store.
-    std::fs::rename(desk.path("run"), desk.path("whole")).unwrap();
-    std::fs::rename(desk.path("proxrl.db"), desk.path("whole.db")).unwrap();
-    train(&desk, 4, &tables);
+    std::fs::rename(sandbox.path("run"), sandbox.path("whole")).unwrap();
+    std::fs::rename(sandbox.path("proxrl.db"), sandbox.path("whole.db")).unwrap();
+    train(&sandbox, 4, &tables);
     let before = count.load(Ordering::SeqCst);
-    std::fs::remove_dir_all(desk.path("run/checkpoints/step_4")).unwrap();
-    desk.ok(&["train", "--resume", "run"]);
+    std::fs::remove_dir_all(sandbox.path("run/checkpoints/step_4")).unwrap();
+    sandbox.ok(&["train", "--resume", "run"]);
     assert_eq!(count.load(Ordering::SeqCst), before);
-    assert_eq!(desk.metrics("run"), rows[..4]);
+    assert_eq!(sandbox.metrics("run"), rows[..4]);
 }
 
 #[test]
 fn a_judge_that_fails_teaches_nothing_and_stops_nothing() {
     for (status, word, reason) in [(500, "A", "500"), (200, "As a language model, I", "neither A, B nor tie")] {
         let (url, _) = serve(move |_, _| (status, word));
-        let desk = Desk::new();
+        let sandbox = Sandbox::new();
         let measured = PLAIN;
-        train(&desk, 2, &[&rollout(2), measured, &endpoint(&url), "[algorithm.online_dpo]"]);
-        let rows = desk.metrics("run");
+        train(&sandbox, 2, &[&rollout(2), measured, &endpoint(&url), "[algorithm.online_dpo]"]);
+        let rows = sandbox.metrics("run");
         for row in &rows {
             assert_eq!(number(row, "judge/comparisons") + number(row, "updates/taken"), 0.0, "{row}");
             // Only pairs of one text, which draw unasked, are no failures; they teach nothing either.
             assert_eq!(number(row, "judge/unjudged_fraction"), 1.0, "{row}");
         }
-        let failed = desk.query("SELECT DISTINCT win, status FROM comparisons");
+        let failed = sandbox.query("SELECT DISTINCT win, status FROM comparisons");
         assert!(failed.iter().all(|row| row["win"].is_null()), "{failed:?}");
         assert!(failed[0]["status"].as_str().unwrap().contains(reason), "{failed:?}");
     }
@@ -211,14 +211,14 @@ fn circle() -> String {
 
 #[test]
 fn a_preference_model_knows_circles_and_judges() {
-    let desk = Desk::new();
-    desk.write("circle.jsonl", circle());
+    let sandbox = Sandbox::new();
+    sandbox.write("circle.jsonl", circle());
     let common = COMMON.split("[prompts").next().unwrap();
     let learn = |algorithm: &str, folder: &str| {
         let rest = "[prompts.jsonl]\npath = \"circle.jsonl\"\n[rollout]\nprompts_per_step = 12\n[optimizer.adamw]\nlearning_rate = 5e-3\n";
-        desk.write("model.toml", format!("steps = 30\n{common}{rest}[algorithm.{algorithm}]\n"));
-        desk.ok(&["train", "model.toml", "--out", folder]);
-        mean(&desk.metrics(folder)[25..], "accuracy")
+        sandbox.write("model.toml", format!("steps = 30\n{common}{rest}[algorithm.{algorithm}]\n"));
+        sandbox.ok(&["train", "model.toml", "--out", folder]);
+        mean(&sandbox.metrics(folder)[25..], "accuracy")
     };
     // A number per answer can agree with two pairs of three, and on average not even with them.
     assert!(learn("reward_model", "numbers") <= 0.7);
@@ -227,34 +227,34 @@ fn a_preference_model_knows_circles_and_judges() {
     // As judges both compare what a policy draws; one is antisymmetric by construction, the other by its numbers.
     for (path, temperature) in [("pairs", 1.0), ("numbers", 0.5)] {
         let judge = format!("[judge]\nmodel = {{ path = \"{path}\" }}\ntemperature = {temperature}\n");
-        train(&desk, 2, &[&rollout(2), &judge, "[algorithm.online_ipo]"]);
-        let rows = desk.metrics("run");
+        train(&sandbox, 2, &[&rollout(2), &judge, "[algorithm.online_ipo]"]);
+        let rows = sandbox.metrics("run");
         assert_eq!(number(&rows[1], "judge/comparisons"), 8.0);
-        let sums = desk.query(
+        let sums = sandbox.query(
             "SELECT sum(c.win) AS total FROM comparisons c JOIN samples s ON s.id = c.sample_id GROUP BY s.group_id",
         );
         assert!(sums.iter().all(|row| (number(row, "total") - 1.0).abs() < 1e-6), "{sums:?}");
-        std::fs::remove_dir_all(desk.path("run")).unwrap();
+        std::fs::remove_dir_all(sandbox.path("run")).unwrap();
     }
 }
 
 #[test]
 fn answers_are_compared_with_those_of_other_policies() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let measured = "[evaluate]\nevery = 10\nsamples = 4\nagainst = [\"base\", \"checkpoints\"]\nbeta = 0.01\n";
     let keep = COMMON.replace("every = 2", "every = 10\nkeep = 0");
     let judge = FOR_DIGITS;
     let text = format!("steps = 20\n\n{keep}\n{}{measured}{judge}[algorithm.online_ipo]\nbeta = 0.02\n", rollout(4));
-    desk.write("run.toml", text);
-    desk.ok(&["train", "run.toml", "--out", "run"]);
-    let rows = desk.metrics("run");
+    sandbox.write("run.toml", text);
+    sandbox.ok(&["train", "run.toml", "--out", "run"]);
+    let rows = sandbox.metrics("run");
     let half_way = &rows[9];
     // The checkpoint of this step is saved after it is measured; that of step 0 is the base model's equal.
     assert!(half_way["eval_win_rate/step_10"].is_null());
     assert!(number(half_way, "eval_win_rate/base") > 0.5, "{half_way}");
     assert!(number(half_way, "eval_kl") > 0.0);
 
-    let found = evaluate(&desk, &["base", "checkpoints"]);
+    let found = evaluate(&sandbox, &["base", "checkpoints"]);
     let against_base = number(&found, "eval_win_rate/base");
     assert!(against_base > 0.6, "{found}");
     assert!(number(&found, "eval_win_rate/step_10") > 0.4, "{found}");
@@ -262,16 +262,16 @@ fn answers_are_compared_with_those_of_other_policies() {
     assert_eq!(number(&found, "eval_unjudged_comparisons"), 0.0);
     assert!(number(&found, "eval_exploitability") >= 0.0);
     // The same prompts, seeds and judge: the same number, from the command line and from the config.
-    assert_eq!(evaluate(&desk, &["base"])["eval_win_rate/base"], against_base);
+    assert_eq!(evaluate(&sandbox, &["base"])["eval_win_rate/base"], against_base);
 
     // Who is worse can be beaten by that much: the first checkpoint by the last one.
-    std::fs::rename(desk.path("run"), desk.path("better")).unwrap();
-    desk.ok(&["train", "run.toml", "--out", "run", "--set", "steps=1", "--set", "evaluate.every=0"]);
-    let worse = evaluate(&desk, &["better", "better/checkpoints/step_10"]);
+    std::fs::rename(sandbox.path("run"), sandbox.path("better")).unwrap();
+    sandbox.ok(&["train", "run.toml", "--out", "run", "--set", "steps=1", "--set", "evaluate.every=0"]);
+    let worse = evaluate(&sandbox, &["better", "better/checkpoints/step_10"]);
     let rates = ["better", "better_step_10"].map(|name| number(&worse, &format!("eval_win_rate/{name}")));
     assert!(rates[0] < 0.4, "{worse}");
-    desk.ok(&["eval", "run", "--against", "better", "--set", "evaluate.beta=0.0"]);
-    let plain: Value = serde_json::from_str(&desk.ok(&[
+    sandbox.ok(&["eval", "run", "--against", "better", "--set", "evaluate.beta=0.0"]);
+    let plain: Value = serde_json::from_str(&sandbox.ok(&[
         "eval",
         "run",
         "--json",
@@ -287,24 +287,24 @@ fn answers_are_compared_with_those_of_other_policies() {
     assert!((number(&plain, "eval_exploitability") - best).abs() < 1e-9, "{plain}");
 
     // Without a judge rewards compare; and the untouched model can be measured, too.
-    let rewarded = text_with_reward(&desk);
-    let base: Value = serde_json::from_str(&desk.ok(&["eval", &rewarded, "--json", "--against", "better"])).unwrap();
+    let rewarded = text_with_reward(&sandbox);
+    let base: Value = serde_json::from_str(&sandbox.ok(&["eval", &rewarded, "--json", "--against", "better"])).unwrap();
     assert!(number(&base, "eval_win_rate/better") > 0.5, "digits are bad here: {base}");
 }
 
 /// A config whose rewards like what the judge of the others does not.
-fn text_with_reward(desk: &Desk) -> String {
+fn text_with_reward(sandbox: &Sandbox) -> String {
     let text = format!("steps = 1\n{COMMON}\n{}{PLAIN}[evaluate]\nsamples = 4\n[algorithm.grpo]\n", rollout(4));
-    desk.write("rewarded.toml", text).display().to_string()
+    sandbox.write("rewarded.toml", text).display().to_string()
 }
 
 #[test]
 fn what_cannot_be_judged_is_refused_in_one_sentence() {
-    let desk = Desk::new();
-    desk.write("not_a_run/config.toml", "steps = 1");
+    let sandbox = Sandbox::new();
+    sandbox.write("not_a_run/config.toml", "steps = 1");
     let refused = |tables: &str, word: &str| {
-        desk.write("run.toml", format!("steps = 2\n{COMMON}{}{tables}\n", rollout(2)));
-        let done = desk.run(&["train", "run.toml", "--out", "run"]);
+        sandbox.write("run.toml", format!("steps = 2\n{COMMON}{}{tables}\n", rollout(2)));
+        let done = sandbox.run(&["train", "run.toml", "--out", "run"]);
         assert_eq!(done.code, Some(2), "{tables}: {}", done.stderr);
         assert!(done.stderr.trim().lines().count() == 1 && done.stderr.contains(word), "{tables}: {}", done.stderr);
     };
@@ -324,12 +324,12 @@ fn what_cannot_be_judged_is_refused_in_one_sentence() {
     );
     refused(&format!("{online}{PLAIN}[evaluate]\nagainst = [\"nowhere\"]"), "neither `base`, `checkpoints`, a run");
     refused(&format!("{online}{PLAIN}[evaluate]\nbeta = -1.0"), "evaluate.beta");
-    train(&desk, 1, &[&rollout(2), PLAIN, online]);
-    std::fs::rename(desk.path("run"), desk.path("other")).unwrap();
+    train(&sandbox, 1, &[&rollout(2), PLAIN, online]);
+    std::fs::rename(sandbox.path("run"), sandbox.path("other")).unwrap();
     refused(&format!("{online}[judge]\nmodel = {{ path = \"other\" }}"), "compares nothing");
     let smaller = COMMON.replace("hidden_size = 64", "hidden_size = 32");
-    desk.write("small.toml", format!("steps = 1\n{smaller}{}{PLAIN}{online}", rollout(2)));
-    let done = desk.run(&["eval", "small.toml", "--against", "other"]);
+    sandbox.write("small.toml", format!("steps = 1\n{smaller}{}{PLAIN}{online}", rollout(2)));
+    let done = sandbox.run(&["eval", "small.toml", "--against", "other"]);
     assert_eq!(done.code, Some(2), "{}", done.stderr);
     assert!(done.stderr.contains("another base model"), "{}", done.stderr);
 }

@@ -1,13 +1,13 @@
 //! What must work for a user: a tiny run learns, whatever the seed, and every verb finds what it left behind.
 
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 
 #[test]
 fn the_reward_rises_on_three_seeds() {
     for seed in 0..3 {
-        let desk = Desk::new();
-        desk.ok(&["train", &config("tiny.toml"), "--set", &format!("seed={seed}"), "--out", "run"]);
-        let rewards: Vec<f64> = desk.metrics("run").iter().map(|row| row["reward"].as_f64().unwrap()).collect();
+        let sandbox = Sandbox::new();
+        sandbox.ok(&["train", &config("tiny.toml"), "--set", &format!("seed={seed}"), "--out", "run"]);
+        let rewards: Vec<f64> = sandbox.metrics("run").iter().map(|row| row["reward"].as_f64().unwrap()).collect();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         let (first, last) = (mean(&rewards[..5]), mean(&rewards[15..]));
         assert!(last > first + 0.2, "seed {seed}: {first:.3} to {last:.3} in {rewards:?}");
@@ -17,10 +17,10 @@ fn the_reward_rises_on_three_seeds() {
 #[test]
 fn gradient_checkpointing_changes_no_number() {
     let [kept, again] = ["false", "true"].map(|value| {
-        let desk = Desk::new();
+        let sandbox = Sandbox::new();
         let change = format!("model.gradient_checkpointing={value}");
-        desk.ok(&["train", &config("tiny.toml"), "--set", "steps=3", "--set", &change, "--out", "run"]);
-        desk.metrics("run")
+        sandbox.ok(&["train", &config("tiny.toml"), "--set", "steps=3", "--set", &change, "--out", "run"]);
+        sandbox.metrics("run")
     });
     assert!(kept.iter().all(|row| row["grad_norm"].as_f64().unwrap() > 0.0));
     assert_eq!(kept, again);
@@ -28,8 +28,8 @@ fn gradient_checkpointing_changes_no_number() {
 
 #[test]
 fn a_run_leaves_what_the_readme_promises() {
-    let desk = Desk::new();
-    let shown = desk.ok(&["train", &config("tiny.toml"), "--set", "steps=4"]);
+    let sandbox = Sandbox::new();
+    let shown = sandbox.ok(&["train", &config("tiny.toml"), "--set", "steps=4"]);
     for words in
         ["held-out accuracy", "mean reward", "generated", "active rank", "sqlite://proxrl.db", "proxrl replay stats"]
     {
@@ -44,10 +44,10 @@ fn a_run_leaves_what_the_readme_promises() {
         "reward.png",
         "checkpoints/step_4/state.json",
     ] {
-        assert!(desk.path("runs/tiny").join(file).exists(), "no {file} in {:?}", desk.files());
+        assert!(sandbox.path("runs/tiny").join(file).exists(), "no {file} in {:?}", sandbox.files());
     }
-    assert!(desk.files().iter().any(|file| file.contains("runs/tiny/tensorboard/events.out.tfevents")));
-    let summary = desk.summary("runs/tiny");
+    assert!(sandbox.files().iter().any(|file| file.contains("runs/tiny/tensorboard/events.out.tfevents")));
+    let summary = sandbox.summary("runs/tiny");
     for key in [
         "accuracy_before",
         "accuracy_after",
@@ -64,7 +64,7 @@ fn a_run_leaves_what_the_readme_promises() {
         assert!(summary[key].is_number(), "{key} in {summary}");
     }
     assert_eq!(summary["samples"], 4 * 4 * 8);
-    let row = &desk.metrics("runs/tiny")[3];
+    let row = &sandbox.metrics("runs/tiny")[3];
     for key in [
         "step",
         "reward",
@@ -89,16 +89,16 @@ fn a_run_leaves_what_the_readme_promises() {
     assert!(row["mismatch_kl"].as_f64().unwrap().abs() < 1e-6, "sampler and trainer disagree: {row}");
 
     // a second run does not touch the first
-    desk.ok(&["train", &config("tiny.toml"), "--set", "steps=1"]);
-    assert!(desk.path("runs/tiny-2/summary.json").exists());
+    sandbox.ok(&["train", &config("tiny.toml"), "--set", "steps=1"]);
+    assert!(sandbox.path("runs/tiny-2/summary.json").exists());
 
-    let accuracy = desk.ok(&["eval", "runs/tiny", "--json", "--set", "evaluate.samples=4"]);
+    let accuracy = sandbox.ok(&["eval", "runs/tiny", "--json", "--set", "evaluate.samples=4"]);
     let accuracy: serde_json::Value = serde_json::from_str(&accuracy).unwrap();
     assert_eq!(accuracy["eval_accuracy"], summary["accuracy_after"]);
     assert!(accuracy["eval_pass@4"].as_f64().unwrap() >= accuracy["eval_pass@1"].as_f64().unwrap());
 
     let drawn = |seed: &str| {
-        let line = desk.ok(&[
+        let line = sandbox.ok(&[
             "generate",
             "What is 1+1?",
             "--run",
@@ -115,25 +115,26 @@ fn a_run_leaves_what_the_readme_promises() {
     assert_ne!(drawn("1")["ids"], drawn("2")["ids"]);
     assert_eq!(drawn("1")["ids"].as_array().unwrap().len(), drawn("1")["logprobs"].as_array().unwrap().len());
 
-    let folder = desk.ok(&["export", "runs/tiny", "--format", "peft", "--base", "my/base"]);
+    let folder = sandbox.ok(&["export", "runs/tiny", "--format", "peft", "--base", "my/base"]);
     let exported: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(desk.path(folder.trim()).join("adapter_config.json")).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(sandbox.path(folder.trim()).join("adapter_config.json")).unwrap())
+            .unwrap();
     assert_eq!(exported["peft_type"], "LORA");
     assert_eq!(exported["r"], 8);
     assert_eq!(exported["base_model_name_or_path"], "my/base");
 
-    let plan = desk.ok(&["plan", &config("tiny.toml")]);
+    let plan = sandbox.ok(&["plan", &config("tiny.toml")]);
     assert!(plan.contains("4 prompts x 8 samples = 32 samples") && plan.contains("[optimizer.adamw]"), "{plan}");
 }
 
 #[test]
 fn bf16_trains_and_its_sampler_and_trainer_nearly_agree() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let sets = ["steps=3", "model.dtype=bf16"];
     let mut args = vec!["train".to_owned(), config("tiny.toml"), "--out".into(), "run".into()];
     args.extend(sets.iter().flat_map(|set| ["--set".to_owned(), (*set).to_owned()]));
-    desk.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
-    let rows = desk.metrics("run");
+    sandbox.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let rows = sandbox.metrics("run");
     assert!(rows.iter().any(|row| row["updates/taken"].as_f64().unwrap() > 0.0));
     for row in rows.iter().filter(|row| row["mismatch_kl"].is_number()) {
         assert!(row["mismatch_kl"].as_f64().unwrap() < 0.01, "{row}");
@@ -142,20 +143,20 @@ fn bf16_trains_and_its_sampler_and_trainer_nearly_agree() {
 
 #[test]
 fn lora_several_epochs_and_a_kl_penalty_run() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
     let start = text.find("[model.adapter.sora]").unwrap();
     let end = text.find("[prompts").unwrap();
     let lora = format!("{}[model.adapter.lora]\nrank = 4\n\n{}", &text[..start], &text[end..]);
     let prox = lora.find("[prox.soft_threshold]").unwrap();
     let checkpoint = lora.find("[checkpoint]").unwrap();
-    desk.write("lora.toml", format!("{}{}", &lora[..prox], &lora[checkpoint..]));
+    sandbox.write("lora.toml", format!("{}{}", &lora[..prox], &lora[checkpoint..]));
     let sets =
         ["steps=3", "algorithm.grpo.num_iterations=2", "algorithm.grpo.minibatches=2", "algorithm.grpo.beta=0.05"];
     let mut args = vec!["train", "lora.toml", "--out", "run"];
     args.extend(sets.iter().flat_map(|set| ["--set", *set]));
-    desk.ok(&args);
-    let rows = desk.metrics("run");
+    sandbox.ok(&args);
+    let rows = sandbox.metrics("run");
     assert!(rows[2]["kl"].as_f64().unwrap() > 0.0);
     assert!(rows.iter().all(|row| row["updates/taken"].as_f64().unwrap() <= 4.0));
     let moved = rows.iter().any(|row| (row["ratio/mean"].as_f64().unwrap() - 1.0).abs() > 1e-6);

@@ -1,7 +1,7 @@
 //! Every policy-gradient method learns, whatever the seed, with the settings of its own config; and curves of several
 //! runs can be drawn into one picture.
 
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 use serde_json::Value;
 
 /// `configs/tiny.toml`, a little shorter, with the `[algorithm.…]` table of another config in place of its own.
@@ -23,12 +23,12 @@ fn tiny_with(method: &str) -> String {
 }
 
 /// The metrics of a run of that config.
-fn train(desk: &Desk, method: &str, run: &str, sets: &[&str]) -> Vec<Value> {
-    desk.write("tiny.toml", tiny_with(method));
+fn train(sandbox: &Sandbox, method: &str, run: &str, sets: &[&str]) -> Vec<Value> {
+    sandbox.write("tiny.toml", tiny_with(method));
     let mut args = vec!["train", "tiny.toml", "--out", run, "--set", "tracker.tensorboard=false"];
     args.extend(sets.iter().flat_map(|set| ["--set", *set]));
-    desk.ok(&args);
-    desk.metrics(run)
+    sandbox.ok(&args);
+    sandbox.metrics(run)
 }
 
 fn number(row: &Value, key: &str) -> f64 {
@@ -39,7 +39,7 @@ fn number(row: &Value, key: &str) -> f64 {
 fn learns_with(method: &str, sets: &[&str]) {
     for seed in 0..3 {
         let seed = format!("seed={seed}");
-        let rows = train(&Desk::new(), method, "run", &[sets, &[seed.as_str()]].concat());
+        let rows = train(&Sandbox::new(), method, "run", &[sets, &[seed.as_str()]].concat());
         let rewards: Vec<f64> = rows.iter().map(|row| number(row, "rewards/digit/mean")).collect();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         let (first, last) = (mean(&rewards[..3]), mean(&rewards[11..]));
@@ -104,7 +104,7 @@ fn reinforce_learns_on_three_seeds() {
 #[test]
 fn dynamic_sampling_asks_on_until_groups_differ_and_counts_what_it_cost() {
     // With two samples a group, many groups are all alike.
-    let rows = train(&Desk::new(), "dapo", "run", &["steps=3", "rollout.group_size=2"]);
+    let rows = train(&Sandbox::new(), "dapo", "run", &["steps=3", "rollout.group_size=2"]);
     let mut drawn = 0.0;
     for row in &rows {
         let [rounds, kept, dropped] =
@@ -124,7 +124,7 @@ fn the_other_forms_of_the_methods_run() {
         let sets: Vec<String> = sets.iter().map(|set| format!("algorithm.{method}.{set}")).collect();
         let mut sets: Vec<&str> = sets.iter().map(String::as_str).collect();
         sets.push("steps=2");
-        train(&Desk::new(), method, "run", &sets).remove(1)
+        train(&Sandbox::new(), method, "run", &sets).remove(1)
     };
     for row in [
         two("rloo", &["kl_coefficient=0.05", "level=token", "epsilon=0.1"]),
@@ -152,16 +152,16 @@ fn the_other_forms_of_the_methods_run() {
 #[test]
 fn the_running_baseline_survives_a_resume() {
     let sets = ["algorithm.reinforce.baseline=running", "checkpoint.every=2"];
-    let whole = train(&Desk::new(), "reinforce", "run", &["steps=4", sets[0], sets[1]]);
-    let desk = Desk::new();
-    train(&desk, "reinforce", "run", &["steps=2", sets[0], sets[1]]);
-    desk.ok(&["train", "--resume", "run", "--set", "steps=4"]);
-    assert_eq!(desk.metrics("run"), whole);
+    let whole = train(&Sandbox::new(), "reinforce", "run", &["steps=4", sets[0], sets[1]]);
+    let sandbox = Sandbox::new();
+    train(&sandbox, "reinforce", "run", &["steps=2", sets[0], sets[1]]);
+    sandbox.ok(&["train", "--resume", "run", "--set", "steps=4"]);
+    assert_eq!(sandbox.metrics("run"), whole);
 }
 
 #[test]
 fn settings_that_cannot_work_are_refused_by_name() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     for (method, set, words) in [
         ("dr_grpo", "length_constant=0", "length_constant"),
         ("cispo", "weight_cap=0", "weight_cap"),
@@ -169,8 +169,8 @@ fn settings_that_cannot_work_are_refused_by_name() {
         ("rloo", "rollout_correction={ token_mask = { floor = 2.0, cap = 1.0 } }", "rollout_correction"),
         ("gspo", "levl=token", "did you mean `level`"),
     ] {
-        desk.write("tiny.toml", tiny_with(method));
-        let done = desk.run(&["train", "tiny.toml", "--set", &format!("algorithm.{method}.{set}")]);
+        sandbox.write("tiny.toml", tiny_with(method));
+        let done = sandbox.run(&["train", "tiny.toml", "--set", &format!("algorithm.{method}.{set}")]);
         assert_eq!(done.code, Some(2), "{}", done.stderr);
         assert!(done.stderr.contains(words) && done.stderr.contains(method), "{}", done.stderr);
     }
@@ -178,19 +178,19 @@ fn settings_that_cannot_work_are_refused_by_name() {
 
 #[test]
 fn several_runs_are_drawn_into_one_picture() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     for (run, seed) in [("a", "seed=0"), ("b", "seed=1")] {
-        train(&desk, "reinforce", run, &["steps=3", seed]);
+        train(&sandbox, "reinforce", run, &["steps=3", seed]);
     }
-    let said = desk.ok(&["plot", "plain=a", "plain=b", "first=a", "--x", "samples", "--out", "both.svg"]);
+    let said = sandbox.ok(&["plot", "plain=a", "plain=b", "first=a", "--x", "samples", "--out", "both.svg"]);
     assert_eq!(said.trim(), "both.svg");
-    let svg = std::fs::read_to_string(desk.path("both.svg")).unwrap();
+    let svg = std::fs::read_to_string(sandbox.path("both.svg")).unwrap();
     assert!(svg.contains("plain") && svg.contains("first") && svg.contains("reward by samples"), "{svg}");
     for axis in ["step", "tokens", "seconds"] {
-        desk.ok(&["plot", "a", "--x", axis, "--y", "entropy", "--out", &format!("{axis}.png")]);
-        assert!(desk.path(&format!("{axis}.png")).exists());
+        sandbox.ok(&["plot", "a", "--x", axis, "--y", "entropy", "--out", &format!("{axis}.png")]);
+        assert!(sandbox.path(&format!("{axis}.png")).exists());
     }
-    let done = desk.run(&["plot", "a", "--y", "rewrad"]);
+    let done = sandbox.run(&["plot", "a", "--y", "rewrad"]);
     assert!(
         done.code == Some(2) && done.stderr.contains("it has") && done.stderr.contains("reward"),
         "{}",
@@ -200,28 +200,28 @@ fn several_runs_are_drawn_into_one_picture() {
 
 #[test]
 fn methods_are_compared_on_one_page() {
-    let desk = Desk::new();
-    desk.write("rloo.toml", tiny_with("rloo"));
-    desk.write("dapo.toml", tiny_with("dapo"));
+    let sandbox = Sandbox::new();
+    sandbox.write("rloo.toml", tiny_with("rloo"));
+    sandbox.write("dapo.toml", tiny_with("dapo"));
     let compare = || {
         let script = super::workspace().join("scripts/compare_methods.py");
         let mut command = std::process::Command::new("python3");
         command.arg(script).args(["rloo.toml", "dapo.toml", "--seeds", "0", "1", "--page", "docs/methods.md"]);
         command.args(["--metric", "rewards/digit/mean", "--program", env!("CARGO_BIN_EXE_proxrl")]);
         command.args(["--set", "steps=4", "--set", "dapo:steps=2", "--set", "tracker.tensorboard=false"]);
-        let output = command.current_dir(desk.path("")).env("OMP_NUM_THREADS", "1").output().unwrap();
+        let output = command.current_dir(sandbox.path("")).env("OMP_NUM_THREADS", "1").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
     assert_eq!(compare().matches("+ ").count(), 4);
-    let page = std::fs::read_to_string(desk.path("docs/methods.md")).unwrap();
+    let page = std::fs::read_to_string(sandbox.path("docs/methods.md")).unwrap();
     // Four steps of 32 samples; two steps of DAPO draw at least 64.
-    let budget = (0..2).map(|seed| desk.metrics(&format!("runs/compare/dapo-{seed}")).remove(1));
+    let budget = (0..2).map(|seed| sandbox.metrics(&format!("runs/compare/dapo-{seed}")).remove(1));
     let budget = budget.map(|row| number(&row, "num_samples")).fold(128.0, f64::min);
     for words in ["| rloo | ", "| dapo | ", "±", "--seeds 0 1", &format!("{budget} samples |"), "methods-seconds.svg"]
     {
         assert!(page.contains(words), "no `{words}` in\n{page}");
     }
-    assert!(desk.path("docs/methods-samples.svg").exists() && desk.path("docs/methods-seconds.svg").exists());
+    assert!(sandbox.path("docs/methods-samples.svg").exists() && sandbox.path("docs/methods-seconds.svg").exists());
     assert_eq!(compare().matches("+ ").count(), 0, "what is finished is not run again");
 }

@@ -1,15 +1,15 @@
 //! PPO through the program: it learns, with many samples of a prompt or with one, and a killed run goes on exactly.
 
 use crate::resume::{kill_when_logged, samples};
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 
 /// A folder with the tiny config, PPO in place of GRPO.
-fn desk() -> Desk {
-    let desk = Desk::new();
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
     let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
     assert!(text.contains("[algorithm.grpo]"));
-    desk.write("ppo.toml", text.replace("[algorithm.grpo]", "[algorithm.ppo]"));
-    desk
+    sandbox.write("ppo.toml", text.replace("[algorithm.grpo]", "[algorithm.ppo]"));
+    sandbox
 }
 
 fn train<'a>(sets: &'a [&'a str]) -> Vec<&'a str> {
@@ -17,8 +17,8 @@ fn train<'a>(sets: &'a [&'a str]) -> Vec<&'a str> {
 }
 
 /// The mean rewards of the first and the last five of twenty steps.
-fn rise(desk: &Desk) -> (f64, f64) {
-    let rewards: Vec<f64> = desk.metrics("run").iter().map(|row| row["reward"].as_f64().unwrap()).collect();
+fn rise(sandbox: &Sandbox) -> (f64, f64) {
+    let rewards: Vec<f64> = sandbox.metrics("run").iter().map(|row| row["reward"].as_f64().unwrap()).collect();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     (mean(&rewards[..5]), mean(&rewards[15..]))
 }
@@ -26,17 +26,17 @@ fn rise(desk: &Desk) -> (f64, f64) {
 #[test]
 fn the_reward_rises_on_three_seeds() {
     for seed in ["seed=0", "seed=1", "seed=2"] {
-        let desk = desk();
-        desk.ok(&train(&[seed]));
-        let (first, last) = rise(&desk);
+        let sandbox = sandbox();
+        sandbox.ok(&train(&[seed]));
+        let (first, last) = rise(&sandbox);
         assert!(last > first + 0.2, "{seed}: {first:.3} to {last:.3}");
     }
 }
 
 #[test]
 fn one_sample_of_each_prompt_is_enough_and_the_critic_is_measured() {
-    let desk = desk();
-    desk.ok(&train(&[
+    let sandbox = sandbox();
+    sandbox.ok(&train(&[
         "rollout.group_size=1",
         "rollout.prompts_per_step=32",
         "algorithm.ppo.critic_adapter=true",
@@ -45,9 +45,9 @@ fn one_sample_of_each_prompt_is_enough_and_the_critic_is_measured() {
         "algorithm.ppo.missing_eos_penalty=0.1",
         "algorithm.ppo.whiten_rewards=true",
     ]));
-    let (first, last) = rise(&desk);
+    let (first, last) = rise(&sandbox);
     assert!(last > first + 0.2, "{first:.3} to {last:.3}");
-    let rows = desk.metrics("run");
+    let rows = sandbox.metrics("run");
     for key in [
         "kl",
         "kl_coefficient",
@@ -78,22 +78,22 @@ fn a_killed_run_goes_on_with_its_critic_and_its_kl_coefficient() {
         "algorithm.ppo.kl_target=0.01",
         "algorithm.ppo.epochs=2",
     ];
-    let expected = desk();
+    let expected = sandbox();
     expected.ok(&train(&sets));
     for lines in [1, 3, 4] {
-        let desk = desk();
-        kill_when_logged(&desk, &train(&sets), lines);
-        desk.ok(&["train", "--resume", "run"]);
-        assert_eq!(desk.metrics("run"), expected.metrics("run"), "killed after {lines} steps");
-        assert_eq!(samples(&desk), samples(&expected), "killed after {lines} steps");
+        let sandbox = sandbox();
+        kill_when_logged(&sandbox, &train(&sets), lines);
+        sandbox.ok(&["train", "--resume", "run"]);
+        assert_eq!(sandbox.metrics("run"), expected.metrics("run"), "killed after {lines} steps");
+        assert_eq!(samples(&sandbox), samples(&expected), "killed after {lines} steps");
     }
 }
 
 #[test]
 fn settings_that_make_no_sense_are_refused() {
-    let desk = desk();
-    let refused = desk.run(&train(&["algorithm.ppo.kl_target=0.1"]));
+    let sandbox = sandbox();
+    let refused = sandbox.run(&train(&["algorithm.ppo.kl_target=0.1"]));
     assert_eq!(refused.code, Some(2));
     assert!(refused.stderr.contains("kl_target adapts kl_coefficient"), "{}", refused.stderr);
-    assert!(!desk.path("run").exists());
+    assert!(!sandbox.path("run").exists());
 }

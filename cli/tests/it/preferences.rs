@@ -1,6 +1,6 @@
 //! Learning from preferences: every method runs from a config, learns what it should, and goes on after a stop.
 
-use crate::support::{Desk, tiny_model, tiny_sums};
+use crate::support::{Sandbox, tiny_model, tiny_sums};
 use serde_json::Value;
 
 const COMMON: &str = concat!(tiny_model!(), tiny_sums!());
@@ -26,10 +26,10 @@ rule.regex = { pattern = \"[0-9]\" }
 ";
 
 /// Trains `steps` steps of a method into the folder `run`.
-fn train(desk: &Desk, steps: u64, data: &str, algorithm: &str, rate: &str) {
+fn train(sandbox: &Sandbox, steps: u64, data: &str, algorithm: &str, rate: &str) {
     let optimizer = format!("[optimizer.adamw]\nlearning_rate = {rate}\n\n[checkpoint]\nevery = 2\n");
-    desk.write("run.toml", format!("steps = {steps}\n\n{COMMON}{data}\n{algorithm}\n\n{optimizer}"));
-    desk.ok(&["train", "run.toml", "--out", "run"]);
+    sandbox.write("run.toml", format!("steps = {steps}\n\n{COMMON}{data}\n{algorithm}\n\n{optimizer}"));
+    sandbox.ok(&["train", "run.toml", "--out", "run"]);
 }
 
 fn number(row: &Value, name: &str) -> f64 {
@@ -50,14 +50,14 @@ fn every_offline_method_learns_to_tell_the_pairs_apart() {
         "[algorithm.anchored]",
         "[algorithm.kto]\ndata = \"pairs\"",
     ] {
-        let desk = Desk::new();
-        train(&desk, 12, PAIRS, algorithm, "5e-3");
-        let rows = desk.metrics("run");
+        let sandbox = Sandbox::new();
+        train(&sandbox, 12, PAIRS, algorithm, "5e-3");
+        let rows = sandbox.metrics("run");
         let margin = |row: &Value| number(row, "rewards/chosen") - number(row, "rewards/rejected");
         let (first, last) = (margin(&rows[0]), margin(&rows[11]));
         assert!(last > first + 0.01, "{algorithm}: {first} to {last}");
         assert!(number(&rows[11], "logps/chosen") < 0.0);
-        let summary = desk.summary("run");
+        let summary = sandbox.summary("run");
         let (before, after) = (number(&summary, "loss_before"), number(&summary, "loss_after"));
         assert!(after < before, "{algorithm}: held-out loss {before} to {after}");
     }
@@ -65,17 +65,17 @@ fn every_offline_method_learns_to_tell_the_pairs_apart() {
 
 #[test]
 fn labels_need_no_pairs() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let rows = (0..16).map(|n| {
         let (completion, label) = if n % 2 == 0 { ("7", "true") } else { ("no idea", "false") };
         format!("{{\"prompt\": \"{n}?\", \"completion\": \"{completion}\", \"label\": {label}}}\n")
     });
-    desk.write("labelled.jsonl", rows.collect::<String>());
+    sandbox.write("labelled.jsonl", rows.collect::<String>());
     let common = COMMON.split("[prompts").next().unwrap();
     let rest = "[prompts.jsonl]\npath = \"labelled.jsonl\"\n[rollout]\nprompts_per_step = 8\n[algorithm.kto]\n[optimizer.adamw]\nlearning_rate = 5e-3\n";
-    desk.write("kto.toml", format!("steps = 10\n{common}{rest}"));
-    desk.ok(&["train", "kto.toml", "--out", "run"]);
-    let rows = desk.metrics("run");
+    sandbox.write("kto.toml", format!("steps = 10\n{common}{rest}"));
+    sandbox.ok(&["train", "kto.toml", "--out", "run"]);
+    let rows = sandbox.metrics("run");
     let margin = |row: &Value| number(row, "rewards/chosen") - number(row, "rewards/rejected");
     assert!(margin(&rows[9]) > margin(&rows[0]) + 0.01, "{rows:?}");
     assert!(number(&rows[9], "kl") >= 0.0);
@@ -94,18 +94,18 @@ fn every_online_method_draws_pairs_and_learns_from_them() {
         "[algorithm.nash_md]\nbeta = 0.02",
         "[algorithm.xpo]\nties = \"skip\"",
     ] {
-        let desk = Desk::new();
-        train(&desk, 30, DRAWN, algorithm, "1e-2");
-        let rows = desk.metrics("run");
+        let sandbox = Sandbox::new();
+        train(&sandbox, 30, DRAWN, algorithm, "1e-2");
+        let rows = sandbox.metrics("run");
         let mean = |rows: &[Value]| rows.iter().map(|row| number(row, "reward")).sum::<f64>() / rows.len() as f64;
         let (first, last) = (mean(&rows[..6]), mean(&rows[24..]));
         assert!(last > first + 0.15, "{algorithm}: {first} to {last}");
         // Each sample of an opponent is kept beside those of the policy, under the policy that drew it.
         let opponent = rows[0]["opponent/reward"].is_number();
         let groups = if opponent { 2 } else { 1 };
-        assert_eq!(desk.query("SELECT count(*) AS n FROM samples")[0]["n"], groups * 30 * 8 * 4, "{algorithm}");
+        assert_eq!(sandbox.query("SELECT count(*) AS n FROM samples")[0]["n"], groups * 30 * 8 * 4, "{algorithm}");
         let drew = "SELECT count(DISTINCT policy_id) AS n FROM groups WHERE step = 3";
-        assert_eq!(desk.query(drew)[0]["n"], groups, "{algorithm}");
+        assert_eq!(sandbox.query(drew)[0]["n"], groups, "{algorithm}");
     }
 }
 
@@ -118,28 +118,28 @@ fn what_moves_beside_the_policy_survives_a_stop() {
         ("[algorithm.xpo]", "adapter"),
         ("[algorithm.dpo]", ""),
     ] {
-        let desk = Desk::new();
+        let sandbox = Sandbox::new();
         let data = if part.is_empty() { PAIRS } else { DRAWN };
-        train(&desk, 8, data, algorithm, "1e-2");
-        let whole = desk.metrics("run");
-        std::fs::rename(desk.path("run"), desk.path("whole")).unwrap();
-        std::fs::rename(desk.path("proxrl.db"), desk.path("whole.db")).unwrap();
-        train(&desk, 4, data, algorithm, "1e-2");
+        train(&sandbox, 8, data, algorithm, "1e-2");
+        let whole = sandbox.metrics("run");
+        std::fs::rename(sandbox.path("run"), sandbox.path("whole")).unwrap();
+        std::fs::rename(sandbox.path("proxrl.db"), sandbox.path("whole.db")).unwrap();
+        train(&sandbox, 4, data, algorithm, "1e-2");
         if !part.is_empty() {
-            assert!(desk.path(&format!("run/checkpoints/step_4/{part}.safetensors")).exists());
+            assert!(sandbox.path(&format!("run/checkpoints/step_4/{part}.safetensors")).exists());
         }
-        desk.ok(&["train", "--resume", "run", "--set", "steps=8"]);
+        sandbox.ok(&["train", "--resume", "run", "--set", "steps=8"]);
         // A run that was to end at step 4 has another learning-rate schedule and last iteration, but not here.
-        assert_eq!(desk.metrics("run")[..4], whole[..4], "{algorithm}");
-        assert_eq!(desk.metrics("run")[4..], whole[4..], "{algorithm}");
+        assert_eq!(sandbox.metrics("run")[..4], whole[..4], "{algorithm}");
+        assert_eq!(sandbox.metrics("run")[4..], whole[4..], "{algorithm}");
     }
 }
 
 #[test]
 fn an_iteration_says_how_far_it_went_on() {
-    let desk = Desk::new();
-    train(&desk, 5, DRAWN, "[algorithm.apo]\nalpha = 0.5\nsteps_per_iteration = 2\nmax_loss_increase = 0.0", "1e-2");
-    let rows = desk.metrics("run");
+    let sandbox = Sandbox::new();
+    train(&sandbox, 5, DRAWN, "[algorithm.apo]\nalpha = 0.5\nsteps_per_iteration = 2\nmax_loss_increase = 0.0", "1e-2");
+    let rows = sandbox.metrics("run");
     let alpha: Vec<Option<f64>> = rows.iter().map(|row| row["apo/alpha"].as_f64()).collect();
     assert_eq!(alpha, [None, Some(0.5), None, Some(0.5), None]);
     assert!(number(&rows[3], "apo/truncation_error") < 1.0);
@@ -147,11 +147,11 @@ fn an_iteration_says_how_far_it_went_on() {
 
 #[test]
 fn what_cannot_work_is_refused_in_one_sentence() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let refused = |algorithm: &str, adapter: &str, word: &str| {
         let common = COMMON.replace("adapter.lora", adapter);
-        desk.write("run.toml", format!("steps = 2\n{common}{DRAWN}\n{algorithm}\n"));
-        let done = desk.run(&["train", "run.toml"]);
+        sandbox.write("run.toml", format!("steps = 2\n{common}{DRAWN}\n{algorithm}\n"));
+        let done = sandbox.run(&["train", "run.toml"]);
         assert_eq!(done.code, Some(2), "{}", done.stderr);
         assert!(done.stderr.trim().lines().count() == 1 && done.stderr.contains(word), "{}", done.stderr);
     };

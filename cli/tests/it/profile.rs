@@ -1,6 +1,6 @@
 //! `--profile` writes a trace that the viewers of Chrome traces read, with the phases of the loop inside their steps.
 
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 use serde_json::Value;
 
 /// An event of a trace.
@@ -19,8 +19,8 @@ impl Event {
 }
 
 /// The complete events of a trace file, which must be a list in JSON.
-fn events(desk: &Desk, file: &str) -> Vec<Event> {
-    let text = std::fs::read_to_string(desk.path(file)).unwrap();
+fn events(sandbox: &Sandbox, file: &str) -> Vec<Event> {
+    let text = std::fs::read_to_string(sandbox.path(file)).unwrap();
     let list: Vec<Value> = serde_json::from_str(&text).unwrap();
     let complete = list.iter().filter(|event| event["ph"] == "X");
     complete
@@ -34,10 +34,10 @@ fn events(desk: &Desk, file: &str) -> Vec<Event> {
 
 #[test]
 fn a_run_writes_its_phases_as_a_trace() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let tiny = config("tiny.toml");
-    desk.ok(&["train", &tiny, "--out", "run", "--set", "steps=2", "--profile", "trace.json"]);
-    let events = events(&desk, "trace.json");
+    sandbox.ok(&["train", &tiny, "--out", "run", "--set", "steps=2", "--profile", "trace.json"]);
+    let events = events(&sandbox, "trace.json");
     let named = |name: &str| events.iter().filter(|event| event.name == name).collect::<Vec<_>>();
 
     let steps = named("step");
@@ -71,23 +71,23 @@ fn a_run_writes_its_phases_as_a_trace() {
 
 #[test]
 fn reference_scores_are_a_phase() {
-    let desk = Desk::new();
-    desk.write("pairs.jsonl", "{\"prompt\": \"1+1?\", \"chosen\": \"2\", \"rejected\": \"3\"}\n");
+    let sandbox = Sandbox::new();
+    sandbox.write("pairs.jsonl", "{\"prompt\": \"1+1?\", \"chosen\": \"2\", \"rejected\": \"3\"}\n");
     let changes = ["algorithm={dpo={}}", "prompts={jsonl={path=\"pairs.jsonl\"}}", "steps=1", "reward=[]"];
     let mut args = vec!["train".to_owned(), config("tiny.toml"), "--out".into(), "run".into()];
     args.extend(changes.iter().flat_map(|change| ["--set".to_owned(), (*change).to_owned()]));
     args.extend(["--profile".to_owned(), "trace.json".to_owned()]);
-    desk.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
-    let events = events(&desk, "trace.json");
+    sandbox.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let events = events(&sandbox, "trace.json");
     assert!(events.iter().any(|event| event.name == "score"), "{events:?}");
     assert!(!events.iter().any(|event| event.name == "collect"));
 }
 
 #[test]
 fn a_profile_that_cannot_be_written_is_refused_before_the_run() {
-    let desk = Desk::new();
-    let done = desk.run(&["train", &config("tiny.toml"), "--out", "run", "--profile", "no/such/folder/trace.json"]);
+    let sandbox = Sandbox::new();
+    let done = sandbox.run(&["train", &config("tiny.toml"), "--out", "run", "--profile", "no/such/folder/trace.json"]);
     assert_eq!(done.code, Some(2), "{}", done.stderr);
     assert!(done.stderr.contains("no/such/folder/trace.json") && done.stderr.contains("--profile"), "{}", done.stderr);
-    assert!(!desk.path("run").exists());
+    assert!(!sandbox.path("run").exists());
 }

@@ -1,7 +1,7 @@
 //! Workers draw what trainers ask for, whoever dies when; on a file, and on a server.
 
 use crate::cluster::{Cluster, new_place};
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 use serde_json::Value;
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -49,16 +49,16 @@ fn words(args: &[String]) -> Vec<&str> {
     args.iter().map(String::as_str).collect()
 }
 
-fn query(desk: &Desk, url: &str, sql: &str) -> Vec<Value> {
-    let answer = desk.ok(&["replay", "query", "--store", url, "--format", "json", "--", sql]);
+fn query(sandbox: &Sandbox, url: &str, sql: &str) -> Vec<Value> {
+    let answer = sandbox.ok(&["replay", "query", "--store", url, "--format", "json", "--", sql]);
     serde_json::from_str(&answer).unwrap()
 }
 
 /// Every sample, with what identifies it.
-fn samples(desk: &Desk, url: &str) -> Vec<Value> {
+fn samples(sandbox: &Sandbox, url: &str) -> Vec<Value> {
     let sql = "SELECT step, place, policy_version, policy_hash, token_ids, logprobs, question FROM sample_view \
         ORDER BY step, group_id, place";
-    let mut rows = query(desk, url, sql);
+    let mut rows = query(sandbox, url, sql);
     // The numbers of groups follow the order in which they came.
     rows.sort_by_key(|row| format!("{:9} {} {}", row["step"], row["question"], row["place"]));
     rows
@@ -72,45 +72,46 @@ fn terminate(mut worker: Child) {
 }
 
 /// Asserts that every job of a run was done once, and that nothing else is in the store.
-fn each_once(desk: &Desk, url: &str, steps: u64) {
+fn each_once(sandbox: &Sandbox, url: &str, steps: u64) {
     let jobs =
-        &query(desk, url, "SELECT COUNT(*) AS jobs, COUNT(CASE WHEN state = 'done' THEN 1 END) AS done FROM jobs")[0];
+        &query(sandbox, url, "SELECT COUNT(*) AS jobs, COUNT(CASE WHEN state = 'done' THEN 1 END) AS done FROM jobs")
+            [0];
     let asked = 4 * steps;
     assert_eq!((&jobs["jobs"], &jobs["done"]), (&asked.into(), &asked.into()), "{jobs}");
     let drawn = "SELECT COUNT(*) AS samples, COUNT(DISTINCT s.group_id) AS groups, COUNT(r.sample_id) AS rewards
         FROM samples s LEFT JOIN rewards r ON r.sample_id = s.id";
-    let drawn = &query(desk, url, drawn)[0];
+    let drawn = &query(sandbox, url, drawn)[0];
     let expected = [("samples", 8 * asked), ("groups", asked), ("rewards", 8 * asked)];
     for (name, number) in expected {
         assert_eq!(drawn[name], number, "{drawn}");
     }
-    let verified = desk.ok(&["replay", "verify", "--store", url, "--format", "json"]);
+    let verified = sandbox.ok(&["replay", "verify", "--store", url, "--format", "json"]);
     let checks: Vec<Value> = serde_json::from_str(&verified).unwrap();
     assert!(checks.iter().all(|row| row["wrong"] == 0), "{verified}");
 }
 
 /// Two workers in the place of the trainer: the samples are those that it would have drawn.
 fn two_workers_draw_what_the_trainer_would_have(url: &str) {
-    let alone = Desk::new();
+    let alone = Sandbox::new();
     alone.ok(&["train", &config("tiny.toml"), "--set", "steps=6", "--set", "checkpoint.every=3", "--out", "run"]);
-    let (desk, setting) = (Desk::new(), Setting::new(url));
-    let mut trainer = desk.start(&words(&setting.train()));
+    let (sandbox, setting) = (Sandbox::new(), Setting::new(url));
+    let mut trainer = sandbox.start(&words(&setting.train()));
     // Workers need a store, which the trainer makes.
-    while !desk.path("run/run.json").exists() {
+    while !sandbox.path("run/run.json").exists() {
         assert!(trainer.try_wait().unwrap().is_none(), "the trainer ended by itself");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let workers: Vec<Child> = ["a", "b"].iter().map(|name| desk.start(&words(&setting.work(name)))).collect();
+    let workers: Vec<Child> = ["a", "b"].iter().map(|name| sandbox.start(&words(&setting.work(name)))).collect();
     assert!(trainer.wait().unwrap().success());
     workers.into_iter().for_each(terminate);
-    each_once(&desk, url, 6);
+    each_once(&sandbox, url, 6);
     let ids = |rows: Vec<Value>| -> Vec<(Value, Value)> {
         rows.into_iter().map(|row| (row["token_ids"].clone(), row["policy_version"].clone())).collect()
     };
-    assert_eq!(ids(samples(&desk, url)), ids(samples(&alone, FILE)));
-    let by = query(&desk, url, "SELECT DISTINCT worker FROM jobs WHERE worker NOT IN ('a', 'b')");
+    assert_eq!(ids(samples(&sandbox, url)), ids(samples(&alone, FILE)));
+    let by = query(&sandbox, url, "SELECT DISTINCT worker FROM jobs WHERE worker NOT IN ('a', 'b')");
     assert!(by.is_empty(), "{by:?}");
-    assert!(query(&desk, url, "SELECT * FROM workers").is_empty(), "who left is forgotten");
+    assert!(query(&sandbox, url, "SELECT * FROM workers").is_empty(), "who left is forgotten");
 }
 
 #[test]
@@ -126,18 +127,18 @@ fn two_workers_on_a_server() {
 
 /// Kills the trainer and two workers again and again, and starts them anew, until all steps are done.
 fn whoever_dies(url: &str, steps: u64, staleness: u64) {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let setting = Setting { staleness, steps, ..Setting::new(url) };
     let begin = setting.train();
     let (work, resume) = (["a", "b"].map(|name| setting.work(name)), ["train", "--resume", "run"]);
     let start_trainer = || {
         // Killed before it had a run, there is nothing to resume.
-        let begun = desk.path("run/run.json").exists();
+        let begun = sandbox.path("run/run.json").exists();
         if !begun {
-            let _ = std::fs::remove_dir_all(desk.path("run"));
+            let _ = std::fs::remove_dir_all(sandbox.path("run"));
         }
         let fresh = words(&begin);
-        desk.start(if begun { &resume } else { &fresh })
+        sandbox.start(if begun { &resume } else { &fresh })
     };
     let mut trainer = start_trainer();
     let mut workers: Vec<Option<Child>> = vec![None, None];
@@ -155,8 +156,8 @@ fn whoever_dies(url: &str, steps: u64, staleness: u64) {
         }
         for (worker, work) in workers.iter_mut().zip(&work) {
             let gone = worker.as_mut().is_none_or(|worker| worker.try_wait().unwrap().is_some());
-            if gone && desk.path("run/run.json").exists() {
-                *worker = Some(desk.start(&words(work)));
+            if gone && sandbox.path("run/run.json").exists() {
+                *worker = Some(sandbox.start(&words(work)));
             }
         }
         if kills < 18 {
@@ -177,10 +178,10 @@ fn whoever_dies(url: &str, steps: u64, staleness: u64) {
         worker.wait().unwrap();
     }
     assert!(kills >= 6, "only {kills} kills");
-    each_once(&desk, url, steps);
-    assert_eq!(desk.metrics("run").len() as u64, steps);
+    each_once(&sandbox, url, steps);
+    assert_eq!(sandbox.metrics("run").len() as u64, steps);
     let stale = "SELECT COUNT(*) AS n FROM sample_view WHERE policy_version >= step OR policy_version < step - 1 - ";
-    assert_eq!(query(&desk, url, &format!("{stale}{staleness}"))[0]["n"], 0);
+    assert_eq!(query(&sandbox, url, &format!("{stale}{staleness}"))[0]["n"], 0);
 }
 
 #[test]
@@ -196,60 +197,64 @@ fn whoever_dies_every_job_is_done_once_on_a_server() {
 
 #[test]
 fn workers_draw_ahead_within_the_bound() {
-    let (desk, setting) = (Desk::new(), Setting { staleness: 2, steps: 12, ..Setting::new(FILE) });
-    let mut trainer = desk.start(&words(&setting.train()));
-    while !desk.path("run/run.json").exists() {
+    let (sandbox, setting) = (Sandbox::new(), Setting { staleness: 2, steps: 12, ..Setting::new(FILE) });
+    let mut trainer = sandbox.start(&words(&setting.train()));
+    while !sandbox.path("run/run.json").exists() {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let worker = desk.start(&words(&setting.work("a")));
+    let worker = sandbox.start(&words(&setting.work("a")));
     assert!(trainer.wait().unwrap().success());
     terminate(worker);
-    each_once(&desk, FILE, 12);
+    each_once(&sandbox, FILE, 12);
     let ages = query(
-        &desk,
+        &sandbox,
         FILE,
         "SELECT MAX(step - 1 - policy_version) AS most, MIN(step - 1 - policy_version) AS least FROM sample_view",
     );
     let (least, most) = (ages[0]["least"].as_i64().unwrap(), ages[0]["most"].as_i64().unwrap());
     assert!(0 <= least && (1..=2).contains(&most), "{ages:?}");
-    let metrics = desk.metrics("run");
+    let metrics = sandbox.metrics("run");
     assert!(metrics.iter().any(|step| step["sampling/staleness_max"].as_f64().unwrap() > 0.0));
     // What a policy drew carries its hash: each version has one.
-    let hashes = query(&desk, FILE, "SELECT version FROM policies GROUP BY version HAVING COUNT(DISTINCT hash) > 1");
+    let hashes = query(&sandbox, FILE, "SELECT version FROM policies GROUP BY version HAVING COUNT(DISTINCT hash) > 1");
     assert!(hashes.is_empty(), "{hashes:?}");
 }
 
 #[test]
 fn without_a_worker_the_trainer_says_so_and_draws_or_stops() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let setting = Setting { without: "draw", steps: 2, ..Setting::new(FILE) };
-    let done = desk.run(&words(&setting.train()));
+    let done = sandbox.run(&words(&setting.train()));
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     let said = "no worker is alive: drawing here until there is one; start one with `proxrl rollout work --store";
     assert_eq!(done.stderr.matches(said).count(), 1, "{}", done.stderr);
-    each_once(&desk, FILE, 2);
+    each_once(&sandbox, FILE, 2);
 
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let stop = Setting { without: "stop", steps: 2, ..Setting::new(FILE) };
-    let done = desk.run(&words(&stop.train()));
+    let done = sandbox.run(&words(&stop.train()));
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     assert!(done.stderr.contains("without_workers is \"stop\""), "{}", done.stderr);
-    desk.ok(&["train", "--resume", "run", "--set", "collector.remote.without_workers=draw"]);
-    each_once(&desk, FILE, 2);
+    sandbox.ok(&["train", "--resume", "run", "--set", "collector.remote.without_workers=draw"]);
+    each_once(&sandbox, FILE, 2);
 }
 
 #[test]
 fn what_a_worker_cannot_do_is_said() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let setting = Setting::new("sqlite://none.db");
-    let none = desk.run(&words(&setting.work("a")));
+    let none = sandbox.run(&words(&setting.work("a")));
     assert_eq!(none.code, Some(2), "{}", none.stderr);
-    assert!(none.stderr.contains("there is no store at none.db") && !desk.path("none.db").exists(), "{}", none.stderr);
+    assert!(
+        none.stderr.contains("there is no store at none.db") && !sandbox.path("none.db").exists(),
+        "{}",
+        none.stderr
+    );
 
-    desk.ok(&["train", &config("tiny.toml"), "--set", "steps=1", "--out", "run"]);
+    sandbox.ok(&["train", &config("tiny.toml"), "--set", "steps=1", "--out", "run"]);
     let mut other = Setting::new(FILE).work("a");
     other.extend(["--set", "model.random.layers=3", "--run", "run"].map(str::to_owned));
-    let other = desk.run(&words(&other));
+    let other = sandbox.run(&words(&other));
     assert_eq!(other.code, Some(2), "{}", other.stderr);
     assert!(other.stderr.contains("trains another base model"), "{}", other.stderr);
 
@@ -259,8 +264,8 @@ fn what_a_worker_cannot_do_is_said() {
         ("[collector.remote]\n[behavior.props]", "draws from the policy that is trained alone"),
     ] {
         let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
-        desk.write("wrong.toml", format!("{text}\n{table}\n"));
-        let done = desk.run(&["train", "wrong.toml", "--out", "wrong"]);
+        sandbox.write("wrong.toml", format!("{text}\n{table}\n"));
+        let done = sandbox.run(&["train", "wrong.toml", "--out", "wrong"]);
         assert_eq!(done.code, Some(2), "{}", done.stderr);
         assert!(done.stderr.contains(words), "{}", done.stderr);
     }

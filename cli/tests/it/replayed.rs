@@ -1,13 +1,13 @@
 //! Learning from old samples: what comes back, what it is made of, and that a killed run draws the same again.
 
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 use serde_json::Value;
 use std::collections::HashSet;
 
-/// The tiny config with another algorithm, written into the desk.
-fn tiny(desk: &Desk, algorithm: &str) {
+/// The tiny config with another algorithm, written into the sandbox.
+fn tiny(sandbox: &Sandbox, algorithm: &str) {
     let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
-    desk.write("config.toml", text.replace("[algorithm.grpo]", algorithm));
+    sandbox.write("config.toml", text.replace("[algorithm.grpo]", algorithm));
 }
 
 const REMIX: &str = "[algorithm.remix]
@@ -17,11 +17,11 @@ lambda = { hold = 3, every = 1 }
 
 [algorithm.remix.base.grpo]";
 
-fn remix(desk: &Desk, sets: &[&str]) {
-    tiny(desk, REMIX);
+fn remix(sandbox: &Sandbox, sets: &[&str]) {
+    tiny(sandbox, REMIX);
     let mut args = vec!["train", "config.toml", "--out", "run"];
     args.extend(sets.iter().flat_map(|set| ["--set", *set]));
-    desk.ok(&args);
+    sandbox.ok(&args);
 }
 
 fn number(row: &Value, key: &str) -> f64 {
@@ -30,9 +30,9 @@ fn number(row: &Value, key: &str) -> f64 {
 
 #[test]
 fn old_groups_take_the_place_of_fresh_ones_until_the_reincarnation() {
-    let desk = Desk::new();
-    remix(&desk, &["steps=8", "rollout.prompts_per_step=5"]);
-    let rows = desk.metrics("run");
+    let sandbox = Sandbox::new();
+    remix(&sandbox, &["steps=8", "rollout.prompts_per_step=5"]);
+    let rows = sandbox.metrics("run");
     assert_eq!(number(&rows[0], "replay/groups"), 0.0, "the first step has no past");
     assert_eq!(number(&rows[0], "replay/fresh_groups"), 5.0);
     for row in &rows[..5] {
@@ -52,9 +52,9 @@ fn old_groups_take_the_place_of_fresh_ones_until_the_reincarnation() {
         assert!(row["replay/groups"].is_null() && number(row, "updates/taken") <= 1.0, "{row}");
     }
     // The table of samples and the metrics agree about what was drawn.
-    let drawn = desk.query("SELECT COUNT(*) AS n FROM samples")[0]["n"].as_u64().unwrap();
+    let drawn = sandbox.query("SELECT COUNT(*) AS n FROM samples")[0]["n"].as_u64().unwrap();
     assert_eq!(number(&rows[7], "num_samples") as u64, drawn);
-    assert_eq!(desk.summary("run")["samples"].as_u64().unwrap(), drawn);
+    assert_eq!(sandbox.summary("run")["samples"].as_u64().unwrap(), drawn);
     assert!(drawn < 8 * 5 * 8);
     // The divergence from the reference starts again at its renewal.
     assert!(number(&rows[4], "kl") > number(&rows[5], "kl"), "{rows:?}");
@@ -65,9 +65,9 @@ fn old_groups_take_the_place_of_fresh_ones_until_the_reincarnation() {
 #[test]
 fn sampled_divergences_run_too() {
     for kl in ["k3", "weighted_k3"] {
-        let desk = Desk::new();
-        remix(&desk, &["steps=5", &format!("algorithm.remix.kl={kl}")]);
-        let rows = desk.metrics("run");
+        let sandbox = Sandbox::new();
+        remix(&sandbox, &["steps=5", &format!("algorithm.remix.kl={kl}")]);
+        let rows = sandbox.metrics("run");
         assert!(number(&rows[4], "kl") > 0.0 && number(&rows[4], "kl/previous") > 0.0, "{kl}: {rows:?}");
     }
 }
@@ -75,11 +75,11 @@ fn sampled_divergences_run_too() {
 #[test]
 fn remix_learns_on_three_seeds_and_draws_less() {
     for seed in 0..3 {
-        let desk = Desk::new();
+        let sandbox = Sandbox::new();
         // The learning rate of this config is made for one pass.
-        tiny(&desk, "[algorithm.remix]\nepochs = 1\nreincarnate_after = 15\n\n[algorithm.remix.base.grpo]");
-        desk.ok(&["train", "config.toml", "--set", &format!("seed={seed}"), "--out", "run"]);
-        let rows = desk.metrics("run");
+        tiny(&sandbox, "[algorithm.remix]\nepochs = 1\nreincarnate_after = 15\n\n[algorithm.remix.base.grpo]");
+        sandbox.ok(&["train", "config.toml", "--set", &format!("seed={seed}"), "--out", "run"]);
+        let rows = sandbox.metrics("run");
         let mean = |part: &[Value]| part.iter().map(|row| number(row, "reward")).sum::<f64>() / part.len() as f64;
         let (first, last) = (mean(&rows[..5]), mean(&rows[15..]));
         assert!(last > first + 0.2, "seed {seed}: {first:.3} to {last:.3}");
@@ -90,15 +90,15 @@ fn remix_learns_on_three_seeds_and_draws_less() {
 #[test]
 fn a_killed_run_replays_the_same_groups_again() {
     let sets = ["steps=8", "checkpoint.every=3"];
-    let expected = Desk::new();
+    let expected = Sandbox::new();
     remix(&expected, &sets);
     for delays in [&[500u64][..], &[900], &[700, 800]] {
-        let desk = Desk::new();
-        tiny(&desk, REMIX);
+        let sandbox = Sandbox::new();
+        tiny(&sandbox, REMIX);
         let mut start = vec!["train", "config.toml", "--out", "run"];
         start.extend(sets.iter().flat_map(|set| ["--set", *set]));
-        desk.ok_after_kills(&start, delays);
-        assert_eq!(desk.metrics("run"), expected.metrics("run"), "killed after {delays:?} ms");
+        sandbox.ok_after_kills(&start, delays);
+        assert_eq!(sandbox.metrics("run"), expected.metrics("run"), "killed after {delays:?} ms");
     }
     // Each checkpoint, and so each resumed run, has the policies that the loss compares with.
     for part in ["previous", "reference"] {
@@ -108,11 +108,11 @@ fn a_killed_run_replays_the_same_groups_again() {
 
 #[test]
 fn ppo_replays_single_samples_with_traces_too() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let base = "[algorithm.remix.base.ppo]\ntrace_truncation = 1.0\nlambda = 0.95";
-    tiny(&desk, &REMIX.replace("[algorithm.remix.base.grpo]", base));
-    desk.ok(&["train", "config.toml", "--set", "steps=7", "--set", "rollout.group_size=1", "--out", "run"]);
-    let rows = desk.metrics("run");
+    tiny(&sandbox, &REMIX.replace("[algorithm.remix.base.grpo]", base));
+    sandbox.ok(&["train", "config.toml", "--set", "steps=7", "--set", "rollout.group_size=1", "--out", "run"]);
+    let rows = sandbox.metrics("run");
     // Four prompts a step, of which two fifths are two: a group of one needs no signal.
     for row in &rows[1..5] {
         assert_eq!((number(row, "replay/groups"), number(row, "replay/fresh_samples")), (2.0, 2.0));
@@ -122,45 +122,45 @@ fn ppo_replays_single_samples_with_traces_too() {
     assert_eq!(number(&rows[6], "num_samples"), 4.0 + 4.0 * 2.0 + 2.0 * 4.0);
 }
 
-/// A finished run of plain GRPO in the desk's store.
-fn older_run(desk: &Desk) {
-    desk.ok(&["train", &config("tiny.toml"), "--set", "steps=6", "--out", "older"]);
+/// A finished run of plain GRPO in the sandbox's store.
+fn older_run(sandbox: &Sandbox) {
+    sandbox.ok(&["train", &config("tiny.toml"), "--set", "steps=6", "--out", "older"]);
 }
 
 #[test]
 fn a_run_learns_from_another_runs_samples_alone() {
-    let desk = Desk::new();
-    older_run(&desk);
+    let sandbox = Sandbox::new();
+    older_run(&sandbox);
     let sets = ["--set", "replay.run=older", "--set", "replay.offline=true", "--set", "steps=5"];
     let train = |run: &str| {
         let mut args = vec!["train".to_owned(), config("tiny.toml"), "--out".into(), run.into()];
         args.extend(sets.map(str::to_owned));
-        desk.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
-        desk.metrics(run)
+        sandbox.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        sandbox.metrics(run)
     };
     let rows = train("new");
     for row in &rows {
         assert_eq!((number(row, "replay/groups"), number(row, "replay/fresh_groups")), (4.0, 0.0));
         assert!(number(row, "updates/taken") > 0.0);
     }
-    assert_eq!(desk.summary("new")["generated_tokens"], 0);
+    assert_eq!(sandbox.summary("new")["generated_tokens"], 0);
     // Nothing was added to the store, and the same seed learns the same.
-    assert_eq!(desk.query("SELECT COUNT(DISTINCT run_id) AS n FROM groups")[0]["n"], 1);
+    assert_eq!(sandbox.query("SELECT COUNT(DISTINCT run_id) AS n FROM groups")[0]["n"], 1);
     assert_eq!(rows, train("again"));
-    let config = &desk.query("SELECT config FROM runs WHERE name = 'new'")[0]["config"];
+    let config = &sandbox.query("SELECT config FROM runs WHERE name = 'new'")[0]["config"];
     assert!(config.as_str().unwrap().contains("run = \"older\""), "the run says whose samples it learned from");
 }
 
 #[test]
 fn a_run_begins_with_another_runs_samples() {
-    let desk = Desk::new();
-    older_run(&desk);
-    remix(&desk, &["steps=4", "replay.run=older"]);
-    let rows = desk.metrics("run");
+    let sandbox = Sandbox::new();
+    older_run(&sandbox);
+    remix(&sandbox, &["steps=4", "replay.run=older"]);
+    let rows = sandbox.metrics("run");
     // Four groups a step, of which two are old: of the older run while this one has no past.
     assert_eq!((number(&rows[0], "replay/groups"), number(&rows[0], "replay/fresh_groups")), (2.0, 2.0));
     assert!(number(&rows[0], "replay/mismatch_kl") > 0.0);
-    let per_step = desk.query(
+    let per_step = sandbox.query(
         "SELECT COUNT(*) AS n FROM groups g JOIN runs r ON r.id = g.run_id WHERE r.name = 'run' GROUP BY g.step",
     );
     assert_eq!(per_step[0]["n"], 2);
@@ -168,15 +168,15 @@ fn a_run_begins_with_another_runs_samples() {
 
 #[test]
 fn another_runs_samples_are_refused_where_they_do_not_fit() {
-    let desk = Desk::new();
-    older_run(&desk);
-    tiny(&desk, REMIX);
+    let sandbox = Sandbox::new();
+    older_run(&sandbox);
+    tiny(&sandbox, REMIX);
     let refused = |config: &str, sets: &[&str]| {
         let mut args = vec!["train", config, "--out", "run"];
         args.extend(sets.iter().flat_map(|set| ["--set", *set]));
-        let done = desk.run(&args);
+        let done = sandbox.run(&args);
         assert_eq!(done.code, Some(2), "{sets:?}: {}", done.stderr);
-        assert!(!desk.path("run").exists(), "{sets:?}");
+        assert!(!sandbox.path("run").exists(), "{sets:?}");
         done.stderr
     };
     let other_model = refused("config.toml", &["replay.run=older", "model.random.hidden_size=32"]);
@@ -184,24 +184,24 @@ fn another_runs_samples_are_refused_where_they_do_not_fit() {
     assert!(refused("config.toml", &["replay.run=nobody"]).contains("nobody"));
     assert!(refused("config.toml", &["replay.run=older", "replay.offline=true"]).contains("reincarnate_after = 0"));
     assert!(refused(&config("tiny.toml"), &["replay.run=older"]).contains("algorithm.grpo replays nothing"));
-    desk.ok(&["replay", "query", "SELECT 1"]);
+    sandbox.ok(&["replay", "query", "SELECT 1"]);
 }
 
 /// Trains from `config` with these keys and returns the metrics.
-fn train(desk: &Desk, config: &str, run: &str, sets: &[&str]) -> Vec<Value> {
+fn train(sandbox: &Sandbox, config: &str, run: &str, sets: &[&str]) -> Vec<Value> {
     let mut args = vec!["train", config, "--out", run];
     args.extend(sets.iter().flat_map(|set| ["--set", *set]));
-    desk.ok(&args);
-    desk.metrics(run)
+    sandbox.ok(&args);
+    sandbox.metrics(run)
 }
 
 #[test]
 fn each_rule_draws_what_it_admits() {
     let ages = |sets: &[&str]| {
-        let desk = Desk::new();
-        tiny(&desk, REMIX);
+        let sandbox = Sandbox::new();
+        tiny(&sandbox, REMIX);
         let sets = [&["steps=5", "algorithm.remix.replay_window=4", "rollout.prompts_per_step=5"], sets].concat();
-        let rows = train(&desk, "config.toml", "run", &sets);
+        let rows = train(&sandbox, "config.toml", "run", &sets);
         assert!(rows[1..].iter().any(|row| number(row, "replay/groups") > 0.0), "{sets:?}: {rows:?}");
         rows.iter().filter_map(|row| row["replay/age_max"].as_f64()).fold(0.0, f64::max)
     };
@@ -222,27 +222,27 @@ fn a_killed_run_draws_the_same_groups_and_rows_by_every_rule() {
     ];
     for rule in rules {
         let sets = [&["steps=8", "checkpoint.every=3"], rule].concat();
-        let expected = Desk::new();
+        let expected = Sandbox::new();
         remix(&expected, &sets);
-        let desk = Desk::new();
-        tiny(&desk, REMIX);
+        let sandbox = Sandbox::new();
+        tiny(&sandbox, REMIX);
         let mut start = vec!["train", "config.toml", "--out", "run"];
         start.extend(sets.iter().flat_map(|set| ["--set", *set]));
-        desk.ok_after_kills(&start, &[700, 800]);
-        assert_eq!(desk.metrics("run"), expected.metrics("run"), "{rule:?}");
+        sandbox.ok_after_kills(&start, &[700, 800]);
+        assert_eq!(sandbox.metrics("run"), expected.metrics("run"), "{rule:?}");
     }
 }
 
 #[test]
 fn old_rows_join_the_groups_whose_rewards_are_all_alike() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     // Few prompts, so that each is asked again.
     let tiny = config("tiny.toml");
     let few = ["prompts.arithmetic.max=2", "prompts.arithmetic.held_out=1"];
-    let plain = train(&desk, &tiny, "plain", &few);
+    let plain = train(&sandbox, &tiny, "plain", &few);
     let sets = [&few[..], &["replay.fill.rows=2"]].concat();
-    let desk = Desk::new();
-    let rows = train(&desk, &tiny, "filled", &sets);
+    let sandbox = Sandbox::new();
+    let rows = train(&sandbox, &tiny, "filled", &sets);
     assert_eq!(number(&rows[0], "replay/filled_groups"), 0.0, "the first step has no past");
     let sum = |key: &str| rows.iter().map(|row| number(row, key)).sum::<f64>();
     let (groups, samples) = (sum("replay/filled_groups"), sum("replay/filled_samples"));
@@ -254,20 +254,20 @@ fn old_rows_join_the_groups_whose_rewards_are_all_alike() {
 
 #[test]
 fn a_later_scoring_changes_what_is_learned() {
-    let desk = Desk::new();
-    older_run(&desk);
-    desk.write("brief.toml", crate::replay::OTHER_REWARD);
-    desk.ok(&["replay", "rescore", "--reward", "brief.toml", "--run", "older"]);
+    let sandbox = Sandbox::new();
+    older_run(&sandbox);
+    sandbox.write("brief.toml", crate::replay::OTHER_REWARD);
+    sandbox.ok(&["replay", "rescore", "--reward", "brief.toml", "--run", "older"]);
     let offline = |run: &str, sets: &[&str]| {
         let sets = [&["replay.run=older", "replay.offline=true", "steps=3"], sets].concat();
-        train(&desk, &config("tiny.toml"), run, &sets)
+        train(&sandbox, &config("tiny.toml"), run, &sets)
     };
     let (first, corrected) = (offline("first", &[]), offline("corrected", &["replay.scoring=1"]));
     // A digit is worth 1 or 0; the later reward falls below 0 with the distance from three tokens.
     assert!(first.iter().all(|row| number(row, "reward") > 0.0), "{first:?}");
     assert!(corrected.iter().all(|row| number(row, "reward") < 0.0), "{corrected:?}");
     let hash = |run: &str| {
-        desk.query(&format!(
+        sandbox.query(&format!(
             "SELECT c.hash FROM checkpoints c JOIN runs r ON r.id = c.run_id WHERE r.name = '{run}' ORDER BY c.step DESC"
         ))[0]["hash"]
             .clone()
@@ -275,21 +275,21 @@ fn a_later_scoring_changes_what_is_learned() {
     assert_ne!(hash("first"), hash("corrected"), "another adapter");
     assert_eq!(offline("latest", &["replay.scoring=latest"]), corrected);
     assert_eq!(offline("named", &["replay.scoring=training"]), first);
-    let config = &desk.query("SELECT config FROM runs WHERE name = 'corrected'")[0]["config"];
+    let config = &sandbox.query("SELECT config FROM runs WHERE name = 'corrected'")[0]["config"];
     assert!(config.as_str().unwrap().contains("scoring = 1"), "the run says by which scoring it learned");
 }
 
 #[test]
 fn replay_settings_that_make_no_sense_are_refused() {
-    let desk = Desk::new();
-    older_run(&desk);
+    let sandbox = Sandbox::new();
+    older_run(&sandbox);
     let refused = |sets: &[&str]| {
         let tiny = config("tiny.toml");
         let mut args = vec!["train", &tiny, "--out", "run"];
         args.extend(sets.iter().flat_map(|set| ["--set", *set]));
-        let done = desk.run(&args);
+        let done = sandbox.run(&args);
         assert_eq!(done.code, Some(2), "{sets:?}: {}", done.stderr);
-        assert!(!desk.path("run").exists(), "{sets:?}");
+        assert!(!sandbox.path("run").exists(), "{sets:?}");
         done.stderr
     };
     let offline = ["replay.run=older", "replay.offline=true"];
@@ -308,28 +308,28 @@ fn replay_settings_that_make_no_sense_are_refused() {
 }
 
 /// Large groups of a tiny network at a low temperature, so that a few first tokens are likely.
-fn props(desk: &Desk, props: &str, sets: &[&str]) -> Vec<Value> {
+fn props(sandbox: &Sandbox, props: &str, sets: &[&str]) -> Vec<Value> {
     let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
-    desk.write("config.toml", format!("{text}\n[behavior.props]\n{props}\n"));
+    sandbox.write("config.toml", format!("{text}\n[behavior.props]\n{props}\n"));
     let mut args = vec!["train", "config.toml", "--out", "run"];
     args.extend(
         ["rollout.temperature=0.2", "rollout.group_size=32"].iter().chain(sets).flat_map(|set| ["--set", *set]),
     );
-    desk.ok(&args);
-    desk.metrics("run")
+    sandbox.ok(&args);
+    sandbox.metrics("run")
 }
 
 #[test]
 fn slices_correct_each_others_sampling_error_on_three_seeds() {
     for seed in 0..3 {
-        let desk = Desk::new();
-        let rows = props(&desk, "", &[&format!("seed={seed}"), "optimizer.adamw.learning_rate=1e-4"]);
+        let sandbox = Sandbox::new();
+        let rows = props(&sandbox, "", &[&format!("seed={seed}"), "optimizer.adamw.learning_rate=1e-4"]);
         let mean = |key: &str| rows.iter().map(|row| number(row, key)).sum::<f64>() / rows.len() as f64;
         let (error, independent) = (mean("behavior/sampling_error"), mean("behavior/sampling_error_iid"));
         assert!(error < independent, "seed {seed}: {error:.4} against {independent:.4}");
         // The root of each of four prompts is all that is looked at, and every sample has its group's 32 siblings.
         assert!(rows.iter().all(|row| row["behavior/prefixes"] == 4.0));
-        assert_eq!(desk.query("SELECT COUNT(*) AS n FROM samples")[0]["n"], 20 * 4 * 32);
+        assert_eq!(sandbox.query("SELECT COUNT(*) AS n FROM samples")[0]["n"], 20 * 4 * 32);
         // What the head changed is in the stored log-probabilities.
         assert!(mean("mismatch_kl") > 1e-4);
     }
@@ -337,38 +337,38 @@ fn slices_correct_each_others_sampling_error_on_three_seeds() {
 
 #[test]
 fn props_learns_resumes_and_goes_with_remix() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     // Temperature 1 and the learning rate of the config: it must learn as without slices.
     let sets = ["rollout.temperature=1.0", "rollout.group_size=8"];
-    let rows = props(&desk, "slices = 2", &sets);
+    let rows = props(&sandbox, "slices = 2", &sets);
     let mean = |part: &[Value]| part.iter().map(|row| number(row, "reward")).sum::<f64>() / part.len() as f64;
     assert!(mean(&rows[15..]) > mean(&rows[..5]) + 0.2);
 
-    let desk = Desk::new();
-    let rows = props(&desk, "adapts = 'adapter'", &["steps=3"]);
+    let sandbox = Sandbox::new();
+    let rows = props(&sandbox, "adapts = 'adapter'", &["steps=3"]);
     assert!(rows.iter().all(|row| row["behavior/sampling_error"].is_number()));
-    let again = Desk::new();
+    let again = Sandbox::new();
     props(&again, "adapts = 'adapter'", &["steps=2", "checkpoint.every=1"]);
     // The step after the checkpoint was drawn, but not learned from, when the run ended.
     std::fs::remove_dir_all(again.path("run/checkpoints/step_2")).unwrap();
     again.ok(&["train", "--resume", "run", "--set", "steps=3"]);
     assert_eq!(again.metrics("run"), rows);
 
-    let desk = Desk::new();
-    tiny(&desk, &format!("{REMIX}\n\n[behavior.props]\nslices = 2"));
-    desk.ok(&["train", "config.toml", "--set", "steps=4", "--out", "run"]);
-    let rows = desk.metrics("run");
+    let sandbox = Sandbox::new();
+    tiny(&sandbox, &format!("{REMIX}\n\n[behavior.props]\nslices = 2"));
+    sandbox.ok(&["train", "config.toml", "--set", "steps=4", "--out", "run"]);
+    let rows = sandbox.metrics("run");
     assert!(rows[1..].iter().any(|row| number(row, "replay/groups") > 0.0));
     assert!(rows.iter().all(|row| row["behavior/sampling_error_iid"].is_number()));
 }
 
 #[test]
 fn props_settings_that_make_no_sense_are_refused() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
-    desk.write("config.toml", format!("{text}\n[behavior.props]\n"));
+    sandbox.write("config.toml", format!("{text}\n[behavior.props]\n"));
     let refused = |set: &str| {
-        let done = desk.run(&["train", "config.toml", "--set", set, "--out", "run"]);
+        let done = sandbox.run(&["train", "config.toml", "--set", set, "--out", "run"]);
         assert_eq!(done.code, Some(2), "{set}: {}", done.stderr);
         done.stderr
     };
@@ -379,16 +379,16 @@ fn props_settings_that_make_no_sense_are_refused() {
 
 #[test]
 fn what_remix_cannot_use_is_refused_in_a_sentence() {
-    let desk = Desk::new();
-    tiny(&desk, REMIX);
+    let sandbox = Sandbox::new();
+    tiny(&sandbox, REMIX);
     let refused = |set: &str| {
-        let done = desk.run(&["train", "config.toml", "--set", set, "--out", "run"]);
+        let done = sandbox.run(&["train", "config.toml", "--set", set, "--out", "run"]);
         assert_eq!(done.code, Some(2), "{set}: {}", done.stderr);
         done.stderr
     };
     assert!(refused("algorithm.remix.replay_share=1.0").contains("replay_share must be at least 0 and below 1"));
     assert!(refused("algorithm.remix.base.grpo.beta=0.1").contains("a KL term of its own"));
     assert!(refused("algorithm.remix.replay_window=0").contains("replay_window must be at least 1"));
-    let seen: HashSet<String> = desk.files().into_iter().filter(|file| file.starts_with("run")).collect();
+    let seen: HashSet<String> = sandbox.files().into_iter().filter(|file| file.starts_with("run")).collect();
     assert!(seen.is_empty(), "{seen:?}");
 }

@@ -1,29 +1,29 @@
 //! A run that was killed and resumed is the run that was never killed.
 
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 use std::time::Duration;
 
 const STEPS: &str = "steps=8";
 const EVERY: &str = "checkpoint.every=3";
 
-fn uninterrupted() -> Desk {
-    let desk = Desk::new();
-    desk.ok(&["train", &config("tiny.toml"), "--set", STEPS, "--set", EVERY, "--out", "run"]);
-    desk
+fn uninterrupted() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.ok(&["train", &config("tiny.toml"), "--set", STEPS, "--set", EVERY, "--out", "run"]);
+    sandbox
 }
 
 /// Every sample of the store, with what identifies it.
-pub(crate) fn samples(desk: &Desk) -> Vec<serde_json::Value> {
-    desk.query(
+pub(crate) fn samples(sandbox: &Sandbox) -> Vec<serde_json::Value> {
+    sandbox.query(
         "SELECT g.step, g.place AS prompt, s.place, hex(s.token_ids) AS ids, hex(s.logprobs) AS logprobs \
          FROM samples s JOIN groups g ON g.id = s.group_id ORDER BY 1, 2, 3",
     )
 }
 
 /// Starts a run in the folder `run` and kills it when so many steps are logged.
-pub(crate) fn kill_when_logged(desk: &Desk, args: &[&str], steps: usize) {
-    let mut child = desk.start(args);
-    let logged = || std::fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap_or_default().lines().count();
+pub(crate) fn kill_when_logged(sandbox: &Sandbox, args: &[&str], steps: usize) {
+    let mut child = sandbox.start(args);
+    let logged = || std::fs::read_to_string(sandbox.path("run/metrics.jsonl")).unwrap_or_default().lines().count();
     while logged() < steps && child.try_wait().unwrap().is_none() {
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -32,15 +32,15 @@ pub(crate) fn kill_when_logged(desk: &Desk, args: &[&str], steps: usize) {
 }
 
 /// Kills the run after each of the delays, resumes it after each, and lets the last one finish.
-fn killed_after(delays_ms: &[u64], expected: &Desk) {
-    let desk = Desk::new();
+fn killed_after(delays_ms: &[u64], expected: &Sandbox) {
+    let sandbox = Sandbox::new();
     let config = config("tiny.toml");
     let start = ["train", &config, "--set", STEPS, "--set", EVERY, "--out", "run"];
-    desk.ok_after_kills(&start, delays_ms);
-    assert_eq!(desk.metrics("run"), expected.metrics("run"), "killed after {delays_ms:?} ms");
-    assert_eq!(samples(&desk), samples(expected), "killed after {delays_ms:?} ms");
-    let key = |desk: &Desk| desk.summary("run")["accuracy_after"].clone();
-    assert_eq!(key(&desk), key(expected));
+    sandbox.ok_after_kills(&start, delays_ms);
+    assert_eq!(sandbox.metrics("run"), expected.metrics("run"), "killed after {delays_ms:?} ms");
+    assert_eq!(samples(&sandbox), samples(expected), "killed after {delays_ms:?} ms");
+    let key = |sandbox: &Sandbox| sandbox.summary("run")["accuracy_after"].clone();
+    assert_eq!(key(&sandbox), key(expected));
 }
 
 #[test]
@@ -55,9 +55,9 @@ fn kill_and_resume_equals_never_killed_bit_for_bit() {
 
 #[test]
 fn an_interrupt_finishes_the_step_saves_and_says_how_to_go_on() {
-    let desk = Desk::new();
-    let mut child = desk.start(&["train", &config("tiny.toml"), "--set", "steps=100000", "--out", "run"]);
-    let logged = || std::fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap_or_default().lines().count();
+    let sandbox = Sandbox::new();
+    let mut child = sandbox.start(&["train", &config("tiny.toml"), "--set", "steps=100000", "--out", "run"]);
+    let logged = || std::fs::read_to_string(sandbox.path("run/metrics.jsonl")).unwrap_or_default().lines().count();
     while logged() < 3 {
         std::thread::sleep(Duration::from_millis(20));
         assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
@@ -66,28 +66,28 @@ fn an_interrupt_finishes_the_step_saves_and_says_how_to_go_on() {
     assert!(status.success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let steps = logged();
-    assert!(desk.path(&format!("run/checkpoints/step_{steps}/state.json")).exists());
-    assert_eq!(desk.query("SELECT status FROM runs")[0]["status"], "interrupted");
+    assert!(sandbox.path(&format!("run/checkpoints/step_{steps}/state.json")).exists());
+    assert_eq!(sandbox.query("SELECT status FROM runs")[0]["status"], "interrupted");
 
     let goal = format!("steps={}", steps + 2);
-    desk.ok(&["train", "--resume", "run", "--set", &goal]);
+    sandbox.ok(&["train", "--resume", "run", "--set", &goal]);
     assert_eq!(logged(), steps + 2);
-    assert_eq!(desk.query("SELECT status FROM runs")[0]["status"], "finished");
+    assert_eq!(sandbox.query("SELECT status FROM runs")[0]["status"], "finished");
 }
 
 #[test]
 fn a_finished_run_can_be_resumed_without_doing_anything_again() {
-    let desk = uninterrupted();
-    let before = desk.metrics("run");
-    desk.ok(&["train", "--resume", "run"]);
-    assert_eq!(desk.metrics("run"), before);
-    assert_eq!(samples(&desk).len(), 8 * 4 * 8);
+    let sandbox = uninterrupted();
+    let before = sandbox.metrics("run");
+    sandbox.ok(&["train", "--resume", "run"]);
+    assert_eq!(sandbox.metrics("run"), before);
+    assert_eq!(samples(&sandbox).len(), 8 * 4 * 8);
 }
 
 #[test]
 fn a_run_folder_is_never_written_over() {
-    let desk = uninterrupted();
-    let again = desk.run(&["train", &config("tiny.toml"), "--set", STEPS, "--out", "run"]);
+    let sandbox = uninterrupted();
+    let again = sandbox.run(&["train", &config("tiny.toml"), "--set", STEPS, "--out", "run"]);
     assert_eq!(again.code, Some(2));
     assert!(again.stderr.contains("run is not empty; go on with its run by --resume run"), "{}", again.stderr);
 }

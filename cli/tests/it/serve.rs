@@ -3,7 +3,7 @@
 mod client;
 mod fuzz;
 
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 use client::Daemon;
 use serde_json::{Value, json};
 use std::net::TcpStream;
@@ -21,8 +21,8 @@ fn joined(events: &[Value], choice: u64) -> String {
 
 #[test]
 fn answers_come_whole_and_as_streams_and_are_the_same() {
-    let desk = Desk::new();
-    let daemon = Daemon::start(&desk, "");
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, "");
     let mut chat = json!({"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 40, "n": 3,
         "seed": 7, "temperature": 0.9});
     let whole = daemon.post(CHAT, &chat).ok();
@@ -79,8 +79,8 @@ fn with_curl(daemon: &Daemon, path: &str, body: &Value) -> Value {
 
 #[test]
 fn a_seed_gives_the_same_text_in_any_batch() {
-    let desk = Desk::new();
-    let daemon = Daemon::start(&desk, "engine = { max_running = 4 }\n");
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, "engine = { max_running = 4 }\n");
     let ask = |seed: u64| json!({"prompt": "Once", "max_tokens": 30, "seed": seed, "return_token_ids": true});
     let ids = |seed: u64| daemon.post(TEXT, &ask(seed)).ok()["choices"][0]["token_ids"].clone();
     let alone: Vec<Value> = (0..12).map(ids).collect();
@@ -99,8 +99,8 @@ fn a_seed_gives_the_same_text_in_any_batch() {
 
 #[test]
 fn nothing_of_a_stop_string_or_after_it_is_sent() {
-    let desk = Desk::new();
-    let daemon = Daemon::start(&desk, "");
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, "");
     let plain = json!({"prompt": "a", "max_tokens": 60, "seed": 3});
     let text = daemon.post(TEXT, &plain).ok()["choices"][0]["text"].as_str().unwrap().to_owned();
     // Three characters in the middle of the text that is sampled without it.
@@ -123,8 +123,8 @@ fn nothing_of_a_stop_string_or_after_it_is_sent() {
 
 #[test]
 fn log_probabilities_are_those_that_a_prompt_of_the_same_tokens_has() {
-    let desk = Desk::new();
-    let daemon = Daemon::start(&desk, "");
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, "");
     let ask =
         json!({"prompt": "a", "max_tokens": 8, "seed": 1, "temperature": 0.8, "logprobs": 3, "return_token_ids": true});
     let choice = daemon.post(TEXT, &ask).ok()["choices"][0].clone();
@@ -166,11 +166,11 @@ fn log_probabilities_are_those_that_a_prompt_of_the_same_tokens_has() {
 
 #[test]
 fn adapters_come_and_go_by_name_over_one_base() {
-    let desk = Desk::new();
-    desk.ok(&["train", &config("tiny.toml"), "--set", "steps=3", "--out", "run"]);
-    let peft = desk.ok(&["export", "run"]).trim().to_owned();
-    desk.write("elsewhere/readme", "");
-    let daemon = Daemon::start_with(&desk, &["--run", "run", "--port", "0"]);
+    let sandbox = Sandbox::new();
+    sandbox.ok(&["train", &config("tiny.toml"), "--set", "steps=3", "--out", "run"]);
+    let peft = sandbox.ok(&["export", "run"]).trim().to_owned();
+    sandbox.write("elsewhere/readme", "");
+    let daemon = Daemon::start_with(&sandbox, &["--run", "run", "--port", "0"]);
     let names = || -> Vec<String> {
         let list = daemon.get("/v1/models").ok()["data"].as_array().unwrap().clone();
         list.iter().map(|it| it["id"].as_str().unwrap().to_owned()).collect()
@@ -219,8 +219,8 @@ fn adapters_come_and_go_by_name_over_one_base() {
 
 #[test]
 fn refusals_have_the_form_of_openai_errors() {
-    let desk = Desk::new();
-    let daemon = Daemon::start(&desk, "max_body_bytes = 2000\nmax_context = 50\nbody_timeout_s = 0.3\n");
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, "max_body_bytes = 2000\nmax_context = 50\nbody_timeout_s = 0.3\n");
     let json_type = "content-type: application/json\r\n";
     let check = |answer: client::Answer, status: u16, words: &str| {
         assert!(answer.status == status && answer.text().contains(words), "{words}: {answer:?}");
@@ -253,18 +253,18 @@ fn refusals_have_the_form_of_openai_errors() {
     assert!(count >= 5.0, "{count}");
 
     for args in [["--token", "a b"], ["--host", "nowhere.invalid"], ["--set", "serve.prot=1"]] {
-        let done = desk.run(&[&["rollout", "serve", "--config", "serve.toml"], &args[..]].concat());
+        let done = sandbox.run(&[&["rollout", "serve", "--config", "serve.toml"], &args[..]].concat());
         assert_eq!(done.code, Some(2), "{args:?}: {}", done.stderr);
     }
     let port = daemon.address.rsplit(':').next().unwrap();
-    let taken = desk.run(&["rollout", "serve", "--config", "serve.toml", "--port", port]);
+    let taken = sandbox.run(&["rollout", "serve", "--config", "serve.toml", "--port", port]);
     assert!(taken.code == Some(2) && taken.stderr.contains("choose another with --port"), "{}", taken.stderr);
 }
 
 #[test]
 fn the_queue_is_bounded_and_a_client_that_disconnects_frees_its_slots() {
-    let desk = Desk::new();
-    let daemon = Daemon::start(&desk, "engine = { max_running = 2 }\nmax_waiting = 2\n");
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, "engine = { max_running = 2 }\nmax_waiting = 2\n");
     let endless = |n: u64| json!({"prompt": "a", "max_tokens": 4000, "temperature": 0, "n": n, "stream": true});
     let mut first = daemon.client();
     first.begin(TEXT, &endless(2));
@@ -304,8 +304,8 @@ fn the_queue_is_bounded_and_a_client_that_disconnects_frees_its_slots() {
 
 #[test]
 fn a_stream_that_waits_gets_keep_alive_comments() {
-    let desk = Desk::new();
-    let daemon = Daemon::start(&desk, "engine = { max_running = 1 }\nkeep_alive_s = 0.05\n");
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, "engine = { max_running = 1 }\nkeep_alive_s = 0.05\n");
     let ask = json!({"prompt": "b", "max_tokens": 9, "seed": 1, "stream": true});
     let alone = daemon.post(TEXT, &ask);
     assert!(!alone.text().contains("\n:"), "{}", alone.text());
@@ -346,8 +346,8 @@ fn without_ids(text: &str) -> Vec<Value> {
 
 #[test]
 fn metrics_have_the_names_of_vllm_and_their_old_ones() {
-    let desk = Desk::new();
-    let daemon = Daemon::start(&desk, "");
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, "");
     let answer = daemon.post(TEXT, &json!({"prompt": "a", "max_tokens": 6, "n": 2, "temperature": 0})).ok();
     let tokens = answer["usage"]["completion_tokens"].as_f64().unwrap();
     let scraped = daemon.get("/metrics");
@@ -370,8 +370,8 @@ fn metrics_have_the_names_of_vllm_and_their_old_ones() {
 
 #[test]
 fn a_pause_keeps_waits_or_aborts() {
-    let desk = Desk::new();
-    let daemon = Daemon::start(&desk, "");
+    let sandbox = Sandbox::new();
+    let daemon = Daemon::start(&sandbox, "");
     let pause = |mode: &str| daemon.client().send("POST", &format!("/pause{mode}"), "", b"").ok()["status"].clone();
     let resume = || daemon.client().send("POST", "/resume", "", b"").ok()["status"].clone();
     let long = json!({"prompt": "a", "max_tokens": 1500, "temperature": 0, "stream": true});
@@ -410,8 +410,8 @@ fn a_pause_keeps_waits_or_aborts() {
 
 #[test]
 fn a_terminated_daemon_finishes_running_requests() {
-    let desk = Desk::new();
-    let mut daemon = Daemon::start(&desk, "");
+    let sandbox = Sandbox::new();
+    let mut daemon = Daemon::start(&sandbox, "");
     let long = json!({"prompt": "a", "max_tokens": 1500, "temperature": 0, "stream": true, "stream_options": {"include_usage": true}});
     let mut running = daemon.client();
     running.begin(TEXT, &long);
@@ -424,7 +424,7 @@ fn a_terminated_daemon_finishes_running_requests() {
     assert!(TcpStream::connect(&daemon.address).is_err());
 
     // Requests that do not end in time are ended with an error.
-    let mut daemon = Daemon::start(&desk, "drain_s = 0.2\n");
+    let mut daemon = Daemon::start(&sandbox, "drain_s = 0.2\n");
     let mut running = daemon.client();
     running.begin(TEXT, &json!({"prompt": "a", "max_tokens": 4000, "temperature": 0, "stream": true, "n": 60}));
     daemon.signal("-INT");
@@ -435,11 +435,11 @@ fn a_terminated_daemon_finishes_running_requests() {
 
 #[test]
 fn an_open_daemon_answers_without_a_token() {
-    let desk = Desk::new();
-    desk.write("serve.toml", client::TINY);
-    let open = Daemon::start_with(&desk, &["--config", "serve.toml", "--no-token"]);
+    let sandbox = Sandbox::new();
+    sandbox.write("serve.toml", client::TINY);
+    let open = Daemon::start_with(&sandbox, &["--config", "serve.toml", "--no-token"]);
     open.post(TEXT, &json!({"prompt": "a", "max_tokens": 1})).ok();
-    let chosen = Daemon::start_with(&desk, &["--config", "serve.toml", "--token", "mine"]);
+    let chosen = Daemon::start_with(&sandbox, &["--config", "serve.toml", "--token", "mine"]);
     assert_eq!(chosen.get("/v1/models").status, 401);
     assert_eq!(client::Client::connect(&chosen.address, "mine").send("GET", "/v1/models", "", b"").status, 200);
 }

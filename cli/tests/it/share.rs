@@ -1,6 +1,6 @@
 //! Adapters and checkpoints at a URL: a folder, and a bucket behind a small server that speaks S3.
 
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,43 +9,44 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Child;
 use std::sync::{Arc, Mutex};
 
-/// A run of the tiny network that shares what it has at `url`, and keeps its samples where every desk finds them.
-fn train(desk: &Desk, url: &str, sets: &[&str]) {
-    let (share, store) = (format!("share.url={url}"), store_of(desk));
+/// A run of the tiny network that shares what it has at `url`, and keeps its samples where every sandbox finds them.
+fn train(sandbox: &Sandbox, url: &str, sets: &[&str]) {
+    let (share, store) = (format!("share.url={url}"), store_of(sandbox));
     let mut args = vec!["train", "", "--out", "run", "--set", &share, "--set", &store];
     let tiny = config("tiny.toml");
     args[1] = &tiny;
     args.extend(
         ["steps=4", "checkpoint.every=2", "checkpoint.keep=1"].iter().chain(sets).flat_map(|set| ["--set", *set]),
     );
-    desk.ok(&args);
+    sandbox.ok(&args);
 }
 
-fn store_of(desk: &Desk) -> String {
-    format!("store.url=sqlite://{}", desk.path("samples.db").display())
+fn store_of(sandbox: &Sandbox) -> String {
+    format!("store.url=sqlite://{}", sandbox.path("samples.db").display())
 }
 
 /// Another machine has the URL and nothing else of the run: it answers, exports, and goes on as the first one does.
-fn another_machine_goes_on(desk: &Desk, other: &Desk, url: &str) {
-    train(desk, url, &[]);
+fn another_machine_goes_on(sandbox: &Sandbox, other: &Sandbox, url: &str) {
+    train(sandbox, url, &[]);
     let run = format!("{url}/run");
     let answer = ["generate", "--greedy", "--max-new-tokens", "8", "1+1", "--run"];
-    let asked = |desk: &Desk, run: &str| desk.ok(&[&answer[..], &[run]].concat());
-    assert_eq!(asked(other, &run), asked(desk, "run"));
+    let asked = |sandbox: &Sandbox, run: &str| sandbox.ok(&[&answer[..], &[run]].concat());
+    assert_eq!(asked(other, &run), asked(sandbox, "run"));
     // What is there is not fetched again, and what is newer is.
-    assert_eq!(asked(other, &run), asked(desk, "run"));
+    assert_eq!(asked(other, &run), asked(sandbox, "run"));
     other.ok(&["export", &run, "--out", "peft"]);
     assert!(other.path("peft/adapter_model.safetensors").exists());
-    let judged =
-        |desk: &Desk, run: &str| -> Value { serde_json::from_str(&desk.ok(&["eval", run, "--json"])).unwrap() };
-    assert_eq!(judged(other, &run), judged(desk, "run"));
+    let judged = |sandbox: &Sandbox, run: &str| -> Value {
+        serde_json::from_str(&sandbox.ok(&["eval", run, "--json"])).unwrap()
+    };
+    assert_eq!(judged(other, &run), judged(sandbox, "run"));
 
-    desk.ok(&["train", "--resume", "run", "--set", "steps=6"]);
-    assert_eq!(asked(other, &run), asked(desk, "run"));
+    sandbox.ok(&["train", "--resume", "run", "--set", "steps=6"]);
+    assert_eq!(asked(other, &run), asked(sandbox, "run"));
     // The other machine goes on from there, in a folder of its own.
-    let store = store_of(desk);
+    let store = store_of(sandbox);
     let go_on = ["train", "--resume", &run, "--out", "run", "--set", "steps=8", "--set", &store];
-    let first = desk.metrics("run");
+    let first = sandbox.metrics("run");
     other.ok(&go_on);
     let rows = other.metrics("run");
     assert_eq!(rows[..6], first);
@@ -57,9 +58,9 @@ fn another_machine_goes_on(desk: &Desk, other: &Desk, url: &str) {
 
 #[test]
 fn a_folder_is_shared() {
-    let (desk, other, bucket) = (Desk::machine(&[]), Desk::machine(&[]), Desk::new());
+    let (sandbox, other, bucket) = (Sandbox::machine(&[]), Sandbox::machine(&[]), Sandbox::new());
     let url = format!("file://{}", bucket.path("a b").display());
-    another_machine_goes_on(&desk, &other, &url);
+    another_machine_goes_on(&sandbox, &other, &url);
     // One checkpoint is kept, here as there.
     let files = bucket.files();
     let checkpoints: Vec<_> = files.iter().filter(|file| file.ends_with("state.json")).collect();
@@ -76,8 +77,8 @@ fn a_folder_is_shared() {
 #[test]
 fn a_bucket_is_shared() {
     let bucket = Bucket::open();
-    let (desk, other) = (bucket.desk(), bucket.desk());
-    another_machine_goes_on(&desk, &other, "s3://bucket/runs");
+    let (sandbox, other) = (bucket.sandbox(), bucket.sandbox());
+    another_machine_goes_on(&sandbox, &other, "s3://bucket/runs");
     let names: Vec<String> = bucket.objects.lock().unwrap().keys().cloned().collect();
     assert!(names.contains(&"runs/run/checkpoints/step_8/state.json".to_owned()), "{names:?}");
     assert!(!names.iter().any(|name| name.contains("step_6")), "{names:?}");
@@ -86,11 +87,11 @@ fn a_bucket_is_shared() {
 
 #[test]
 fn what_cannot_be_shared_is_said_before_anything_is_drawn() {
-    let (desk, bucket) = (Desk::machine(&[]), Desk::new());
+    let (sandbox, bucket) = (Sandbox::machine(&[]), Sandbox::new());
     let url = format!("file://{}", bucket.path("shared").display());
-    train(&desk, &url, &["steps=1"]);
+    train(&sandbox, &url, &["steps=1"]);
     // Another run of the same name.
-    let other = Desk::machine(&[]);
+    let other = Sandbox::machine(&[]);
     let tiny = config("tiny.toml");
     let refused = |share: &str| {
         let share = format!("share.url={share}");
@@ -106,7 +107,7 @@ fn what_cannot_be_shared_is_said_before_anything_is_drawn() {
     let done = other.run(&["generate", "--run", "file:///nowhere/run", "1+1"]);
     assert_eq!(done.code, Some(2));
     assert!(done.stderr.contains("there is no checkpoint at file:///nowhere/run"), "{}", done.stderr);
-    let done = desk.run(&["train", "--resume", "run", "--out", "other"]);
+    let done = sandbox.run(&["train", "--resume", "run", "--out", "other"]);
     assert_eq!(done.code, Some(2));
     assert!(done.stderr.contains("goes on in its own folder"), "{}", done.stderr);
 }
@@ -114,8 +115,8 @@ fn what_cannot_be_shared_is_said_before_anything_is_drawn() {
 #[test]
 fn workers_read_policies_from_a_bucket() {
     let bucket = Bucket::open();
-    let (desk, elsewhere) = (bucket.desk(), bucket.desk());
-    let store = format!("sqlite://{}", desk.path("jobs.db").display());
+    let (sandbox, elsewhere) = (bucket.sandbox(), bucket.sandbox());
+    let store = format!("sqlite://{}", sandbox.path("jobs.db").display());
     let remote = config("remote.toml");
     let url = format!("store.url={store}");
     let sets = [
@@ -126,8 +127,8 @@ fn workers_read_policies_from_a_bucket() {
         "collector.remote.max_staleness=0",
     ];
     let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
-    let trainer = desk.start(&[&["train", remote.as_str(), "--out", "run"], &sets[..]].concat());
-    while !desk.path("jobs.db").exists() {
+    let trainer = sandbox.start(&[&["train", remote.as_str(), "--out", "run"], &sets[..]].concat());
+    while !sandbox.path("jobs.db").exists() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let worker = elsewhere.start(
@@ -135,13 +136,13 @@ fn workers_read_policies_from_a_bucket() {
     );
     ended(trainer);
     let published =
-        desk.ok(&["replay", "query", "--store", &store, "--format", "json", "SELECT adapter FROM publications"]);
+        sandbox.ok(&["replay", "query", "--store", &store, "--format", "json", "SELECT adapter FROM publications"]);
     let published: Vec<Value> = serde_json::from_str(&published).unwrap();
     assert!(!published.is_empty());
     assert!(
         published.iter().all(|row| row["adapter"].as_str().unwrap().starts_with("s3://bucket/runs/run/published/"))
     );
-    let drawn = desk.ok(&[
+    let drawn = sandbox.ok(&[
         "replay",
         "query",
         "--store",
@@ -184,9 +185,9 @@ impl Bucket {
         Self { objects, address }
     }
 
-    /// A desk whose environment logs in there.
-    fn desk(&self) -> Desk {
-        Desk::machine(&[
+    /// A sandbox whose environment logs in there.
+    fn sandbox(&self) -> Sandbox {
+        Sandbox::machine(&[
             ("AWS_ENDPOINT", &self.address),
             ("AWS_ALLOW_HTTP", "true"),
             ("AWS_ACCESS_KEY_ID", "key"),

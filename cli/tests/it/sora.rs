@@ -1,6 +1,6 @@
 //! Sparse adapters from the command line: gates close, ranks are cut away, and a resumed run is the same run.
 
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 use std::fs;
 
 fn tiny() -> String {
@@ -17,13 +17,13 @@ fn with_prox(tables: &str) -> String {
 
 #[test]
 fn a_budget_is_kept_and_a_pruned_run_resumes_in_its_smaller_shape() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let set = ["steps=10", "checkpoint.every=5", "prox.rank_budget.ranks=40", "prune.every=4"];
     let mut call = vec!["train".to_owned(), config("tiny.toml"), "--out".into(), "run".into()];
     call.extend(set.iter().flat_map(|change| ["--set".to_owned(), (*change).to_owned()]));
-    desk.ok(&call.iter().map(String::as_str).collect::<Vec<_>>());
+    sandbox.ok(&call.iter().map(String::as_str).collect::<Vec<_>>());
 
-    let metrics = desk.metrics("run");
+    let metrics = sandbox.metrics("run");
     let series = |key: &str| metrics.iter().map(|row| row[key].as_f64().unwrap()).collect::<Vec<_>>();
     let (open, computed) = (series("adapter/rank_total"), series("adapter/rank_computed"));
     // 14 layers of 8 ranks; the budget is reached after 60 % of the run.
@@ -35,19 +35,19 @@ fn a_budget_is_kept_and_a_pruned_run_resumes_in_its_smaller_shape() {
     let last = metrics.last().unwrap();
     assert!((last["adapter/active_rank"].as_f64().unwrap() - open[9] / 14.0).abs() < 1e-9);
     assert!(last["adapter/rank/q_proj"].as_f64().unwrap() <= last["adapter/rank_max"].as_f64().unwrap());
-    assert!(desk.path("run/ranks.svg").exists());
-    assert!(fs::read(desk.path("run/ranks.png")).unwrap().starts_with(b"\x89PNG"));
+    assert!(sandbox.path("run/ranks.svg").exists());
+    assert!(fs::read(sandbox.path("run/ranks.png")).unwrap().starts_with(b"\x89PNG"));
 
     // As if killed between the checkpoints of step 5, which is pruned, and step 10.
-    fs::remove_dir_all(desk.path("run/checkpoints/step_10")).unwrap();
-    desk.ok(&["train", "--resume", "run"]);
-    assert_eq!(desk.metrics("run"), metrics);
-    desk.ok(&["eval", "run"]);
+    fs::remove_dir_all(sandbox.path("run/checkpoints/step_10")).unwrap();
+    sandbox.ok(&["train", "--resume", "run"]);
+    assert_eq!(sandbox.metrics("run"), metrics);
+    sandbox.ok(&["eval", "run"]);
 }
 
 #[test]
 fn every_constraint_trains_as_the_config_names_it() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let constraints = [
         "[prox.soft_threshold]\nform = \"published\"\nscale = \"constant\"\nthreshold = 0.05\nl1_coefficient = 10.0",
         "[prox.soft_threshold]\nthreshold = 1.0\n[prox.stages]\ncount = 2\nlast = 20.0\nspacing = \"geometric\"",
@@ -58,20 +58,20 @@ fn every_constraint_trains_as_the_config_names_it() {
         "[prox.mcp]\nthreshold = 4.0\n[prox.norm_bound]\nbound = 0.5",
     ];
     for (number, tables) in constraints.iter().enumerate() {
-        desk.write("prox.toml", with_prox(tables));
+        sandbox.write("prox.toml", with_prox(tables));
         let out = format!("run-{number}");
-        desk.ok(&["train", "prox.toml", "--set", "steps=4", "--out", &out]);
-        let open = desk.metrics(&out)[3]["adapter/rank_total"].as_f64().unwrap();
+        sandbox.ok(&["train", "prox.toml", "--set", "steps=4", "--out", &out]);
+        let open = sandbox.metrics(&out)[3]["adapter/rank_total"].as_f64().unwrap();
         assert!(open < 112.0, "{tables}: {open} of 112 ranks are open");
     }
 }
 
 #[test]
 fn gates_are_asked_for_where_there_are_none() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let refused = |text: String, words: &str| {
-        desk.write("wrong.toml", text);
-        let done = desk.run(&["train", "wrong.toml"]);
+        sandbox.write("wrong.toml", text);
+        let done = sandbox.run(&["train", "wrong.toml"]);
         assert_eq!(done.code, Some(2), "{}", done.stderr);
         assert!(done.stderr.contains(words), "{}", done.stderr);
     };

@@ -37,7 +37,7 @@ held_out = 8
 pub(crate) use tiny_sums;
 
 /// A fresh folder to run the program in.
-pub(crate) struct Desk {
+pub(crate) struct Sandbox {
     folder: Rc<TempDir>,
     /// What the program finds in its environment besides.
     environment: Vec<(String, String)>,
@@ -51,16 +51,16 @@ pub(crate) struct Done {
     pub(crate) stderr: String,
 }
 
-impl Desk {
+impl Sandbox {
     pub(crate) fn new() -> Self {
         Self { folder: Rc::new(tempfile::tempdir().unwrap()), environment: Vec::new() }
     }
 
     /// The same as another machine would be: with a cache of its own and these variables in the environment.
     pub(crate) fn machine(environment: &[(&str, &str)]) -> Self {
-        let desk = Self::new();
-        let cache = desk.path("cache").display().to_string();
-        desk.with(&[("PROXRL_CACHE", &cache)]).with(environment)
+        let sandbox = Self::new();
+        let cache = sandbox.path("cache").display().to_string();
+        sandbox.with(&[("PROXRL_CACHE", &cache)]).with(environment)
     }
 
     /// The same folder, where the program finds these variables too.

@@ -1,6 +1,6 @@
 //! Several processes that train one policy.
 
-use crate::support::{Desk, config};
+use crate::support::{Sandbox, config};
 
 #[cfg(feature = "distributed")]
 mod together {
@@ -9,10 +9,10 @@ mod together {
     use std::net::TcpListener;
     use std::process::Child;
 
-    /// A desk for one of `size` processes that meet at `port`.
-    fn member(rank: usize, size: usize, port: u16) -> Desk {
+    /// A sandbox for one of `size` processes that meet at `port`.
+    fn member(rank: usize, size: usize, port: u16) -> Sandbox {
         let (rank, size, port) = (rank.to_string(), size.to_string(), port.to_string());
-        Desk::machine(&[
+        Sandbox::machine(&[
             ("RANK", &rank),
             ("WORLD_SIZE", &size),
             ("MASTER_ADDR", "127.0.0.1"),
@@ -25,23 +25,23 @@ mod together {
         TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
-    /// The desks and the processes of one run.
-    fn start(size: usize, arguments: &[&str]) -> Vec<(Desk, Child)> {
+    /// The sandboxes and the processes of one run.
+    fn start(size: usize, arguments: &[&str]) -> Vec<(Sandbox, Child)> {
         let port = free_port();
         let members = (0..size).map(|rank| member(rank, size, port));
         members
-            .map(|desk| {
-                let child = desk.start(arguments);
-                (desk, child)
+            .map(|sandbox| {
+                let child = sandbox.start(arguments);
+                (sandbox, child)
             })
             .collect()
     }
 
-    fn finish(mut team: Vec<(Desk, Child)>) -> Vec<Desk> {
+    fn finish(mut team: Vec<(Sandbox, Child)>) -> Vec<Sandbox> {
         for (_, child) in &mut team {
             assert_eq!(child.wait().unwrap().code(), Some(0));
         }
-        team.into_iter().map(|(desk, _)| desk).collect()
+        team.into_iter().map(|(sandbox, _)| sandbox).collect()
     }
 
     fn train<'a>(tiny: &'a str, sets: &[&'a str]) -> Vec<&'a str> {
@@ -54,8 +54,8 @@ mod together {
     }
 
     /// The samples of a run, in order.
-    fn samples(desk: &Desk) -> Vec<Value> {
-        desk.query("SELECT step, place, token_ids, question FROM sample_view ORDER BY step, group_id, place")
+    fn samples(sandbox: &Sandbox) -> Vec<Value> {
+        sandbox.query("SELECT step, place, token_ids, question FROM sample_view ORDER BY step, group_id, place")
     }
 
     #[test]
@@ -63,13 +63,13 @@ mod together {
         let tiny = config("tiny.toml");
         // One step: later ones would draw by policies that differ in the last digits.
         let sets = ["steps=1", "checkpoint.every=1", "rollout.prompts_per_step=5", "algorithm.grpo.beta=0.1"];
-        let alone = Desk::new();
+        let alone = Sandbox::new();
         alone.ok(&train(&tiny, &sets));
         let team = finish(start(2, &train(&tiny, &sets)));
         assert_eq!(samples(&team[0]), samples(&alone));
-        let adapter = |desk: &Desk| {
-            desk.ok(&["export", "run", "--out", "peft"]);
-            std::fs::read(desk.path("peft/adapter_model.safetensors")).unwrap()
+        let adapter = |sandbox: &Sandbox| {
+            sandbox.ok(&["export", "run", "--out", "peft"]);
+            std::fs::read(sandbox.path("peft/adapter_model.safetensors")).unwrap()
         };
         let (one, two) = (adapter(&alone), adapter(&team[0]));
         assert_eq!(one.len(), two.len());
@@ -145,8 +145,8 @@ mod together {
 
 #[test]
 fn a_rank_beyond_the_team_is_refused() {
-    let desk = Desk::machine(&[("RANK", "2"), ("WORLD_SIZE", "2")]);
-    let done = desk.run(&["train", &config("tiny.toml")]);
+    let sandbox = Sandbox::machine(&[("RANK", "2"), ("WORLD_SIZE", "2")]);
+    let done = sandbox.run(&["train", &config("tiny.toml")]);
     assert_eq!(done.code, Some(2));
     assert!(done.stderr.contains("WORLD_SIZE=2"), "{}", done.stderr);
 }

@@ -1,6 +1,6 @@
 //! A daemon that a test started, and a client that says exactly what it is told, byte by byte.
 
-use crate::support::Desk;
+use crate::support::Sandbox;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -28,16 +28,16 @@ pub(super) struct Daemon {
 
 impl Daemon {
     /// Serves the tiny network, with more keys in its `[serve]` table.
-    pub(super) fn start(desk: &Desk, keys: &str) -> Self {
-        desk.write("serve.toml", format!("{TINY}{keys}"));
-        Self::start_with(desk, &["--config", "serve.toml"])
+    pub(super) fn start(sandbox: &Sandbox, keys: &str) -> Self {
+        sandbox.write("serve.toml", format!("{TINY}{keys}"));
+        Self::start_with(sandbox, &["--config", "serve.toml"])
     }
 
-    pub(super) fn start_with(desk: &Desk, args: &[&str]) -> Self {
-        let mut child = desk.start_speaking(&[&["rollout", "serve"], args].concat());
+    pub(super) fn start_with(sandbox: &Sandbox, args: &[&str]) -> Self {
+        let mut child = sandbox.start_speaking(&[&["rollout", "serve"], args].concat());
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let Some(Ok(first)) = lines.next() else {
-            panic!("the daemon did not start: {}", std::fs::read_to_string(desk.path("stderr")).unwrap());
+            panic!("the daemon did not start: {}", std::fs::read_to_string(sandbox.path("stderr")).unwrap());
         };
         let address = first.split("http://").nth(1).and_then(|rest| rest.strip_suffix("/v1")).unwrap().to_owned();
         let told = args.contains(&"--no-token") || args.contains(&"--token");

@@ -1,7 +1,7 @@
 //! Ten thousand bodies that are wrong in as many ways, the same ones in every run.
 
 use super::client::{Client, Daemon};
-use crate::support::Desk;
+use crate::support::Sandbox;
 use schema::Seed;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,9 +14,9 @@ const SECRET: &str = "SECRET-7f3a";
 
 #[test]
 fn ten_thousand_malformed_bodies_neither_end_the_daemon_nor_show_what_others_asked() {
-    let desk = Desk::new();
+    let sandbox = Sandbox::new();
     let daemon =
-        Daemon::start(&desk, "sampler = { max_new_tokens = 4 }\nengine = { max_running = 8 }\nmax_waiting = 40\n");
+        Daemon::start(&sandbox, "sampler = { max_new_tokens = 4 }\nengine = { max_running = 8 }\nmax_waiting = 40\n");
     let victim =
         json!({"prompt": format!("My word is {SECRET}."), "seed": 5, "max_tokens": 12, "return_token_ids": true});
     let answer = |client: &mut Client| client.post("/v1/completions", &victim).ok()["choices"][0].clone();
