@@ -12,7 +12,7 @@ pub struct Args {
     /// The model: a folder, a .gguf file, a name in the cache or a hub id; the config's if not given.
     #[arg(long, short, value_name = "PATH")]
     pub model: Option<String>,
-    /// The config of a run that draws samples, whose model, rollout, algorithm and optimizer are measured.
+    /// The config of a run that samples, whose model, rollout, algorithm and optimizer are measured.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Change one key of the config, such as `rollout.group_size=4`; may be given several times.
@@ -30,10 +30,10 @@ pub struct Args {
     /// Tokens of a prompt that decoding begins with.
     #[arg(long, default_value_t = 64)]
     pub prompt_tokens: usize,
-    /// Tokens that are then drawn.
+    /// Tokens that are then sampled.
     #[arg(long, default_value_t = 64)]
     pub new_tokens: usize,
-    /// Tokens of a row that is scored or trained on.
+    /// Tokens of a row whose log-probabilities are computed, or that is trained on.
     #[arg(long, value_delimiter = ',', default_values_t = [128, 512, 2048])]
     pub lengths: Vec<usize>,
     /// Tokens of all rows of an update together.
@@ -50,7 +50,7 @@ pub struct Args {
 /// A part of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// Tokens drawn per second, by the number of sequences that decode side by side.
+    /// Tokens sampled per second, by the number of sequences that decode side by side.
     Decode,
     /// Prompt tokens per second.
     Prefill,
@@ -58,7 +58,7 @@ pub enum Part {
     Score,
     /// Tokens per second of forward, backward and update.
     Train,
-    /// A step of the config: draw, judge, store, learn.
+    /// A step of the config: sample, grade, store, learn.
     Grpo,
     /// A step of DPO on 32 pairs of answers of 64 tokens to prompts of 64 tokens.
     Dpo,

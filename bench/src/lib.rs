@@ -1,6 +1,6 @@
-//! Where time goes: traces of a run's phases ([`profile`]), and benchmarks of sampling and training ([`run`]).
+//! Time measurement: traces of a run's phases ([`profile`]), and benchmarks of sampling and training ([`run`]).
 //!
-//! A benchmark holds each figure against the least time that the machine needs for the same work (`roofline`). Every part
+//! A benchmark compares each figure with the least time that the machine needs for the same work (`roofline`). Every part
 //! is measured in a process of its own, so that its peak memory is its own; a figure is the median of some repetitions,
 //! with the least and the greatest.
 
@@ -66,7 +66,7 @@ fn in_process(setup: &Setup, part: Part, note: &mut dyn FnMut(&str)) -> Result<R
         ));
     }
     figures.push(Figure::peak_memory(&name));
-    // A start is not held against anything.
+    // A start is not compared with a limit.
     let machine = if part == Part::Startup { None } else { Some(setup.machine()?) };
     Ok(Report::new(setup, &name, others, machine, &figures))
 }

@@ -154,8 +154,8 @@ impl Cost {
         }
     }
 
-    /// The same, and the gradient of each log-probability with respect to the hidden states, which is computed along with
-    /// it.
+    /// The work of [`score`](Self::score), and the gradient of each log-probability with respect to the hidden states,
+    /// which is computed along with it.
     pub(crate) fn forward(&self, tokens: f64, scored: f64, pairs: f64) -> Work {
         let score = self.score(tokens, scored, pairs);
         Work { operations: score.operations + scored * 2.0 * self.head, ..score }

@@ -103,7 +103,7 @@ pub(crate) fn prefill(setup: &Setup) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Seconds per drawn token, prompts included, for groups of several sizes: the gain of sharing a prompt.
+/// Seconds per sampled token, prompts included, for groups of several sizes: the gain of sharing a prompt.
 pub(crate) fn groups(setup: &Setup) -> Result<Vec<Figure>> {
     const SAMPLES: usize = 32;
     let (policy, machine) = (setup.policy()?, setup.machine()?);

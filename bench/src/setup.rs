@@ -27,7 +27,7 @@ pub(crate) struct Sizes {
     pub(crate) lengths: Vec<usize>,
     /// All rows of an update together.
     pub(crate) tokens: usize,
-    /// Whether rows of unequal lengths are measured too.
+    /// True if a batch of rows of unequal lengths is measured too.
     pub(crate) ragged: bool,
 }
 

@@ -79,7 +79,7 @@ pub(crate) fn dpo(setup: &Setup) -> Result<Vec<Figure>> {
         "reward=[]".to_owned(),
     ];
     let steps = run(setup, folder.path(), &changes)?;
-    // Two answers to each prompt: scored under the reference, then trained.
+    // Two answers to each prompt: log-probabilities under the reference, then an update.
     let cost = Cost::of(policy);
     let (tokens, scored) = ((PAIRS * 3 * PAIR_TOKENS) as f64, (PAIRS * 2 * PAIR_TOKENS) as f64);
     let seen = PAIRS as f64 * group_pairs(PAIR_TOKENS, &[PAIR_TOKENS; 2]);

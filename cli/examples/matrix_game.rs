@@ -1,4 +1,4 @@
-//! Preference games on a table: how near each method comes to the equilibrium, against what it asks of the judge.
+//! Preference games on a table: distance of each method from the equilibrium, against its preference queries.
 //!
 //! ```sh
 //! cargo run --release --example matrix_game                     # tables
@@ -19,10 +19,10 @@ use trainer::report::plot::{Curve, Drawn, draw_logarithmic};
 /// Preference queries of each run.
 const QUERIES: u64 = 200;
 
-/// What is drawn of a distance that has come down to rounding.
+/// Least distance in a plot: smaller ones are rounding errors.
 const FLOOR: f64 = 1e-16;
 
-/// What APO is shown on: the reward of four completions, learned exactly in each iteration.
+/// Rewards of the four completions that APO runs on; each iteration learns them exactly.
 const REWARD: [f64; 4] = [1.0, 0.5, 0.0, -1.0];
 const ROUNDS: usize = 10;
 
@@ -64,7 +64,7 @@ struct Measured {
     winner: Tabular,
     /// For each rule the distance `KL(π* ‖ π_k)`, k = 0, 1, …
     runs: Vec<(Rule, Vec<f64>)>,
-    /// What Nash-MP guarantees, for the same k.
+    /// Upper bound of Nash-MP's distance, for the same k.
     bound: Vec<f64>,
 }
 
@@ -111,7 +111,7 @@ impl Measured {
             let point = |(k, value): (usize, &f64)| ((k as u64 * queries) as f64, value.max(FLOOR));
             values.iter().enumerate().map(point).collect::<Vec<_>>()
         };
-        // Nash-MP and the extragradient method draw one line, so only the first has a place in the picture.
+        // Nash-MP and the extragradient method have the same curve, so only the first is plotted.
         let shown = self.runs.iter().filter(|(rule, _)| !matches!(rule, Rule::Extragradient { .. }));
         let mut series: Vec<_> =
             shown.map(|(rule, distances)| (Self::label(*rule), points(rule.queries(), distances))).collect();

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Always take the most likely token.
     #[arg(long, conflicts_with_all = ["temperature", "top_p", "top_k", "min_p"])]
     greedy: bool,
-    /// Logits are divided by this.
+    /// Sampling temperature: logits are divided by it.
     #[arg(long, default_value_t = 1.0)]
     temperature: f64,
     /// Keep the most likely tokens whose probabilities sum to this.
@@ -45,10 +45,10 @@ pub(crate) struct Args {
     /// Stop when the text contains this; may be given several times.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// The seed of the draws.
+    /// The seed of the sampler.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Print one JSON object: prompt ids, drawn ids, text and raw log-probabilities.
+    /// Print one JSON object: prompt ids, sampled ids, text and raw log-probabilities.
     #[arg(long)]
     json: bool,
     /// auto, cpu, cuda or cuda:N.

@@ -33,23 +33,23 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Train from a config, or go on with a run that stopped.
+    /// Train from a config, or resume a run that stopped.
     Train(train::Args),
-    /// Answer a run's held-out prompts with its newest checkpoint, or with the untouched model.
+    /// Evaluate a run's newest checkpoint, or the untouched model, on the held-out prompts.
     Eval(eval::Args),
-    /// Answer one prompt.
+    /// Generate an answer to one prompt.
     Generate(generate::Args),
-    /// Sample in a process of its own: for clients of OpenAI's API, or for trainers elsewhere.
+    /// Run the sampler in its own process: as an OpenAI-compatible server, or as a worker for remote trainers.
     Rollout(rollout::Args),
-    /// Look into the store of samples.
+    /// Query and maintain the sample store.
     Replay(replay::Args),
-    /// Write a run's adapter in a format that other programs read.
+    /// Export a run's adapter to a format that other programs read.
     Export(export::Args),
-    /// Show what a config asks for before running it: samples, tokens, memory and every key.
+    /// Show the samples, tokens, memory and keys of a config before it is run.
     Plan(plan::Args),
-    /// Draw a metric of one or several runs.
+    /// Plot a metric of one or more runs.
     Plot(plot::Args),
-    /// Measure how fast this machine samples and trains with a model, against its own limits.
+    /// Measure this machine's sampling and training speed with a model, against its hardware limits.
     Bench(::bench::Args),
     /// Check this machine: libtorch, device, threads, cache and model.
     Doctor,

@@ -6,13 +6,13 @@ use trainer::report::plot;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Run folders, each with a name if you like: `grpo=runs/grpo-0`. Those of one name are drawn as their mean.
+    /// Run folders, each with an optional name: `grpo=runs/grpo-0`. Runs of one name are averaged.
     #[arg(required = true, value_name = "[NAME=]RUN")]
     runs: Vec<Run>,
     /// The horizontal axis.
     #[arg(long, value_enum, default_value_t = Axis::Step)]
     x: Axis,
-    /// The metric to draw, by its name in metrics.jsonl.
+    /// The metric to plot, by its name in metrics.jsonl.
     #[arg(long, value_name = "METRIC", default_value = "reward")]
     y: String,
     /// The file to write: .svg or .png.
@@ -46,7 +46,7 @@ impl FromStr for Run {
 enum Axis {
     /// Training steps.
     Step,
-    /// Samples drawn.
+    /// Samples so far.
     Samples,
     /// Tokens seen, prompts included.
     Tokens,

@@ -20,7 +20,7 @@ use store::{End, Paired, Pairing, Ranking, RunId, SampleId, Scoring, Selection, 
 pub(crate) struct Args {
     #[command(subcommand)]
     question: Question,
-    /// The store to ask: `sqlite://FILE` or `postgres://USER@HOST/DATABASE`.
+    /// The store to query: `sqlite://FILE` or `postgres://USER@HOST/DATABASE`.
     #[arg(long, global = true, value_name = "URL", default_value = "sqlite://proxrl.db")]
     store: String,
     /// The format of the answer.
@@ -50,14 +50,14 @@ struct Judged {
 enum Question {
     /// List the runs: status, steps, samples, mean reward of the first and the last step.
     Ls,
-    /// Show all about one sample (a number), or about one run (its name, or `run:` and its number).
+    /// Show everything about one sample (a number), or about one run (its name, or `run:` and its number).
     Show {
         /// A sample's number, a run's name, or `run:` and a run's number.
         id: String,
         #[command(flatten)]
         judged: Judged,
     },
-    /// Sum up each policy version: samples, tokens, age, reward, length, share cut off, share of groups without signal.
+    /// Summarise policy versions: samples, tokens, age, reward, length, share cut off, share of groups without signal.
     Stats {
         #[command(flatten)]
         scope: Scope,
@@ -75,7 +75,7 @@ enum Question {
         #[command(flatten)]
         judged: Judged,
     },
-    /// Look for signs of a hacked reward: length, repetition, duplicates, answer format, truncation, failing graders.
+    /// Search for signs of reward hacking: length, repetition, duplicates, answer format, truncation, failing graders.
     Audit {
         /// The run, by name or number; the newest run by default.
         #[arg(long, value_name = "NAME")]
@@ -83,11 +83,11 @@ enum Question {
         #[command(flatten)]
         judged: Judged,
     },
-    /// Answer a question in SQL. `sample_view` and `group_view` put the tables together.
+    /// Run an SQL query. `sample_view` and `group_view` join the tables.
     #[command(after_help = "Example: proxrl replay query \
         \"SELECT question, text, reward FROM sample_view ORDER BY reward DESC LIMIT 5\"")]
     Query {
-        /// A single statement that reads.
+        /// A single read-only statement.
         // A statement may begin with a comment, which begins with two hyphens.
         #[arg(allow_hyphen_values = true)]
         sql: String,
@@ -104,19 +104,19 @@ enum Question {
         #[arg(long = "where", value_name = "SQL")]
         condition: Option<String>,
     },
-    /// Write pairs of a better and a worse answer to each prompt, to learn preferences from.
+    /// Write preference pairs: a better and a worse answer to each prompt.
     Pairs(Pairs),
-    /// List the later judgements that `rescore` made.
+    /// List the scorings that `rescore` made.
     Scorings,
     /// Check every page, reference, length, hash and count; exit code 1 and the rows' names if something is wrong.
     Verify,
-    /// Remove the samples of old steps, but none that a run still needs, and say what that freed.
+    /// Remove the samples of old steps, except those that a run still needs, and report the freed space.
     Prune(maintain::Prune),
     /// Copy a whole store into an empty one, such as a file into a PostgreSQL database, and compare the two.
     Migrate(maintain::Migrate),
-    /// Judge stored samples again by the [[reward]] tables of a config, as a new scoring.
+    /// Grade stored samples again with the [[reward]] tables of a config, as a new scoring.
     Rescore(rescore::Rescore),
-    /// Bring in completions from elsewhere, with the log-probabilities that a model of yours gives them.
+    /// Import completions from elsewhere, with their log-probabilities under a model of yours.
     Import(import::Import),
 }
 
@@ -133,7 +133,7 @@ struct Pairs {
     /// The most pairs that one prompt gives: the best answer with the worst, then the second best with the second worst.
     #[arg(long, value_name = "N", default_value_t = 1)]
     per_prompt: usize,
-    /// By how much the reward of the chosen answer must exceed that of the rejected one, and more.
+    /// Write only pairs whose rewards differ by more than this.
     #[arg(long, value_name = "REWARD", default_value_t = 0.0)]
     margin: f64,
 }
@@ -143,15 +143,15 @@ struct Pairs {
 struct Ends {
     #[command(flatten)]
     scope: Scope,
-    /// By this part of the reward instead of the sum.
+    /// Rank by this part of the reward instead of the sum.
     #[arg(long, value_name = "NAME")]
     part: Option<String>,
-    /// How many samples.
+    /// Number of samples.
     #[arg(short = 'n', long, default_value_t = 10)]
     count: usize,
 }
 
-/// Answers one question.
+/// Runs one verb of `replay` and prints its answer.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (url, format) = (args.store.as_str(), args.format);
     let text = match &args.question {

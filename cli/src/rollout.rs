@@ -15,9 +15,9 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Daemon {
-    /// Answer requests over HTTP, in the shape of OpenAI's API, until SIGTERM or Ctrl-C.
+    /// Serve an OpenAI-compatible API over HTTP until SIGTERM or Ctrl-C.
     Serve(serve::Args),
-    /// Draw samples for the runs of a store, as one worker of many.
+    /// Sample for the runs of a store, as one of many workers.
     Work(work::Args),
 }
 

@@ -20,17 +20,17 @@ pub(crate) struct Args {
     /// The run folder; by default `runs/` and the name of the config, or of the run that is copied from a URL.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with the run in this folder from its newest checkpoint; or with what a run has shared at a URL, in a new folder.
+    /// Resume the run in this folder from its newest checkpoint, or a run that is shared at a URL, in a new folder.
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
-    /// Write when each phase began and how long it took to this file, as a Chrome trace: open it in
+    /// Write the start and the duration of each phase to this file, as a Chrome trace: open it in
     /// <https://ui.perfetto.dev> or `chrome://tracing`.
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
 }
 
 impl Args {
-    /// Begins the trace that is asked for.
+    /// Creates the trace file of `--profile`; `None` without that option.
     pub(crate) fn trace(&self) -> anyhow::Result<Option<ChromeTrace>> {
         let Some(path) = &self.profile else { return Ok(None) };
         let trace = ChromeTrace::create(path).map_err(|error| {
@@ -40,7 +40,7 @@ impl Args {
     }
 }
 
-/// Trains. The phases go into `trace`, which is closed even if the run fails.
+/// Trains a new or a resumed run. Its phases go into `trace`, which is closed even if the run fails.
 pub(crate) fn run(args: &Args, trace: Option<&ChromeTrace>) -> anyhow::Result<ExitCode> {
     let done = train(args);
     let written = trace.map_or(Ok(()), ChromeTrace::finish);
@@ -86,7 +86,7 @@ fn train(args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The folder of the run to go on with; what is at a URL is copied to a new one first.
+/// The folder of the run to resume. A run at a URL is first copied to a new folder.
 fn resumed_folder(place: &Path, out: Option<&Path>) -> anyhow::Result<PathBuf> {
     let url = place.to_str().filter(|place| Bucket::is_url(place));
     match (url, out) {
@@ -163,7 +163,7 @@ fn closing(config: &Config, summary: &Summary) -> String {
     format!("\n{}", table::pairs(&rows))
 }
 
-/// How long training took, and what it was spent on.
+/// Training time, and with `drawn` its split into sampling, rewards and learning.
 fn time_split(summary: &Summary, drawn: bool) -> String {
     let time = |seconds: f64| clock(Duration::from_secs_f64(seconds.max(0.0)));
     let whole = format!("{} training", time(summary.train_seconds));

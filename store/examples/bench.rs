@@ -1,15 +1,15 @@
-//! How fast the store is, and whether it holds: the numbers of `docs/results/store.md`.
+//! Speed and durability of the store: the numbers of `docs/results/store.md`.
 //!
 //! ```text
 //! cargo run --release -p proxrl-store --example bench -- append   [SAMPLES]   against sqlite3's own inserts
 //! cargo run --release -p proxrl-store --example bench -- draw     [SAMPLES]   512 rows from so many, and opening them
 //! cargo run --release -p proxrl-store --example bench -- readers  [SECONDS]   one writer and eight readers
 //! cargo run --release -p proxrl-store --example bench -- kill     [TIMES]     kill -9 while writing
-//! cargo run --release -p proxrl-store --example bench -- growth   [SAMPLES]   appends and draws, as a store grows to so many
+//! cargo run --release -p proxrl-store --example bench -- growth   [SAMPLES]   appends and reads, as a store grows to so many
 //! ```
 //!
 //! Everything happens in a temporary folder (`TMPDIR` says where), which needs about 1 GB for a million samples. Each
-//! part ends with an error if a row is lost or a check fails; times are printed for the reader to judge.
+//! part ends with an error if a row is lost or a check fails; times are only printed.
 #![expect(clippy::print_stdout, reason = "the numbers are the program's output")]
 
 use proxrl_store::replay::{FillRule, Recent, ReplaySampler, ReplaySource, Stratified};
@@ -27,12 +27,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// A step as the quickstart's larger siblings have it.
+/// Groups of a step, as in configs larger than the quickstart's.
 const GROUPS: usize = 64;
 const SAMPLES: usize = 8;
 /// Samples of a step.
 const ROWS: usize = GROUPS * SAMPLES;
-/// Names the store that a child process is to write to until it is killed.
+/// Environment variable with the store that a child process writes to until it is killed.
 const VICTIM: &str = "PROXRL_STORE_BENCH_VICTIM";
 
 fn main() -> Result<()> {
@@ -101,7 +101,7 @@ fn append(samples: usize) -> Result<()> {
     Ok(())
 }
 
-/// Drawing 64 groups (512 rows) from many samples of 32 tokens, and opening such a store.
+/// Measures the sampling of 64 groups (512 rows) from a store of many samples of 32 tokens, and the opening of it.
 fn draw(samples: usize) -> Result<()> {
     const TOKENS: usize = 32;
     const DRAWS: u64 = 50;
@@ -158,8 +158,8 @@ fn draw(samples: usize) -> Result<()> {
     Ok(())
 }
 
-/// Appends of a step and draws of 64 groups at a thousand stored samples, ten thousand and so on: one JSON object with
-/// the figures by the names that `scripts/bench.py` keeps them under.
+/// Measures appends of a step and the sampling of 64 groups at a thousand stored samples, ten thousand and so on. Prints
+/// one JSON object with the figures, under the names that `scripts/bench.py` keeps them by.
 fn growth(samples: usize) -> Result<()> {
     const TOKENS: usize = 32;
     const TIMES: u64 = 15;
@@ -248,7 +248,7 @@ fn readers(how_long: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Asks until told to stop; says how often.
+/// Queries the store until `done` is set; returns the number of queries.
 fn read_until(path: &Path, run: RunId, done: &AtomicBool, reader: usize) -> Result<u64> {
     let store = Store::open_read_only(&url(path))?;
     let mut asked = 0;
@@ -268,7 +268,7 @@ fn read_until(path: &Path, run: RunId, done: &AtomicBool, reader: usize) -> Resu
     Ok(asked)
 }
 
-/// Kills a writer again and again; after each time the store is whole, and whatever was reported is there.
+/// Kills a writer `times` times. After each kill the store must be whole and hold every reported step.
 fn kill(times: usize) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("victim.db");
@@ -301,7 +301,7 @@ fn kill(times: usize) -> Result<()> {
     Ok(())
 }
 
-/// What the killed process does: appends steps, and says which are done.
+/// The process that is killed: appends steps, and prints the number of each one that is done.
 fn append_forever(path: &Path) -> Result<()> {
     let store = Store::open(&url(path))?;
     let run = store.find_run("bench")?.id;

@@ -1,5 +1,5 @@
 //! Chrome traces: one complete event (`"ph": "X"`) per phase, in microseconds since the start, which `chrome://tracing`
-//! and Perfetto draw one under another.
+//! and Perfetto show one under another.
 
 use super::{PhaseLayer, PhaseSpan};
 use serde_json::{Value, json};

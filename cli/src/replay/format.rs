@@ -28,7 +28,7 @@ impl Format {
         }
     }
 
-    /// The same for rows with much to say, which read better from top to bottom.
+    /// Returns an answer in this format; as a table, each row is listed from top to bottom.
     pub(super) fn render_record(self, table: &Table) -> Result<String> {
         match self {
             Self::Table => Ok(table::record(table)),

@@ -16,7 +16,7 @@ pub(super) struct Import {
     /// The model that computes the log-probabilities: a folder, a .gguf file, a name in the cache or a hub id.
     #[arg(long, value_name = "PATH", required_unless_present = "config", conflicts_with = "config")]
     model: Option<String>,
-    /// A config whose [model] table names it instead.
+    /// A config whose [model] table names the model instead.
     #[arg(long, value_name = "CONFIG")]
     config: Option<PathBuf>,
     /// The name of the run; the file's name by default.

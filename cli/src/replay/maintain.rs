@@ -13,7 +13,7 @@ pub(super) struct Prune {
     /// Remove all but the newest this many steps of each run.
     #[arg(long, value_name = "STEPS")]
     keep_steps: Option<u64>,
-    /// Remove what policy versions below this one drew.
+    /// Remove the samples of policy versions below this one.
     #[arg(long, value_name = "VERSION")]
     below_policy: Option<u64>,
     /// Remove the oldest steps until the store is about this large, as in 500M or 2G.

@@ -10,7 +10,7 @@ use trainer::grading::rescore::rescore;
 /// The options of `rescore`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Rescore {
-    /// A config file; its [[reward]] tables judge, and the rest of it does not matter.
+    /// A config file; its [[reward]] tables grade, and the rest of it is ignored.
     #[arg(long, value_name = "CONFIG")]
     reward: PathBuf,
     /// Only this run, by name or number.

@@ -13,8 +13,8 @@ pub(crate) struct Args {
     /// The store that the jobs are in: `postgres://USER@HOST/DATABASE`, or `sqlite://FILE` on one machine.
     #[arg(long, value_name = "URL")]
     store: String,
-    /// The config of the run: a worker has the same model and adapter, and `[collector.remote]` says how long its leases
-    /// are.
+    /// The config of the run: a worker has the same model and adapter, and `[collector.remote]` sets the length of its
+    /// leases.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Change one key of the config, such as `rollout.engine.max_running=128`; may be given several times.

@@ -1,13 +1,13 @@
-//! Bars for long work on samples. Where standard error is no terminal they draw nothing.
+//! Progress bars for long work on samples. They show nothing if standard error is no terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
 
-/// A bar that is drawn as long as it lives.
+/// A progress bar on standard error, shown until it is dropped.
 pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
-    /// A spinner before `message`, until the work says how much there is to do.
+    /// A spinner before `message`. The first call of [`samples`](Self::samples) makes it a bar.
     pub(crate) fn new(message: impl Into<String>) -> Self {
         let bar = ProgressBar::no_length().with_style(style("{spinner} {wide_msg}")).with_message(message.into());
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -35,7 +35,7 @@ impl Drop for Bar {
     }
 }
 
-/// The style of a template, which must be right.
+/// The style of an indicatif template; a template with a fault gives the default bar.
 pub(super) fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -17,7 +17,7 @@ const WINDOW: usize = 100;
 const WIDEST: usize = 48;
 /// The narrowest that a long text is cut to.
 const NARROWEST: usize = 16;
-/// Terminal columns between two columns: the padding of the left one, and what the style draws.
+/// Terminal columns between two columns: the padding of the left one, and the style's separator.
 const GAP: usize = 2;
 
 /// A heading, a line below it, and rows.
@@ -52,13 +52,13 @@ impl Column {
         }
     }
 
-    /// The width that it would like to have.
+    /// The preferred width, in terminal columns.
     fn width(&self) -> usize {
         let widest = self.cells.iter().map(|cell| cell.width()).max().unwrap_or(0);
         self.name.width().max(if self.numeric { widest } else { widest.min(WIDEST) })
     }
 
-    /// The width that it needs.
+    /// The least width, in terminal columns.
     fn least(&self) -> usize {
         if self.numeric { self.width() } else { self.width().min(NARROWEST.max(self.name.width())) }
     }
@@ -80,7 +80,7 @@ pub(crate) fn text(table: &Table) -> String {
     constants(&constant) + &bands.join("\n")
 }
 
-/// Returns each row as a list of `name  value` lines, with nothing cut: for one row with much to say.
+/// Returns each row as a list of `name  value` lines, with nothing cut: for one row with many or long cells.
 pub(crate) fn record(table: &Table) -> String {
     let width = table.columns.iter().map(|name| name.width()).max().unwrap_or(0);
     let line = |(name, value): (&String, &Value)| {

@@ -22,13 +22,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("cli", &["schema", "model", "rollout", "reward", "store", "trainer", "bench"]),
 ];
 
-/// The rooms that libtorch must not reach, whatever is between.
+/// The rooms that must not depend on libtorch, directly or indirectly.
 const WITHOUT_LIBTORCH: &[&str] = &["schema", "reward", "store"];
 
 /// The front door: the program, and the benchmarks behind one of its verbs, with their own options.
 const FRONT_DOOR: &[&str] = &["bench", "cli"];
 
-/// Crates for the front door: libraries return typed errors and neither parse arguments nor draw.
+/// Crates for the front door: libraries return typed errors and neither parse arguments nor plot.
 const ONLY_IN_FRONT: &[&str] = &["anyhow", "clap", "tracing-subscriber"];
 
 /// Crates of the terminal: they belong to the only room that prints.

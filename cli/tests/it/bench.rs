@@ -1,4 +1,4 @@
-//! `proxrl bench` measures every part and says what it measured. How fast anything is, no test asks.
+//! `proxrl bench` measures every part and reports it. Speeds are not tested.
 
 use crate::support::Sandbox;
 use serde_json::Value;
@@ -6,7 +6,7 @@ use serde_json::Value;
 const NETWORK: &str =
     "model.random={family=\"llama\", hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=64}";
 
-/// A bench of a tiny random network, with these further words.
+/// Arguments of a bench of a tiny random network, with `words` behind the verb.
 fn bench(words: &[&str]) -> Vec<String> {
     let small = ["--set", "model.path=", "--set", NETWORK, "--set", "model.device=cpu", "--repetitions", "2"];
     let sizes =

@@ -38,7 +38,7 @@ pub(crate) fn resolved(path: &Path) -> String {
     resolved
 }
 
-/// The model of each config of a method, and what these tests put in its place.
+/// The model of each config of a method, and the one that replaces it in these tests.
 const MODEL: &str = "path = \"SmolLM2-135M-Instruct.Q4_1.gguf\"";
 const TINY: &str = "device = \"cpu\"
 random = { family = \"llama\", hidden_size = 32, layers = 1, heads = 2, kv_heads = 1, intermediate_size = 64 }";

@@ -1,4 +1,4 @@
-//! Learning from data sets: supervised fine-tuning, reward models, and what is built on them.
+//! Learning from data sets: supervised fine-tuning, reward models, and runs that start from them.
 
 use crate::support::{Done, Sandbox, tiny_model};
 
@@ -50,7 +50,7 @@ fn config(sandbox: &Sandbox, name: &str, steps: u64, tables: &[&str]) {
     sandbox.write(name, format!("steps = {steps}\n\n{}", tables.join("\n")));
 }
 
-/// Trains into the folder `out`; returns the closing table.
+/// Trains into the folder `out`; returns the summary that the run prints at its end.
 fn train(sandbox: &Sandbox, name: &str, out: &str, sets: &[&str]) -> String {
     let mut args = vec!["train", name, "--out", out];
     args.extend(sets.iter().flat_map(|set| ["--set", *set]));

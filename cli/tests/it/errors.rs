@@ -2,7 +2,7 @@
 
 use crate::support::{Sandbox, config};
 
-/// The call must fail with exit code 2, say these words in one line, and leave no new file.
+/// Asserts that the call fails with exit code 2, an error on one line with these words, and no new file.
 fn refused(sandbox: &Sandbox, args: &[&str], words: &[&str]) {
     let before = sandbox.files();
     let done = sandbox.run(args);

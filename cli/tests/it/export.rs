@@ -1,4 +1,4 @@
-//! What is exported answers as the run does.
+//! An exported model answers as the run does.
 
 use crate::support::{Sandbox, config};
 use serde_json::Value;

@@ -1,10 +1,10 @@
-//! Guards through the program: what each action does to a run, and that a killed run meets the same alarms again.
+//! Guards through the program: the effect of each action on a run, and the same alarms after a kill and a resume.
 
 use crate::resume::{kill_when_logged, samples};
 use crate::support::{Sandbox, config};
 use serde_json::Value;
 
-/// No tiny network's entropy reaches this floor: an alarm in every second step.
+/// An entropy floor that no tiny network reaches: an alarm in every second step.
 const FLOOR: [&str; 2] = ["guard.entropy_floor.limit=100.0", "guard.entropy_floor.window=2"];
 
 fn run(sandbox: &Sandbox, sets: &[&str]) -> crate::support::Done {

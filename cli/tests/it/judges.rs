@@ -1,4 +1,5 @@
-//! Judges: whoever compares, pairs are learned from, stored, and compared with other policies; failures teach nothing.
+//! Judges: with each kind of judge, comparisons are learned from and stored, and policies are compared; a failed
+//! comparison teaches nothing.
 
 use crate::support::{Sandbox, tiny_model, tiny_sums};
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ fn rollout(group_size: usize) -> String {
     format!("[rollout]\nprompts_per_step = 8\ngroup_size = {group_size}\nmax_new_tokens = 8\n")
 }
 
-/// What is measured, and what no judge of these tests agrees with: answers without digits are good.
+/// The measured reward, which every judge of these tests contradicts: answers without digits are good.
 const PLAIN: &str =
     "[[reward]]\nname = \"plain\"\nrule.regex = { pattern = \"[0-9]\", matched = 0.0, unmatched = 1.0 }\n";
 
@@ -192,7 +193,7 @@ fn a_judge_that_fails_teaches_nothing_and_stops_nothing() {
         let rows = sandbox.metrics("run");
         for row in &rows {
             assert_eq!(number(row, "judge/comparisons") + number(row, "updates/taken"), 0.0, "{row}");
-            // Only pairs of one text, which draw unasked, are no failures; they teach nothing either.
+            // Only pairs of equal texts, which are ties without a request, are no failures; they teach nothing either.
             assert_eq!(number(row, "judge/unjudged_fraction"), 1.0, "{row}");
         }
         let failed = sandbox.query("SELECT DISTINCT win, status FROM comparisons");
@@ -224,7 +225,7 @@ fn a_preference_model_knows_circles_and_judges() {
     assert!(learn("reward_model", "numbers") <= 0.7);
     assert_eq!(learn("preference_model", "pairs"), 1.0);
 
-    // As judges both compare what a policy draws; one is antisymmetric by construction, the other by its numbers.
+    // As judges both compare samples of a policy; one is antisymmetric by construction, the other by its numbers.
     for (path, temperature) in [("pairs", 1.0), ("numbers", 0.5)] {
         let judge = format!("[judge]\nmodel = {{ path = \"{path}\" }}\ntemperature = {temperature}\n");
         train(&sandbox, 2, &[&rollout(2), &judge, "[algorithm.online_ipo]"]);
@@ -292,7 +293,7 @@ fn answers_are_compared_with_those_of_other_policies() {
     assert!(number(&base, "eval_win_rate/better") > 0.5, "digits are bad here: {base}");
 }
 
-/// A config whose rewards like what the judge of the others does not.
+/// A config whose reward prefers the answers that the judge of the others rejects.
 fn text_with_reward(sandbox: &Sandbox) -> String {
     let text = format!("steps = 1\n{COMMON}\n{}{PLAIN}[evaluate]\nsamples = 4\n[algorithm.grpo]\n", rollout(4));
     sandbox.write("rewarded.toml", text).display().to_string()

@@ -1,4 +1,4 @@
-//! What must work for a user: a tiny run learns, whatever the seed, and every verb finds what it left behind.
+//! The first run of a user: a tiny run learns on every seed, and every verb works on the files that it leaves.
 
 use crate::support::{Sandbox, config};
 

@@ -1,10 +1,10 @@
 //! Every policy-gradient method learns, whatever the seed, with the settings of its own config; and curves of several
-//! runs can be drawn into one picture.
+//! runs can be plotted in one picture.
 
 use crate::support::{Sandbox, config};
 use serde_json::Value;
 
-/// `configs/tiny.toml`, a little shorter, with the `[algorithm.…]` table of another config in place of its own.
+/// `configs/tiny.toml`, a little shorter, with the `[algorithm.…]` table of another config instead of its own.
 fn tiny_with(method: &str) -> String {
     let read = |name: &str| std::fs::read_to_string(config(name)).unwrap();
     let table = |text: &str| {
@@ -35,7 +35,7 @@ fn number(row: &Value, key: &str) -> f64 {
     row[key].as_f64().unwrap_or_else(|| panic!("no {key} in {row}"))
 }
 
-/// With the settings of its config, and these on top of them.
+/// Asserts that a method learns on three seeds, with the settings of its config and these changes.
 fn learns_with(method: &str, sets: &[&str]) {
     for seed in 0..3 {
         let seed = format!("seed={seed}");
@@ -215,7 +215,7 @@ fn methods_are_compared_on_one_page() {
     };
     assert_eq!(compare().matches("+ ").count(), 4);
     let page = std::fs::read_to_string(sandbox.path("docs/methods.md")).unwrap();
-    // Four steps of 32 samples; two steps of DAPO draw at least 64.
+    // Four steps of 32 samples; two steps of DAPO sample at least 64.
     let budget = (0..2).map(|seed| sandbox.metrics(&format!("runs/compare/dapo-{seed}")).remove(1));
     let budget = budget.map(|row| number(&row, "num_samples")).fold(128.0, f64::min);
     for words in ["| rloo | ", "| dapo | ", "±", "--seeds 0 1", &format!("{budget} samples |"), "methods-seconds.svg"]

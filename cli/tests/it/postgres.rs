@@ -1,4 +1,4 @@
-//! The store on a server, as a user has it: training, resuming, asking, and moving a file there.
+//! The store on a `PostgreSQL` server: training, resuming, queries, and the migration of a file to it.
 
 use crate::cluster::{Cluster, new_place};
 use crate::support::{Sandbox, config};

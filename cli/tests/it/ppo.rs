@@ -3,7 +3,7 @@
 use crate::resume::{kill_when_logged, samples};
 use crate::support::{Sandbox, config};
 
-/// A folder with the tiny config, PPO in place of GRPO.
+/// A folder with the tiny config, PPO instead of GRPO.
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
     let text = std::fs::read_to_string(config("tiny.toml")).unwrap();

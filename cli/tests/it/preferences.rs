@@ -13,7 +13,7 @@ rejected = \"no idea\"
 prompts_per_step = 8
 ";
 
-/// Pairs that the policy draws, of which the one with more digits is better.
+/// Pairs of the policy's samples; the answer with more digits is better.
 const DRAWN: &str = "
 [rollout]
 prompts_per_step = 8
@@ -100,7 +100,7 @@ fn every_online_method_draws_pairs_and_learns_from_them() {
         let mean = |rows: &[Value]| rows.iter().map(|row| number(row, "reward")).sum::<f64>() / rows.len() as f64;
         let (first, last) = (mean(&rows[..6]), mean(&rows[24..]));
         assert!(last > first + 0.15, "{algorithm}: {first} to {last}");
-        // Each sample of an opponent is kept beside those of the policy, under the policy that drew it.
+        // Each sample of an opponent is kept beside those of the policy, under the policy that sampled it.
         let opponent = rows[0]["opponent/reward"].is_number();
         let groups = if opponent { 2 } else { 1 };
         assert_eq!(sandbox.query("SELECT count(*) AS n FROM samples")[0]["n"], groups * 30 * 8 * 4, "{algorithm}");

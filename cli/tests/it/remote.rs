@@ -1,4 +1,4 @@
-//! Workers draw what trainers ask for, whoever dies when; on a file, and on a server.
+//! Workers sample for trainers, on a file and on a server; each job is done once, whichever process dies.
 
 use crate::cluster::{Cluster, new_place};
 use crate::support::{Sandbox, config};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 const FILE: &str = "sqlite://proxrl.db";
 
-/// What `remote.toml` is changed to: a store, and short leases.
+/// Changes to `remote.toml`: a store, and short leases.
 struct Setting {
     url: String,
     staleness: u64,
@@ -90,7 +90,7 @@ fn each_once(sandbox: &Sandbox, url: &str, steps: u64) {
     assert!(checks.iter().all(|row| row["wrong"] == 0), "{verified}");
 }
 
-/// Two workers in the place of the trainer: the samples are those that it would have drawn.
+/// Two workers sample instead of the trainer: the samples are those that it would have produced.
 fn two_workers_draw_what_the_trainer_would_have(url: &str) {
     let alone = Sandbox::new();
     alone.ok(&["train", &config("tiny.toml"), "--set", "steps=6", "--set", "checkpoint.every=3", "--out", "run"]);
@@ -215,7 +215,7 @@ fn workers_draw_ahead_within_the_bound() {
     assert!(0 <= least && (1..=2).contains(&most), "{ages:?}");
     let metrics = sandbox.metrics("run");
     assert!(metrics.iter().any(|step| step["sampling/staleness_max"].as_f64().unwrap() > 0.0));
-    // What a policy drew carries its hash: each version has one.
+    // The samples of a policy carry its hash: each version has one.
     let hashes = query(&sandbox, FILE, "SELECT version FROM policies GROUP BY version HAVING COUNT(DISTINCT hash) > 1");
     assert!(hashes.is_empty(), "{hashes:?}");
 }

@@ -1,4 +1,4 @@
-//! Asking the store, and keeping it in order, as a user does.
+//! Queries and maintenance of the store through `proxrl replay`.
 
 use crate::support::{Sandbox, config};
 use serde_json::Value;
@@ -15,7 +15,7 @@ fn json(sandbox: &Sandbox, args: &[&str]) -> Vec<Value> {
     serde_json::from_str(&sandbox.ok(&args)).unwrap()
 }
 
-/// A config whose reward is another one than the tiny run's.
+/// A config with another reward than the tiny run's.
 pub(crate) const OTHER_REWARD: &str = "steps = 1\n[[reward]]\nname = \"brief\"\nrule.length = { target = 3 }\n";
 
 #[test]
@@ -112,7 +112,7 @@ fn a_second_judgement_of_the_same_samples() {
 
 #[test]
 fn what_a_run_exports_comes_back_with_the_same_logprobs() {
-    // The first step is drawn by the untouched model, which is what computes the log-probabilities of an import.
+    // The first step is sampled from the untouched model, which also computes the log-probabilities of an import.
     let sandbox = sandbox_with_run(1);
     sandbox.ok(&["replay", "export", "samples.jsonl", "--where", "step = 1"]);
     let tiny = config("tiny.toml");
@@ -143,7 +143,7 @@ fn long_work_draws_a_bar_on_a_terminal_alone() {
     let tiny = config("tiny.toml");
     let rescore = ["replay", "rescore", "--reward", "brief.toml"];
     let import = ["replay", "import", "samples.jsonl", "--config", &tiny];
-    // Two steps of 32 samples are judged; one of them is imported.
+    // Two steps of 32 samples are graded; one of them is imported.
     for (args, message, all) in [(&rescore[..], "judging", "64/64"), (&import, "importing", "32/32")] {
         let shown = sandbox.ok_in_terminal(args);
         assert!(shown.contains(message) && shown.contains(all), "{args:?}: {shown:?}");

@@ -1,10 +1,10 @@
-//! Learning from old samples: what comes back, what it is made of, and that a killed run draws the same again.
+//! Learning from old samples: which groups come back, with which rows, and that a killed run samples the same again.
 
 use crate::support::{Sandbox, config};
 use serde_json::Value;
 use std::collections::HashSet;
 
-/// The tiny config with another algorithm, written into the sandbox.
+/// Writes the tiny config with another algorithm into the sandbox.
 fn tiny(sandbox: &Sandbox, algorithm: &str) {
     let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
     sandbox.write("config.toml", text.replace("[algorithm.grpo]", algorithm));
@@ -51,7 +51,7 @@ fn old_groups_take_the_place_of_fresh_ones_until_the_reincarnation() {
     for row in &rows[5..] {
         assert!(row["replay/groups"].is_null() && number(row, "updates/taken") <= 1.0, "{row}");
     }
-    // The table of samples and the metrics agree about what was drawn.
+    // The table of samples and the metrics agree about the number of samples.
     let drawn = sandbox.query("SELECT COUNT(*) AS n FROM samples")[0]["n"].as_u64().unwrap();
     assert_eq!(number(&rows[7], "num_samples") as u64, drawn);
     assert_eq!(sandbox.summary("run")["samples"].as_u64().unwrap(), drawn);
@@ -349,7 +349,7 @@ fn props_learns_resumes_and_goes_with_remix() {
     assert!(rows.iter().all(|row| row["behavior/sampling_error"].is_number()));
     let again = Sandbox::new();
     props(&again, "adapts = 'adapter'", &["steps=2", "checkpoint.every=1"]);
-    // The step after the checkpoint was drawn, but not learned from, when the run ended.
+    // The step after the checkpoint was sampled, but not learned from, when the run ended.
     std::fs::remove_dir_all(again.path("run/checkpoints/step_2")).unwrap();
     again.ok(&["train", "--resume", "run", "--set", "steps=3"]);
     assert_eq!(again.metrics("run"), rows);

@@ -1,4 +1,4 @@
-//! `proxrl rollout serve`, as its clients see it.
+//! `proxrl rollout serve` over HTTP, as clients of OpenAI's API use it.
 
 mod client;
 mod fuzz;

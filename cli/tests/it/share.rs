@@ -9,7 +9,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Child;
 use std::sync::{Arc, Mutex};
 
-/// A run of the tiny network that shares what it has at `url`, and keeps its samples where every sandbox finds them.
+/// Trains the tiny network. The run shares its adapters and checkpoints at `url`, and its store is a file that all
+/// sandboxes reach.
 fn train(sandbox: &Sandbox, url: &str, sets: &[&str]) {
     let (share, store) = (format!("share.url={url}"), store_of(sandbox));
     let mut args = vec!["train", "", "--out", "run", "--set", &share, "--set", &store];
@@ -185,7 +186,7 @@ impl Bucket {
         Self { objects, address }
     }
 
-    /// A sandbox whose environment logs in there.
+    /// A sandbox whose environment has this bucket's address and credentials.
     fn sandbox(&self) -> Sandbox {
         Sandbox::machine(&[
             ("AWS_ENDPOINT", &self.address),
@@ -248,7 +249,7 @@ fn answer(stream: &TcpStream, objects: &Mutex<BTreeMap<String, Vec<u8>>>) -> Opt
     stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&content)).ok()
 }
 
-/// What lies right below the prefix that the question names.
+/// The objects and folders directly below the prefix that the query string names.
 fn listing(objects: &BTreeMap<String, Vec<u8>>, question: &str) -> String {
     let prefix = question.split('&').find_map(|part| part.strip_prefix("prefix=")).unwrap_or_default();
     let prefix = prefix.replace("%2F", "/");

@@ -7,7 +7,7 @@ fn tiny() -> String {
     fs::read_to_string(config("tiny.toml")).unwrap()
 }
 
-/// The tiny config with other constraints in the place of its soft threshold.
+/// The tiny config with other constraints instead of its soft threshold.
 fn with_prox(tables: &str) -> String {
     let text = tiny();
     let start = text.find("[prox.soft_threshold]").unwrap();

@@ -1,4 +1,4 @@
-//! Runs the program as a user would, in a folder of its own.
+//! Runs of the program as a user starts it, in a folder of their own.
 
 use serde_json::Value;
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use tempfile::TempDir;
 
-/// The head of a config: a network that learns in seconds, with an adapter. Constants can be made of it.
+/// The head of a config: a network that learns in seconds, with an adapter. A macro, so that `concat!` takes it.
 macro_rules! tiny_model {
     () => {
         "[model]
@@ -23,7 +23,7 @@ alpha = 16
 }
 pub(crate) use tiny_model;
 
-/// Goes on where [`tiny_model`] ends: sums up to 6 for it to answer.
+/// The prompts of a config after [`tiny_model`]: sums up to 6.
 macro_rules! tiny_sums {
     () => {
         "
@@ -39,11 +39,11 @@ pub(crate) use tiny_sums;
 /// A fresh folder to run the program in.
 pub(crate) struct Sandbox {
     folder: Rc<TempDir>,
-    /// What the program finds in its environment besides.
+    /// Further variables in the program's environment, as name and value.
     environment: Vec<(String, String)>,
 }
 
-/// How a call ended.
+/// Exit code and output of a call of the program; the code is `None` after a signal.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) code: Option<i32>,
@@ -56,14 +56,14 @@ impl Sandbox {
         Self { folder: Rc::new(tempfile::tempdir().unwrap()), environment: Vec::new() }
     }
 
-    /// The same as another machine would be: with a cache of its own and these variables in the environment.
+    /// A sandbox like another machine: with a cache of its own and these variables in the environment.
     pub(crate) fn machine(environment: &[(&str, &str)]) -> Self {
         let sandbox = Self::new();
         let cache = sandbox.path("cache").display().to_string();
         sandbox.with(&[("PROXRL_CACHE", &cache)]).with(environment)
     }
 
-    /// The same folder, where the program finds these variables too.
+    /// A sandbox in the same folder, with these further variables in the environment.
     pub(crate) fn with(&self, environment: &[(&str, &str)]) -> Self {
         let mut all = self.environment.clone();
         all.extend(environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -115,7 +115,7 @@ impl Sandbox {
         }
     }
 
-    /// Runs what must succeed; returns what it printed.
+    /// Runs a call that must succeed; returns its standard output.
     pub(crate) fn ok(&self, args: &[&str]) -> String {
         let done = self.run(args);
         assert_eq!(done.code, Some(0), "{args:?}\n{}\n{}", done.stdout, done.stderr);
@@ -142,7 +142,7 @@ impl Sandbox {
         }
     }
 
-    /// Runs what must succeed with a terminal for its standard error; returns what it showed there.
+    /// Runs a call that must succeed, with a terminal as its standard error; returns the text shown there.
     pub(crate) fn ok_in_terminal(&self, args: &[&str]) -> String {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -165,7 +165,7 @@ impl Sandbox {
         self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
-    /// Begins a call whose output can be read while it runs; what it says about errors goes into the file `stderr`.
+    /// Begins a call whose output can be read while it runs; its standard error goes to the file `stderr`.
     pub(crate) fn start_speaking(&self, args: &[&str]) -> Child {
         let stderr = fs::File::create(self.path("stderr")).unwrap();
         self.command(args).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap()
@@ -176,7 +176,7 @@ impl Sandbox {
         serde_json::from_str(&self.ok(&["replay", "query", "--format", "json", "--", sql])).unwrap()
     }
 
-    /// The lines of a run's `metrics.jsonl`, without what depends on the clock and the machine.
+    /// The lines of a run's `metrics.jsonl`, without the keys that depend on the clock and the machine.
     pub(crate) fn metrics(&self, run: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let measured = |key: &str| key.starts_with("time/") || key.starts_with("perf/") || key == "step_time";

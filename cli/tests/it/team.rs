@@ -61,7 +61,7 @@ mod together {
     #[test]
     fn two_processes_learn_what_one_does() {
         let tiny = config("tiny.toml");
-        // One step: later ones would draw by policies that differ in the last digits.
+        // One step: later ones would sample from policies that differ in the last digits.
         let sets = ["steps=1", "checkpoint.every=1", "rollout.prompts_per_step=5", "algorithm.grpo.beta=0.1"];
         let alone = Sandbox::new();
         alone.ok(&train(&tiny, &sets));

@@ -1,6 +1,6 @@
 //! The house's rules that a search can check: each finding names file and line, and what to do.
 //!
-//! What clippy or rustfmt can check is theirs (`clippy.toml`, `[workspace.lints]`, `.ci/run`).
+//! Rules that clippy or rustfmt can check are left to them (`clippy.toml`, `[workspace.lints]`, `.ci/run`).
 
 mod language;
 
@@ -199,7 +199,7 @@ struct Line<'a> {
     number: usize,
     /// The line without its comment.
     code: &'a str,
-    /// Whether this line is part of a test.
+    /// True if this line is part of a test.
     test: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Questions: views, reports, SQL and exported files.
+//! Queries: views, reports, SQL and exported files.
 
 use super::{begin, count, group, is_postgres, new_store, one, realistic_step, rich_groups};
 use crate::{Error, RunStatus, SampleId, Selection, Store, Table, Value};

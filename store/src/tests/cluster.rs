@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Set where the server's programs must be there, so that a test which needs them fails rather than being skipped.
+/// Environment variable that demands the server's programs: a test that needs them then fails instead of being skipped.
 const REQUIRED: &str = "PROXRL_REQUIRE_POSTGRES";
 
 /// A running server.
@@ -20,7 +20,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a server. Where its programs are not installed, says so and gives none.
+    /// Starts a server; `None`, with a message, if its programs are not installed.
     pub(crate) fn start() -> Option<Self> {
         let Some(programs) = programs() else {
             let skipped = "skipped: there are no PostgreSQL server programs; install Debian's `postgresql` to run it";
@@ -96,7 +96,7 @@ fn psql(programs: &Path, url: &str, sql: &str) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// The folder of the newest server's programs: on the path, or where Debian has them.
+/// The folder of the newest server's programs: on the path, or in Debian's folder for them.
 fn programs() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -108,7 +108,8 @@ fn programs() -> Option<PathBuf> {
     folders.into_iter().find(|folder| ["initdb", "postgres", "psql"].iter().all(|it| folder.join(it).exists()))
 }
 
-/// Whom root starts the server as: Debian's own user for it, or else nobody. Others start it as themselves.
+/// User and group ids that root starts the server under: Debian's user for it, or the unprivileged system user. `None`
+/// for all other users, who start it under their own ids.
 fn unprivileged() -> Option<(u32, u32)> {
     let number = |args: &[&str]| -> Option<u32> {
         let output = Command::new("id").args(args).output().ok()?;

@@ -27,7 +27,7 @@ fn killed_while_writing() {
         let found = store.verify().unwrap();
         assert!(found.is_sound(), "{}", found.checks);
         let steps = count(&store, "steps");
-        // What was reported as appended is there; at most the step in flight may be there besides.
+        // Every step reported as appended is there; at most the step in flight may be there besides.
         assert!(
             (appended + 1..=appended + 2).contains(&(steps as u64)),
             "{steps} steps, {appended} was the last reported"

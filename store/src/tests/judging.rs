@@ -1,10 +1,10 @@
-//! Judging again, ranking, comparing and auditing.
+//! Later scorings, and the reports that rank, compare and audit samples.
 
 use super::{begin, group, new_store, realistic_step, sample, verdict};
 use crate::{End, Ranking, RunId, SampleId, Scoring, Store, Table, Value};
 use schema::{Finish, GradedGroup, Group, PolicyVersion, Prompt, SamplerSettings};
 
-/// One step of two groups, judged once more with other rewards. Returns the scoring's number.
+/// Appends one step of two groups, one of which is graded once more with other rewards. Returns the scoring's number.
 fn judged_twice(store: &Store) -> i64 {
     let run = begin(store, "twice");
     let groups = [group("a", 0, &[Some(0.0), Some(1.0)]), group("b", 0, &[Some(1.0), None])];
@@ -32,7 +32,7 @@ fn every_question_means_the_scoring_it_was_asked_under() {
     assert_eq!(rewards(&open(Scoring::Number(scoring))), again);
     assert_eq!(rewards(&open(Scoring::Latest)), training);
     store.finish_scoring(scoring).unwrap();
-    // Samples that were not judged again keep what training saw.
+    // Samples that were not graded again keep the rewards of training.
     assert_eq!(rewards(&open(Scoring::Latest)), "reward\r\n3\r\n2\r\n1\r\n\r\n");
     let latest = open(Scoring::Latest);
     assert_eq!(
@@ -44,7 +44,7 @@ fn every_question_means_the_scoring_it_was_asked_under() {
     let column = stats.columns.iter().position(|name| name == "reward_mean").unwrap();
     assert_eq!(stats.rows[0][column], Value::Real(2.0));
     assert_eq!(latest.groups(&[crate::GroupId(1)]).unwrap()[0].scored.rewards(), [Some(3.0), Some(2.0)]);
-    // What resumes a run is what training saw, whoever asks.
+    // A resumed run reads the rewards of training under every scoring.
     assert_eq!(latest.step_groups(RunId(1), 1).unwrap().unwrap()[0].scored.rewards(), [Some(0.0), Some(1.0)]);
     // Other handles saw nothing of it, and it still cannot write.
     assert_eq!(rewards(&store), training);

@@ -1,11 +1,11 @@
-//! The store in order: what is broken is named, what is pruned is gone, and what is needed stays.
+//! Maintenance: `verify` names broken rows, `prune` removes old steps and keeps those that a run needs.
 
 use super::{begin, count, execute, group, is_postgres, new_store, realistic_step, rich_groups};
 use crate::replay::{ReplaySampler, ReplaySource};
 use crate::{Error, Prune, RunId, RunStatus, Store, Value};
 use schema::Seed;
 
-/// Does to a store what its engine would not allow.
+/// Runs a statement with the engine's constraints switched off.
 fn spoil(store: &Store, sql: &str) {
     let sql = if is_postgres() {
         let sql = sql.replace("x'00'", "'\\x00'").replace("zeroblob(36)", "decode(repeat('00', 36), 'hex')");
@@ -16,7 +16,7 @@ fn spoil(store: &Store, sql: &str) {
     execute(store, sql);
 }
 
-/// What is wrong: check and rows.
+/// The failed checks of `verify`, each with the rows at fault.
 fn wrong(store: &Store) -> Vec<(String, String)> {
     let text = |value: &Value| match value {
         Value::Text(text) => text.clone(),
@@ -156,7 +156,7 @@ fn a_run_that_may_go_on_keeps_what_it_needs() {
 fn versions_sizes_and_runs_choose_too() {
     let (_folder, store) = new_store();
     let (one, two) = (finished(&store, "one", 6), finished(&store, "two", 6));
-    // The samples of step n were drawn by version n.
+    // The samples of step n come from version n.
     let versions = Prune { run: Some(two), below_policy: Some(5), ..Prune::default() };
     assert_eq!(store.prune(&versions).unwrap().steps, 4);
     assert_eq!((steps_left(&store, one).len(), steps_left(&store, two)), (6, vec![5, 6]));

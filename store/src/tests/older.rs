@@ -121,7 +121,7 @@ fn bringing_a_store_up_to_date_keeps_every_verdict_on_either_engine() {
                 comparison(Rival::Opponent(0), Grade::Value(1.0 / 3.0)),
             ],
         },
-        // Rewards from before there were judges may have had such names.
+        // Rewards of versions without judges may have had such names.
         Verdict::of_rewards(vec![part("exact", 1.0, Grade::Value(0.5)), part("beats_1", 0.0, Grade::Value(2.0))]),
         Verdict::of_rewards(vec![
             part("beats_2", 1.0, Grade::Value(0.5)),

@@ -1,10 +1,10 @@
-//! What may be opened, and what is said about the rest.
+//! Opening a store: the URLs and files that are accepted, and the errors for the others.
 
 use super::{begin, execute, new_store, rich_groups, url};
 use crate::{Error, RunId, Store};
 use std::fs;
 
-/// Whatever the cause, the user reads one line that has no full stop at its end, and nothing on the disk changes.
+/// Asserts an error of one line, without a full stop at its end, that contains `part`.
 fn refused(error: &Error, part: &str) {
     let text = error.to_string();
     assert!(text.contains(part), "{text}");

@@ -1,4 +1,4 @@
-//! Jobs: each is done once, whoever dies when.
+//! Jobs: each is done once, whichever process dies.
 
 use super::{begin, count, group, new_run, new_store, one};
 use crate::{Error, Lease, NewJob, RunId, RunStatus, Store, Value};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const MODEL: &str = "abc";
 const LONG: Duration = Duration::from_secs(50);
 
-/// Names the store to a worker that will be killed.
+/// Environment variable with the store's URL for a worker that will be killed.
 const CHILD: &str = "PROXRL_STORE_TEST_WORKER";
 
 fn jobs(count: usize) -> Vec<NewJob> {
@@ -19,7 +19,7 @@ fn jobs(count: usize) -> Vec<NewJob> {
     (0..count).map(job).collect()
 }
 
-/// What a job draws: a question of its own.
+/// The group that a worker samples for a job: its question names the job.
 fn drawn(lease: &Lease) -> Vec<Group> {
     vec![group(&format!("question {} of step {}", lease.place, lease.step), 0, &[None, None]).group().clone()]
 }
@@ -75,7 +75,7 @@ fn what_a_job_drew_comes_with_its_end_and_is_judged_later() {
     }
     assert_eq!((count(&store, "samples"), count(&store, "rewards"), done(&store, run, 1)), (4, 0, 2));
     assert!(store.verify().unwrap().is_sound(), "{}", store.verify().unwrap().checks);
-    // The step is not collected yet, and what is drawn waits for it.
+    // The step is not collected yet, and the finished groups wait for it.
     assert_eq!(store.step_groups(run, 1).unwrap(), None);
     let groups = store.drawn(run, 1, 0..2).unwrap();
     assert_eq!(groups[1].prompt.question(), "question 1 of step 1");
@@ -86,12 +86,12 @@ fn what_a_job_drew_comes_with_its_end_and_is_judged_later() {
         .zip([0.0, 1.0])
         .map(|(group, reward)| schema::GradedGroup::new(group, verdicts(reward)).unwrap())
         .collect();
-    // Samples that are not what the workers drew are not taken for them.
+    // Other samples than the workers' are not accepted in their stead.
     let mut other = scored.clone();
     other[0] = group("question 0 of step 1", 0, &[Some(1.0), Some(1.0)]);
     assert!(matches!(store.append_step(run, 1, &other, None).unwrap_err(), Error::AskedOtherwise { .. }));
     assert!(matches!(store.append_step(run, 1, &scored[..1], None).unwrap_err(), Error::AskedOtherwise { .. }));
-    // A group that no worker drew is appended beside them.
+    // A group of no worker is appended beside them.
     let own = group("drawn here", 0, &[Some(1.0)]);
     let all: Vec<schema::GradedGroup> = scored.into_iter().chain([own]).collect();
     store.append_step(run, 1, &all, Some("step_0")).unwrap();
@@ -134,7 +134,7 @@ fn a_lease_that_is_extended_lasts_and_one_that_is_given_back_does_not() {
     assert_eq!(claim(&store, "b", LONG), None);
     store.release(&lease).unwrap();
     assert_eq!(claim(&store, "b", LONG).unwrap().attempt, 2);
-    // A lease that is over but was not taken by anybody still counts.
+    // An expired lease that no other worker has taken still counts.
     assert!(!store.finish_job(&lease, &drawn(&lease)).unwrap());
 }
 
@@ -184,7 +184,7 @@ fn a_policy_that_is_made_anew_takes_its_number() {
     let leases: Vec<Lease> = (0..3).map(|_| claim(&store, "a", LONG).unwrap()).collect();
     assert!(store.finish_job(&leases[0], &drawn_by(&leases[0], "first")).unwrap());
     publish("second");
-    // What the first one draws from now on is refused, and its job is there for others at once.
+    // Later samples of the first one are refused, and its job is free for others at once.
     assert!(!store.finish_job(&leases[1], &drawn_by(&leases[1], "first")).unwrap());
     let again = claim(&store, "b", LONG).unwrap();
     assert_eq!((again.job, again.attempt), (leases[1].job, 2));
@@ -241,7 +241,7 @@ fn work_forever(url: &str, name: &str) -> ! {
         match store.claim(name, MODEL, None, Duration::from_millis(400)).unwrap() {
             Some(lease) => {
                 std::thread::sleep(Duration::from_millis(10));
-                // A lost job is another one's.
+                // A lost job belongs to another worker.
                 store.finish_job(&lease, &drawn(&lease)).unwrap();
             }
             None => store.wait_for_jobs(Duration::from_millis(100)).unwrap(),

@@ -1,4 +1,4 @@
-//! Drawing old groups.
+//! Sampling of old groups: rules, ages, and the rewards of a scoring.
 
 use super::{begin, group, new_store, realistic_step};
 use crate::replay::{self, Ages, FillRule, Recent, ReplaySampler, ReplaySource, Stratified};
@@ -206,7 +206,7 @@ fn a_source_hands_out_the_scoring_that_was_asked_for() {
     };
     assert_eq!(rewards(Scoring::Training), [Some(0.0), Some(0.0)]);
     assert_eq!(rewards(Scoring::Number(again)), [Some(0.0), Some(1.0)]);
-    // An unfinished scoring is nobody's latest.
+    // An unfinished scoring does not count as the latest.
     assert_eq!(rewards(Scoring::Latest), [Some(0.0), Some(0.0)]);
     store.finish_scoring(again).unwrap();
     assert_eq!(rewards(Scoring::Latest), [Some(0.0), Some(1.0)]);

@@ -1,4 +1,4 @@
-//! What is appended comes back bit for bit, and only once.
+//! Round trips: appended groups come back bit for bit, and only once.
 
 use super::{begin, count, group, new_run, new_store, rich_groups, step_groups};
 use crate::{Error, RunStatus};

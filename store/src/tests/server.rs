@@ -1,4 +1,4 @@
-//! What may be opened on a server, and what is said about the rest. On `SQLite` there is nothing to do here.
+//! Opening a store on a server, and the errors of a failure. On `SQLite` these tests do nothing.
 
 use super::{begin, execute, is_postgres, new_place, new_store, realistic_step};
 use crate::{Error, Store};

@@ -53,7 +53,7 @@ impl Daemon {
         Client::connect(&self.address, &self.token)
     }
 
-    /// Asks once, in a connection of its own.
+    /// Sends one request, in a connection of its own.
     pub(super) fn post(&self, path: &str, body: &Value) -> Answer {
         self.client().post(path, body)
     }
@@ -94,17 +94,17 @@ impl Drop for Daemon {
     }
 }
 
-/// A connection that is kept.
+/// A connection that is kept alive between requests.
 pub(super) struct Client {
     stream: BufReader<TcpStream>,
     token: String,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
-    /// In lower case.
+    /// The header lines, in lower case.
     pub(super) headers: String,
     pub(super) body: Vec<u8>,
 }
@@ -205,7 +205,7 @@ impl Client {
         text
     }
 
-    /// Status and headers.
+    /// Reads the status and the headers of a response.
     fn head(&mut self) -> (u16, String) {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const BODIES: u64 = 10_000;
 const THREADS: u64 = 4;
 
-/// What only the victim's requests and answers hold.
+/// Text that occurs in the victim's requests and answers alone.
 const SECRET: &str = "SECRET-7f3a";
 
 #[test]
@@ -50,7 +50,7 @@ fn ten_thousand_malformed_bodies_neither_end_the_daemon_nor_show_what_others_ask
     daemon.await_metric("proxrl_running_samples", 0.0);
 }
 
-/// Sends the body with this number; whether it was refused. Anything but an orderly answer fails the test.
+/// Sends the body with this number; returns true if it was refused. Anything but an orderly answer fails the test.
 fn refuses(client: &mut Client, number: u64, secret_text: &str) -> bool {
     let dice = Dice { seed: Seed::new(11).at(number), rolled: 0.into() };
     let (path, body) = malformed(&dice);
@@ -68,7 +68,7 @@ fn refuses(client: &mut Client, number: u64, secret_text: &str) -> bool {
     true
 }
 
-/// Draws with an address: the body of a number is always the same.
+/// Random numbers with an address: the body of a number is always the same.
 struct Dice {
     seed: Seed,
     rolled: std::cell::Cell<u64>,

@@ -15,7 +15,7 @@ const CLEAN: &[&str] = &[];
 /// The areas beside the rooms: folders, and the files at the top of the checkout.
 const OTHER_AREAS: [&str; 4] = ["configs", "docs", "scripts", "root"];
 
-/// First words of a doc that asks a question instead of naming its thing.
+/// First words of a doc that asks a question and does not name its thing.
 const QUESTION_WORDS: [&str; 10] = [
     concat!("Wh", "at"),
     concat!("Wh", "o"),
