@@ -224,10 +224,18 @@ mod tests {
         assert!(error.to_string().starts_with("chat template, line 2: "), "{error}");
     }
 
+    /// The formats of one call show one moment, so they must agree, whatever the clock says.
     #[test]
-    fn the_date_has_the_asked_form() {
-        let year = render("{{ strftime_now('%Y') }}", &[]).unwrap();
-        assert!(year.len() == 4 && year.parse::<u32>().unwrap() >= 2026, "{year}");
+    fn strftime_now_shows_the_same_date_in_each_asked_format() {
+        const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+        let text = render("{{ strftime_now('%Y-%m-%d|%F|%d %b %Y|100%%') }}", &[]).unwrap();
+        let parts: Vec<&str> = text.split('|').collect();
+        assert_eq!((parts.len(), parts[0], parts[3]), (4, parts[1], "100%"), "{text}");
+        let date: Vec<&str> = parts[0].split('-').collect();
+        assert_eq!(date.iter().map(|part| part.len()).collect::<Vec<_>>(), [4, 2, 2], "{text}");
+        let (month, day) = (date[1].parse::<usize>().unwrap(), date[2].parse::<usize>().unwrap());
+        assert!((1..=31).contains(&day), "{text}");
+        assert_eq!(parts[2], format!("{} {} {}", date[2], MONTHS[month - 1], date[0]));
     }
 
     proptest! {

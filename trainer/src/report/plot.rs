@@ -413,11 +413,21 @@ mod tests {
     }
 
     #[test]
-    fn one_point_equal_values_and_huge_values_can_be_drawn() {
-        for points in [vec![(1.0, 0.5)], vec![(1.0, 0.0), (2.0, 0.0)], vec![(0.0, -1e12), (1e9, 1e12), (2e9, f64::NAN)]]
-        {
-            let drawn = draw(&Curve { series: vec![("x".into(), points)], ..Curve::default() });
-            assert!(drawn.is_ok(), "{drawn:?}");
+    fn plots_of_one_point_equal_values_and_huge_values_have_a_dot_for_each_point() {
+        let cases = [
+            (vec![(1.0, 0.5)], 1),
+            (vec![(1.0, 0.0), (2.0, 0.0)], 2),
+            // The last point is not finite and is left out.
+            (vec![(0.0, -1e12), (1e9, 1e12), (2e9, f64::NAN)], 2),
+        ];
+        for (points, dots) in cases {
+            let drawn = draw(&Curve { series: vec![("value".into(), points)], ..Curve::default() }).unwrap();
+            assert_eq!(drawn.svg.matches("<circle").count(), dots, "{}", drawn.svg);
+            assert!(drawn.svg.lines().any(|line| line == "value"), "no legend in {}", drawn.svg);
+            assert_eq!(drawn.png[..8], *b"\x89PNG\r\n\x1a\n");
+            // Width and height, big-endian, behind the length and the name of the first chunk.
+            let size = [16, 20].map(|at| u32::from_be_bytes(drawn.png[at..at + 4].try_into().unwrap()));
+            assert_eq!(size, [SIZE.0, SIZE.1]);
         }
     }
 

@@ -222,7 +222,7 @@ fn then_what_is_said_to_be_the_answer_then_the_last_number() {
 }
 
 #[test]
-fn one_place_only() {
+fn boxed_and_hash_extraction_read_the_answer_behind_their_mark_alone() {
     check(
         Extract::Boxed,
         &[("22", "\\boxed{22}", true), ("22", "22", false), ("22", "#### 22", false), ("22", "\\boxed {22}", true)],
