@@ -33,6 +33,11 @@ test: tools ## set up, then run every check and test
 .PHONY: setup
 setup: libtorch model ## fetch libtorch and the quickstart's model into the cache, and tell cargo
 
+.PHONY: docs
+docs: libtorch ## build the handbook of the code as HTML: target/doc/proxrl/index.html
+	$(CARGO) doc --workspace --no-deps --locked
+	@echo "the handbook: target/doc/proxrl/index.html, which lists the crates; the methods: target/doc/proxrl_trainer/index.html"
+
 .PHONY: bench
 bench: setup build ## measure speed and memory; PEERS=1 also what people use instead: docs/results/performance.md
 	$(PYTHON) scripts/bench.py $(if $(PEERS),--peers) $(BENCH)
