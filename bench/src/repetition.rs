@@ -1,9 +1,9 @@
-//! Repetition of a measurement: a number of times, but no longer than the patience lasts.
+//! Repetition of a measurement, bounded by a number and by seconds.
 
 use anyhow::Result;
 use std::time::Instant;
 
-/// The number of repetitions of a measurement, and its patience.
+/// The bounds on the repetitions of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Repetition {
     /// Repetitions if time allows; there is always one.
@@ -14,6 +14,10 @@ pub(crate) struct Repetition {
 
 impl Repetition {
     /// Returns the result of each repetition; at least one.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the first repetition that fails.
     pub(crate) fn repeat<T>(self, mut work: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
         let began = Instant::now();
         let mut done = vec![work()?];
@@ -24,6 +28,10 @@ impl Repetition {
     }
 
     /// Returns the seconds that each repetition takes.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the first repetition that fails.
     pub(crate) fn time(self, mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
         self.repeat(|| {
             let start = Instant::now();

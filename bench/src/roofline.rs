@@ -39,6 +39,10 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Measures this machine with the shapes and the number format of a policy's network.
+    ///
+    /// # Errors
+    ///
+    /// Fails if there is no memory for the tensors of the measurement.
     pub(crate) fn measure(policy: &Policy) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
         let options = (policy.dtype().kind(), policy.device());

@@ -91,12 +91,20 @@ impl Setup {
     }
 
     /// Returns the config with further changes.
+    ///
+    /// # Errors
+    ///
+    /// Returns the config's error if a change is refused.
     pub(crate) fn config_with(&self, changes: &[Override]) -> Result<Config> {
         let changes: Vec<Override> = self.changes.iter().chain(changes).cloned().collect();
         Ok(Config::parse(&self.text, &self.name, &changes)?)
     }
 
     /// Returns the config's policy, which the first call loads.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the model cannot be loaded.
     pub(crate) fn policy(&self) -> Result<&Policy> {
         if self.policy.get().is_none() {
             let mut policy = Policy::load(&self.config.model, &Seed::new(self.config.seed))?;
@@ -109,6 +117,10 @@ impl Setup {
     }
 
     /// Returns this machine's limits, which the first call measures.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the model cannot be loaded, or if there is no memory for the measurement.
     pub(crate) fn machine(&self) -> Result<Machine> {
         if self.machine.get().is_none() {
             let _ = self.machine.set(Machine::measure(self.policy()?)?);
@@ -145,6 +157,10 @@ pub(crate) fn prose() -> String {
 }
 
 /// Cuts `count` prompts of exactly `length` tokens from the prose, each beginning 7 tokens after the one before.
+///
+/// # Errors
+///
+/// Fails if the tokenizer cannot encode the prose.
 pub(crate) fn prompt_ids(policy: &Policy, count: usize, length: usize) -> Result<Vec<Vec<Token>>> {
     let ids = policy.tokenizer().encode(&prose())?;
     let piece = |number: usize| ids.iter().cycle().skip(number * 7).take(length).copied().collect();

@@ -25,6 +25,10 @@ const ORDER: [&str; 9] =
     ["collect", "prefill", "decode", "reward", "append", "score", "forward", "backward", "optimizer"];
 
 /// A step of the config, GRPO by default, by phases.
+///
+/// # Errors
+///
+/// Fails if the config is refused, the model cannot be loaded, the run fails, or its samples cannot be read back.
 pub(crate) fn grpo(setup: &Setup) -> Result<Vec<Figure>> {
     let folder = tempfile::tempdir()?;
     let steps = run(setup, folder.path(), &[])?;
@@ -66,6 +70,10 @@ pub(crate) fn grpo(setup: &Setup) -> Result<Vec<Figure>> {
 }
 
 /// A step of DPO on pairs of pieces of prose, by phases.
+///
+/// # Errors
+///
+/// Fails if the config is refused, the model cannot be loaded, the pairs cannot be written, or the run fails.
 pub(crate) fn dpo(setup: &Setup) -> Result<Vec<Figure>> {
     let (policy, machine) = (setup.policy()?, setup.machine()?);
     let folder = tempfile::tempdir()?;
@@ -95,6 +103,10 @@ pub(crate) fn dpo(setup: &Setup) -> Result<Vec<Figure>> {
 }
 
 /// Seconds from the command to the first sample of the first step. This process can measure it only once.
+///
+/// # Errors
+///
+/// Fails if the config is refused, the run fails, or it ends without a sample.
 pub(crate) fn startup(setup: &Setup) -> Result<Vec<Figure>> {
     let folder = tempfile::tempdir()?;
     let small = ["rollout.prompts_per_step=1", "rollout.group_size=2", "rollout.max_new_tokens=1", "steps=1"]

@@ -17,12 +17,20 @@ const RAGGED_ROWS: usize = 16;
 const RAGGED_MEAN: f64 = 64.0;
 
 /// Tokens per second of log-probabilities.
+///
+/// # Errors
+///
+/// Fails if the model cannot be loaded, or if a row exceeds its context.
 pub(crate) fn score(setup: &Setup) -> Result<Vec<Figure>> {
     let rows = TokenRows::equal(setup, setup.sizes.lengths.first().copied().unwrap_or(128))?;
     Ok(vec![rows.score("score", setup)?])
 }
 
 /// Tokens per second of forward, backward and update, for equal rows of several lengths and for a ragged batch.
+///
+/// # Errors
+///
+/// Fails if the model cannot be loaded, if a row exceeds its context, or if an update fails.
 pub(crate) fn train(setup: &Setup) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for length in &setup.sizes.lengths {
@@ -35,6 +43,10 @@ pub(crate) fn train(setup: &Setup) -> Result<Vec<Figure>> {
 }
 
 /// Tokens per second of log-probabilities and of training for one row of growing length.
+///
+/// # Errors
+///
+/// Fails if the model cannot be loaded, or if an update fails.
 pub(crate) fn lengths(setup: &Setup) -> Result<Vec<Figure>> {
     let policy = setup.policy()?;
     let longest = policy.network().dimensions().max_position as usize;

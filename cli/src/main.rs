@@ -1,4 +1,4 @@
-//! `proxrl`: the front door. It parses, prints and wires; the rooms behind it do the work.
+//! `proxrl`: the command line. It parses arguments, prints, and connects the libraries, which do the work.
 //!
 //! Exit codes: 0 when done, 2 when the user's input is at fault, 1 when something else failed, 130 when interrupted after
 //! saving.

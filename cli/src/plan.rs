@@ -1,4 +1,4 @@
-//! `proxrl plan`: the arithmetic of a config, before it costs anything.
+//! `proxrl plan`: samples, tokens and memory of a config, computed before a run.
 
 use crate::terminal::{answer, table, thousands};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! `proxrl plot`: a metric of one or several runs as a picture.
+//! `proxrl plot`: a metric of one or more runs as SVG or PNG.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

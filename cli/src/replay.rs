@@ -1,4 +1,4 @@
-//! `proxrl replay`: asking the store what it holds, and keeping it in order.
+//! `proxrl replay`: queries and maintenance of the sample store.
 //!
 //! Questions open the store for reading alone, so they are safe beside a training run. Four verbs write: `prune`,
 //! `migrate`, `rescore` and `import`.
@@ -152,6 +152,10 @@ struct Ends {
 }
 
 /// Runs one verb of `replay` and prints its answer.
+///
+/// # Errors
+///
+/// Fails if the store or a file cannot be opened, the query is refused, or the answer cannot be written.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (url, format) = (args.store.as_str(), args.format);
     let text = match &args.question {

@@ -7,6 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Installs the handler, which prints `first` when asked to stop, and `again` before it leaves at once.
+///
+/// # Errors
+///
+/// Fails if the system refuses the handler, or if the program has one already.
 pub(crate) fn listen(first: &'static str, again: &'static str) -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
         if STOP.swap(true, Ordering::SeqCst) {

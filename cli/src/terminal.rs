@@ -31,6 +31,10 @@ pub(crate) fn error(error: &anyhow::Error) {
 }
 
 /// Writes an answer to standard output. A reader that has seen enough (`| head`) is no error.
+///
+/// # Errors
+///
+/// Returns the error of the write, but for a closed pipe.
 pub(crate) fn answer(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -1,4 +1,4 @@
-//! `proxrl train`: runs a config, or goes on with a run.
+//! `proxrl train`: trains from a config, or resumes a run.
 
 use crate::signals::{self, STOP};
 use crate::terminal::{self, TrainingScreen, Usage, clock, table, thousands};
@@ -31,6 +31,10 @@ pub(crate) struct Args {
 
 impl Args {
     /// Creates the trace file of `--profile`; `None` without that option.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the file of `--profile` cannot be created.
     pub(crate) fn trace(&self) -> anyhow::Result<Option<ChromeTrace>> {
         let Some(path) = &self.profile else { return Ok(None) };
         let trace = ChromeTrace::create(path).map_err(|error| {
@@ -41,6 +45,10 @@ impl Args {
 }
 
 /// Trains a new or a resumed run. Its phases go into `trace`, which is closed even if the run fails.
+///
+/// # Errors
+///
+/// Returns the error of the run; if it succeeds, that of the trace.
 pub(crate) fn run(args: &Args, trace: Option<&ChromeTrace>) -> anyhow::Result<ExitCode> {
     let done = train(args);
     let written = trace.map_or(Ok(()), ChromeTrace::finish);

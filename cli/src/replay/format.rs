@@ -20,6 +20,10 @@ pub(super) enum Format {
 
 impl Format {
     /// Returns an answer in this format.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a row cannot be written as CSV.
     pub(super) fn render(self, table: &Table) -> Result<String> {
         match self {
             Self::Table => Ok(table::text(table)),
@@ -29,6 +33,10 @@ impl Format {
     }
 
     /// Returns an answer in this format; as a table, each row is listed from top to bottom.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a row cannot be written as CSV.
     pub(super) fn render_record(self, table: &Table) -> Result<String> {
         match self {
             Self::Table => Ok(table::record(table)),

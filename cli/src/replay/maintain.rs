@@ -76,6 +76,10 @@ impl Migrate {
 }
 
 /// Checks everything. The exit code is a failure if anything is wrong.
+///
+/// # Errors
+///
+/// Fails if the store cannot be read, or if the answer cannot be written. Rows at fault are no error.
 pub(super) fn verify(store: &Store, format: Format) -> Result<ExitCode> {
     let found = store.verify()?;
     answer(&format.render(&found.checks)?)?;

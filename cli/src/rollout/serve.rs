@@ -1,4 +1,4 @@
-//! `proxrl rollout serve`: the daemon.
+//! `proxrl rollout serve`: the daemon behind an OpenAI-compatible API.
 #![expect(clippy::print_stdout, reason = "where it listens, and the token, are the program's output")]
 
 use crate::signals::{self, STOP};

@@ -1,4 +1,4 @@
-//! The screen of a training run.
+//! Terminal output of a training run: a line per step, a progress bar, and notes.
 
 use super::bar::style;
 use super::{clock, note};
