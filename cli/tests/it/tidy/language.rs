@@ -86,8 +86,8 @@ fn the_search_of_the_language_is_right() {
     let [whoever, nobody, ..] = PRONOUNS;
     let capital = format!("{}{}", whoever[..1].to_uppercase(), &whoever[1..]);
     assert_eq!(hidden(&format!("{capital} reads,\nis {nobody}.\n{nobody}_pays")), [1, 2]);
-    let code = format!("let {nobody} = 1; // it is\nfn f() {{}} // {nobody}\n");
-    assert_eq!(hidden(&comments(&code)), [2]);
+    let code = |word: &str| format!("let {word} = 1; // it is\nfn f() {{}} // {word}\n");
+    assert_eq!(hidden(&comments(&code(nobody))), [2]);
     let markdown = format!("{nobody} `{nobody}`\n```\n{nobody}\n```\n`{nobody}`\n{nobody}");
     assert_eq!(hidden(&outside_code(&markdown)), [1, 6]);
 
