@@ -85,7 +85,7 @@ fn step_groups(store: &Store, run: RunId, step: u64) -> crate::Result<Option<Vec
     Ok(groups.map(|groups| groups.into_iter().map(|group| group.scored).collect()))
 }
 
-/// A sample of these tokens, each drawn with probability 1/2.
+/// A sample of these tokens, each sampled with probability 1/2.
 fn sample(ids: &[u32], text: &str) -> Sample {
     let logprob = 0.5f32.ln();
     Sample {
@@ -116,7 +116,7 @@ fn group(question: &str, version: u64, rewards: &[Option<f32>]) -> GradedGroup {
 }
 
 /// Groups with everything in them that is easily lost: odd floats, masks, empty samples, other scripts, nested
-/// metadata, reasons for having no judgement.
+/// metadata, reasons for missing grades.
 fn rich_groups() -> Vec<GradedGroup> {
     let mut first = sample(&[0, 1, u32::MAX, 151_643, 5, 6, 7, 8, 9], "数学 ✅ \"quoted\"\r\n\tline");
     first.mask[1] = false;
@@ -201,7 +201,7 @@ fn realistic_step(step: u64, groups: usize, samples: usize, tokens: usize) -> Ve
     (0..groups).map(scored).collect()
 }
 
-/// Does to a store what nobody should.
+/// Runs a script past the store's own functions, to damage it.
 fn execute(store: &Store, sql: impl Into<String>) {
     let sql = sql.into();
     let done = store.with(async |connection| connection.script(sql).await.doing("breaking a store"));
