@@ -22,7 +22,7 @@ fn tiny_with(method: &str) -> String {
     tiny
 }
 
-/// The metrics of a run of that config.
+/// Trains with that config; returns the metrics of the run.
 fn train(sandbox: &Sandbox, method: &str, run: &str, sets: &[&str]) -> Vec<Value> {
     sandbox.write("tiny.toml", tiny_with(method));
     let mut args = vec!["train", "tiny.toml", "--out", run, "--set", "tracker.tensorboard=false"];

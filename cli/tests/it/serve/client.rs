@@ -62,14 +62,14 @@ impl Daemon {
         self.client().send("GET", path, "", b"")
     }
 
-    /// A number of `/metrics`.
+    /// Returns the value of a metric of `/metrics`.
     pub(super) fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("{name} is not in\n{text}")).parse().unwrap()
     }
 
-    /// Waits until a number of `/metrics` is what it should be.
+    /// Waits until a metric of `/metrics` has this value.
     pub(super) fn await_metric(&self, name: &str, value: f64) {
         let started = Instant::now();
         while self.metric(name) != value {
@@ -118,7 +118,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// The JSON of an answer that must be a good one.
+    /// Returns the JSON of an answer, which must have status 200.
     pub(super) fn ok(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.text());
         self.json()
@@ -196,7 +196,7 @@ impl Client {
         String::from_utf8(self.chunk().unwrap()).unwrap()
     }
 
-    /// The rest of a stream.
+    /// Reads the rest of a stream.
     pub(super) fn rest(&mut self) -> String {
         let mut text = String::new();
         while let Some(chunk) = self.chunk() {
