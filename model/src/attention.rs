@@ -162,9 +162,9 @@ impl Completions {
         let mut gather = vec![0i64; lengths.len() * longest];
         let mut scatter = Vec::new();
         for (row, &length) in lengths.iter().enumerate() {
-            for index in row * longest..row * longest + length {
-                gather[index] = scatter.len() as i64;
-                scatter.push(index as i64);
+            for token in 0..length {
+                gather[row * longest + token] = scatter.len() as i64;
+                scatter.push((row * longest + token) as i64);
             }
         }
         let longest = longest as i64;

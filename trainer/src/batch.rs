@@ -251,12 +251,15 @@ fn micro_batches<U: PromptSequences>(
     parts
 }
 
+/// The tokens of a prompt and of its completions.
+type PromptAndCompletions<'a> = (&'a [Token], Vec<Cow<'a, [Token]>>);
+
 /// The tokens of some sequences, unit by unit.
 struct PackedSequences<'a> {
     /// The sequences of each unit, by their index in the batch.
     ranges: Vec<Range<usize>>,
     /// Each unit's prompt and completions.
-    units: Vec<(&'a [Token], Vec<Cow<'a, [Token]>>)>,
+    units: Vec<PromptAndCompletions<'a>>,
 }
 
 fn packed_sequences<'a, U: PromptSequences>(units: &'a [U], part: &[Index]) -> PackedSequences<'a> {

@@ -42,11 +42,10 @@ impl ReplaySampler {
     /// [`Error::Setting`] if a window has no steps, or a difference of rewards is negative or not finite.
     pub fn check(&self) -> Result<()> {
         match self {
-            Self::Uniform => Ok(()),
             Self::Recent(Recent { steps: 0 }) => {
                 Err(Error::Setting("replay.sampler.recent.steps must be at least 1, but is 0".into()))
             }
-            Self::Recent(_) => Ok(()),
+            Self::Uniform | Self::Recent(_) => Ok(()),
             Self::Stratified(rule) => rule.check(),
         }
     }

@@ -34,12 +34,12 @@ impl Stratified {
     /// Groups that are tried for each that is asked for.
     pub const TRIES_PER_GROUP: usize = 32;
 
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(self) -> Result<()> {
         at_least_zero("replay.sampler.stratified.min_difference", self.min_difference)
     }
 
     /// Draws up to `count` different groups whose rewards differ.
-    pub(super) fn draw(&self, source: &ReplaySource<'_>, count: usize, seed: &Seed) -> Result<Vec<ReplayedGroup>> {
+    pub(super) fn draw(self, source: &ReplaySource<'_>, count: usize, seed: &Seed) -> Result<Vec<ReplayedGroup>> {
         let groups = source.store.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let shelf = Shelf::of(&mut snapshot, &source.pasts).await?;

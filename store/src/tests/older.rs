@@ -74,7 +74,7 @@ fn its_comparisons_have_their_own_table_now() {
     );
     let wins: Vec<(Rival, Option<f32>)> =
         verdict.comparisons.iter().map(|comparison| (comparison.rival, comparison.win.value())).collect();
-    assert_eq!(wins, [(Rival::Own(1), Some(0.163667)), (Rival::Own(2), Some(0.494)), (Rival::Own(3), None)]);
+    assert_eq!(wins, [(Rival::Own(1), Some(0.163_667)), (Rival::Own(2), Some(0.494)), (Rival::Own(3), None)]);
     assert_eq!(verdict.comparisons[2].win.reason(), Some("does not apply"));
     // The grade that was stored is the mean of the comparisons that are read back, to the last bit.
     for verdict in groups.iter().flat_map(GradedGroup::verdicts) {
@@ -85,7 +85,7 @@ fn its_comparisons_have_their_own_table_now() {
     assert_eq!(duel[0].rewards()[0], Some(0.5035));
     let shown = store.show_sample(SampleId(1)).unwrap().to_record_text();
     assert!(
-        shown.contains("beats_1 0.163667 x 0 ") && shown.contains("beats_3 unjudged (does not apply) x 0 "),
+        shown.contains("beats_1 0.163_667 x 0 ") && shown.contains("beats_3 unjudged (does not apply) x 0 "),
         "{shown}"
     );
 }

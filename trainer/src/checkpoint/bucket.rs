@@ -66,7 +66,7 @@ impl Shared {
 
     /// Removes a file.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
-        Ok(self.files.remove(name)?)
+        self.files.remove(name)
     }
 
     /// Writes a checkpoint of the run and removes those that its folder no longer has.

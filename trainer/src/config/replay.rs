@@ -81,7 +81,6 @@ mod number_or_word {
         Word(String),
     }
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
     pub(super) fn serialize<S: Serializer>(scoring: &Scoring, serializer: S) -> Result<S::Ok, S::Error> {
         match scoring {
             Scoring::Number(number) => serializer.serialize_i64(*number),

@@ -34,7 +34,7 @@ impl StepClock {
 
     /// The new policy is published.
     pub(super) fn updated(&mut self) {
-        self.update = self.start.elapsed() - self.rollout;
+        self.update = self.start.elapsed().saturating_sub(self.rollout);
     }
 }
 

@@ -45,7 +45,7 @@ fn docs_name_their_thing_and_sentences_their_subject() {
     }
     for path in prose_files() {
         let (name, text) = (name(&path), read(&path));
-        let text = if name.ends_with(".md") { outside_code(&text) } else { text };
+        let text = if path.extension().is_some_and(|it| it == "md") { outside_code(&text) } else { text };
         let found = hidden_subjects(&text).into_iter();
         findings.entry(area(&name)).or_default().extend(found.map(|found| located(&name, found)));
     }

@@ -106,7 +106,6 @@ unsafe fn panels<H: Operand<Element = u16>>(terms: &[Term], rows: Range<usize>, 
 }
 
 /// Some rows of a term's gradients, and its weights, in one format.
-
 enum Factors {
     F32(Rows, Rows),
     Bf16(Bf16Rows, Rows<u16>),
@@ -260,7 +259,6 @@ unsafe fn pass<F: Operand, const N: usize>(
 }
 
 /// Computes `M` rows of outputs while `fetched` rows of the next panel are prefetched.
-
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "loops over indices are unrolled, and then the sums stay in registers")]
 #[expect(clippy::too_many_arguments, reason = "it is the body of a loop")]

@@ -1,5 +1,5 @@
 //! Supervised fine-tuning: maximum likelihood of the completions of a data set (as the first stage of training with
-//! human feedback: Ouyang et al. 2022, InstructGPT, arXiv 2203.02155, section 3.5).
+//! human feedback: Ouyang et al. 2022, `InstructGPT`, arXiv 2203.02155, section 3.5).
 //!
 //! ```text
 //! ℓ_t = −log π(y_t | x, y_<t)          over completion tokens alone, mean over all tokens of the optimizer batch
