@@ -49,7 +49,7 @@ METHODS = {
     "nash_md": "[algorithm.nash_md]\nbeta = {beta}",
     # An average that lags by two steps: in so short a run the default lag of ten would keep it near its start.
     "nash_mp": "[algorithm.nash_mp]\nbeta = {beta}\neta = {eta}\nkappa = 0.5",
-    "nash_prox": '[algorithm.nash_mp]\nbeta = {beta}\neta = {eta}\nkappa = 1.0\nanchor_every = {iteration}\nform = "contrastive"',
+    "nash_prox": '[algorithm.nash_mp]\nbeta = {beta}\neta = {eta}\nkappa = 1.0\nema_every = {iteration}\nform = "contrastive"',
 }
 
 RANDOM_MODEL = '''device = "cpu"

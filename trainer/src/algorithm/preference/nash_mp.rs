@@ -25,7 +25,7 @@
 //! expectation, up to 4/β′. The practical form follows from the method's proximal step, not from the paper's text on
 //! it; its choices (the opponent is the current policy, `η = 2β`, `κ = 0.1`) are those that converge in the laboratory.
 //! The average is one of the adapter's factors and not of their product; its distance from the policy is reported
-//! (`objective/anchor_kl`).
+//! (`objective/ema_kl`).
 
 use super::pair_loss::{self, PairBatch};
 use super::pairing::{self, Candidate};
@@ -187,7 +187,10 @@ impl Algorithm for NashMp {
             logprobs.iter().flatten().map(of_sequence).sum::<f64>() / count
         };
         metrics.set("objective/kl", mean(Role::Reference));
-        metrics.set("objective/anchor_kl", mean(Role::Ema));
+        let ema_kl = mean(Role::Ema);
+        metrics.set("objective/ema_kl", ema_kl);
+        // The name of older programs.
+        metrics.set("objective/anchor_kl", ema_kl);
         match self.form {
             NashForm::Contrastive => pair_loss::signals(evidence),
             NashForm::PolicyGradient => self.advantages(&evidence.groups(), logprobs),
