@@ -198,3 +198,20 @@ fn a_restored_learner_goes_on_from_the_same_iteration() {
         }
     }
 }
+
+#[test]
+fn a_checkpoint_with_the_older_names_of_companions_is_restored() {
+    let nash_mp = AlgorithmConfig::NashMp(NashMp::default());
+    for (algorithm, file, older) in [(apo(0.5), "iteration_end", "hat"), (nash_mp, "ema", "anchor")] {
+        let (mut learner, mut policy) = run(algorithm.clone());
+        (1..=3).for_each(|step| drop(update(&mut learner, &mut policy, step)));
+        let mut snapshot = learner.snapshot(&State::start(""), &policy);
+        let tensors = snapshot.take(file).unwrap();
+        snapshot.insert(older, tensors);
+        let (mut resumed, mut again) = run(algorithm);
+        resumed.restore(snapshot, &mut again).unwrap();
+        update(&mut learner, &mut policy, 4);
+        update(&mut resumed, &mut again, 4);
+        assert_eq!(policy.adapter().hash(), again.adapter().hash(), "{older}");
+    }
+}
