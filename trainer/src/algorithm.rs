@@ -15,18 +15,18 @@ use schema::{GradedGroup, Metrics};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// What an algorithm wants the loop to supply, in every step.
+/// Supplies that an algorithm asks the loop for, in every step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Needs {
     /// The origin of what it trains on.
     pub samples: Samples,
-    /// What the loss is a function of.
+    /// The leaves that the loss is a function of.
     pub reads: Reads,
     /// The policies that are kept beside the trained one.
     pub companions: Vec<Companion>,
     /// A critic, which values every prefix.
     pub critic: Option<CriticNeeds>,
-    /// Whether the signal depends on log-probs, so that every sequence is evaluated before it is given.
+    /// `true` if the signal depends on log-probs, so that every sequence is evaluated before it is given.
     pub signal_reads_logprobs: bool,
     /// The treatment of sequences whose advantage is exactly zero.
     pub zero_advantage: ZeroAdvantage,
@@ -83,7 +83,7 @@ impl Samples {
         Self::Sampled { group_size, opponent: None, compares: None }
     }
 
-    /// Whether the policy samples what is learned from.
+    /// Returns `true` if the policy samples what is learned from.
     pub fn are_sampled(self) -> bool {
         matches!(self, Self::Sampled { .. })
     }
@@ -138,7 +138,7 @@ pub enum Compares {
     Counterparts,
 }
 
-/// How one step learns.
+/// The plan of one step: passes, updates, rounds of sampling, replay.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// Passes over the samples.
@@ -198,7 +198,7 @@ impl<'a> Evidence<'a> {
     }
 }
 
-/// What a forward pass says of a batch; the leaves that a loss is a function of.
+/// Results of a forward pass over a batch: the leaves that a loss is a function of.
 #[derive(Debug, Clone, Copy)]
 pub struct Outputs<'a> {
     /// `[token]`: log-probs under the policy. Empty if the algorithm reads sequence ends.
@@ -223,11 +223,11 @@ impl<'a> Outputs<'a> {
 pub struct RunShape {
     /// Training steps.
     pub steps: u64,
-    /// Whether the adapter has gates (SoRA).
+    /// `true` if the adapter has gates (`SoRA`).
     pub gates: bool,
-    /// Whether closed ranks are cut away during the run (`[prune]`).
+    /// `true` if closed ranks are cut away during the run (`[prune]`).
     pub prunes: bool,
-    /// Whether nothing is sampled (`replay.offline`).
+    /// `true` if nothing is sampled (`replay.offline`).
     pub offline: bool,
 }
 
@@ -250,7 +250,7 @@ pub struct StepEnd<'a> {
 pub struct StepChanges {
     /// Companions with their new adapters.
     pub companions: Vec<(Role, Adapter)>,
-    /// Whether the optimizer forgets its moments.
+    /// `true` makes the optimizer forget its moments.
     pub restart_optimizer: bool,
     /// Diagnostics.
     pub metrics: Metrics,
@@ -258,7 +258,7 @@ pub struct StepChanges {
 
 /// A learning rule.
 pub trait Algorithm {
-    /// What the loop must supply.
+    /// Supplies that the loop must provide.
     fn needs(&self) -> Needs;
 
     /// Refuses a run that the method cannot live with.
@@ -269,7 +269,7 @@ pub trait Algorithm {
         Ok(())
     }
 
-    /// How this step learns; steps count from 1.
+    /// The schedule of a step; steps count from 1.
     fn schedule(&self, _step: u64) -> Schedule {
         Schedule::default()
     }
@@ -282,7 +282,7 @@ pub trait Algorithm {
     /// The signal of each sequence of each unit. Diagnostics go to `metrics`.
     fn signals(&self, evidence: &Evidence<'_>, metrics: &mut Metrics) -> Signals;
 
-    /// Whether the tokens of this sequence are in the loss and its denominator.
+    /// Returns `true` if the tokens of this sequence are in the loss and its denominator.
     fn trains_on(&self, _sequence: &Sequence<'_>) -> bool {
         true
     }
@@ -304,7 +304,7 @@ pub trait Algorithm {
     /// After the updates of a step over `samples` samples: adapts what depends on its metrics.
     fn finish_step(&mut self, _metrics: &mut Metrics, _samples: usize) {}
 
-    /// What must be saved to go on.
+    /// State that must be saved to go on.
     fn state(&self) -> serde_json::Value {
         serde_json::Value::Null
     }

@@ -38,7 +38,7 @@ pub struct Batch {
     pub companion_logprobs: ByRole<Tensor>,
     /// `[token]` f32: the critic's values at the start of the step; `None` without a critic.
     pub old_values: Option<Tensor>,
-    /// What sums of token losses are divided by, counted over the whole optimizer batch.
+    /// The denominator of sums of token losses, counted over the whole optimizer batch.
     pub denominator: Denominator,
 }
 
@@ -98,15 +98,15 @@ pub enum ZeroAdvantage {
 
 /// The rules by which a method's sequences become batches.
 pub struct BatchRules<'a> {
-    /// What the loss is a function of.
+    /// The leaves that the loss is a function of.
     pub reads: Reads,
-    /// Whether sequences without a gradient are computed.
+    /// The treatment of sequences without a gradient.
     pub zero_advantage: ZeroAdvantage,
     /// Optimizer updates in one pass over the units.
     pub minibatches: usize,
     /// The least number of micro-batches, where there are sequences enough: as many processes compute them.
     pub shares: usize,
-    /// Whether the tokens of a sequence are in the loss and its denominator.
+    /// Says if the tokens of a sequence are in the loss and its denominator.
     pub trains_on: &'a dyn Fn(&Sequence<'_>) -> bool,
     /// The denominator of an optimizer batch, from the trained tokens of each of its sequences.
     pub denominator: &'a dyn Fn(&[i64]) -> Denominator,
@@ -146,7 +146,7 @@ impl Index {
     }
 }
 
-/// Whether the sequences of a unit that says so stay in one pass.
+/// The treatment of units whose sequences must stay in one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Together {
     /// Those of a pair do.

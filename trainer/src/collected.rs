@@ -72,7 +72,7 @@ pub enum Completions {
 pub struct Completion {
     /// The tokens, up to and including the end-of-sequence token unless the completion was cut.
     pub ids: Vec<Token>,
-    /// Whether it was cut at the token limit.
+    /// `true` if it was cut at the token limit.
     pub cut: bool,
 }
 
@@ -120,7 +120,7 @@ impl Collected {
         sampled + self.examples().iter().map(|example| example.completions().count()).sum::<usize>()
     }
 
-    /// Whether no prompt was collected.
+    /// Returns `true` if no prompt was collected.
     pub fn is_empty(&self) -> bool {
         self.groups().is_empty() && self.examples().is_empty()
     }
@@ -140,11 +140,11 @@ impl Collected {
 pub struct Sequence<'a> {
     /// Its tokens.
     pub ids: Cow<'a, [Token]>,
-    /// Whether each token is trained on; every one where this is `None`.
+    /// One flag per token, `true` for tokens that are trained on; `None` if all of them are.
     pub mask: Option<&'a [bool]>,
     /// The log-probs of the policy that sampled it, one per token; `None` for a completion of a data set.
     pub behaviour_logprobs: Option<&'a [f32]>,
-    /// Whether it was cut at the token limit.
+    /// `true` if it was cut at the token limit.
     pub truncated: bool,
 }
 
@@ -176,12 +176,12 @@ impl<'a> Sequence<'a> {
         self.ids.len()
     }
 
-    /// Whether it has no token.
+    /// Returns `true` if it has no token.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Whether each token is trained on.
+    /// Returns one flag per token, `true` for tokens that are trained on.
     pub fn mask(&self) -> Cow<'a, [bool]> {
         self.mask.map_or_else(|| Cow::Owned(vec![true; self.ids.len()]), Cow::Borrowed)
     }
@@ -191,7 +191,7 @@ impl<'a> Sequence<'a> {
         self.mask.map_or(self.ids.len(), |mask| mask.iter().filter(|trained| **trained).count())
     }
 
-    /// Whether tokens, mask and log-probs have one length, and each log-prob is finite and at most zero.
+    /// Returns `true` if tokens, mask and log-probs have one length, and each log-prob is finite and at most zero.
     pub fn is_consistent(&self) -> bool {
         self.mask.is_none_or(|mask| mask.len() == self.ids.len())
             && self.behaviour_logprobs.is_none_or(|logprobs| {
@@ -211,7 +211,7 @@ pub trait PromptSequences {
     /// The completion at this index, which must be below [`PromptSequences::count`].
     fn sequence(&self, index: usize) -> Sequence<'_>;
 
-    /// Whether its sequences must go through one forward pass together.
+    /// Returns `true` if its sequences must go through one forward pass together.
     fn is_whole(&self) -> bool {
         false
     }
@@ -258,7 +258,7 @@ pub struct Pair<'a> {
     pub chosen: Side<'a>,
     /// The other one.
     pub rejected: Side<'a>,
-    /// By how much the rewards of the two should differ; 0 where nobody says.
+    /// By how much the rewards of the two should differ; 0 where no source says so.
     pub margin: f64,
 }
 

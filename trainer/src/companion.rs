@@ -90,7 +90,7 @@ pub struct Companion {
     pub start: Start,
     /// When it changes.
     pub renewal: Renewal,
-    /// What the method reads of it.
+    /// The numbers that the method reads of it.
     pub consults: Consults,
 }
 

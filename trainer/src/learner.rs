@@ -175,7 +175,7 @@ impl Learner {
         Ok(loss)
     }
 
-    /// What the method changes at the end of a step.
+    /// Applies the method's changes at the end of a step, and returns their metrics.
     fn end_step(&mut self, step: u64, collected: &Collected, policy: &Policy) -> Result<Metrics> {
         let loss = || Ok(self.measure(collected, policy)?.get("loss").unwrap_or_default());
         let (last_step, companions) = (self.updates.last_step(), self.companions.adapters());
@@ -197,7 +197,7 @@ impl Learner {
         }
     }
 
-    /// What the algorithm measures on data that it does not learn from, by its own metrics' names and `loss`.
+    /// Measurements of the algorithm on data that it does not learn from, by its own metrics' names and `loss`.
     ///
     /// # Errors
     /// If the data cannot be batched.

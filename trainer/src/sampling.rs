@@ -85,7 +85,7 @@ impl StepRequest {
         Self { existing, metrics, ..Self::sampled(context, 0) }
     }
 
-    /// Whether `round` (from 0) is to be sampled after the rounds that gave `groups`: as long as fewer groups carry a
+    /// Returns `true` if `round` (from 0) is to be sampled after the rounds that gave `groups`: as long as fewer groups carry a
     /// signal than there are prompts, and the schedule allows another round.
     pub(crate) fn wants_round(&self, round: usize, groups: &[GradedGroup]) -> bool {
         let signals = || groups.iter().filter(|group| has_signal(&group.rewards())).count();

@@ -60,7 +60,7 @@ fn group(rewards: &[f32], lengths: &[usize]) -> GradedGroup {
     GradedGroup::new(group, rewards.iter().map(verdict).collect()).expect("one verdict per sample")
 }
 
-/// What these rewards are to a method: groups, duels of every two, or rows of a data set, in which the first completion of
+/// Data of a step with these rewards, as a method collects it: groups, duels of every two, or rows of a data set, in which the first completion of
 /// a pair is the chosen one and a reward above one half is a label.
 pub(crate) fn collected(algorithm: &dyn Algorithm, rewards: &[&[f32]]) -> Collected {
     let groups = scored(rewards);
@@ -255,7 +255,7 @@ impl Losses {
         }
     }
 
-    /// What the algorithm measures on it.
+    /// Adds the algorithm's measurements to `tally`.
     pub(crate) fn tally(&self, config: &Config, tally: &mut MetricSums) {
         let algorithm = build(config).unwrap();
         let logprobs = f64s(&self.policy);

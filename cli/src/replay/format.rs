@@ -67,17 +67,31 @@ fn json_value(value: &Value) -> serde_json::Value {
 
 /// A header and one line per row, as RFC 4180 has them. Nothing is lost of a value; NULL is empty.
 fn csv(table: &Table) -> Result<String> {
-    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
-    writer.write_record(&table.columns)?;
+    let mut text = csv_record(&table.columns)?;
     for row in &table.rows {
-        writer.write_record(row.iter().map(|value| match value {
-            Value::Null => String::new(),
-            Value::Integer(number) => number.to_string(),
-            Value::Real(number) => number.to_string(),
-            Value::Text(text) => text.clone(),
-            Value::Blob(bytes) => hex(bytes),
-        }))?;
+        let fields: Vec<String> = row
+            .iter()
+            .map(|value| match value {
+                Value::Null => String::new(),
+                Value::Integer(number) => number.to_string(),
+                Value::Real(number) => number.to_string(),
+                Value::Text(text) => text.clone(),
+                Value::Blob(bytes) => hex(bytes),
+            })
+            .collect();
+        // A record of a single empty field is a blank line; the writer would put quotes there.
+        if fields == [""] {
+            text.push_str("\r\n");
+        } else {
+            text.push_str(&csv_record(&fields)?);
+        }
     }
+    Ok(text)
+}
+
+fn csv_record(fields: &[String]) -> Result<String> {
+    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
+    writer.write_record(fields)?;
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
@@ -102,6 +116,14 @@ mod tests {
     #[test]
     fn csv_quotes_what_rfc_4180_says() {
         assert_eq!(csv(&table()).unwrap(), "run,reward,n\r\ntiny,0.25,8\r\n\"数学\n\"\"x\"\", y\",,1024\r\n");
+    }
+
+    #[test]
+    fn a_csv_row_of_one_empty_field_is_a_blank_line() {
+        let mut table = Table::new(["reward"]);
+        table.push(vec![Value::Null]);
+        table.push(vec![1.into()]);
+        assert_eq!(csv(&table).unwrap(), "reward\r\n\r\n1\r\n");
     }
 
     #[test]

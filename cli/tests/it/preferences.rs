@@ -112,8 +112,8 @@ fn every_online_method_draws_pairs_and_learns_from_them() {
 #[test]
 fn what_moves_beside_the_policy_survives_a_stop() {
     for (algorithm, part) in [
-        ("[algorithm.apo]\nalpha = 0.5\nsteps_per_iteration = 3", "hat"),
-        ("[algorithm.nash_mp]", "anchor"),
+        ("[algorithm.apo]\nalpha = 0.5\nsteps_per_iteration = 3", "iteration_end"),
+        ("[algorithm.nash_mp]", "ema"),
         ("[algorithm.nash_md]", "adapter"),
         ("[algorithm.xpo]", "adapter"),
         ("[algorithm.dpo]", ""),

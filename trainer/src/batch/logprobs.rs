@@ -7,7 +7,7 @@ use crate::companion::{ByRole, Role};
 use model::packed::Packed;
 use tch::Tensor;
 
-/// What the policies say of one sequence at the start of a step, one number per token.
+/// Log-probs and values of one sequence at the start of a step, one number per token.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SequenceLogprobs {
     /// Log-probs under the policy that is trained; empty if they were not asked for.

@@ -19,12 +19,12 @@ pub enum Signal {
     Compared {
         /// The probability that it is better, in [0, 1].
         win_rate: f32,
-        /// Whether an opponent sampled it.
+        /// `true` if an opponent sampled it.
         by_opponent: bool,
     },
     /// A completion with a label (KTO).
     Labelled {
-        /// Whether it is a completion to prefer.
+        /// `true` for a completion to prefer.
         desirable: bool,
         /// Its weight in the loss, at least 0.
         weight: f64,
@@ -38,7 +38,7 @@ pub enum Signal {
 }
 
 impl Signal {
-    /// Whether it has no gradient: an advantage of exactly zero, and no return to fit.
+    /// Returns `true` if it has no gradient: an advantage of exactly zero, and no return to fit.
     pub fn is_zero(&self) -> bool {
         match self {
             Self::Advantage(advantage) => *advantage == 0.0,

@@ -1,6 +1,6 @@
 //! Comparisons of drawn samples: which are made, what becomes of them, and what is known about them.
 //!
-//! What a judge says of a pair becomes a comparison in both samples' verdicts: so comparisons are committed to the store
+//! A judge's word on a pair becomes a comparison in both samples' verdicts: so comparisons are committed to the store
 //! with the samples, before anything is learned from them, and a resumed run finds them there and asks the judge nothing
 //! twice. A comparison that failed has a reason instead of a probability.
 //!
@@ -135,13 +135,13 @@ fn pairings(compares: Compares, groups: &[GradedGroup]) -> Vec<(SamplePosition, 
     }
 }
 
-/// What a judge said in a step; nothing where there was none.
+/// Metrics of a step's comparisons; none without a judge.
 ///
 /// | metric | meaning |
 /// |---|---|
 /// | `judge/comparisons` | pairs that were compared with success |
 /// | `judge/unjudged_fraction` | share of pairs of which the judge could not say who is better |
-/// | `judge/draws` | share of the successful ones that nobody won |
+/// | `judge/ties` (also `judge/draws`) | share of ties among the successful ones |
 pub(crate) fn metrics(groups: &[GradedGroup]) -> Metrics {
     let mut metrics = Metrics::new();
     let verdicts = groups.iter().flat_map(GradedGroup::verdicts);
@@ -151,11 +151,14 @@ pub(crate) fn metrics(groups: &[GradedGroup]) -> Metrics {
         return metrics;
     }
     let known: Vec<f32> = values.iter().copied().flatten().collect();
-    let draws = known.iter().filter(|value| **value == 0.5).count();
+    let ties = known.iter().filter(|value| **value == 0.5).count();
     // Each pair is in the verdicts of both sides.
     metrics.set("judge/comparisons", known.len() as f64 / 2.0);
     metrics.set("judge/unjudged_fraction", (values.len() - known.len()) as f64 / values.len() as f64);
-    metrics.set("judge/draws", draws as f64 / known.len().max(1) as f64);
+    let share = ties as f64 / known.len().max(1) as f64;
+    metrics.set("judge/ties", share);
+    // The name of older programs.
+    metrics.set("judge/draws", share);
     metrics
 }
 
@@ -165,7 +168,7 @@ mod tests {
     use crate::testing::scored;
     use reward::judge::Matchup;
 
-    /// Whoever has more tokens wins with 0.75; three tokens are beyond it.
+    /// A judge by which the answer with more tokens wins with 0.75; three tokens are beyond it.
     struct Longer;
 
     impl Judge for Longer {
@@ -235,7 +238,7 @@ mod tests {
         assert_eq!((beats(0, 1, 0), beats(1, 0, 1), beats(0, 0, 1)), (Some(0.75), Some(0.25), Some(0.25)));
         // One text draws with itself.
         assert_eq!(beats(0, 0, 0), Some(0.5));
-        assert_eq!(metrics(&opponents).get("judge/draws"), Some(0.5));
+        assert_eq!(metrics(&opponents).get("judge/ties"), Some(0.5));
         let counterparts = heard(Compares::Counterparts, &[&[0.0; 2], &[0.0; 3]]);
         assert_eq!(counterparts[1].verdicts().iter().map(comparisons).collect::<Vec<_>>(), [1, 1, 0]);
     }

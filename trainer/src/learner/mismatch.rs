@@ -28,7 +28,7 @@ impl MismatchAlarm {
         Self { algorithm, raised: false, raised_by_old: false }
     }
 
-    /// What to tell the user after a step on fresh samples, the first time that there is something to tell. Nothing if
+    /// A warning after a step on fresh samples, the first time that there is a reason for one. `None` if
     /// the mismatch is corrected already.
     pub(super) fn check(&mut self, metrics: &Metrics) -> Option<String> {
         let mismatch = metrics.get("mismatch_kl").filter(|mismatch| *mismatch > LIMIT)?;
@@ -46,7 +46,7 @@ impl MismatchAlarm {
 }
 
 impl MismatchAlarm {
-    /// What to tell the user after a step with old samples, the first time that there is something to tell.
+    /// A warning after a step with old samples, the first time that there is a reason for one.
     pub(super) fn check_old(&mut self, metrics: &Metrics) -> Option<String> {
         let share = metrics.get("replay/effective_sample_share").or(metrics.get("effective_sample_share"))?;
         if self.raised_by_old || share >= SMALLEST_SHARE {

@@ -14,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What the centred rewards of a group are divided by.
+/// The divisor of a group's centred rewards.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scale {
@@ -59,7 +59,7 @@ where
     group.iter().map(|reward| finite(*reward).map(credit)).collect()
 }
 
-/// Whether the rewards of a group differ, so that it teaches something. A group of one has no signal.
+/// Returns `true` if the rewards of a group differ, so that it teaches something. A group of one has no signal.
 pub fn has_signal<R>(group: &[Option<R>]) -> bool
 where
     R: Into<f64> + Copy,

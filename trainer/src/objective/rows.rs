@@ -41,22 +41,22 @@ impl Rows {
         Ok(Self { sequence_of_token, mask: Tensor::from_slice(mask).to_device(device), trained })
     }
 
-    /// How many sequences there are, empty ones included.
+    /// The number of sequences, empty ones included.
     pub fn sequences(&self) -> i64 {
         self.trained.len() as i64
     }
 
-    /// How many tokens there are, masked ones included.
+    /// The number of tokens, masked ones included.
     pub fn tokens(&self) -> i64 {
         self.mask.numel() as i64
     }
 
-    /// How many tokens are trained on, over all sequences.
+    /// The number of trained tokens over all sequences.
     pub fn trained_tokens(&self) -> i64 {
         self.trained.iter().sum()
     }
 
-    /// How many tokens of each sequence are trained on.
+    /// The number of trained tokens of each sequence.
     pub fn trained_per_sequence(&self) -> &[i64] {
         &self.trained
     }

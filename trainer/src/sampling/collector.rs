@@ -7,7 +7,7 @@
 //! back at any moment: jobs that are done stay done, and those that are not are leased again.
 //!
 //! A job's prompts have the seeds that they would have had in the trainer, and a job carries its place in the step. So on
-//! one kind of machine the samples are those that the trainer would have drawn, whoever drew them and however often.
+//! one kind of machine the samples are those that the trainer would have sampled, by any worker and in any number of attempts.
 //!
 //! With `max_staleness = 0` a step's jobs are drawn by the policy of that step. With `n`, the jobs of the `n` next steps
 //! are there too: workers draw on while the trainer learns, and a sample's policy may be up to `n` versions behind the

@@ -57,7 +57,7 @@ enum Kind {
     Pairs,
 }
 
-/// What became of some rows.
+/// The result of reading some rows.
 #[derive(Debug, Default)]
 pub(crate) struct Read {
     /// One example per row that is not dropped.
@@ -78,7 +78,7 @@ impl Reader {
         }
     }
 
-    /// What the rows must hold.
+    /// The columns that the rows must have.
     pub(crate) fn rows(self) -> RowKind {
         match self.kind {
             Kind::Demonstrations => RowKind::Demonstrations,

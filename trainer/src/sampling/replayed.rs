@@ -29,7 +29,7 @@ use schema::{GradedGroup, Group, Metrics, Sample, Seed};
 use store::replay::{ReplaySampler, ReplaySource, ReplayedGroup};
 use store::{RunId, RunStatus, Scoring, Store};
 
-/// Whether an algorithm replays groups in any step of a run of `steps` steps.
+/// Returns `true` if an algorithm replays groups in any step of a run of `steps` steps.
 pub(crate) fn replays(algorithm: &dyn Algorithm, steps: u64) -> bool {
     (1..=steps).any(|step| algorithm.schedule(step).replay.is_some())
 }

@@ -28,7 +28,7 @@ pub(crate) struct PolicyGradient {
 }
 
 impl PolicyGradient {
-    /// Whether every sample has a gradient, whatever its credit.
+    /// Returns `true` if every sample has a gradient, even with an advantage of zero.
     pub(crate) fn penalises(&self) -> bool {
         self.kl_coefficient != 0.0 || self.entropy_coefficient != 0.0
     }

@@ -27,7 +27,7 @@ use tch::{Kind, Tensor};
 
 /// A loss on pairs of completions.
 pub(crate) trait PairLoss {
-    /// What the loop must supply.
+    /// Supplies that the loop must provide.
     fn needs(&self) -> Needs;
 
     /// Refuses a run that the method cannot live with.

@@ -50,7 +50,7 @@ fn win_probability(reward: f64, other: f64, temperature: f64) -> f64 {
 /// A sample that can be one side of a pair: its index in its group, and how good it is by itself.
 pub(in crate::algorithm) type Candidate = (usize, f64);
 
-/// Whether a judge has compared samples of this group; otherwise their rewards tell them apart.
+/// Returns `true` if a judge has compared samples of this group; otherwise their rewards tell them apart.
 fn is_compared(group: &GradedGroup) -> bool {
     group.verdicts().iter().any(Verdict::is_compared)
 }

@@ -1,4 +1,4 @@
-//! The trainer's end: it asks for jobs, waits for them, and draws itself where nobody else does.
+//! The trainer's end: it asks for jobs, waits for them, and samples itself if no worker does.
 
 use super::publication::Publications;
 use super::{job, lease};
@@ -11,7 +11,7 @@ use schema::Group;
 use std::time::{Duration, Instant};
 use store::{RunId, Store};
 
-/// How long the trainer waits for news before it looks whether anybody is alive.
+/// The trainer's wait for news before it looks for workers that are alive.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The collector that lets others draw.
@@ -22,9 +22,9 @@ pub(crate) struct Remote {
     /// The base model, by which workers are known.
     identity: String,
     publications: Publications,
-    /// Draws here what nobody else does.
+    /// Samples here the jobs that no worker takes.
     local: Inline,
-    /// Whether the user knows that nobody is alive.
+    /// `true` once the user has been told that no worker is alive.
     told: bool,
 }
 

@@ -93,7 +93,7 @@ fn lambda_falls_from_one_to_a_half() {
     assert!([91, 100, 500].iter().all(|step| lambda.at(*step) == 0.5));
 }
 
-/// Whether each of the first steps renews the reference.
+/// One flag for each of the first steps, `true` if it renews the reference.
 fn renewals(remix: &Reincarnating, steps: u64) -> Vec<bool> {
     let config = crate::testing::tiny_run(crate::algorithm::Config::default(), &[]);
     let policy = model::Policy::load(&config.model, &schema::Seed::new(1)).unwrap();
