@@ -25,27 +25,29 @@
 //! Numerics, everywhere: masked entries are replaced by zero *before* any other operation (0 · NaN is NaN), log-ratios
 //! are clamped to ±20 before `exp`, and the loss is minimised, so penalties are added and bonuses subtracted.
 
+mod advantage;
 mod aggregate;
 mod bradley_terry;
 mod correction;
-mod credit;
+mod gae;
 mod kl;
 mod metric_sums;
 pub mod preference;
 mod rows;
 mod surrogate;
-mod value;
 
+pub use advantage::{Scale, Variance, group_advantages, has_signal, leave_one_out, whiten};
 pub use aggregate::{Aggregation, Denominator};
 pub use bradley_terry::bradley_terry;
 pub use correction::{RolloutCorrection, effective_sample_share, mismatch_kl, ratio_to_behaviour};
-pub use credit::{Scale, Variance, group_advantages, has_signal, leave_one_out, whiten};
+pub use gae::{Gae, reward_to_go, token_rewards, value_losses};
 pub use kl::{AdaptiveKl, KlEstimator};
 pub use metric_sums::MetricSums;
 pub(crate) use metric_sums::Number;
 pub use rows::Rows;
-pub use surrogate::{Anchor, Clip, EntropyBonus, KlPenalty, Level, LogProbs, Surrogate, TokenLosses, penalised};
-pub use value::{Gae, reward_to_go, token_rewards, value_losses};
+pub use surrogate::{
+    Clip, EntropyBonus, KlPenalty, Level, LogProbs, RatioReference, Surrogate, TokenLosses, penalised,
+};
 
 use tch::Tensor;
 

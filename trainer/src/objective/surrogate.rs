@@ -1,7 +1,7 @@
 //! The clipped surrogate of policy-gradient methods: one function for the whole family.
 //!
 //! ```text
-//! r = exp(log π_θ − log π_anchor)         at token or sequence level
+//! r = exp(log π_θ − log π_r)              at token or sequence level
 //! ℓ = −min(r A, clip(r) A)                per token; PPO (Schulman et al. 2017), GRPO, GSPO, RLOO, Mix-PPG
 //! ℓ = −sg[clip(r)] A log π_θ              stop-gradient weight; CISPO (MiniMax-M1, 2025)
 //! ```
@@ -33,7 +33,7 @@ pub enum Level {
 /// Policy in the denominator of the ratio.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Anchor {
+pub enum RatioReference {
     /// Proximal policy: the policy at the start of the step.
     #[default]
     Proximal,
@@ -83,7 +83,7 @@ pub struct Surrogate {
     /// Level of the ratio.
     pub level: Level,
     /// Policy in the denominator of the ratio.
-    pub anchor: Anchor,
+    pub ratio_reference: RatioReference,
     /// Clip of the ratio.
     pub clip: Clip,
     /// Cap on the loss of a token with negative advantage, as a multiple of `−A`; above 1 (dual-clip PPO, Ye et al.
@@ -125,12 +125,12 @@ impl Surrogate {
         let proximal = rows.keep(&logprobs.proximal.detach());
         let behaviour = rows.keep(&logprobs.behaviour.detach());
         let advantages = rows.keep(&advantages.detach());
-        let anchor = match self.anchor {
-            Anchor::Proximal => &proximal,
-            Anchor::Behaviour => &behaviour,
+        let ratio_reference = match self.ratio_reference {
+            RatioReference::Proximal => &proximal,
+            RatioReference::Behaviour => &behaviour,
         };
-        let ratio = bounded_exp(&self.at_level(&(&policy - anchor), rows));
-        let centre = bounded_exp(&self.at_level(&(&proximal - anchor), rows));
+        let ratio = bounded_exp(&self.at_level(&(&policy - ratio_reference), rows));
+        let centre = bounded_exp(&self.at_level(&(&proximal - ratio_reference), rows));
         let bounds = self.bounds(&centre);
 
         let losses = match (&bounds, self.clip) {

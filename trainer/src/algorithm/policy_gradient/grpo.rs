@@ -16,7 +16,7 @@ use super::surrogate_loss::{self, unless_zero};
 use crate::Result;
 use crate::algorithm::Evidence;
 use crate::batch::Signals;
-use crate::objective::{Aggregation, Anchor, Clip, KlEstimator, Level, Scale, Surrogate};
+use crate::objective::{Aggregation, Clip, KlEstimator, Level, RatioReference, Scale, Surrogate};
 use schema::Metrics;
 
 settings! {
@@ -72,7 +72,7 @@ impl Method for Grpo {
     fn surrogate(&self) -> Surrogate {
         Surrogate {
             level: self.ratio_level,
-            anchor: Anchor::Proximal,
+            ratio_reference: RatioReference::Proximal,
             clip: Clip::Ratio { low: self.clip_low, high: self.clip_high },
             dual_clip: unless_zero(self.dual_clip),
             delta: unless_zero(self.delta),

@@ -34,8 +34,8 @@ use crate::algorithm::{Algorithm, CriticNeeds, Evidence, Needs, Outputs, Samples
 use crate::batch::{Batch, SequenceLogprobs, Signal, Signals, ZeroAdvantage};
 use crate::companion::{Companion, Consults};
 use crate::objective::{
-    AdaptiveKl, Aggregation, Anchor, Clip, Denominator, Gae, KlEstimator, Level, MetricSums, RolloutCorrection, Rows,
-    Surrogate, token_rewards, value_losses,
+    AdaptiveKl, Aggregation, Clip, Denominator, Gae, KlEstimator, Level, MetricSums, RatioReference, RolloutCorrection,
+    Rows, Surrogate, token_rewards, value_losses,
 };
 use crate::{Error, Result};
 use model::device::HOST;
@@ -172,7 +172,7 @@ impl Ppo {
         PolicyGradient {
             surrogate: Surrogate {
                 level: Level::Token,
-                anchor: Anchor::Proximal,
+                ratio_reference: RatioReference::Proximal,
                 clip: Clip::Ratio { low: self.clip_low, high: self.clip_high },
                 dual_clip: unless_zero(self.dual_clip),
                 delta: None,

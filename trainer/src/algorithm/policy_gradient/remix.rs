@@ -37,7 +37,7 @@ use crate::batch::{Batch, SequenceLogprobs, Signals, ZeroAdvantage};
 use crate::collected::Sequence;
 use crate::companion::{Companion, Consults, Renewal, Role, Start};
 use crate::objective::{
-    Anchor, Clip, Denominator, KlEstimator, MetricSums, RolloutCorrection, Surrogate, ratio_to_behaviour,
+    Clip, Denominator, KlEstimator, MetricSums, RatioReference, RolloutCorrection, Surrogate, ratio_to_behaviour,
 };
 use crate::report::metrics::{self, log_ratios};
 use crate::{Error, Result};
@@ -285,7 +285,10 @@ impl Reincarnating {
             return own;
         }
         let clip = Clip::Centred { epsilon: self.settings.epsilon };
-        PolicyGradient { surrogate: Surrogate { anchor: Anchor::Behaviour, clip, ..own.surrogate }, ..own }
+        PolicyGradient {
+            surrogate: Surrogate { ratio_reference: RatioReference::Behaviour, clip, ..own.surrogate },
+            ..own
+        }
     }
 
     fn lambda(&self) -> f64 {

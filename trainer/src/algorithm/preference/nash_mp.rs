@@ -12,12 +12,12 @@
 //! ℓ   = −mean Σ_t adv_t · log π(y_t)                                   policy_gradient
 //! ℓ   = ( log(π/m)(y) − log(π/m)(y′) − (p − ½)/β′ )²                   contrastive: online IPO inside a proximal scheme
 //!       log m = (η log π_ref + log π̄)/(1 + η),   β′ = β (1 + 1/η)
-//! π̄   ← (1 − κ) π̄ + κ π                                               after every `anchor_every` steps
+//! π̄   ← (1 − κ) π̄ + κ π                                               after every `ema_every` steps
 //! ```
 //!
 //! The second version of the paper (2026) calls the method Nash Prox: self-play, of which online IPO is one form,
 //! inside a proximal-point scheme, `π_{k+1} ≈ argmax P_β(π ≻ π) − (β/η) KL(π ‖ π_k)`. That is `form = "contrastive"`
-//! with `κ = 1`, each `anchor_every` steps being an approximate solution of one such problem; κ below 1 moves the
+//! with `κ = 1`, each `ema_every` steps being an approximate solution of one such problem; κ below 1 moves the
 //! average smoothly instead.
 //!
 //! The penalties of earlier tokens and of other samples do not depend on token t: leaving out the former and

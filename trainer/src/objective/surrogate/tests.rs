@@ -130,8 +130,11 @@ fn off_policy(settings: Surrogate, weights: Option<&Tensor>) -> (Vec<f64>, Vec<f
 
 #[test]
 fn mix_ppg_clips_around_the_proximal_policy() {
-    let settings =
-        Surrogate { anchor: Anchor::Behaviour, clip: Clip::Centred { epsilon: 0.2 }, ..Surrogate::default() };
+    let settings = Surrogate {
+        ratio_reference: RatioReference::Behaviour,
+        clip: Clip::Centred { epsilon: 0.2 },
+        ..Surrogate::default()
+    };
     let (losses, slope) = off_policy(settings, None);
     check_slice(&losses, &[-1.2, -1.5, -1.7, 1.3, 0.55, 0.9, -4.4, -0.15]);
     check_slice(&[losses.iter().sum::<f64>() / 8.0], &[-0.775]);
@@ -151,7 +154,8 @@ fn decoupled_ppo_clips_multiplicatively() {
 
 #[test]
 fn naive_ppo_clips_around_the_behaviour_policy() {
-    let (losses, slope) = off_policy(Surrogate { anchor: Anchor::Behaviour, ..Surrogate::default() }, None);
+    let (losses, slope) =
+        off_policy(Surrogate { ratio_reference: RatioReference::Behaviour, ..Surrogate::default() }, None);
     check_slice(&losses, &[-1.2, -1.2, -1.2, 1.0, 0.8, 0.9, -2.4, -0.15]);
     check_slice(&slope, &[0.0, 0.0, 0.0, 1.0, 0.0, 0.9, 0.0, -0.15]);
 }
@@ -163,8 +167,11 @@ fn a_remix_batch_with_its_convex_penalty() {
     let (behaviour, proximal) = (at(&[0.2, 0.5, 0.1, 0.4]), at(&[0.2, 0.5, 0.15, 0.3]));
     let policy = at(&[0.25, 0.45, 0.2, 0.2]);
     let (base, previous) = (at(&[0.2, 0.4, 0.1, 0.4]), at(&[0.2, 0.5, 0.12, 0.33]));
-    let settings =
-        Surrogate { anchor: Anchor::Behaviour, clip: Clip::Centred { epsilon: 0.2 }, ..Surrogate::default() };
+    let settings = Surrogate {
+        ratio_reference: RatioReference::Behaviour,
+        clip: Clip::Centred { epsilon: 0.2 },
+        ..Surrogate::default()
+    };
     let logprobs = LogProbs { policy: &policy, proximal: &proximal, behaviour: &behaviour };
     let losses = settings.token_losses(logprobs, &f64s(&[1.0, 1.0, 1.0, -1.0]), &rows).losses;
     check(&losses, &[-1.2, -0.9, -1.7, 0.55]);
@@ -189,7 +196,7 @@ fn a_penalty_is_added_and_a_bonus_subtracted() {
     check(&penalised(&loss, &policy, &[kl], Some(bonus), &rows), &[1.0 + 0.5 * 0.2 - 0.1 * 0.6]);
 }
 
-/// Every combination of level, anchor and clip that a method uses, with the caps on.
+/// Every combination of level, ratio_reference and clip that a method uses, with the caps on.
 fn all_settings() -> Vec<Surrogate> {
     let clips = [
         Clip::None,
@@ -199,10 +206,10 @@ fn all_settings() -> Vec<Surrogate> {
     ];
     let mut all = Vec::new();
     for level in [Level::Token, Level::SequenceMean, Level::SequenceSum] {
-        for anchor in [Anchor::Proximal, Anchor::Behaviour] {
+        for ratio_reference in [RatioReference::Proximal, RatioReference::Behaviour] {
             for clip in clips {
-                all.push(Surrogate { level, anchor, clip, ..Surrogate::default() });
-                all.push(Surrogate { level, anchor, clip, dual_clip: Some(3.0), delta: Some(4.0) });
+                all.push(Surrogate { level, ratio_reference, clip, ..Surrogate::default() });
+                all.push(Surrogate { level, ratio_reference, clip, dual_clip: Some(3.0), delta: Some(4.0) });
             }
         }
     }
