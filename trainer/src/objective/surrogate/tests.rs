@@ -196,7 +196,7 @@ fn a_penalty_is_added_and_a_bonus_subtracted() {
     check(&penalised(&loss, &policy, &[kl], Some(bonus), &rows), &[1.0 + 0.5 * 0.2 - 0.1 * 0.6]);
 }
 
-/// Every combination of level, ratio_reference and clip that a method uses, with the caps on.
+/// Every combination of level, reference of the ratio and clip that a method uses, with the caps on.
 fn all_settings() -> Vec<Surrogate> {
     let clips = [
         Clip::None,
