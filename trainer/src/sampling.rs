@@ -1,6 +1,6 @@
 //! Samples of a step: sampled now, replayed from the store, or read from a data set.
 //!
-//! The loop ([`crate::train`]) asks a [`Source`] for the [`StepRequest`] of a step: the groups that exist already, and the
+//! The loop ([`crate::train`]) asks a `Source` for the `StepRequest` of a step: the groups that exist already, and the
 //! number of prompts to sample for. It collects, grades and stores what is asked for, and the source selects the groups
 //! that the step trains on.
 

@@ -18,7 +18,7 @@
 //! trained token cannot carry its reward and is left out.
 //!
 //! Defaults: the clips and `c_v` are TRL's. λ is 1, as in verl and `OpenRLHF`: the reward comes at the end of a short
-//! completion, and a critic that starts at zero would only bias it. There is no KL term, as in [`super::Grpo`];
+//! completion, and a critic that starts at zero would only bias it. There is no KL term, as in [`Grpo`](crate::algorithm::Grpo);
 //! `kl_coefficient` puts one into the reward. There is one pass of two updates: at the learning rates of adapters (1e-3
 //! and above on a tiny network) the four passes of TRL move the policy too far, and `target_kl` would have to stop
 //! them.

@@ -12,7 +12,7 @@
 //!
 //! The input is the prompt, one answer with its end-of-sequence token, and the other with its own; `s` is the value of
 //! a scalar head after the last token. Both orders share one pass over the prompt. The checkpoint has the form of a
-//! [reward model](super::RewardModel)'s, with the same head and metrics, and `[judge]` with `model = { path =
+//! [reward model](crate::algorithm::RewardModel)'s, with the same head and metrics, and `[judge]` with `model = { path =
 //! "runs/preference_model" }` compares by it.
 
 use super::reward_model::RewardModel;

@@ -1,5 +1,5 @@
 //! Reward models: a scalar head trained on pairs with the Bradley-Terry loss (Ouyang et al. 2022, `InstructGPT`, arXiv
-//! 2203.02155, section 3.5; see [`bradley_terry`](crate::objective::bradley_terry) for the loss).
+//! 2203.02155, section 3.5; see [`bradley_terry`] for the loss).
 //!
 //! The reward of an answer is the head's value of the hidden state after its last token, the end-of-sequence token. The
 //! head starts at zero and the backbone learns through its adapter. Both answers of a pair share one pass over their
