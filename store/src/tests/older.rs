@@ -85,7 +85,7 @@ fn its_comparisons_have_their_own_table_now() {
     assert_eq!(duel[0].rewards()[0], Some(0.5035));
     let shown = store.show_sample(SampleId(1)).unwrap().to_record_text();
     assert!(
-        shown.contains("beats_1 0.163_667 x 0 ") && shown.contains("beats_3 unjudged (does not apply) x 0 "),
+        shown.contains("beats_1 0.163667 x 0 ") && shown.contains("beats_3 unjudged (does not apply) x 0 "),
         "{shown}"
     );
 }
