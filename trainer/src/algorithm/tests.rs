@@ -63,9 +63,15 @@ fn credit_of(config: &Config, groups: &[GradedGroup]) -> Vec<Vec<Option<f64>>> {
     signals.into_iter().map(|group| group.into_iter().map(number).collect()).collect()
 }
 
-/// Relative difference of two gradients that are added up in f32 in different orders. Whitened advantages cancel in part:
-/// on processors without AVX-512 that leaves 1.4e-6 for `reinforce_pp`.
-const ROUNDING: f64 = 2e-6;
+/// The largest difference of two gradients that are added up in f32 in different orders, relative to their size: 1e-6, but
+/// for whitened advantages, which cancel in part, on processors without AVX-512, where they leave 1.36e-6.
+fn rounding(config: &Config) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    let other_order = !std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    let other_order = true;
+    if other_order && matches!(config, Config::ReinforcePp(_)) { 1.5e-6 } else { 1e-6 }
+}
 
 #[test]
 fn micro_batches_add_up_to_the_whole() {
@@ -81,7 +87,7 @@ fn micro_batches_add_up_to_the_whole() {
         let defined = || gradients.iter().zip(&sums).filter(|(a, _)| a.defined());
         let apart = largest(&mut defined().map(|(a, b)| a - b));
         let size = largest(&mut defined().map(|(a, _)| a.shallow_clone()));
-        assert!(apart < ROUNDING * size.max(1.0), "{}: {apart} apart of {size}", config.name());
+        assert!(apart < rounding(&config) * size.max(1.0), "{}: {apart} apart of {size}", config.name());
         // Where the second group is an opponent's, its samples are the policy's own here, and only XPO's bonus is left.
         let least = if build(&config).unwrap().needs().samples.opponent().is_some() { 5e-5 } else { 1e-3 };
         assert!(size > least, "{}: {size}", config.name());
