@@ -21,6 +21,10 @@ impl Bar {
             self.0.set_length(total);
         }
         self.0.set_position(done);
+        if done == total {
+            // The last state is shown even if it comes right after another.
+            self.0.force_draw();
+        }
     }
 
     /// Shows another message.

@@ -144,7 +144,7 @@ fn long_work_draws_a_bar_on_a_terminal_alone() {
     let rescore = ["replay", "rescore", "--reward", "brief.toml"];
     let import = ["replay", "import", "samples.jsonl", "--config", &tiny];
     // Two steps of 32 samples are graded; one of them is imported.
-    for (args, message, all) in [(&rescore[..], "judging", "/64 "), (&import, "importing", "/32 ")] {
+    for (args, message, all) in [(&rescore[..], "judging", "64/64"), (&import, "importing", "32/32")] {
         let shown = sandbox.ok_in_terminal(args);
         assert!(shown.contains(message) && shown.contains(all), "{args:?}: {shown:?}");
         let piped = sandbox.run(args).stderr;
