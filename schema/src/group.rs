@@ -73,14 +73,4 @@ impl GradedGroup {
     pub fn rewards(&self) -> Vec<Option<f32>> {
         self.verdicts.iter().map(Verdict::total).collect()
     }
-
-    /// The graded samples, each with its index in the group and its reward.
-    pub fn graded(&self) -> impl Iterator<Item = (usize, &Sample, f32)> {
-        self.group
-            .samples
-            .iter()
-            .zip(&self.verdicts)
-            .enumerate()
-            .filter_map(|(index, (sample, verdict))| verdict.total().map(|reward| (index, sample, reward)))
-    }
 }
