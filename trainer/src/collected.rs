@@ -27,6 +27,15 @@ pub struct Duel {
     pub opponent: GradedGroup,
 }
 
+/// Tokens of the prompt and of the completion, for each sample of these groups.
+pub(crate) fn lengths<'a>(groups: impl IntoIterator<Item = &'a GradedGroup>) -> Vec<(usize, usize)> {
+    let of_group = |group: &'a GradedGroup| {
+        let group = group.group();
+        group.samples.iter().map(|sample| (group.prompt_ids.len(), sample.len()))
+    };
+    groups.into_iter().flat_map(of_group).collect()
+}
+
 /// The groups of a policy and of its opponent in the order of the store: each of the policy's before its opponent's.
 pub(crate) fn in_store_order<T>(own: Vec<T>, opponents: Vec<T>) -> Vec<T> {
     own.into_iter().zip(opponents).flat_map(|(own, opponent)| [own, opponent]).collect()
@@ -120,9 +129,14 @@ impl Collected {
         sampled + self.examples().iter().map(|example| example.completions().count()).sum::<usize>()
     }
 
-    /// Returns `true` if no prompt was collected.
-    pub fn is_empty(&self) -> bool {
-        self.groups().is_empty() && self.examples().is_empty()
+    /// Tokens of the prompt and of the completion, for each completion.
+    pub(crate) fn lengths(&self) -> Vec<(usize, usize)> {
+        let of_example = |example: &Example| {
+            let prompt = example.prompt_ids.len();
+            example.completions().map(|completion| (prompt, completion.ids.len())).collect::<Vec<_>>()
+        };
+        let sampled = lengths(self.groups());
+        sampled.into_iter().chain(self.examples().iter().flat_map(of_example)).collect()
     }
 
     /// Everything as it is: each of the policy's own groups, each demonstration, each pair.

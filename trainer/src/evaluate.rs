@@ -40,7 +40,7 @@ impl HeldOutEvaluation {
         progress: &mut dyn FnMut(SamplingProgress),
     ) -> Result<Metrics> {
         let mut metrics = Metrics::new();
-        if !self.examples.is_empty() {
+        if !self.examples.examples().is_empty() {
             for (name, value) in learner.measure(&self.examples, policy)?.iter() {
                 metrics.set(format!("eval_{name}"), value);
             }

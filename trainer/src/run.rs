@@ -265,9 +265,7 @@ impl<'a> Training<'a> {
             self.store(step, &fresh)?;
             fresh
         };
-        let schedule = self.learner.algorithm().schedule(step);
-        let context = StepContext { step, schedule, store: &self.store, run: self.run };
-        let samples = self.source.select(&context, request, fresh)?;
+        let samples = self.select(request, fresh)?;
         clock.sampled();
         let learned = self.learn(step, &samples, observer)?;
         self.publish(step)?;
@@ -325,6 +323,12 @@ impl<'a> Training<'a> {
         let adapter = (self.saved == Some(step - 1)).then(|| self.snapshots.path(step - 1).display().to_string());
         self.store.append_step(self.run, step, fresh, adapter.as_deref())?;
         Ok(())
+    }
+
+    /// Asks the source for the samples to train on.
+    fn select(&mut self, request: StepRequest, fresh: Vec<GradedGroup>) -> Result<StepSamples> {
+        let StepRequest { step, schedule, .. } = request;
+        self.source.select(&StepContext { step, schedule, store: &self.store, run: self.run }, request, fresh)
     }
 
     /// Updates the policy, together with the other ranks. Returns the updates' metrics.

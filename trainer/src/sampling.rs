@@ -17,7 +17,7 @@ pub(crate) use replayed::{Offline, Past, Replayed, replays};
 use crate::Result;
 use crate::algorithm::Schedule;
 use crate::checkpoint::bucket::Shared;
-use crate::collected::Collected;
+use crate::collected::{Collected, lengths};
 use crate::config::Config;
 use crate::distributed::Team;
 use crate::objective::has_signal;
@@ -25,7 +25,6 @@ use crate::report::metrics;
 use model::Policy;
 use rollout::collector::SamplingProgress;
 use schema::{GradedGroup, Group, Metrics};
-use std::borrow::Cow;
 use std::path::Path;
 use std::rc::Rc;
 use store::{RunId, Store};
@@ -105,13 +104,10 @@ pub(crate) struct StepSamples {
 }
 
 impl StepSamples {
-    /// The fresh groups or, if the step sampled none, the data to train on.
-    pub(crate) fn seen(&self) -> Cow<'_, Collected> {
-        if self.fresh.is_empty() {
-            Cow::Borrowed(&self.trained)
-        } else {
-            Cow::Owned(Collected::Groups(self.fresh.clone()))
-        }
+    /// The completions of the fresh groups or, if the step sampled none, of the data to train on: tokens of the prompt and
+    /// of the completion, for each.
+    pub(crate) fn seen(&self) -> Vec<(usize, usize)> {
+        if self.fresh.is_empty() { self.trained.lengths() } else { lengths(&self.fresh) }
     }
 
     /// The number of sampled tokens.

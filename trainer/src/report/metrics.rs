@@ -1,7 +1,7 @@
 //! Metrics of the samples of a step, under TRL's names.
 
 use crate::batch::SequenceLogprobs;
-use crate::collected::{Collected, Example, Unit};
+use crate::collected::Unit;
 use model::adapter::{Adapter, LowRank};
 use schema::{Finish, GradedGroup, Metrics, Sample};
 use std::collections::BTreeMap;
@@ -93,19 +93,6 @@ pub(crate) fn log_ratios(sample: &Sample, logprobs: &SequenceLogprobs) -> Vec<f6
 /// Returns the number of sampled tokens.
 pub(crate) fn generated_tokens(groups: &[GradedGroup]) -> u64 {
     groups.iter().flat_map(|group| &group.group().samples).map(|sample| sample.len() as u64).sum()
-}
-
-/// Tokens of completions and of prompts, each prompt counted once per completion as TRL's `num_tokens` does.
-pub(crate) fn seen_tokens(collected: &Collected) -> u64 {
-    let of_group = |group: &GradedGroup| {
-        let group = group.group();
-        group.samples.iter().map(|sample| group.prompt_ids.len() + sample.len()).sum::<usize>()
-    };
-    let of_example = |example: &Example| {
-        example.completions().map(|completion| example.prompt_ids.len() + completion.ids.len()).sum::<usize>()
-    };
-    let sampled = collected.groups().into_iter().map(of_group).sum::<usize>();
-    (sampled + collected.examples().iter().map(of_example).sum::<usize>()) as u64
 }
 
 /// Computes the open ranks of an adapter.

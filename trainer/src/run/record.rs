@@ -56,8 +56,9 @@ impl Training<'_> {
         self.state.step = step;
         self.state.policy_hash.clone_from(&self.policy.version().hash);
         self.state.generated_tokens += generated;
-        self.state.num_tokens += metrics::seen_tokens(&seen);
-        self.state.samples += seen.samples() as u64;
+        // Each prompt counts once per completion, as in TRL's `num_tokens`.
+        self.state.num_tokens += seen.iter().map(|(prompt, completion)| (prompt + completion) as u64).sum::<u64>();
+        self.state.samples += seen.len() as u64;
         self.state.train_seconds += seconds;
 
         let mut metrics = samples.metrics.clone();
