@@ -132,6 +132,8 @@ pub enum RowKind {
     Prompts,
     /// A prompt and a completion to imitate.
     Demonstrations,
+    /// A prompt, a completion, and a label that says whether it is a good one.
+    Labelled,
     /// A prompt, a chosen completion and a rejected one.
     Pairs,
 }

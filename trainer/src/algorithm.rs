@@ -70,6 +70,11 @@ pub enum Samples {
         /// Tokens of a prompt with its completion; a longer completion is cut.
         max_length: usize,
     },
+    /// Completions of a data set, one per prompt, each labelled good or bad.
+    Labelled {
+        /// Tokens of a prompt with its completion; a longer completion is cut.
+        max_length: usize,
+    },
     /// Two completions of a data set per prompt, a chosen and a rejected one.
     Pairs {
         /// Tokens of a prompt with either completion; a longer pair is left out.

@@ -73,7 +73,7 @@ pub(crate) fn collected(algorithm: &dyn Algorithm, rewards: &[&[f32]]) -> Collec
     match algorithm.needs().samples {
         Samples::Sampled { opponent: None, .. } => Collected::Groups(groups),
         Samples::Sampled { opponent: Some(_), .. } => Collected::duels_of(&groups),
-        Samples::Demonstrations { .. } => {
+        Samples::Demonstrations { .. } | Samples::Labelled { .. } => {
             let row = |(sample, reward): (&Sample, Option<f32>)| Completions::Demonstration {
                 completion: completion(sample),
                 desirable: reward.is_some_and(|reward| reward > 0.5),

@@ -66,11 +66,14 @@ fn every_offline_method_learns_to_tell_the_pairs_apart() {
 #[test]
 fn labels_need_no_pairs() {
     let sandbox = Sandbox::new();
-    let rows = (0..16).map(|n| {
-        let (completion, label) = if n % 2 == 0 { ("7", "true") } else { ("no idea", "false") };
-        format!("{{\"prompt\": \"{n}?\", \"completion\": \"{completion}\", \"label\": {label}}}\n")
-    });
-    sandbox.write("labelled.jsonl", rows.collect::<String>());
+    let labelled = |good: &str, bad: &str| {
+        let row = |n| {
+            let (completion, label) = if n % 2 == 0 { ("7", good) } else { ("no idea", bad) };
+            format!("{{\"prompt\": \"{n}?\", \"completion\": \"{completion}\", \"label\": {label}}}\n")
+        };
+        (0..16).map(row).collect::<String>()
+    };
+    sandbox.write("labelled.jsonl", labelled("true", "false"));
     let common = COMMON.split("[prompts").next().unwrap();
     let rest = "[prompts.jsonl]\npath = \"labelled.jsonl\"\n[rollout]\nprompts_per_step = 8\n[algorithm.kto]\n[optimizer.adamw]\nlearning_rate = 5e-3\n";
     sandbox.write("kto.toml", format!("steps = 10\n{common}{rest}"));
@@ -79,6 +82,15 @@ fn labels_need_no_pairs() {
     let margin = |row: &Value| number(row, "rewards/chosen") - number(row, "rewards/rejected");
     assert!(margin(&rows[9]) > margin(&rows[0]) + 0.01, "{rows:?}");
     assert!(number(&rows[9], "kl") >= 0.0);
+
+    // Truth values as pandas and Parquet write them are the same; a score is none.
+    sandbox.write("labelled.jsonl", labelled("1", "0"));
+    sandbox.ok(&["train", "kto.toml", "--out", "numbers"]);
+    assert_eq!(number(&sandbox.metrics("numbers")[9], "loss"), number(&rows[9], "loss"));
+    sandbox.write("labelled.jsonl", labelled("2", "-1"));
+    let refused = sandbox.run(&["train", "kto.toml", "--out", "scores"]);
+    let said = "line 1: `label` must be true or false, or 1 or 0, but is 2";
+    assert!(refused.code == Some(2) && refused.stderr.contains(said), "{refused:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! answer is negative. Training samples them uniformly, without end. The held-out questions are the same for every seed.
 //! Neither they nor their twins are trained on: 7+15 gives away 15+7, and 22-7 gives away 22-15.
 
-use super::examples::{CHOSEN, COMPLETION, REJECTED};
+use super::examples::{CHOSEN, COMPLETION, LABEL, REJECTED};
 use super::{Form, PromptSource, RowKind, Sources};
 use crate::{Error, Result};
 use schema::{Prompt, Seed};
@@ -188,12 +188,15 @@ impl Question {
         template.replace("{x}", &x).replace("{op}", self.op()).replace("{y}", &y).replace("{answer}", &answer)
     }
 
-    /// The question with the completions of this kind of row; `seed` determines the wrong number.
+    /// The question with the completions of this kind of row; `seed` determines the wrong number, and the label.
     fn row(self, config: &Config, kind: RowKind, seed: &Seed) -> Prompt {
         let mut prompt = self.prompt(config);
+        let good = seed.below(2, 2) == 0;
         let completions: &[(&str, &str)] = match kind {
             RowKind::Prompts => &[],
             RowKind::Demonstrations => &[(COMPLETION, &config.completion)],
+            RowKind::Labelled if good => &[(COMPLETION, &config.chosen)],
+            RowKind::Labelled => &[(COMPLETION, &config.rejected)],
             RowKind::Pairs => &[(CHOSEN, &config.chosen), (REJECTED, &config.rejected)],
         };
         let wrong = self.wrong(seed).to_string();
@@ -201,6 +204,9 @@ impl Question {
             .iter()
             .map(|(name, template)| ((*name).to_owned(), json!(self.fill(template).replace("{wrong}", &wrong))));
         prompt.metadata.extend(filled);
+        if kind == RowKind::Labelled {
+            prompt.metadata.insert(LABEL.into(), good.into());
+        }
         prompt
     }
 
@@ -312,6 +318,13 @@ mod tests {
             above += usize::from(wrong > answer);
         }
         assert!(above < 305, "some wrong numbers are too small");
+        let labelled = rows(RowKind::Labelled);
+        for row in &labelled {
+            let right = row.metadata["completion"] == json!(row.answer.as_ref().unwrap());
+            assert_eq!(row.metadata["label"], json!(right), "{row:?}");
+        }
+        let good = labelled.iter().filter(|row| row.metadata["label"] == json!(true)).count();
+        assert!((100..205).contains(&good), "{good} of 305 are good");
         assert!(rows(RowKind::Prompts).iter().all(|row| row.metadata.len() == 3));
     }
 

@@ -8,9 +8,10 @@
 //! |---|---|
 //! | `prompt`, `completion` | the column; a completion is text, or a list with one assistant turn |
 //! | `messages` | all turns before the last, which is the assistant's and the completion |
+//! | one of these and `label` | as there; the label is true or false, 1 or 0, as a number or as text |
 //! | `prompt`, `chosen`, `rejected` | the column |
 //! | `chosen`, `rejected`, both conversations | the turns that both begin with, whatever `prompt` says |
-//! | `chosen`, `rejected`, both text | the text that both begin with, without the blanks at its end; taken as it stands |
+//! | `chosen`, `rejected`, both text | the text that both begin with, up to the end of a word and without the blanks at its end; taken as it stands |
 
 use super::table::{find, messages, missing};
 use super::{RowKind, with_system};
@@ -37,6 +38,7 @@ pub(super) struct Columns<'a> {
     pub(super) completion: &'a str,
     pub(super) chosen: &'a str,
     pub(super) rejected: &'a str,
+    pub(super) label: &'a str,
     /// A system turn for conversations that have none of their own; none if empty.
     pub(super) system: &'a str,
 }
@@ -48,6 +50,8 @@ pub(super) struct Given {
     pub(super) prompt: Option<PromptInput>,
     /// The completions as text, by their metadata keys.
     pub(super) texts: Vec<(&'static str, String)>,
+    /// The label of the completion.
+    pub(super) label: Option<bool>,
     /// The columns that they came from.
     pub(super) columns: Vec<String>,
 }
@@ -62,6 +66,7 @@ impl Given {
         match kind {
             RowKind::Prompts => Self::prompt(columns, row),
             RowKind::Demonstrations => Self::demonstration(columns, row),
+            RowKind::Labelled => Self::labelled(columns, row),
             RowKind::Pairs => Self::pair(columns, row),
         }
     }
@@ -80,6 +85,9 @@ impl Given {
         let own = find(row, columns.completion).map(|value| (columns.completion, value));
         let conversation = || row.get(MESSAGES).map(|value| (MESSAGES, value));
         let Some((column, value)) = own.or_else(conversation) else {
+            if row.contains_key(columns.completion) {
+                return Err(format!("`{}` is null", columns.completion));
+            }
             return Err(format!(
                 "{}; nor is there a conversation in `{MESSAGES}`",
                 missing("completion", columns.completion, row)
@@ -106,14 +114,23 @@ impl Given {
             prompt: prompt.map(|turns| columns.prompt_of(turns)),
             texts: vec![(COMPLETION, text)],
             columns: vec![column.into()],
+            ..Self::default()
         })
     }
 
-    fn pair(columns: &Columns<'_>, row: &Map<String, Value>) -> Result<Self, String> {
-        let read = |what: &str, column: &str| {
-            let value = find(row, column).ok_or_else(|| missing(what, column, row))?;
-            Written::read(column, value)
+    fn labelled(columns: &Columns<'_>, row: &Map<String, Value>) -> Result<Self, String> {
+        let mut given = Self::demonstration(columns, row)?;
+        let value = present("label", columns.label, row)?;
+        let Some(label) = label(value) else {
+            return Err(format!("`{}` must be true or false, or 1 or 0, but is {value}", columns.label));
         };
+        given.label = Some(label);
+        given.columns.push(columns.label.into());
+        Ok(given)
+    }
+
+    fn pair(columns: &Columns<'_>, row: &Map<String, Value>) -> Result<Self, String> {
+        let read = |what: &str, column: &str| Written::read(column, present(what, column, row)?);
         let (chosen, rejected) = (read(CHOSEN, columns.chosen)?, read(REJECTED, columns.rejected)?);
         let (prompt, chosen, rejected) = match (chosen, rejected) {
             (Written::Text(chosen), Written::Text(rejected)) if row.contains_key(columns.prompt) => {
@@ -159,6 +176,7 @@ impl Given {
             prompt,
             texts: vec![(CHOSEN, chosen), (REJECTED, rejected)],
             columns: vec![columns.chosen.into(), columns.rejected.into()],
+            ..Self::default()
         })
     }
 }
@@ -189,14 +207,46 @@ impl Written {
     }
 }
 
+/// Returns the value of a column that must be there and not null.
+fn present<'a>(what: &str, column: &str, row: &'a Map<String, Value>) -> Result<&'a Value, String> {
+    let absent = || match row.get(column) {
+        Some(_) => format!("`{column}` is null"),
+        None => missing(what, column, row),
+    };
+    find(row, column).ok_or_else(absent)
+}
+
+/// Reads a truth value as JSON, pandas, Parquet or CSV write it; `None` for anything else.
+fn label(value: &Value) -> Option<bool> {
+    let text = value.as_str().map(str::to_ascii_lowercase);
+    match (value.as_bool(), value.as_f64(), text.as_deref()) {
+        (Some(label), ..) => Some(label),
+        (_, Some(1.0), _) | (.., Some("true" | "1")) => Some(true),
+        (_, Some(0.0), _) | (.., Some("false" | "0")) => Some(false),
+        _ => None,
+    }
+}
+
 fn is_assistant(turn: &Message) -> bool {
     turn.role == "assistant"
 }
 
-/// Returns the common prefix of two texts without trailing blanks, so that each rest keeps its leading blank.
+/// Returns the common beginning of two texts after which both go on with something of their own. It ends neither inside
+/// a word nor inside a mark such as `<|im_end|>`, and without trailing blanks, so that each rest keeps its leading blank.
 fn shared_text<'a>(a: &'a str, b: &str) -> &'a str {
     let differs = a.char_indices().zip(b.chars()).find(|((_, a), b)| a != b).map(|((index, _), _)| index);
-    a[..differs.unwrap_or(a.len().min(b.len()))].trim_end_matches(' ')
+    let differs = differs.unwrap_or(a.len().min(b.len()));
+    let inside = |text: &str, end: usize| {
+        let ends_word = |letter: char| letter.is_alphanumeric() || "'\u{2019}_".contains(letter);
+        let next = text[end..].chars().next();
+        next.is_none_or(|next| ends_word(next) && text[..end].chars().next_back().is_some_and(ends_word))
+    };
+    // A mark has no blanks, and begins where the last `<` has no `>` behind it.
+    let mark = a[..differs].rfind('<').filter(|begin| !a[*begin..differs].contains(['>', ' ', '\n']));
+    let most = mark.unwrap_or(differs);
+    let ends = a[..most].char_indices().rev().map(|(index, _)| index);
+    let end = std::iter::once(most).chain(ends).find(|end| !inside(a, *end) && !inside(b, *end));
+    a[..end.unwrap_or(0)].trim_end_matches(' ')
 }
 
 #[cfg(test)]
@@ -204,8 +254,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const COLUMNS: Columns<'_> =
-        Columns { prompt: "prompt", completion: "completion", chosen: "chosen", rejected: "rejected", system: "" };
+    const COLUMNS: Columns<'_> = Columns {
+        prompt: "prompt",
+        completion: "completion",
+        chosen: "chosen",
+        rejected: "rejected",
+        label: "label",
+        system: "",
+    };
 
     fn read(kind: RowKind, row: Value) -> Result<Given, String> {
         let Value::Object(row) = row else { panic!("a row is an object") };
@@ -233,6 +289,47 @@ mod tests {
         let whole = read(RowKind::Demonstrations, json!({"messages": [user("1+1?"), assistant("2")]})).unwrap();
         assert_eq!((whole.prompt, whole.texts), (Some(conversation("1+1?")), vec![(COMPLETION, "2".into())]));
         assert_eq!(whole.columns, ["messages"]);
+    }
+
+    #[test]
+    fn a_label_is_a_truth_value_or_refused() {
+        let row = |label: Value| json!({"prompt": "1+1?", "completion": "2", "label": label});
+        for (value, label) in [
+            (json!(true), true),
+            (json!(1), true),
+            (json!(1.0), true),
+            (json!("True"), true),
+            (json!("1"), true),
+            (json!(false), false),
+            (json!(0), false),
+            (json!(0.0), false),
+            (json!("false"), false),
+            (json!("0"), false),
+        ] {
+            let given = read(RowKind::Labelled, row(value.clone())).unwrap();
+            assert_eq!(
+                (given.label, given.columns),
+                (Some(label), vec!["completion".into(), "label".into()]),
+                "{value}"
+            );
+        }
+        for value in [json!(2), json!(-1), json!(0.5), json!("good"), json!([]), json!("")] {
+            let problem = read(RowKind::Labelled, row(value.clone())).unwrap_err();
+            assert!(problem.contains("`label` must be true or false, or 1 or 0, but is"), "{value}: {problem}");
+        }
+        assert_eq!(read(RowKind::Labelled, row(json!(null))).unwrap_err(), "`label` is null");
+        let other = read(RowKind::Labelled, json!({"prompt": "a", "completion": "b", "good": true})).unwrap_err();
+        assert!(other.contains("no column `label` for labels, only `prompt`, `completion`, `good`"), "{other}");
+        // What is imitated needs no label.
+        assert_eq!(read(RowKind::Demonstrations, row(json!(0))).unwrap().label, None);
+    }
+
+    #[test]
+    fn a_column_that_is_null_is_said_to_be_null() {
+        let row = json!({"prompt": "a", "chosen": "b", "rejected": null});
+        assert_eq!(read(RowKind::Pairs, row).unwrap_err(), "`rejected` is null");
+        let row = json!({"prompt": "a", "completion": null});
+        assert_eq!(read(RowKind::Demonstrations, row).unwrap_err(), "`completion` is null");
     }
 
     #[test]
@@ -264,10 +361,19 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_cut_between_characters() {
+    fn texts_are_cut_between_words_and_marks() {
         assert_eq!(shared_text("ä b", "ä c"), "ä");
-        assert_eq!(shared_text("aé", "aè"), "a");
-        assert_eq!(shared_text("ab", "ab and more"), "ab");
+        assert_eq!(shared_text("aé", "aè"), "");
+        // Both rests are words.
+        assert_eq!(shared_text("A: I can", "A: I can't"), "A: I");
+        assert_eq!(shared_text("A: I cannot", "A: I can help"), "A: I");
+        assert_eq!(shared_text("A:12", "A:13"), "A:");
+        assert_eq!(shared_text("A:\nx", "A:\ny"), "A:\n");
+        assert_eq!(shared_text("ab", "ab and more"), "");
+        // A mark stays whole.
+        assert_eq!(shared_text("say<|im_start|>x", "say<|im_st"), "say");
+        assert_eq!(shared_text("say<|im_end|>x", "say<|im_end|>y"), "say<|im_end|>");
+        assert_eq!(shared_text("if 1 < 2: a", "if 1 < 2: b"), "if 1 < 2:");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! column `answer`, `solution`, `ground_truth` or `reward_model.ground_truth` (verl's nesting). All other columns are
 //! kept as metadata for reward functions. GSM8K needs only `prompt_column = "question"`.
 
-use super::examples::{CHOSEN, COMPLETION, Columns, Given, REJECTED};
+use super::examples::{CHOSEN, COMPLETION, Columns, Given, LABEL, REJECTED};
 use super::{Form, PromptSource, RowKind, Sources, with_system};
 use crate::{Error, Result};
 use schema::{Message, Prompt, PromptInput, Seed};
@@ -23,7 +23,7 @@ const ANSWERS: [&str; 4] = ["answer", "solution", "ground_truth", "reward_model.
 pub struct Config {
     /// The file to train on. It has no default.
     pub path: PathBuf,
-    /// A file whose prompts are held out.
+    /// A file whose prompts are held out. Rows of `path` with the same prompt are kept from training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out_path: Option<PathBuf>,
     /// Rows of `path` to hold out instead, chosen at random but always the same. Every row with the same prompt is kept
@@ -37,6 +37,8 @@ pub struct Config {
     pub chosen_column: String,
     /// The column with the worse one.
     pub rejected_column: String,
+    /// For learning from labels, the column that says whether the completion is good: true or false, 1 or 0.
+    pub label_column: String,
     /// The column with the answer, with dots into nested ones; by default the first found of `answer`, `solution`,
     /// `ground_truth` and `reward_model.ground_truth`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +60,7 @@ impl Default for Config {
             completion_column: COMPLETION.into(),
             chosen_column: CHOSEN.into(),
             rejected_column: REJECTED.into(),
+            label_column: LABEL.into(),
             answer_column: None,
             form: Form::Chat,
             system: String::new(),
@@ -89,11 +92,20 @@ impl Config {
         let (train, held_out) = match (&self.held_out_path, self.held_out_count) {
             (None, 0) => (all, Vec::new()),
             (None, count) => split(all, count),
-            (Some(path), 0) => (all, self.prompts(kind, path, read)?),
+            (Some(path), 0) => {
+                let held_out = self.prompts(kind, path, read)?;
+                let count = all.len();
+                let train = without(all, &held_out);
+                if train.len() < count {
+                    let (same, path, held) = (count - train.len(), self.path.display(), path.display());
+                    tracing::warn!("{same} of the {count} rows of {path} have a prompt of {held}: they are held out");
+                }
+                (train, held_out)
+            }
             (Some(_), _) => return Err(Error::input("give `held_out_path` or `held_out_count`, not both")),
         };
         if train.is_empty() {
-            let (path, count) = (self.path.display(), self.held_out_count);
+            let (path, count) = (self.path.display(), held_out.len());
             return Err(Error::input(format!("{path}: nothing is left to train on if {count} prompts are held out")));
         }
         Ok(Sources::new(PromptSource::Finite(train), held_out))
@@ -109,12 +121,27 @@ impl Config {
         {
             return Err(Error::input(format!("{}: {}", path.display(), missing("answer", column, first))));
         }
-        rows.into_iter()
-            .map(|(number, row)| {
-                let at = |problem| Error::input(format!("{}: {unit} {number}: {problem}", path.display()));
-                self.prompt(kind, row).map_err(at)
-            })
-            .collect()
+        let (count, mut prompts, mut alike) = (rows.len(), Vec::with_capacity(rows.len()), Vec::new());
+        for (number, row) in rows {
+            let at = |problem| Error::input(format!("{}: {unit} {number}: {problem}", path.display()));
+            let prompt = self.prompt(kind, row).map_err(at)?;
+            if kind == RowKind::Pairs && prompt.metadata.get(CHOSEN) == prompt.metadata.get(REJECTED) {
+                alike.push(number);
+            } else {
+                prompts.push(prompt);
+            }
+        }
+        if let Some(first) = alike.first() {
+            let (alike, path) = (alike.len(), path.display());
+            let said = format!(
+                "{path}: {alike} of {count} pairs have equal completions and teach nothing, the first in {unit} {first}"
+            );
+            if prompts.is_empty() {
+                return Err(Error::input(said));
+            }
+            tracing::warn!("{said}; they are left out");
+        }
+        Ok(prompts)
     }
 
     /// Turns a row into a prompt; the error is a clause that names the problem.
@@ -125,6 +152,7 @@ impl Config {
             completion: &self.completion_column,
             chosen: &self.chosen_column,
             rejected: &self.rejected_column,
+            label: &self.label_column,
             system: &self.system,
         };
         let given = Given::read(kind, &columns, &row)?;
@@ -142,6 +170,7 @@ impl Config {
         let other = |name: &String| !used.contains(&Some(name)) && !given.columns.contains(name);
         let mut metadata: Map<String, Value> = row.into_iter().filter(|(name, _)| other(name)).collect();
         metadata.extend(given.texts.into_iter().map(|(name, text)| (name.to_owned(), text.into())));
+        metadata.extend(given.label.map(|label| (LABEL.to_owned(), label.into())));
         Ok(Prompt { input, answer, metadata })
     }
 }
@@ -149,24 +178,53 @@ impl Config {
 /// Splits prompts into training and held-out ones. Rows with the same prompt as a held-out one are dropped.
 fn split(prompts: Vec<Prompt>, count: usize) -> (Vec<Prompt>, Vec<Prompt>) {
     let order = Seed::new(0).child("held out").permutation(prompts.len());
+    let held_out: Vec<Prompt> = order.into_iter().take(count).map(|index| prompts[index].clone()).collect();
+    (without(prompts, &held_out), held_out)
+}
+
+/// Drops the prompts that ask the same as a held-out one.
+fn without(prompts: Vec<Prompt>, held_out: &[Prompt]) -> Vec<Prompt> {
     let text = |prompt: &Prompt| serde_json::to_string(&prompt.input).unwrap_or_default();
-    let chosen: Vec<usize> = order.into_iter().take(count).collect();
-    let held_out: Vec<Prompt> = chosen.iter().map(|index| prompts[*index].clone()).collect();
     let asked: HashSet<String> = held_out.iter().map(text).collect();
-    (prompts.into_iter().filter(|prompt| !asked.contains(&text(prompt))).collect(), held_out)
+    prompts.into_iter().filter(|prompt| !asked.contains(&text(prompt))).collect()
 }
 
 /// Parses a column's list of messages.
 ///
 /// # Errors
 ///
-/// A clause that names the column if its value is no list of messages with role and content, or an empty one.
+/// A clause that names the column if its value is no list of messages with role and content, or an empty one, or if a
+/// message says something beside them: `tool_calls`, `reasoning_content`, `name`. Such keys may be there if they are
+/// null or empty, as Parquet writes them.
 pub(super) fn messages(column: &str, value: &Value) -> std::result::Result<Vec<Message>, String> {
     match value {
-        Value::Array(turns) if !turns.is_empty() => serde_json::from_value(value.clone())
-            .map_err(|error| format!("`{column}` is no list of messages with role and content: {error}")),
+        Value::Array(turns) if !turns.is_empty() => {
+            if let Some(key) = turns.iter().find_map(unread) {
+                return Err(format!(
+                    "a message in `{column}` has `{key}`, which no chat template is given here; leave the row out, or write it into `content`"
+                ));
+            }
+            serde_json::from_value(value.clone())
+                .map_err(|error| format!("`{column}` is no list of messages with role and content: {error}"))
+        }
         other => Err(format!("`{column}` must be text or a list of messages, but is {}", kind(other))),
     }
+}
+
+/// Returns the key of a message beside `role` and `content` that says something: not null, false, nor empty.
+fn unread(turn: &Value) -> Option<&String> {
+    let says_nothing = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(values) => values.values().all(Value::is_null),
+        _ => false,
+    };
+    let (key, _) = turn
+        .as_object()?
+        .iter()
+        .find(|(key, value)| !["role", "content"].contains(&key.as_str()) && !says_nothing(value))?;
+    Some(key)
 }
 
 /// The value under a column's name or, failing that, under a path of nested columns; null counts as absent.

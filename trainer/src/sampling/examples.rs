@@ -54,6 +54,7 @@ pub(crate) struct Reader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Demonstrations,
+    Labelled,
     Pairs,
 }
 
@@ -74,6 +75,7 @@ impl Reader {
         match samples {
             Samples::Sampled { .. } => None,
             Samples::Demonstrations { max_length } => Some(Self { kind: Kind::Demonstrations, max_length }),
+            Samples::Labelled { max_length } => Some(Self { kind: Kind::Labelled, max_length }),
             Samples::Pairs { max_length } => Some(Self { kind: Kind::Pairs, max_length }),
         }
     }
@@ -82,6 +84,7 @@ impl Reader {
     pub(crate) fn rows(self) -> RowKind {
         match self.kind {
             Kind::Demonstrations => RowKind::Demonstrations,
+            Kind::Labelled => RowKind::Labelled,
             Kind::Pairs => RowKind::Pairs,
         }
     }
@@ -125,8 +128,8 @@ impl Reader {
                 Ok(Completions::Pair { chosen, rejected, margin })
             }
             (Some(completion), None) => {
-                let undesirable = row.metadata.get(LABEL).is_some_and(|label| label == false);
-                Ok(Completions::Demonstration { completion, desirable: !undesirable })
+                let desirable = row.metadata.get(LABEL).and_then(Value::as_bool).unwrap_or(true);
+                Ok(Completions::Demonstration { completion, desirable })
             }
             _ => Err(Error::runtime("a row has no completion")),
         }
@@ -134,7 +137,7 @@ impl Reader {
 
     fn texts(self, row: &Prompt) -> Result<Vec<&str>> {
         let names: &[&str] = match self.kind {
-            Kind::Demonstrations => &[COMPLETION],
+            Kind::Demonstrations | Kind::Labelled => &[COMPLETION],
             Kind::Pairs => &[CHOSEN, REJECTED],
         };
         let text = |name: &&str| row.metadata.get(*name).and_then(|text| text.as_str());
@@ -184,14 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_desirable_unless_its_label_is_false() {
-        let reader = Reader::new(Samples::Demonstrations { max_length: 100 }).unwrap();
-        let rows =
-            [json!(true), json!(false), json!(null)].map(|label| row(&json!({"completion": "2", "label": label})));
+    fn a_row_is_desirable_as_its_label_says() {
+        let reader = Reader::new(Samples::Labelled { max_length: 100 }).unwrap();
+        let rows = [true, false].map(|label| row(&json!({"completion": "2", "label": label})));
         let examples = reader.read(rows.into(), &policy()).unwrap().examples;
         let desirable =
             |example: &Example| matches!(example.completions, Completions::Demonstration { desirable: true, .. });
-        assert_eq!(examples.iter().map(desirable).collect::<Vec<_>>(), [true, false, true]);
+        assert_eq!(examples.iter().map(desirable).collect::<Vec<_>>(), [true, false]);
     }
 
     #[test]

@@ -120,6 +120,48 @@ fn completions_come_out_under_their_own_names() {
 }
 
 #[test]
+fn a_prompt_of_the_held_out_file_is_not_trained_on() {
+    let (_folder, path) = file("{\"prompt\": \"a\"}\n{\"prompt\": \"b\", \"answer\": \"1\"}\n{\"prompt\": \"c\"}");
+    let (_other, held_out_path) = file("{\"prompt\": \"b\", \"answer\": \"2\"}\n{\"prompt\": \"d\"}");
+    let config = Config { path: path.clone(), held_out_path: Some(held_out_path), ..Config::default() };
+    let sources = open(&config).unwrap();
+    assert_eq!(all(&sources.train), [Prompt::user("a"), Prompt::user("c")]);
+    assert_eq!(all(&sources.held_out.unwrap()).len(), 2);
+    // The file itself leaves nothing.
+    let problem = open(&Config { held_out_path: Some(path), ..config }).err().unwrap().to_string();
+    assert!(problem.contains("nothing is left to train on if 3 prompts are held out"), "{problem}");
+}
+
+#[test]
+fn a_message_that_says_more_than_its_content_is_refused() {
+    let call = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}"#;
+    for kind in [RowKind::Prompts, RowKind::Demonstrations] {
+        let (_folder, path) = file(&format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"a\"}}, {{\"role\": \"assistant\", \"content\": \"b\"}}]}}\n{call}"
+        ));
+        let config = Prompts::Jsonl(Config { path, ..Config::default() });
+        let problem = config.open_rows(kind, &Seed::new(0)).err().unwrap().to_string();
+        assert!(problem.contains("line 2: a message in `messages` has `tool_calls`"), "{problem}");
+    }
+    let harmless = r#"{"prompt": [{"role": "user", "content": "a", "name": null, "tool_calls": [], "refusal": "", "audio": {"id": null}}]}"#;
+    let (_folder, path) = file(harmless);
+    assert_eq!(all(&open(&Config { path, ..Config::default() }).unwrap().train), [Prompt::user("a")]);
+}
+
+#[test]
+fn pairs_without_a_difference_are_left_out() {
+    let alike = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"b\"}";
+    let pairs = |text: &str| {
+        let (_folder, path) = file(text);
+        Prompts::Jsonl(Config { path, ..Config::default() }).open_rows(RowKind::Pairs, &Seed::new(0))
+    };
+    let some = pairs(&format!("{alike}\n{{\"prompt\": \"c\", \"chosen\": \"d\", \"rejected\": \"e\"}}")).unwrap();
+    assert_eq!(all(&some.train).iter().map(Prompt::question).collect::<Vec<_>>(), ["c"]);
+    let none = pairs(&format!("{alike}\n{alike}")).err().unwrap().to_string();
+    assert!(none.contains("2 of 2 pairs have equal completions and teach nothing, the first in line 1"), "{none}");
+}
+
+#[test]
 fn a_row_without_its_completion_is_named() {
     let (_folder, path) =
         file("{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n{\"prompt\": \"a\", \"chosen\": \"b\"}");

@@ -76,7 +76,7 @@ impl Algorithm for Kto {
         let max_length = self.max_length;
         Needs {
             samples: match self.data {
-                KtoData::Labelled => Samples::Demonstrations { max_length },
+                KtoData::Labelled => Samples::Labelled { max_length },
                 KtoData::Pairs => Samples::Pairs { max_length },
             },
             companions: vec![Companion::reference(Consults::Signal)],
