@@ -279,6 +279,9 @@ pub trait Algorithm {
         Schedule::default()
     }
 
+    /// Tells a method whose loss depends on the step which step begins; steps count from 1.
+    fn begin_step(&mut self, _step: u64) {}
+
     /// Builds the units to train on: pairs of the best and the worst sample, for example.
     fn units<'a>(&self, collected: &'a Collected) -> Vec<Unit<'a>> {
         collected.units()

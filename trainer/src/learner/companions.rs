@@ -120,8 +120,9 @@ impl Companions {
         for companion in &self.asked {
             let files = companion.role.files();
             let saved = files.iter().find_map(|file| snapshot.part(file).ok());
-            // A reference that is still the base model has no file.
+            // A reference that was still the base model has no file; it may have been renewed since.
             if saved.is_none() && companion.role == Role::Reference && companion.start == Start::BaseModel {
+                self.adapters.set(companion.role, Adapter::none());
                 continue;
             }
             let saved = saved.map_or_else(|| snapshot.part(files[0]), Ok)?;

@@ -188,12 +188,17 @@ impl Remix {
             )));
         }
         let base = self.base.checked()?;
-        Ok(Reincarnating { settings: self, base, finished: 0 })
+        Ok(Reincarnating { settings: self, base, step: 0, reincarnated: false })
     }
 
     /// Returns true if old samples are replayed in this step.
     fn replays(&self, step: u64) -> bool {
         self.reincarnate_after == 0 || step <= self.reincarnate_after
+    }
+
+    /// Returns true if the policy becomes the reference in this step at the latest.
+    fn reincarnates_by(&self, step: u64) -> bool {
+        self.reincarnate_after > 0 && step >= self.reincarnate_after
     }
 }
 
@@ -273,15 +278,17 @@ impl Mixable for super::ppo::Rule {
 pub(in crate::algorithm) struct Reincarnating {
     settings: Remix,
     base: Box<dyn Mixable>,
-    /// Number of finished steps.
-    finished: u64,
+    /// The present step, or the last one between two steps; 0 before the first.
+    step: u64,
+    /// The policy has become the reference.
+    reincarnated: bool,
 }
 
 impl Reincarnating {
     /// Settings of this step's policy loss.
     fn gradient(&self) -> PolicyGradient {
         let own = self.base.gradient();
-        if !self.settings.replays(self.finished + 1) {
+        if !self.settings.replays(self.step) {
             return own;
         }
         let clip = Clip::Centred { epsilon: self.settings.epsilon };
@@ -291,8 +298,13 @@ impl Reincarnating {
         }
     }
 
+    /// Returns true if this step's policy becomes the reference.
+    fn is_due(&self) -> bool {
+        !self.reincarnated && self.settings.reincarnates_by(self.step)
+    }
+
     fn lambda(&self) -> f64 {
-        self.settings.lambda.at(self.finished + 1)
+        self.settings.lambda.at(self.step)
     }
 
     /// Returns true if the current log-probabilities of a sample are close enough to those of the policy that sampled
@@ -424,9 +436,14 @@ impl Algorithm for Reincarnating {
         }
     }
 
-    /// The last step that replays renews the reference.
+    fn begin_step(&mut self, step: u64) {
+        self.step = step;
+        self.base.begin_step(step);
+    }
+
+    /// The last step that replays renews the reference, and so does the first after a roll-back to before that renewal.
     fn end_step(&self, end: &StepEnd<'_>) -> Result<StepChanges> {
-        let renews = end.step == self.settings.reincarnate_after && end.companions.get(Role::Reference).is_some();
+        let renews = self.is_due() && end.companions.get(Role::Reference).is_some();
         let reference = renews.then(|| (Role::Reference, end.policy.adapter().copy()));
         Ok(StepChanges { companions: reference.into_iter().collect(), ..StepChanges::default() })
     }
@@ -434,16 +451,19 @@ impl Algorithm for Reincarnating {
     fn finish_step(&mut self, metrics: &mut Metrics, samples: usize) {
         self.base.finish_step(metrics, samples);
         metrics.set("remix/lambda", self.lambda());
-        self.finished += 1;
+        self.reincarnated |= self.is_due();
     }
 
+    /// Older checkpoints have the number of finished steps instead.
     fn state(&self) -> Value {
-        json!({ "finished": self.finished, "base": self.base.state() })
+        json!({ "reincarnated": self.reincarnated, "base": self.base.state() })
     }
 
     fn restore(&mut self, state: &Value) -> Result<()> {
         let another = || Error::input("the checkpoint holds the state of another algorithm");
-        self.finished = state["finished"].as_u64().ok_or_else(another)?;
+        let due = |finished: u64| self.settings.reincarnates_by(finished);
+        let finished = || state["finished"].as_u64().map(due);
+        self.reincarnated = state["reincarnated"].as_bool().or_else(finished).ok_or_else(another)?;
         self.base.restore(&state["base"])
     }
 }

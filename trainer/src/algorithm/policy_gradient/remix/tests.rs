@@ -34,10 +34,10 @@ fn batch(proximal: &[f64], reference: &[f64], previous: &[f64]) -> Batch {
 
 const POLICY: [f64; 4] = [0.25, 0.45, 0.2, 0.2];
 
-/// `finished` steps of a run that never reincarnates.
-fn remix(kl: ConvexKl, kl_coefficient: f64, finished: u64) -> Reincarnating {
+/// A step of a run that never reincarnates.
+fn remix(kl: ConvexKl, kl_coefficient: f64, step: u64) -> Reincarnating {
     let settings = Remix { kl, kl_coefficient, reincarnate_after: 0, ..Remix::default() };
-    Reincarnating { finished, ..settings.checked().unwrap() }
+    Reincarnating { step, ..settings.checked().unwrap() }
 }
 
 fn loss(remix: &Reincarnating, tally: &mut MetricSums) -> f64 {
@@ -51,8 +51,8 @@ fn loss(remix: &Reincarnating, tally: &mut MetricSums) -> f64 {
 fn a_whole_minibatch_by_hand() {
     // Surrogates −1.2, −0.9, −1.7 and 0.55; in step 75 λ is 0.7.
     let mut tally = MetricSums::new();
-    assert!((loss(&remix(ConvexKl::K3, 0.1, 74), &mut tally) - -0.801_061_15).abs() < 1e-6);
-    assert!((loss(&remix(ConvexKl::K3, 0.0, 74), &mut MetricSums::new()) - -3.25 / 4.0).abs() < 1e-6);
+    assert!((loss(&remix(ConvexKl::K3, 0.1, 75), &mut tally) - -0.801_061_15).abs() < 1e-6);
+    assert!((loss(&remix(ConvexKl::K3, 0.0, 75), &mut MetricSums::new()) - -3.25 / 4.0).abs() < 1e-6);
     // Each completion has one token, which is its first quarter: ratios 1.25, 0.9, 2 and 0.5.
     assert!((tally.mean("ratio/first_quarter_mean").unwrap() - 4.65 / 4.0).abs() < 1e-6);
     assert_eq!(tally.mean("ratio/last_quarter_mean"), None);
@@ -64,12 +64,12 @@ fn a_weighted_estimate_counts_each_token_by_its_ratio_up_to_two() {
     let mixed = [0.023_143_551, 0.006_395_525_8, 0.168_450_71, 0.259_564_39];
     let weighted: f64 = mixed.iter().zip([1.25, 0.9, 2.0, 0.5]).map(|(kl, ratio)| kl * ratio).sum();
     let expected = (-3.25 + 0.1 * weighted) / 4.0;
-    assert!((loss(&remix(ConvexKl::WeightedK3, 0.1, 74), &mut MetricSums::new()) - expected).abs() < 1e-6);
+    assert!((loss(&remix(ConvexKl::WeightedK3, 0.1, 75), &mut MetricSums::new()) - expected).abs() < 1e-6);
 }
 
 #[test]
 fn the_exact_divergences_are_mixed_by_lambda() {
-    let remix = remix(ConvexKl::Exact, 0.1, 74);
+    let remix = remix(ConvexKl::Exact, 0.1, 75);
     let batch = batch(&POLICY, &POLICY, &POLICY);
     let (policy, far, near) = (logs(&POLICY), logs(&[1.0; 4]) + 0.4, logs(&[1.0; 4]) + 0.2);
     let kl = |divergences: &[(Role, &Tensor)]| {
@@ -93,29 +93,51 @@ fn lambda_falls_from_one_to_a_half() {
     assert!([91, 100, 500].iter().all(|step| lambda.at(*step) == 0.5));
 }
 
-/// One flag for each of the first steps, `true` if it renews the reference.
-fn renewals(remix: &Reincarnating, steps: u64) -> Vec<bool> {
+/// One flag for each of these steps, `true` if it renews the reference.
+fn renewals(remix: &mut Reincarnating, steps: std::ops::RangeInclusive<u64>) -> Vec<bool> {
     let config = crate::testing::tiny_run(crate::algorithm::Config::default(), &[]);
     let policy = model::Policy::load(&config.model, &schema::Seed::new(1)).unwrap();
     let companions = std::iter::once((Role::Reference, policy.adapter().copy())).collect();
-    let changes = |step| {
-        let end = StepEnd { step, last_step: steps, policy: &policy, companions: &companions, loss: &|| Ok(0.0) };
-        remix.end_step(&end).unwrap().companions
+    let last_step = *steps.end();
+    let mut changes = |step| {
+        remix.begin_step(step);
+        let end = StepEnd { step, last_step, policy: &policy, companions: &companions, loss: &|| Ok(0.0) };
+        let changes = remix.end_step(&end).unwrap().companions;
+        remix.finish_step(&mut Metrics::new(), 1);
+        changes
     };
-    (1..=steps).map(|step| changes(step).iter().any(|(role, _)| *role == Role::Reference)).collect()
+    steps.map(|step| changes(step).iter().any(|(role, _)| *role == Role::Reference)).collect()
 }
 
 #[test]
 fn the_reincarnation_ends_replay_and_renews_the_reference_once() {
-    let remix = Remix { reincarnate_after: 3, ..Remix::default() }.checked().unwrap();
+    let mut remix = Remix { reincarnate_after: 3, ..Remix::default() }.checked().unwrap();
     let schedules: Vec<Schedule> = (1..=6).map(|step| remix.schedule(step)).collect();
     assert!(schedules[..3].iter().all(|schedule| schedule.replay.is_some() && schedule.epochs == 2));
     assert!(schedules[3..].iter().all(|schedule| schedule.replay.is_none() && schedule.epochs == 1));
     assert_eq!(remix.schedule(50).idle, [Role::Previous]);
     assert!(remix.schedule(51).idle.is_empty());
-    assert_eq!(renewals(&remix, 6), [false, false, true, false, false, false]);
-    let after = Reincarnating { finished: 3, ..remix };
-    assert_eq!(after.gradient().surrogate, Surrogate::default());
+    let saved = remix.state();
+    assert_eq!(renewals(&mut remix, 1..=6), [false, false, true, false, false, false]);
+    assert_eq!(remix.gradient().surrogate, Surrogate::default());
+    // Rolled back to the beginning after step 6: the stage and λ are those of the step, and the reference, which went
+    // back too, is renewed anew, once.
+    remix.restore(&saved).unwrap();
+    assert_eq!(renewals(&mut remix, 7..=8), [true, false]);
+    assert_eq!(remix.gradient().surrogate, Surrogate::default());
+    assert_eq!(remix.lambda(), 1.0);
+    remix.begin_step(75);
+    assert!((remix.lambda() - 0.7).abs() < 1e-12);
+}
+
+#[test]
+fn a_checkpoint_with_a_count_of_steps_is_read() {
+    for (finished, renews) in [(2, [false, true]), (3, [true, false]), (4, [false, false])] {
+        let mut remix = Remix { reincarnate_after: 4, ..Remix::default() }.checked().unwrap();
+        remix.restore(&json!({"finished": finished, "base": null})).unwrap();
+        let first = finished + 1;
+        assert_eq!(renewals(&mut remix, first..=first + 1), renews, "after {finished}");
+    }
 }
 
 #[test]
