@@ -4,7 +4,9 @@
 //! are accepted for keys of the same meaning. The resolved config, defaults included, is stored with the run.
 
 mod collector;
+mod implied;
 mod parse;
+mod reach;
 mod replay;
 mod serving;
 mod share;
@@ -255,6 +257,11 @@ impl Config {
     pub fn resolved(&self) -> Result<String> {
         toml::to_string_pretty(self)
             .map_err(|error| Error::runtime(format!("cannot write the resolved config: {error}")))
+    }
+
+    /// Names the programs that the config starts and the addresses that it sends samples to, each with its key.
+    pub fn reaches_out(&self) -> Vec<String> {
+        serde_json::to_value(self).map_or_else(|_| Vec::new(), |config| reach::reaching(&config, ""))
     }
 
     /// Checks everything that can be checked before anything is loaded.

@@ -99,6 +99,7 @@ impl Learner {
 
     fn learn(&mut self, step: u64, collected: &Collected, policy: &Policy) -> Result<Metrics> {
         let stage = self.updates.enter_stage(step)?;
+        self.algorithm.begin_step(step);
         let schedule = self.algorithm.schedule(step);
         let mut metrics = Metrics::new();
         let mut batches = self.batches(step, collected, policy, &mut metrics)?;
@@ -191,7 +192,12 @@ impl Learner {
 
     fn warn_of_mismatch(&mut self, step: u64, collected: &Collected, metrics: &Metrics, policy: &Policy) {
         let fresh = collected.groups().iter().all(|group| group.group().policy.hash == policy.version().hash);
-        let warning = if fresh { self.mismatch.check(metrics) } else { self.mismatch.check_old(metrics) };
+        let corrects = self.algorithm.schedule(step).replay.is_some();
+        let mismatch = &mut self.mismatch;
+        let warning = match fresh {
+            true => mismatch.check(metrics),
+            false => mismatch.check_unweighted(metrics, corrects).or_else(|| mismatch.check_old(metrics)),
+        };
         if let Some(warning) = warning {
             tracing::warn!("step {step}: {warning}");
         }

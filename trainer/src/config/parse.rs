@@ -1,5 +1,6 @@
 //! Parsing of TOML into a config, with errors that name the position and a correction.
 
+use super::implied;
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::str::FromStr;
@@ -39,9 +40,6 @@ impl FromStr for Override {
 /// Parses `text` and applies the overrides; `name` stands for the text in errors.
 pub(super) fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[Override]) -> Result<T> {
     let mut table = text.parse::<Table>().map_err(|error| located(&error, text, name))?;
-    if overrides.is_empty() {
-        return toml::from_str(text).map_err(|error| located(&error, text, name));
-    }
     for (count, change) in overrides.iter().enumerate() {
         set(&mut table, &change.path, &change.value)
             .map_err(|problem| Error::input(format!("--set {}: {problem}", change.text)))?;
@@ -56,17 +54,16 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[Ov
             return Err(Error::input(format!("--set {}: {}", change.text, reworded(error.message()))));
         }
     }
+    implied::complete::<T>(&mut table);
     let resolved = toml::to_string(&table).map_err(|error| Error::runtime(error.to_string()))?;
-    toml::from_str(&resolved).map_err(|error| {
-        let last = overrides.last().map(|change| change.text.as_str()).unwrap_or_default();
-        match toml::from_str::<T>(text) {
-            Ok(_) => Error::input(format!("--set {last}: {}", reworded(error.message()))),
-            Err(error) => located(&error, text, name),
-        }
+    toml::from_str(&resolved).map_err(|error| match (toml::from_str::<T>(text), overrides.last()) {
+        (Err(error), _) => located(&error, text, name),
+        (Ok(_), Some(last)) => Error::input(format!("--set {}: {}", last.text, reworded(error.message()))),
+        (Ok(_), None) => Error::input(format!("{name}: {}", reworded(error.message()))),
     })
 }
 
-fn set(table: &mut Table, path: &[String], value: &Value) -> std::result::Result<(), String> {
+pub(super) fn set(table: &mut Table, path: &[String], value: &Value) -> std::result::Result<(), String> {
     let [first, rest @ ..] = path else { return Ok(()) };
     if rest.is_empty() {
         table.insert(first.clone(), value.clone());

@@ -12,6 +12,9 @@ use schema::Metrics;
 /// Fresh samples further away than this, in nats per token, are worth a sentence.
 const LIMIT: f64 = 1e-2;
 
+/// Samples of other policies further away than this, in nats per token, are worth a sentence if nothing weights them.
+const UNWEIGHTED_LIMIT: f64 = 0.1;
+
 /// Old samples whose effective share is smaller are worth a sentence.
 const SMALLEST_SHARE: f64 = 0.1;
 
@@ -20,12 +23,13 @@ const SMALLEST_SHARE: f64 = 0.1;
 pub(super) struct MismatchAlarm {
     algorithm: &'static str,
     raised: bool,
+    raised_unweighted: bool,
     raised_by_old: bool,
 }
 
 impl MismatchAlarm {
     pub(super) fn new(algorithm: &'static str) -> Self {
-        Self { algorithm, raised: false, raised_by_old: false }
+        Self { algorithm, raised: false, raised_unweighted: false, raised_by_old: false }
     }
 
     /// A warning after a step on fresh samples, the first time that there is a reason for one. `None` if
@@ -46,6 +50,21 @@ impl MismatchAlarm {
 }
 
 impl MismatchAlarm {
+    /// A warning after a step with samples of other policies that are learned from as if the policy had sampled them, the
+    /// first time that they are far from it. `corrects` says that the method itself takes ratios to those policies.
+    pub(super) fn check_unweighted(&mut self, metrics: &Metrics, corrects: bool) -> Option<String> {
+        let mismatch = metrics.get("mismatch_kl").filter(|mismatch| *mismatch > UNWEIGHTED_LIMIT)?;
+        if corrects || self.raised_unweighted || metrics.get("rollout_correction/weight").is_some() {
+            return None;
+        }
+        self.raised_unweighted = true;
+        let algorithm = self.algorithm;
+        Some(format!(
+            "the samples are of other policies, {mismatch:.2} nats per token away (mismatch_kl), and nothing corrects for \
+             it; set algorithm.{algorithm}.rollout_correction = {{ token_truncate = {{ cap = 2.0 }} }}"
+        ))
+    }
+
     /// A warning after a step with old samples, the first time that there is a reason for one.
     pub(super) fn check_old(&mut self, metrics: &Metrics) -> Option<String> {
         let share = metrics.get("replay/effective_sample_share").or(metrics.get("effective_sample_share"))?;
@@ -77,6 +96,19 @@ mod tests {
         let said = alarm.check(&metrics(0.05)).unwrap();
         assert!(said.contains("mismatch_kl is 0.050") && said.contains("algorithm.dapo.rollout_correction"), "{said}");
         assert_eq!(alarm.check(&metrics(0.5)), None);
+    }
+
+    #[test]
+    fn other_policies_samples_without_weights_are_said_once() {
+        let mut alarm = MismatchAlarm::new("grpo");
+        assert_eq!(alarm.check_unweighted(&metrics(0.09), false), None);
+        assert_eq!(alarm.check_unweighted(&metrics(0.7), true), None);
+        let mut weighted = metrics(0.7);
+        weighted.set("rollout_correction/weight", 0.9);
+        assert_eq!(alarm.check_unweighted(&weighted, false), None);
+        let said = alarm.check_unweighted(&metrics(0.7), false).unwrap();
+        assert!(said.contains("0.70 nats") && said.contains("algorithm.grpo.rollout_correction"), "{said}");
+        assert_eq!(alarm.check_unweighted(&metrics(0.7), false), None);
     }
 
     #[test]
