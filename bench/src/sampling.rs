@@ -62,7 +62,7 @@ fn full_passes(setup: &Setup, policy: &Policy, batch: usize, prompt: usize, new:
     for pass in 0..new {
         let before = engine.running();
         let start = Instant::now();
-        let events = engine.step();
+        let events = engine.step()?;
         let seconds = start.elapsed().as_secs_f64();
         if pass > 0 && before == batch && engine.running() == batch && events.len() == batch {
             passes.push(seconds);

@@ -97,7 +97,7 @@ fn print_answer(args: &Args) -> anyhow::Result<()> {
     let mut printed = String::new();
     let mut finished: Option<Sample> = None;
     while finished.is_none() && !engine.is_idle() {
-        for event in engine.step() {
+        for event in engine.step()? {
             match event {
                 Event::Token { token, .. } if !args.json && args.stop.is_empty() => {
                     if let Some(piece) = decoder.push(token.id) {

@@ -100,11 +100,11 @@ fn alone(arguments: &Arguments, policy: &Policy) -> Result<f64, Failure> {
         submit(&mut engine)?;
     }
     // The first pass allocates.
-    engine.step();
+    engine.step()?;
     let started = Instant::now();
     let mut tokens = 0u64;
     while started.elapsed().as_secs_f64() < arguments.seconds / 4.0 {
-        for event in engine.step() {
+        for event in engine.step()? {
             match event {
                 Event::Token { .. } => tokens += 1,
                 Event::Finished { .. } => submit(&mut engine)?,

@@ -193,15 +193,19 @@ impl Engine {
     }
 
     /// Starts waiting samples in free slots, then samples one token for every running sequence.
-    pub fn step(&mut self) -> Vec<Event> {
+    ///
+    /// # Errors
+    ///
+    /// A runtime error if the network's outputs are not finite. The engine cannot go on then.
+    pub fn step(&mut self) -> Result<Vec<Event>> {
         let _no_grad = tch::no_grad_guard();
         let mut events = Vec::new();
-        self.admit(&mut events);
-        self.decode(&mut events);
+        self.admit(&mut events)?;
+        self.decode(&mut events)?;
         let running: BTreeSet<usize> = self.rows.iter().map(|row| row.id.request).collect();
         let queue = &self.queue;
         self.requests.retain(|request, _| running.contains(request) || queue.waits(*request));
-        events
+        Ok(events)
     }
 
     /// Samples all requests to their end and returns one list of samples per request, in order. `on_event` sees each
@@ -209,13 +213,13 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// As [`submit`](Self::submit).
+    /// As [`submit`](Self::submit) and [`step`](Self::step).
     pub fn run(&mut self, requests: Vec<Request>, on_event: &mut dyn FnMut(&Event)) -> Result<Vec<Vec<Sample>>> {
         let sizes: Vec<usize> = requests.iter().map(|request| request.samples).collect();
         let numbers = requests.into_iter().map(|request| self.submit(request)).collect::<Result<Vec<_>>>()?;
         let mut finished: BTreeMap<SampleId, Sample> = BTreeMap::new();
         while !self.is_idle() {
-            for event in self.step() {
+            for event in self.step()? {
                 on_event(&event);
                 if let Event::Finished { id, sample } = event {
                     finished.insert(id, sample);
@@ -231,7 +235,7 @@ impl Engine {
     }
 
     /// Fills free slots. A sample that ends with its first token frees its slot at once, so this repeats.
-    fn admit(&mut self, events: &mut Vec<Event>) {
+    fn admit(&mut self, events: &mut Vec<Event>) -> Result<()> {
         loop {
             self.make_room();
             let capacity = self.cache.as_ref().map_or(0, KvCache::capacity);
@@ -240,10 +244,10 @@ impl Engine {
             let admitted =
                 self.queue.admit(free, |request| requests.get(&request).is_some_and(|r| tokens(r) <= capacity));
             if admitted.is_empty() {
-                return;
+                return Ok(());
             }
             self.prefill(&admitted);
-            self.start(&admitted, events);
+            self.start(&admitted, events)?;
             let queue = &self.queue;
             self.prefilled.retain(|request, _| queue.waits(*request));
         }
@@ -334,7 +338,7 @@ impl Engine {
     }
 
     /// Samples the first token of each admitted sample and gives it a slot, unless that token ends it.
-    fn start(&mut self, admitted: &[SampleId], events: &mut Vec<Event>) {
+    fn start(&mut self, admitted: &[SampleId], events: &mut Vec<Event>) -> Result<()> {
         let rows: Vec<Row> = admitted
             .iter()
             .map(|&id| Row {
@@ -347,7 +351,7 @@ impl Engine {
             .collect();
         let logits: Vec<&Tensor> = admitted.iter().map(|id| &self.prefilled[&id.request].logits).collect();
         let logits = Tensor::stack(&logits, 0);
-        let sampled = self.sample(&logits, &rows);
+        let sampled = self.sample(&logits, &rows)?;
         for (mut row, token) in rows.into_iter().zip(sampled) {
             let Some(sample) = self.append(&mut row, token, events) else {
                 let slot = self.rows.len();
@@ -363,12 +367,13 @@ impl Engine {
             };
             events.push(Event::Finished { id: row.id, sample });
         }
+        Ok(())
     }
 
     /// Samples one token for every running row.
-    fn decode(&mut self, events: &mut Vec<Event>) {
+    fn decode(&mut self, events: &mut Vec<Event>) -> Result<()> {
         if self.rows.is_empty() {
-            return;
+            return Ok(());
         }
         let _span = tracing::info_span!(target: "phase", "decode", rows = self.rows.len()).entered();
         let ids: Vec<i64> = self.rows.iter().filter_map(|row| row.ids.last()).map(|id| i64::from(*id)).collect();
@@ -384,7 +389,7 @@ impl Engine {
             logits = second.mix(&logits, &second_logits);
         }
         self.cache = Some(cache);
-        let sampled = self.sample(&logits, &self.rows);
+        let sampled = self.sample(&logits, &self.rows)?;
 
         let mut rows = std::mem::take(&mut self.rows);
         let mut ended = Vec::new();
@@ -400,6 +405,7 @@ impl Engine {
         for slot in ended.into_iter().rev() {
             self.free(slot);
         }
+        Ok(())
     }
 
     /// Frees a slot by moving the last running row into it.
@@ -417,7 +423,7 @@ impl Engine {
     }
 
     /// Samples the next token of each row from `logits`, `[row, vocab]`.
-    fn sample(&self, logits: &Tensor, rows: &[Row]) -> Vec<SampledToken> {
+    fn sample(&self, logits: &Tensor, rows: &[Row]) -> Result<Vec<SampledToken>> {
         let samplers: Vec<RowSampler<'_>> = rows
             .iter()
             .map(|row| RowSampler {
@@ -426,7 +432,7 @@ impl Engine {
             })
             .collect();
         let tops = self.top_logprobs(logits, rows);
-        let sampled = sampler::sample(logits, &samplers).into_iter().zip(tops);
+        let sampled = sampler::sample(logits, &samplers)?.into_iter().zip(tops);
         let tokens = sampled.map(|((id, logprob), mut top_logprobs)| {
             // A log-probability is at most 0; rounding may leave a trace above it.
             let logprob = logprob.min(0.0);
@@ -434,7 +440,7 @@ impl Engine {
             top_logprobs.iter_mut().filter(|(token, _)| *token == id).for_each(|(_, own)| *own = logprob);
             SampledToken { id, logprob, top_logprobs }
         });
-        tokens.collect()
+        Ok(tokens.collect())
     }
 
     /// Appends a token to a row; returns the sample if it is complete now.

@@ -104,6 +104,30 @@ fn a_roll_back_restores_the_policy_and_halves_the_learning_rate() {
 }
 
 #[test]
+fn a_roll_back_takes_the_reference_along_and_no_stage_back() {
+    let sandbox = Sandbox::new();
+    let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
+    let (before, after) = text.split_once("[algorithm.grpo]").unwrap();
+    let remix = "[algorithm.remix]\nreincarnate_after = 2\nkl_coefficient = 0.1\nlambda = { hold = 1, every = 1 }\n";
+    let after = after.split_once("\n[").map_or("", |(_, rest)| rest);
+    sandbox.write("remix.toml", format!("{before}{remix}\n[{after}"));
+    let action = "guard.entropy_floor.action=roll_back";
+    let sets = ["steps=5", "checkpoint.every=1", "checkpoint.keep=0", action, FLOOR[0], "guard.entropy_floor.window=3"];
+    let done = sandbox.run(&train("remix.toml", &sets));
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(done.stderr.contains("rolled back to what was learned by step 0"), "{}", done.stderr);
+    let rows = sandbox.metrics("run");
+    let column = |name: &str| rows.iter().map(|row| row[name].as_f64().unwrap()).collect::<Vec<_>>();
+    for (lambda, expected) in column("remix/lambda").iter().zip([1.0, 0.9, 0.8, 0.7, 0.6]) {
+        assert!((lambda - expected).abs() < 1e-9, "{lambda} and {expected}");
+    }
+    // In step 4 the policy is the base model again, and so is its reference; step 4 makes a new one.
+    let kl = column("kl");
+    assert!(kl[1] > 0.0 && kl[3].abs() < 1e-6 && kl[4].abs() < 1e-6, "{kl:?}");
+    assert!(sandbox.path("run/checkpoints/step_4/reference.safetensors").exists());
+}
+
+#[test]
 fn a_killed_run_rolls_back_again_to_the_same_place() {
     let config = config("tiny.toml");
     let every = "checkpoint.every=2";
@@ -119,6 +143,19 @@ fn a_killed_run_rolls_back_again_to_the_same_place() {
         assert_eq!(samples(&sandbox), samples(&expected), "killed after {lines} steps");
         assert_eq!(alarms(&sandbox), alarms(&expected), "killed after {lines} steps");
     }
+}
+
+#[test]
+fn an_update_that_is_no_number_stores_and_saves_nothing() {
+    let sandbox = Sandbox::new();
+    let done = run(&sandbox, &["steps=4", "optimizer.adamw.eps=0.0"]);
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    assert!(done.stderr.contains("the update of step 1 made `"), "{}", done.stderr);
+    assert_eq!(sandbox.query("SELECT max(step) AS last FROM groups")[0]["last"], 1);
+    assert!(!sandbox.path("run/checkpoints/step_1").exists());
+    // With a number to divide by, the same run goes on.
+    sandbox.ok(&["train", "--resume", "run", "--set", "optimizer.adamw.eps=1e-8"]);
+    assert_eq!(sandbox.metrics("run").len(), 4);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! The recorded log-probability is that of the raw softmax at the sampling temperature: top-k, top-p and min-p restrict
 //! the tokens that can be sampled, not the recorded value.
 
+use crate::{Error, Result};
 use schema::{SamplerSettings, Token};
 use tch::{Kind, Tensor};
 
@@ -19,7 +20,11 @@ pub(super) struct RowSampler<'a> {
 }
 
 /// Samples one token per row of `logits`, `[row, vocab]`; returns tokens with their raw log-probabilities.
-pub(super) fn sample(logits: &Tensor, rows: &[RowSampler<'_>]) -> Vec<(Token, f32)> {
+///
+/// # Errors
+///
+/// A runtime error if a logit is NaN, or every one is infinite: no token has a probability then. Some may be −∞.
+pub(super) fn sample(logits: &Tensor, rows: &[RowSampler<'_>]) -> Result<Vec<(Token, f32)>> {
     let logits = scaled(logits.to_kind(Kind::Float), rows);
     let highest = logits.amax([-1i64].as_slice(), true);
     let weights = (&logits - &highest).exp_();
@@ -47,7 +52,12 @@ pub(super) fn sample(logits: &Tensor, rows: &[RowSampler<'_>]) -> Vec<(Token, f3
     let chosen = (logits.gather(1, &tokens, false) - logsumexp).squeeze_dim(1);
     let tokens = Vec::<i64>::try_from(&tokens.squeeze_dim(1)).expect("tokens are a vector of i64");
     let chosen = Vec::<f32>::try_from(&chosen).expect("log-probabilities are a vector of f32");
-    tokens.into_iter().map(|token| token as Token).zip(chosen).collect()
+    if chosen.iter().any(|logprob| !logprob.is_finite()) {
+        return Err(Error::runtime(
+            "the network's outputs are no finite numbers, so no token can be sampled; its weights or its adapter hold a NaN or an infinity, or overflow model.dtype",
+        ));
+    }
+    Ok(tokens.into_iter().map(|token| token as Token).zip(chosen).collect())
 }
 
 /// Divides each row by its temperature.
@@ -151,7 +161,28 @@ mod tests {
     }
 
     fn sample_one(settings: &SamplerSettings, uniform: f64) -> (Token, f32) {
-        sample(&logits(), &[RowSampler { settings, uniform }])[0]
+        sample(&logits(), &[RowSampler { settings, uniform }]).unwrap()[0]
+    }
+
+    #[test]
+    fn nothing_is_sampled_from_what_is_no_number() {
+        let settings = SamplerSettings { temperature: 1.0, ..SamplerSettings::default() };
+        let greedy = SamplerSettings { temperature: 0.0, ..SamplerSettings::default() };
+        let of = |logits: [f32; 4], settings| {
+            sample(&Tensor::from_slice(&logits).unsqueeze(0), &[RowSampler { settings, uniform: 0.5 }])
+        };
+        for settings in [&settings, &greedy] {
+            for wrong in [f32::NAN, f32::INFINITY] {
+                let error = of([0.0, wrong, 0.0, 0.0], settings).unwrap_err();
+                assert!(!error.is_input() && error.to_string().contains("no finite numbers"), "{error}");
+            }
+            assert!(of([f32::NEG_INFINITY; 4], settings).is_err());
+            // A token may be excluded.
+            assert_eq!(
+                of([f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY, f32::NEG_INFINITY], settings).unwrap(),
+                [(1, 0.0)]
+            );
+        }
     }
 
     #[test]
@@ -184,7 +215,7 @@ mod tests {
                 uniforms.iter().map(|&uniform| RowSampler { settings: &settings, uniform }).collect();
             let logprobs = logits.log_softmax(-1, Kind::Double);
             let cumulative = logprobs.exp().cumsum(-1, Kind::Double);
-            for (row, (token, logprob)) in sample(&logits, &samplers).into_iter().enumerate() {
+            for (row, (token, logprob)) in sample(&logits, &samplers).unwrap().into_iter().enumerate() {
                 let plain = Vec::<f64>::try_from(cumulative.get(row as i64)).unwrap();
                 assert_eq!(token as usize, plain.partition_point(|sum| *sum <= uniforms[row]), "vocabulary of {vocab}");
                 let expected = logprobs.double_value(&[row as i64, i64::from(token)]);
@@ -200,7 +231,7 @@ mod tests {
         let count = 4000;
         let rows: Vec<RowSampler<'_>> =
             (0..count).map(|index| RowSampler { settings: &settings, uniform: seed.uniform(index) }).collect();
-        let sampled = sample(&logits().expand([count as i64, 4], false), &rows);
+        let sampled = sample(&logits().expand([count as i64, 4], false), &rows).unwrap();
         let share = sampled.iter().filter(|(token, _)| *token == 1).count() as f64 / count as f64;
         // standard error 0.0072
         assert!((share - 0.3).abs() < 0.03, "share {share}");
@@ -225,7 +256,7 @@ mod tests {
         let greedy = SamplerSettings::default().greedy();
         let hot = SamplerSettings { temperature: 2.0, ..SamplerSettings::default() };
         let rows = [RowSampler { settings: &greedy, uniform: 0.99 }, RowSampler { settings: &hot, uniform: 0.99 }];
-        let sampled = sample(&logits().expand([2, 4], false), &rows);
+        let sampled = sample(&logits().expand([2, 4], false), &rows).unwrap();
         assert_eq!(sampled[0].0, 0);
         assert!((sampled[0].1 - 0.5f32.ln()).abs() < 1e-6);
         assert_eq!(sampled[1].0, 3);

@@ -110,11 +110,11 @@ fn a_cancelled_request_frees_its_rows_and_disturbs_no_other() {
             }
         }
     };
-    keep(engine.step());
+    keep(engine.step().unwrap());
     engine.cancel(numbers[1]);
     while !engine.is_idle() {
         assert!(engine.running() <= 4);
-        keep(engine.step());
+        keep(engine.step().unwrap());
     }
     assert!(finished.keys().all(|id| id.request != numbers[1]));
     let last = SampleId { request: numbers[4], sample: 1 };

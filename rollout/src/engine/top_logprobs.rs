@@ -106,7 +106,7 @@ mod tests {
         engine.submit(request.clone()).unwrap();
         let (mut sampled, mut sample) = (Vec::new(), None);
         while !engine.is_idle() {
-            for event in engine.step() {
+            for event in engine.step().unwrap() {
                 match event {
                     Event::Token { token, .. } => sampled.push(token),
                     Event::Finished { sample: finished, .. } => sample = Some(finished),
@@ -137,7 +137,7 @@ mod tests {
         let counts = [0, 2, 0, 5, 0];
         let submit = |(request, top_logprobs)| engine.submit(Request { top_logprobs, ..request }).unwrap();
         let numbers: Vec<usize> = requests(&settings()).into_iter().zip(counts).map(submit).collect();
-        let found = engine.step().into_iter().filter_map(|event| match event {
+        let found = engine.step().unwrap().into_iter().filter_map(|event| match event {
             Event::Token { id, token } => Some((id.request, token.top_logprobs.len())),
             Event::Finished { .. } => None,
         });

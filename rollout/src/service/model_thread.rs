@@ -199,13 +199,17 @@ impl<'a> ModelThread<'a> {
             }
             let started = Instant::now();
             // A pass that fails, for want of memory say, costs its requests and not the daemon.
-            if let Ok(events) = catch_unwind(AssertUnwindSafe(|| served.engine.step())) {
-                self.frontend.metrics.stepped(started.elapsed());
-                served.deliver(events, &self.frontend.metrics);
-            } else {
-                served.fail(&Failure::fault("the model failed in the middle of this request; see the daemon's log"));
-                served.engine = Engine::new(served.engine.policy(), self.frontend.settings.config.engine.clone());
-            }
+            let failure = match catch_unwind(AssertUnwindSafe(|| served.engine.step())) {
+                Ok(Ok(events)) => {
+                    self.frontend.metrics.stepped(started.elapsed());
+                    served.deliver(events, &self.frontend.metrics);
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the model failed in the middle of this request; see the daemon's log".to_owned(),
+            };
+            served.fail(&Failure::fault(failure));
+            served.engine = Engine::new(served.engine.policy(), self.frontend.settings.config.engine.clone());
         }
         self.served.retain(|served| !(served.retired && served.engine.is_idle()));
     }

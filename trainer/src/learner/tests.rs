@@ -46,6 +46,17 @@ fn after_two_updates(config: &Config) -> (Learner, Policy) {
 }
 
 #[test]
+fn an_update_that_is_no_number_ends_the_run() {
+    // B is zero at first, so A has no gradient: Adam without eps divides 0 by 0.
+    let config = config("eps = 0.0");
+    let (mut learner, mut policy) = begin(&config);
+    let error = learner.update(1, &groups(), &mut policy).unwrap_err();
+    assert!(!error.is_input(), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("the update of step 1 made `") && said.contains("raise the optimizer's eps"), "{said}");
+}
+
+#[test]
 fn a_step_after_pruning_is_the_step_without_pruning() {
     let config = config("");
     let (mut whole, mut whole_policy) = after_two_updates(&config);

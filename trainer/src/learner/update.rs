@@ -9,7 +9,7 @@ use model::adapter::LowRank;
 use model::{Critic, Policy};
 use serde_json::{Value, json};
 use std::ops::Range;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The optimizer and the constraints, and the parameters that they move.
 pub(super) struct Updates {
@@ -96,15 +96,30 @@ impl Updates {
     /// Moves the parameters by their gradients, and applies the constraints.
     ///
     /// # Errors
-    /// If a parameter has changed its shape.
+    /// If a parameter has changed its shape, or is not finite afterwards.
     pub(super) fn take(&mut self, step: u64, rate: f64, policy: &Policy) -> Result<Update> {
         let _span = phase_span!("optimizer");
         let max_grad_norm = self.rule.max_grad_norm();
         let update = optimizer::update(&mut *self.optimizer, &mut self.parameters, rate, max_grad_norm)?;
         if matches!(update, Update::Taken { .. }) {
             self.constrain(step, rate, policy);
+            self.check_finite(step, rate)?;
         }
         Ok(update)
+    }
+
+    /// Names the first parameter that an update has made NaN or infinite.
+    fn check_finite(&self, step: u64, rate: f64) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let sums: Vec<Tensor> = self.parameters.iter().map(|it| it.tensor.sum(Kind::Double)).collect();
+        if sums.is_empty() || Tensor::stack(&sums, 0).isfinite().all().int64_value(&[]) == 1 {
+            return Ok(());
+        }
+        let broken = self.parameters.iter().zip(sums).find(|(_, sum)| !sum.double_value(&[]).is_finite());
+        let name = broken.map_or("", |(parameter, _)| parameter.name.as_str());
+        Err(Error::runtime(format!(
+            "the update of step {step} made `{name}` NaN or infinite, so nothing of it is saved; lower the learning rate, which is {rate:e}, or raise the optimizer's eps, and go on from the last checkpoint with --resume"
+        )))
     }
 
     pub(super) fn forget_gradients(&mut self) {
