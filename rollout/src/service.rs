@@ -11,6 +11,7 @@ mod body;
 mod choice;
 mod completions;
 mod config;
+mod connections;
 mod failure;
 mod fields;
 mod frontend;
@@ -83,6 +84,7 @@ pub fn serve(
         vocab: dimensions.vocab as usize,
         logprobs: config.max_logprobs,
         samples: config.engine.max_running + config.max_waiting,
+        prompt_logprobs: config.max_prompt_logprobs,
         sampler: config.sampler.clone(),
     };
     let adapter_root = config.adapter_root.canonicalize().map_err(|error| {
@@ -120,7 +122,7 @@ pub fn serve(
         async move {
             let closing = Arc::clone(&frontend);
             let closed = async move { closing.closing.notified().await };
-            axum::serve(listener, http::router(frontend)).with_graceful_shutdown(closed).await
+            connections::serve(listener, http::router(Arc::clone(&frontend)), &frontend.settings.config, closed).await;
         }
     });
     listening(address);
@@ -128,9 +130,8 @@ pub fn serve(
     let ended = runtime.block_on(async { tokio::time::timeout(LAST_WRITES, server).await });
     runtime.shutdown_background();
     match ended {
-        Ok(Ok(Err(error))) => Err(failed(error)),
         Ok(Err(error)) => Err(Error::runtime(format!("the daemon's server failed: {error}"))),
-        Ok(Ok(Ok(()))) | Err(_) => Ok(()),
+        Ok(Ok(())) | Err(_) => Ok(()),
     }
 }
 

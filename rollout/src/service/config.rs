@@ -30,7 +30,15 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Maximum number of alternatives that `logprobs`, `top_logprobs` and `prompt_logprobs` may ask for.
     pub max_logprobs: usize,
-    /// Maximum time for the body of a request to arrive, in seconds.
+    /// Maximum log-probs of prompts in one answer: the tokens of its prompts, times one more than the alternatives that
+    /// `prompt_logprobs` asks for. An answer needs about 1 kB of memory for each.
+    pub max_prompt_logprobs: usize,
+    /// Maximum connections at once; more wait until one is closed.
+    pub max_connections: usize,
+    /// Names of this machine that requests without a token may be sent to, beside its addresses, `localhost` and `host`.
+    pub hosts: Vec<String>,
+    /// Maximum time for the head of a request to arrive, and again for its body, in seconds. A connection that is silent
+    /// for longer is closed.
     pub body_timeout_s: f64,
     /// Interval of keep-alive comments in a stream that has nothing else to send, in seconds.
     pub keep_alive_s: f64,
@@ -56,6 +64,9 @@ impl Default for Config {
             max_context: 0,
             max_body_bytes: 1 << 20,
             max_logprobs: 20,
+            max_prompt_logprobs: 100_000,
+            max_connections: 512,
+            hosts: Vec::new(),
             body_timeout_s: 30.0,
             keep_alive_s: 15.0,
             drain_s: 30.0,
@@ -75,6 +86,7 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         let positive = [
             ("max_body_bytes", self.max_body_bytes),
+            ("max_connections", self.max_connections),
             ("sampler.max_new_tokens", self.sampler.max_new_tokens as usize),
             ("engine.max_running", self.engine.max_running),
             ("engine.prefill_tokens", self.engine.prefill_tokens),

@@ -103,6 +103,13 @@ impl Failure {
         Self { code: Some("aborted"), retry_after_s: Some(1), ..failure }
     }
 
+    /// 403: a request without a token for a name that this machine is not known by.
+    pub(super) fn another_host() -> Self {
+        let message = "without a token this server answers only to its addresses, localhost, serve.host and serve.hosts, \
+                       and to pages from there; add the name to serve.hosts, or use a token";
+        Self { code: Some("unknown_host"), ..Self::new(StatusCode::FORBIDDEN, "invalid_request_error", message) }
+    }
+
     /// 500: a failure of the daemon on a valid request.
     pub(super) fn fault(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)

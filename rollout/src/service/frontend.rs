@@ -212,7 +212,7 @@ mod tests {
         let sampler = SamplerSettings::default();
         let settings = Settings {
             config: Config { engine, max_waiting: 1, ..Config::default() },
-            limits: Limits { context: 64, vocab: 259, logprobs: 5, samples: 3, sampler },
+            limits: Limits { context: 64, vocab: 259, logprobs: 5, samples: 3, prompt_logprobs: 100, sampler },
             base: "base".into(),
             default: "base".into(),
             token: None,

@@ -2,6 +2,7 @@
 
 use super::body::json_response;
 use super::completions::{chat, completions};
+use super::config::Config;
 use super::failure::Failure;
 use super::frontend::{Frontend, ServingPhase};
 use super::messages::{Command, PauseMode};
@@ -9,10 +10,12 @@ use super::{metrics, models};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::routing::{get, post};
 use serde_json::json;
+use std::net::IpAddr;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
@@ -53,11 +56,14 @@ pub(super) fn router(frontend: Arc<Frontend>) -> Router {
 async fn guard(State(frontend): State<Arc<Frontend>>, request: Request, next: Next) -> Response<Body> {
     let path = PATHS.into_iter().find(|path| *path == request.uri().path()).unwrap_or("other");
     // The daemon's health is no secret, and load balancers that ask for it carry no token.
-    let token = frontend.settings.token.as_deref().filter(|_| path != "/health");
-    let response = if token.is_none_or(|token| carries(request.headers(), token)) {
-        next.run(request).await
-    } else {
+    let open = path == "/health";
+    let token = frontend.settings.token.as_deref().filter(|_| !open);
+    let response = if token.is_some_and(|token| !carries(request.headers(), token)) {
         Failure::unauthorized().into_response()
+    } else if token.is_none() && !open && !is_own(&request, &frontend.settings.config) {
+        Failure::another_host().into_response()
+    } else {
+        next.run(request).await
     };
     frontend.metrics.answered(path, response.status().as_u16());
     response
@@ -68,6 +74,25 @@ fn carries(headers: &HeaderMap, token: &str) -> bool {
     let Some(value) = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()) else { return false };
     let Some((scheme, given)) = value.split_once(' ') else { return false };
     scheme.eq_ignore_ascii_case("bearer") && bool::from(given.trim().as_bytes().ct_eq(token.as_bytes()))
+}
+
+/// True for a request without a token that no page of another site can have sent: its `Host` is an address, `localhost`
+/// or a name of the config, and so is its `Origin`, if a browser sent one. A name that points to this machine's address
+/// would otherwise make any page the daemon's own (DNS rebinding).
+fn is_own(request: &Request, config: &Config) -> bool {
+    let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    let authority = header(header::HOST).or_else(|| request.uri().authority().map(Authority::as_str));
+    let origin =
+        header(header::ORIGIN).map(|origin| origin.split_once("://").map_or(origin, |(_, authority)| authority));
+    let is_known = |authority: &str| {
+        let Ok(authority) = authority.parse::<Authority>() else { return false };
+        let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let names = config.hosts.iter().chain([&config.host]);
+        name.parse::<IpAddr>().is_ok()
+            || name.eq_ignore_ascii_case("localhost")
+            || names.into_iter().any(|own| own.eq_ignore_ascii_case(name))
+    };
+    authority.is_none_or(is_known) && origin.is_none_or(is_known)
 }
 
 async fn health(State(frontend): State<Arc<Frontend>>) -> Response<Body> {
@@ -117,6 +142,29 @@ fn shown(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_a_token_only_names_of_this_machine_are_served() {
+        let config = Config { hosts: vec!["trainer.lan".into()], ..Config::default() };
+        let of = |host: &str, origin: Option<&str>| {
+            let mut request = Request::new(Body::empty());
+            request.headers_mut().insert(header::HOST, HeaderValue::from_str(host).unwrap());
+            if let Some(origin) = origin {
+                request.headers_mut().insert(header::ORIGIN, HeaderValue::from_str(origin).unwrap());
+            }
+            is_own(&request, &config)
+        };
+        for host in ["127.0.0.1:8000", "[::1]:8000", "localhost", "LOCALHOST:8000", "10.0.0.7:1", "trainer.lan:8000"] {
+            assert!(of(host, None), "{host}");
+            assert!(of(host, Some(&format!("http://{host}"))), "{host}");
+        }
+        for host in ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", ""] {
+            assert!(!of(host, None), "{host}");
+        }
+        assert!(!of("127.0.0.1:8000", Some("http://evil.example")));
+        assert!(!of("127.0.0.1:8000", Some("null")));
+        assert!(is_own(&Request::new(Body::empty()), &config));
+    }
 
     #[test]
     fn only_the_whole_token_lets_in() {

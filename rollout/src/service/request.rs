@@ -59,6 +59,8 @@ pub(super) struct Limits {
     pub(super) logprobs: usize,
     /// Maximum samples of one request.
     pub(super) samples: usize,
+    /// Maximum log-probs of prompts in one answer.
+    pub(super) prompt_logprobs: usize,
     /// Settings of requests that do not give their own.
     pub(super) sampler: SamplerSettings,
 }
@@ -114,6 +116,16 @@ impl CompletionRequest {
                     "{} prompts with n = {samples} are {all} samples; at most {} at a time",
                     prompts.len(),
                     limits.samples
+                ),
+            ));
+        }
+        let entries = |count: usize| prompts.iter().map(Vec::len).sum::<usize>().saturating_mul(count + 1);
+        if let Some(entries) = prompt_logprobs.map(entries).filter(|entries| *entries > limits.prompt_logprobs) {
+            return Err(Failure::parameter(
+                "prompt_logprobs",
+                format!(
+                    "the prompts' tokens with their alternatives are {entries} log-probabilities; at most {} in one answer: ask for fewer, or for fewer prompts at a time",
+                    limits.prompt_logprobs
                 ),
             ));
         }
@@ -334,7 +346,8 @@ mod tests {
     use super::*;
 
     fn limits() -> Limits {
-        Limits { context: 64, vocab: 259, logprobs: 5, samples: 8, sampler: SamplerSettings::default() }
+        let sampler = SamplerSettings::default();
+        Limits { context: 64, vocab: 259, logprobs: 5, samples: 8, prompt_logprobs: 20, sampler }
     }
 
     fn read(endpoint: Endpoint, body: &str) -> Result<CompletionRequest, String> {
@@ -384,6 +397,8 @@ mod tests {
             (Completions, r#"{"prompt": "a", "stop": ["", "b"]}"#, "a stop string is empty"),
             (Completions, r#"{"prompt": "a", "logprobs": 6}"#, "from 0 to 5"),
             (Completions, r#"{"prompt": "a", "stream": true, "prompt_logprobs": 1}"#, "cannot be streamed"),
+            // Two prompts of four tokens, each with itself and two alternatives.
+            (Completions, r#"{"prompt": ["aaaa", "bbbb"], "prompt_logprobs": 2}"#, "24 log-probabilities; at most 20"),
             (Completions, r#"{"prompt": "a", "top_p": 0}"#, "top_p must be above 0"),
             (Chat, r#"{"messages": []}"#, "empty list"),
             (Chat, r#"{"messages": [{"role": "king", "content": "a"}]}"#, "`messages.role` must be"),
