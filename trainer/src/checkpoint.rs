@@ -1,8 +1,8 @@
 //! Checkpoints: everything that a run needs to continue as if it had never stopped.
 //!
-//! A checkpoint is a folder `step_N` with the adapter and the optimizer's state as safetensors, and the rest as JSON.
-//! It is written under a temporary name, synced and renamed, so a folder named `step_N` is always complete. Randomness
-//! is derived from seeds and addresses ([`schema::Seed`]) and samples are in the store, so neither is saved here.
+//! A checkpoint is a folder `step_N` with the adapter and the optimizer's state as safetensors, and the rest as JSON,
+//! the SHA-256 of each other file among it. It is written under a temporary name, synced and renamed, and renamed again
+//! before it is removed, so a folder named `step_N` is always complete. Randomness is derived from seeds and addresses ([`schema::Seed`]) and samples are in the store, so neither is saved here.
 
 pub(crate) mod bucket;
 pub(crate) mod restore;
@@ -11,8 +11,9 @@ pub(crate) mod tensors;
 use crate::files::write_synced;
 use crate::guard::Memory;
 use crate::{Error, Result};
-use schema::Metrics;
+use schema::{Metrics, hex};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -71,6 +72,16 @@ pub(crate) struct Snapshot {
     parts: BTreeMap<String, Vec<(String, Tensor)>>,
 }
 
+/// `state.json`: the state, and the SHA-256 of each tensor file.
+#[derive(Debug, Serialize, Deserialize)]
+struct StateFile {
+    #[serde(flatten)]
+    state: State,
+    /// Hexadecimal hashes by file name; checkpoints of older versions have none.
+    #[serde(default)]
+    sha256: BTreeMap<String, String>,
+}
+
 /// File of a checkpoint for everything but tensors.
 pub(crate) const STATE: &str = "state.json";
 const EXTENSION: &str = "safetensors";
@@ -115,7 +126,7 @@ impl Snapshots {
                 whole.display()
             ))
         })?;
-        self.drop_oldest();
+        self.tidy();
         Ok(whole)
     }
 
@@ -125,10 +136,14 @@ impl Snapshots {
             fs::remove_dir_all(partial)?;
         }
         fs::create_dir(partial)?;
+        let mut sha256 = BTreeMap::new();
         for (name, part) in &snapshot.parts {
-            write_synced(&partial.join(name).with_extension(EXTENSION), &tensors::to_bytes(part)?)?;
+            let (file, bytes) = (format!("{name}.{EXTENSION}"), tensors::to_bytes(part)?);
+            write_synced(&partial.join(&file), &bytes)?;
+            sha256.insert(file, hex(&Sha256::digest(&bytes)));
         }
-        write_synced(&partial.join(STATE), serde_json::to_string_pretty(&snapshot.state)?.as_bytes())?;
+        let state = StateFile { state: snapshot.state.clone(), sha256 };
+        write_synced(&partial.join(STATE), serde_json::to_string_pretty(&state)?.as_bytes())?;
         if whole.exists() {
             fs::remove_dir_all(whole)?;
         }
@@ -150,16 +165,35 @@ impl Snapshots {
     }
 
     /// Reads the newest checkpoint; `None` if there is none.
+    ///
+    /// # Errors
+    /// If it is damaged; the error names the newest one that is whole.
     pub(crate) fn newest(&self) -> Result<Option<Snapshot>> {
-        self.steps().last().map(|step| Snapshot::read(&self.path(*step))).transpose()
+        let steps = self.steps();
+        let Some((newest, older)) = steps.split_last() else { return Ok(None) };
+        Snapshot::read(&self.path(*newest)).map(Some).map_err(|error| {
+            let whole = older.iter().rev().find(|step| Snapshot::read(&self.path(**step)).is_ok());
+            let way = whole.map_or_else(
+                || "there is no older one that is whole".to_owned(),
+                |step| format!("to go on from step {step} instead, remove the folder {}", self.path(*newest).display()),
+            );
+            if error.is_input() { Error::input(format!("{error}; {way}")) } else { error }
+        })
     }
 
-    fn drop_oldest(&self) {
+    /// Removes the oldest beyond the limit, and what a process left that was killed while it wrote or removed one.
+    pub(crate) fn tidy(&self) {
         let steps = self.steps();
         let surplus = if self.keep == 0 { 0 } else { steps.len().saturating_sub(self.keep) };
         for step in &steps[..surplus] {
-            if let Err(error) = fs::remove_dir_all(self.path(*step)) {
-                tracing::warn!("cannot remove the old checkpoint {}: {error}", self.path(*step).display());
+            let (whole, old) = (self.path(*step), self.folder.join(format!(".{}.old", name_of(*step))));
+            if let Err(error) = fs::rename(&whole, &old) {
+                tracing::warn!("cannot remove the old checkpoint {}: {error}", whole.display());
+            }
+        }
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(".step_") {
+                let _ = fs::remove_dir_all(entry.path());
             }
         }
     }
@@ -209,7 +243,21 @@ impl Snapshot {
             Error::input(format!("{}: {error}; is this a checkpoint folder of a run?", path.display()))
         };
         let text = fs::read_to_string(&path).map_err(|error| problem(&error))?;
-        let mut snapshot = Self::new(serde_json::from_str(&text).map_err(|error| problem(&error))?);
+        let StateFile { state, sha256 } = serde_json::from_str(&text).map_err(|error| problem(&error))?;
+        if folder.file_name().and_then(|name| step_of(name.to_str()?)).is_some_and(|step| step != state.step) {
+            return Err(Error::input(format!("{} is damaged: it is of step {}", path.display(), state.step)));
+        }
+        let mut snapshot = Self::new(state);
+        for (name, expected) in &sha256 {
+            let file = folder.join(name);
+            let bytes = fs::read(&file).map_err(|error| Error::input(format!("{}: {error}", file.display())))?;
+            if hex(&Sha256::digest(&bytes)) != *expected {
+                return Err(Error::input(format!(
+                    "{} is damaged: its SHA-256 is not the one that {STATE} has",
+                    file.display()
+                )));
+            }
+        }
         for entry in fs::read_dir(folder).map_err(|error| problem(&error))?.flatten() {
             let file = entry.path();
             let name = file.file_stem().and_then(|stem| stem.to_str());
@@ -262,11 +310,50 @@ mod tests {
     }
 
     #[test]
-    fn a_half_written_checkpoint_is_not_one() {
+    fn a_half_written_or_half_removed_checkpoint_is_not_one() {
         let folder = tempfile::tempdir().unwrap();
         let snapshots = Snapshots::new(folder.path(), 2);
         snapshots.save(&snapshot(1)).unwrap();
-        fs::create_dir(folder.path().join("checkpoints/.step_2.partial")).unwrap();
+        for left in [".step_2.partial", ".step_0.old"] {
+            fs::create_dir(folder.path().join("checkpoints").join(left)).unwrap();
+        }
         assert_eq!(snapshots.steps(), [1]);
+        snapshots.tidy();
+        let left = fs::read_dir(folder.path().join("checkpoints")).unwrap().flatten();
+        assert_eq!(left.map(|entry| entry.file_name()).collect::<Vec<_>>(), ["step_1"]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_and_so_is_the_newest_whole_checkpoint() {
+        for file in ["adapter.safetensors", "optimizer.safetensors"] {
+            let folder = tempfile::tempdir().unwrap();
+            let snapshots = Snapshots::new(folder.path(), 0);
+            for step in [1, 2, 3] {
+                snapshots.save(&snapshot(step)).unwrap();
+            }
+            for step in [2, 3] {
+                let path = snapshots.path(step).join(file);
+                let mut bytes = fs::read(&path).unwrap();
+                *bytes.last_mut().unwrap() ^= 1;
+                fs::write(&path, bytes).unwrap();
+            }
+            let error = snapshots.newest().unwrap_err();
+            assert!(error.is_input(), "{error}");
+            let said = error.to_string();
+            assert!(said.contains(&format!("step_3/{file} is damaged")), "{said}");
+            assert!(said.contains("to go on from step 1 instead, remove the folder"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_without_hashes_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::new(folder.path(), 0);
+        snapshots.save(&snapshot(1)).unwrap();
+        let path = snapshots.path(1).join(STATE);
+        let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(state.as_object_mut().unwrap().remove("sha256").unwrap().as_object().unwrap().len(), 2);
+        fs::write(&path, state.to_string()).unwrap();
+        assert_eq!(snapshots.newest().unwrap().unwrap().state, snapshot(1).state);
     }
 }

@@ -4,10 +4,11 @@
 //! appear whole or not at all, so a run can be killed at any moment: a resumed run takes the samples of a step that are
 //! in the store already from there.
 //!
-//! A run is a folder: `config.toml` (resolved), `run.json` (its row in the store), `metrics.jsonl`, `checkpoints/`,
+//! A run is a folder: `config.toml` (resolved), `run.json` (its identity and its place in the store), `metrics.jsonl`, `checkpoints/`,
 //! `tensorboard/`, `reward` (`loss` without rewards) and `ranks` as `.svg` and `.png`, `alarms.jsonl` if a guard raised
 //! an alarm, and at the end `summary.json`.
 
+mod begin;
 mod folder;
 mod follow;
 mod guards;
@@ -38,6 +39,7 @@ use plan::Plan;
 use record::StepClock;
 use reward::WeightedSum;
 use schema::{GradedGroup, Group, Metrics};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,19 +88,20 @@ fn lead(
     let plan = Plan::build(config)?;
     let learner = Learner::new(config, &plan.policy)?;
     drop(loading);
-    let (folder, store, run) = folder::open(config, target, plan.policy.identity())?;
+    let (folder, store, run) = begin::open(config, target, plan.policy.identity())?;
     let peers = Peers::open(config, folder.path(), team)?;
     let mut training = Training::open(config, plan, learner, folder, store, run, peers)?;
-    let outcome = training.run(observer, stop);
+    // libtorch panics where memory runs out; the run has failed then, and its row says so.
+    let outcome = catch_unwind(AssertUnwindSafe(|| training.run(observer, stop)));
     training.peers.end();
     let status = match &outcome {
-        Ok(Outcome::Finished(_) | Outcome::Followed) => RunStatus::Finished,
-        Ok(Outcome::Interrupted { .. }) => RunStatus::Interrupted,
-        Err(_) => RunStatus::Failed,
+        Ok(Ok(Outcome::Finished(_) | Outcome::Followed)) => RunStatus::Finished,
+        Ok(Ok(Outcome::Interrupted { .. })) => RunStatus::Interrupted,
+        Ok(Err(_)) | Err(_) => RunStatus::Failed,
     };
     let recorded = training.store.finish_run(training.run, status);
     observer.end();
-    let outcome = outcome?;
+    let outcome = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
     recorded?;
     Ok(outcome)
 }
@@ -200,7 +203,23 @@ impl<'a> Training<'a> {
             saved,
         };
         training.gather()?;
+        training.complete_save()?;
         Ok(training)
+    }
+
+    /// Does again what a process that was killed may not have done after it had saved the newest checkpoint.
+    fn complete_save(&self) -> Result<()> {
+        let Some(step) = self.saved else { return Ok(()) };
+        self.snapshots.tidy();
+        self.announce_save(&self.snapshots.path(step))
+    }
+
+    /// Notes a checkpoint in the store, shares it, and redraws the run's curve.
+    fn announce_save(&self, path: &Path) -> Result<()> {
+        self.store.checkpoint(self.run, self.state.step, &path.display().to_string(), &self.state.policy_hash)?;
+        self.peers.checkpoint(self.folder.path(), self.state.step, &self.snapshots.steps());
+        self.folder.plot_curve()?;
+        self.folder.plot_ranks(self.policy.adapter())
     }
 
     /// Brings the other ranks to the state of this one.
@@ -384,10 +403,7 @@ impl<'a> Training<'a> {
         let _span = phase_span!("checkpoint");
         let snapshot = self.learner.snapshot(&self.state, &self.policy);
         let path = self.snapshots.save(&snapshot)?;
-        self.store.checkpoint(self.run, self.state.step, &path.display().to_string(), &self.state.policy_hash)?;
         self.saved = Some(self.state.step);
-        self.peers.checkpoint(self.folder.path(), self.state.step, &self.snapshots.steps());
-        self.folder.plot_curve()?;
-        self.folder.plot_ranks(self.policy.adapter())
+        self.announce_save(&path)
     }
 }

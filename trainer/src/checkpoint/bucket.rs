@@ -17,6 +17,7 @@ use crate::bucket::Bucket;
 use crate::config::Share;
 use crate::files::write_atomically;
 use crate::{Error, Result};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 const ABOUT: [&str; 3] = [CONFIG, METRICS, OWNER];
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
-/// Identity of the run that a folder belongs to: its number and its store.
+/// Identity of the run that a folder belongs to: its store, its number there, and the moment when it began.
 const OWNER: &str = "run.json";
 
 /// The folder of one run at a URL.
@@ -46,13 +47,13 @@ impl Shared {
         let shared = Self { files: Bucket::open(&url)? };
         let own = read(&run_folder.join(OWNER))?;
         match shared.files.read(OWNER)? {
-            Some(there) if there != own => {
+            Some(there) if !same_run(&there, &own) => {
                 return Err(Error::input(format!(
                     "share.url: {url} holds another run of the same name; choose another --out, or another share.url"
                 )));
             }
-            Some(_) => {}
-            None => shared.files.write(OWNER, own)?,
+            Some(there) if there == own => {}
+            _ => shared.files.write(OWNER, own)?,
         }
         shared.files.write(CONFIG, read(&run_folder.join(CONFIG))?)?;
         Ok(Some(shared))
@@ -76,6 +77,10 @@ impl Shared {
         let mut files = names(&folder)?;
         // Last, because with it the checkpoint counts as whole.
         files.sort_by_key(|file| file == STATE);
+        let state = format!("{CHECKPOINTS}/{name}/{STATE}");
+        if self.files.read(&state)?.is_some_and(|there| read(&folder.join(STATE)).is_ok_and(|own| own == there)) {
+            files.clear();
+        }
         for file in files {
             self.files.write(&format!("{CHECKPOINTS}/{name}/{file}"), read(&folder.join(&file))?)?;
         }
@@ -166,6 +171,12 @@ fn fetch(url: &str, folder: &Path) -> Result<()> {
         write_atomically(&partial.join(&file), &bytes)?;
     }
     fs::rename(&partial, &whole).map_err(|error| Error::runtime(format!("cannot make {}: {error}", whole.display())))
+}
+
+/// Returns true if two files `run.json` are of one run: they name the same beginning, or, of older versions, are equal.
+fn same_run(a: &[u8], b: &[u8]) -> bool {
+    let began = |file| serde_json::from_slice::<Value>(file).ok().and_then(|run| run.get("started_at")?.as_u64());
+    a == b || began(a).is_some() && began(a) == began(b)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

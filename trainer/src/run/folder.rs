@@ -1,4 +1,4 @@
-//! The run folder: its files, its creation, and the run's row in the store that it points to.
+//! The run folder: its files.
 
 use crate::checkpoint::State;
 use crate::config::Config;
@@ -7,12 +7,13 @@ use crate::report::metrics;
 use crate::report::plot::{self, Curve, HeatMap};
 use crate::{Error, Result};
 use model::adapter::Adapter;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use schema::Metrics;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
-use store::{NewRun, RunId, RunStatus, Store};
+use store::RunId;
 
 /// The folder of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,13 +71,6 @@ pub struct Summary {
     pub active_rank: f64,
 }
 
-/// The run's row in the store: `run.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct StoredRun {
-    run: i64,
-    store: String,
-}
-
 /// Metrics to plot: the first of these that a run has.
 const CURVES: [&str; 2] = ["reward", "loss"];
 
@@ -85,13 +79,37 @@ fn mean(numbers: &[f64]) -> Option<f64> {
     (!numbers.is_empty()).then(|| metrics::mean(numbers))
 }
 
-/// An existing run folder.
+/// An existing run folder, which this process alone writes to.
 #[derive(Debug)]
 pub(super) struct RunFolder {
     path: PathBuf,
+    /// The folder itself, locked for as long as the process lives.
+    _lock: fs::File,
 }
 
 impl RunFolder {
+    /// Locks a folder for this process.
+    ///
+    /// # Errors
+    /// If another process has it, or it cannot be read.
+    pub(super) fn lock(path: &Path) -> Result<Self> {
+        let problem = |error: &dyn std::fmt::Display| {
+            Error::input(format!("cannot open the run folder {}: {error}", path.display()))
+        };
+        let folder = fs::File::open(path).map_err(|error| problem(&error))?;
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            // A file system without locks cannot say that another process is there.
+            Ok(()) | Err(Errno::NOTSUP | Errno::NOLCK | Errno::BADF) => {
+                Ok(Self { path: path.to_owned(), _lock: folder })
+            }
+            Err(Errno::WOULDBLOCK) => Err(Error::input(format!(
+                "another process is training the run in {}; wait until it ends, or stop it with Ctrl-C there",
+                path.display()
+            ))),
+            Err(error) => Err(problem(&error)),
+        }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -111,9 +129,9 @@ impl RunFolder {
     /// Plots the reward of every logged step, or the loss of a run without rewards, as SVG and PNG.
     ///
     /// # Errors
-    /// If the metrics cannot be read, or a plot cannot be written.
+    /// If a plot cannot be drawn or written.
     pub(super) fn plot_curve(&self) -> Result<()> {
-        let rows = self.logged()?;
+        let rows = self.logged();
         let Some(name) = CURVES.into_iter().find(|name| rows.iter().any(|row| row.get(*name).is_some())) else {
             return Ok(());
         };
@@ -146,19 +164,16 @@ impl RunFolder {
         write_atomically(&self.path.join("ranks.png"), &drawn.png)
     }
 
-    /// The rows of `metrics.jsonl`.
-    fn logged(&self) -> Result<Vec<serde_json::Value>> {
-        let path = self.metrics();
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let line =
-            |line| serde_json::from_str(line).map_err(|error| Error::runtime(format!("{}: {error}", path.display())));
-        text.lines().map(line).collect()
+    /// The rows of `metrics.jsonl` that can be read. A line that was damaged costs a point of a curve, and no run.
+    fn logged(&self) -> Vec<serde_json::Value> {
+        let text = fs::read(self.metrics()).unwrap_or_default();
+        text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 
     /// Writes `summary.json` and returns its content.
     ///
     /// # Errors
-    /// If the metrics cannot be read, or the file cannot be written.
+    /// If the file cannot be written.
     pub(super) fn summarise(
         &self,
         config: &Config,
@@ -168,7 +183,7 @@ impl RunFolder {
         run: RunId,
         adapter: &Adapter,
     ) -> Result<Summary> {
-        let rows = self.logged()?;
+        let rows = self.logged();
         let logged = |name: &str| -> Vec<f64> {
             rows.iter().filter_map(|row| row.get(name).and_then(serde_json::Value::as_f64)).collect()
         };
@@ -201,87 +216,4 @@ impl RunFolder {
         write_atomically(&self.path.join("summary.json"), json.as_bytes())?;
         Ok(summary)
     }
-}
-
-/// Creates or reopens the run folder, the store and the run's row in it. A new folder that cannot be used is removed.
-///
-/// # Errors
-/// If a new folder is not empty or not writable, or the config names another store than a stopped run's.
-pub(super) fn open(config: &Config, target: &Target, identity: &str) -> Result<(RunFolder, Store, RunId)> {
-    match target {
-        Target::Resume(path) => {
-            let folder = RunFolder { path: path.clone() };
-            let stored = fs::read_to_string(path.join("run.json"))
-                .ok()
-                .and_then(|text| serde_json::from_str::<StoredRun>(&text).ok());
-            match stored {
-                Some(stored) if stored.store == store::without_password(&config.store.url) => {
-                    let (store, run) = (Store::open(&config.store.url)?, RunId(stored.run));
-                    store.run(run)?;
-                    store.finish_run(run, RunStatus::Running)?;
-                    Ok((folder, store, run))
-                }
-                Some(stored) => Err(Error::input(format!(
-                    "the run's samples are in {}, but the config now says {}; a run cannot change its store",
-                    stored.store,
-                    store::without_password(&config.store.url)
-                ))),
-                // It was killed before it had sampled anything.
-                None => begin(config, folder, identity),
-            }
-        }
-        Target::New(path) => {
-            let taken = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
-            if taken {
-                return Err(Error::input(format!(
-                    "{} is not empty; go on with its run by --resume {0}, or choose another --out",
-                    path.display()
-                )));
-            }
-            let made = make_folders(path)?;
-            let begun = begin(config, RunFolder { path: path.clone() }, identity);
-            if begun.is_err() {
-                // Only folders that this call made, and only if still empty.
-                made.iter().rev().for_each(|folder| drop(fs::remove_dir(folder)));
-            }
-            begun
-        }
-    }
-}
-
-fn begin(config: &Config, folder: RunFolder, identity: &str) -> Result<(RunFolder, Store, RunId)> {
-    let resolved = config.resolved()?;
-    let store = Store::open(&config.store.url)?;
-    let name = folder.path.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
-    write_atomically(&folder.path.join("config.toml"), resolved.as_bytes())?;
-    let run = store.begin_run(&NewRun {
-        name,
-        config: resolved,
-        program_version: env!("CARGO_PKG_VERSION").into(),
-        out_dir: folder.path.clone(),
-        model_hash: identity.into(),
-        started_at: SystemTime::now(),
-    })?;
-    let stored = StoredRun { run: run.0, store: store::without_password(&config.store.url) };
-    let json = serde_json::to_string_pretty(&stored).map_err(|error| Error::runtime(error.to_string()))?;
-    write_atomically(&folder.path.join("run.json"), json.as_bytes())?;
-    Ok((folder, store, run))
-}
-
-/// Creates a folder and its missing parents. Returns those that it created, outermost first.
-fn make_folders(path: &Path) -> Result<Vec<PathBuf>> {
-    let missing: Vec<PathBuf> = path
-        .ancestors()
-        .take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists())
-        .map(Path::to_path_buf)
-        .collect();
-    fs::create_dir_all(path).map_err(|error| {
-        Error::input(format!("cannot make the run folder {}: {error}; choose another with --out", path.display()))
-    })?;
-    // An existing folder may still refuse files.
-    let probe = path.join(".probe");
-    fs::write(&probe, []).and_then(|()| fs::remove_file(&probe)).map_err(|error| {
-        Error::input(format!("cannot write into the run folder {}: {error}; choose another with --out", path.display()))
-    })?;
-    Ok(missing.into_iter().rev().collect())
 }

@@ -1,14 +1,16 @@
 //! One JSON object per step in a text file: `{"step":1,"entropy":…,…}`, `step` first, then alphabetically.
 //!
 //! Each line is on disk before the run continues. A number that is not finite is written as `null`. Leftovers of a
-//! killed process — a torn last line, or steps after the last checkpoint — are cut off when the run resumes.
+//! killed process — a torn last line, or steps after the last checkpoint — are cut off when the run resumes, and lines
+//! that cannot be read are dropped with a warning: the store has every step's metrics too.
 
 use super::{Tracker, unopenable, unwritable};
-use crate::{Error, Result};
+use crate::Result;
+use crate::files::write_atomically;
 use schema::Metrics;
 use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// A tracker that appends one line per step to a file.
@@ -23,27 +25,20 @@ impl JsonlTracker {
     /// run continues, 0 for a new run.
     ///
     /// # Errors
-    /// If the file cannot be opened, or holds anything but metrics before its last line.
+    /// If the file cannot be opened or cut.
     pub fn resume(path: &Path, last_step: u64) -> Result<Self> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(|error| unopenable(path, &error))?;
+        // Appended to, so that a file that somebody else has cut has no hole.
+        let open = || OpenOptions::new().read(true).append(true).create(true).open(path);
+        let mut file = open().map_err(|error| unopenable(path, &error))?;
         let mut content = Vec::new();
         file.read_to_end(&mut content).map_err(|error| unwritable(path, &error))?;
-        let kept = kept_bytes(&content, last_step).map_err(|line| {
-            Error::input(format!(
-                "{}:{line}: this is not a line of metrics; move the file away to let the run write a new one",
-                path.display()
-            ))
-        })?;
-        file.set_len(kept)
-            .and_then(|()| file.seek(SeekFrom::Start(kept)))
-            .and_then(|_| file.sync_all())
-            .map_err(|error| unwritable(path, &error))?;
+        let (kept, unreadable) = kept_lines(&content, last_step);
+        if let Some(line) = unreadable {
+            tracing::warn!("{}:{line}: this is no line of metrics; such lines are dropped", path.display());
+            write_atomically(path, &kept)?;
+            file = open().map_err(|error| unopenable(path, &error))?;
+        }
+        file.set_len(kept.len() as u64).and_then(|()| file.sync_all()).map_err(|error| unwritable(path, &error))?;
         Ok(Self { file, path: path.to_owned() })
     }
 }
@@ -70,21 +65,21 @@ fn line(step: u64, metrics: &Metrics) -> Value {
     Value::Object(object)
 }
 
-/// Returns the number of bytes that are lines up to and including `last_step`. An unreadable line is an error with its
-/// number, counted from 1, unless it is the last one, which was torn.
-fn kept_bytes(content: &[u8], last_step: u64) -> std::result::Result<u64, usize> {
-    let mut kept = 0;
+/// Returns the lines up to and including `last_step`, and the number of the first line before them that cannot be read,
+/// counted from 1. A last line without an end is torn, and no such line.
+fn kept_lines(content: &[u8], last_step: u64) -> (Vec<u8>, Option<usize>) {
+    let (mut kept, mut unreadable) = (Vec::new(), None);
     let mut lines = content.split_inclusive(|byte| *byte == b'\n').enumerate().peekable();
     while let Some((number, line)) = lines.next() {
         let step = serde_json::from_slice::<Value>(line).ok().and_then(|object| object.get("step")?.as_u64());
         match step {
-            Some(step) if step <= last_step && line.ends_with(b"\n") => kept += line.len() as u64,
+            Some(step) if step <= last_step && line.ends_with(b"\n") => kept.extend_from_slice(line),
             Some(_) => break,
             None if lines.peek().is_none() => break,
-            None => return Err(number + 1),
+            None => unreadable = unreadable.or(Some(number + 1)),
         }
     }
-    Ok(kept)
+    (kept, unreadable)
 }
 
 #[cfg(test)]
@@ -151,13 +146,25 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_something_else_is_left_alone() {
-        let (_folder, path) = written(1..=2);
-        let before = format!("dear diary\n{}", fs::read_to_string(&path).unwrap());
-        fs::write(&path, &before).unwrap();
-        let error = JsonlTracker::resume(&path, 2).unwrap_err();
-        assert!(error.is_input() && error.to_string().contains("metrics.jsonl:1"), "{error}");
-        assert_eq!(fs::read_to_string(&path).unwrap(), before);
+    fn lines_that_cannot_be_read_are_dropped() {
+        let (_folder, path) = written(1..=3);
+        let whole = fs::read_to_string(&path).unwrap();
+        let (first, rest) = whole.split_once('\n').unwrap();
+        for damage in ["dear diary", "\0\0\0\0", "{\"reward\": 1}"] {
+            fs::write(&path, format!("{first}\n{damage}\n{rest}")).unwrap();
+            let mut tracker = JsonlTracker::resume(&path, 2).unwrap();
+            tracker.log(3, &metrics(3.0)).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), whole, "{damage:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_under_a_run_has_no_hole() {
+        let (_folder, path) = written(1..=1);
+        let mut tracker = JsonlTracker::resume(&path, 1).unwrap();
+        fs::write(&path, []).unwrap();
+        tracker.log(2, &metrics(2.0)).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":2,\"entropy\":0.5,\"reward\":2.0}\n");
     }
 
     #[test]
