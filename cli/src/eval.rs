@@ -1,9 +1,9 @@
 //! `proxrl eval`: answers the held-out prompts of a run.
 
 use crate::terminal::{TrainingScreen, Usage, answer, table};
-use std::path::PathBuf;
-use trainer::Observer;
+use std::path::{Path, PathBuf};
 use trainer::config::{Config, Override};
+use trainer::{Bucket, Observer};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -16,9 +16,30 @@ pub(crate) struct Args {
     /// this run; or the folder of a run or a checkpoint. May be given several times.
     #[arg(long, value_name = "POLICY")]
     against: Vec<String>,
+    /// Start the programs and reach the addresses that the config of a run at a URL names.
+    #[arg(long)]
+    trust: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+}
+
+/// Refuses a config from a URL that starts programs or sends samples away, unless it is trusted.
+///
+/// # Errors
+///
+/// Names what the config would reach.
+pub(crate) fn check_trust(place: &Path, config: &Config, trust: bool) -> anyhow::Result<()> {
+    let found = config.reaches_out();
+    if trust || found.is_empty() || !place.to_str().is_some_and(Bucket::is_url) {
+        return Ok(());
+    }
+    Err(Usage(format!(
+        "the config at {} names what this machine would start or send samples to: {}; say --trust if you trust whoever can write there",
+        place.display(),
+        found.join("; ")
+    ))
+    .into())
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -28,6 +49,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         (Config::load(&target, &args.set)?, None)
     };
+    check_trust(&args.target, &config, args.trust)?;
     if !args.against.is_empty() {
         config.evaluate.against.clone_from(&args.against);
     }

@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod export;
 mod generate;
+mod panics;
 mod plan;
 mod plot;
 mod replay;
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
     if matches!(verb, Verb::Train(_) | Verb::Eval(_) | Verb::Generate(_) | Verb::Rollout(_) | Verb::Bench(_)) {
         complete_environment();
     }
-    let done = go(verb);
+    let done = panics::told(|| go(verb));
     done.unwrap_or_else(|error| {
         terminal::error(&error);
         ExitCode::from(if is_input(&error) { 2 } else { 1 })
@@ -73,6 +74,8 @@ fn main() -> ExitCode {
 fn subscribe(phases: Option<PhaseLayer>) {
     let level = std::env::var("PROXRL_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::WARN);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
+    // A line that cannot be written is no reason to panic, which is what telling of it on the same screen would do.
+    let lines = lines.log_internal_errors(false);
     tracing_subscriber::registry().with(lines.with_filter(level)).with(phases.map(PhaseLayer::filtered)).init();
 }
 

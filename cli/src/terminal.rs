@@ -1,6 +1,4 @@
 //! The terminal: errors, notes, answers, bars and tables. Nothing else in the program prints.
-#![expect(clippy::print_stderr, reason = "this is the screen")]
-
 mod bar;
 pub(crate) mod table;
 mod training;
@@ -27,7 +25,7 @@ pub(crate) fn error(error: &anyhow::Error) {
             let _ = write!(said, "{separator}{link}");
         }
     }
-    eprintln!("error: {said}");
+    note(&format!("error: {said}"));
 }
 
 /// Writes an answer to standard output. A reader that has seen enough (`| head`) is no error.
@@ -43,9 +41,9 @@ pub(crate) fn answer(text: &str) -> io::Result<()> {
     }
 }
 
-/// Prints a line about progress.
+/// Prints a line about progress. A screen that is gone or full ends no work.
 pub(crate) fn note(line: &str) {
-    eprintln!("{line}");
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// `1:02:03`, or `2:03` below an hour.

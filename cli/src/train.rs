@@ -1,5 +1,6 @@
 //! `proxrl train`: trains from a config, or resumes a run.
 
+use crate::eval::check_trust;
 use crate::signals::{self, STOP};
 use crate::terminal::{self, TrainingScreen, Usage, clock, table, thousands};
 use bench::profile::ChromeTrace;
@@ -23,6 +24,9 @@ pub(crate) struct Args {
     /// Resume the run in this folder from its newest checkpoint, or a run that is shared at a URL, in a new folder.
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
+    /// Start the programs and reach the addresses that the config of a run at a URL names.
+    #[arg(long, requires = "resume")]
+    trust: bool,
     /// Write the start and the duration of each phase to this file, as a Chrome trace: open it in
     /// <https://ui.perfetto.dev> or `chrome://tracing`.
     #[arg(long, value_name = "FILE")]
@@ -61,7 +65,12 @@ fn train(args: &Args) -> anyhow::Result<ExitCode> {
     let (config, target) = match (&args.config, &args.resume) {
         (_, Some(place)) => {
             let folder = resumed_folder(place, args.out.as_deref())?;
-            (trainer::resumed_config(&folder, &args.set)?, Target::Resume(folder))
+            let config = trainer::resumed_config(&folder, &args.set)?;
+            check_trust(place, &config, args.trust).inspect_err(|_| {
+                // The copy would be taken for a run of this machine.
+                let _ = std::fs::remove_dir_all(&folder);
+            })?;
+            (config, Target::Resume(folder))
         }
         (Some(path), None) => {
             let config = Config::load(path, &args.set)?;

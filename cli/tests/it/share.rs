@@ -58,6 +58,46 @@ fn another_machine_goes_on(sandbox: &Sandbox, other: &Sandbox, url: &str) {
 }
 
 #[test]
+fn a_config_from_a_url_starts_nothing_that_is_not_trusted() {
+    let (sandbox, other) = (Sandbox::new(), Sandbox::new());
+    let url = format!("file://{}", sandbox.path("share").display());
+    train(&sandbox, &url, &[]);
+    let path = sandbox.path("share/run/config.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once("[reward.rule.regex]").unwrap();
+    let after = rest.split_once("\n[").map_or("", |(_, after)| after);
+    let program = "program = \"/bin/sh\"\nargs = [\"-c\", \"touch owned; while read l; do echo 1; done\"]";
+    std::fs::write(&path, format!("{before}[reward.rule.command]\n{program}\n[{after}")).unwrap();
+    let run = format!("{url}/run");
+    for args in [&["eval", &run][..], &["train", "--resume", &run, "--out", "run"]] {
+        let done = other.run(args);
+        assert_eq!(done.code, Some(2), "{}", done.stderr);
+        assert!(done.stderr.contains("command: /bin/sh; say --trust"), "{}", done.stderr);
+        assert!(!other.path("owned").exists() && !other.path("run").exists());
+    }
+    other.ok(&["eval", &run, "--trust"]);
+    assert!(other.path("owned").exists());
+}
+
+#[test]
+fn a_second_run_of_the_same_name_is_refused() {
+    let (first, second) = (Sandbox::new(), Sandbox::new());
+    let url = format!("file://{}", first.path("share").display());
+    let share = format!("share.url={url}");
+    let args = ["train", &config("tiny.toml"), "--out", "run", "--set", "steps=2", "--set", &share, "--set"];
+    first.ok(&[&args[..], &["seed=1"]].concat());
+    let config = std::fs::read(first.path("share/run/config.toml")).unwrap();
+    let done = second.run(&[&args[..], &["seed=2"]].concat());
+    assert_eq!(done.code, Some(2), "{}", done.stderr);
+    assert!(done.stderr.contains("holds another run of the same name"), "{}", done.stderr);
+    assert_eq!(std::fs::read(first.path("share/run/config.toml")).unwrap(), config);
+    assert!(first.path("share/run/checkpoints/step_2/state.json").exists());
+    // The first one goes on there.
+    first.ok(&["train", "--resume", "run", "--set", "steps=4"]);
+    assert!(first.path("share/run/checkpoints/step_4/state.json").exists());
+}
+
+#[test]
 fn a_folder_is_shared() {
     let (sandbox, other, bucket) = (Sandbox::machine(&[]), Sandbox::machine(&[]), Sandbox::new());
     let url = format!("file://{}", bucket.path("a b").display());
