@@ -7,19 +7,21 @@ mod row;
 pub(crate) mod sql;
 pub(crate) mod sqlite;
 pub(crate) mod time;
+mod watch;
 mod zeros;
 
 pub(crate) use connection::{Access, Connection};
 pub(crate) use dialect::Engine;
 pub(crate) use row::{Cell, FromRow, Row};
 pub(crate) use sql::Bind;
+pub(crate) use watch::Watch;
 pub(crate) use zeros::with_zeros;
 
 use crate::Result;
 use std::path::PathBuf;
 
 /// The result of asking a driver.
-type Outcome<T> = Result<T, sqlx::Error>;
+pub(crate) type Outcome<T> = Result<T, sqlx::Error>;
 
 /// Schema versions and the SQL that makes each, in order. A published one never changes: add another.
 pub(crate) type Migrations = &'static [(i64, &'static str)];

@@ -71,15 +71,39 @@ pub enum Error {
         /// The engine's message.
         reason: String,
     },
-    /// The server does not let us in, or is not there.
+    /// The server does not let us in.
     #[error(
-        "cannot connect to the store {place}: {reason}; is the server running, may this user use the database, and is its password in PGPASSWORD or ~/.pgpass?"
+        "cannot connect to the store {place}: {reason}; is this the right server, may this user use the database, and is its password in PGPASSWORD or ~/.pgpass?"
     )]
     CannotConnect {
         /// The database's URL without the password.
         place: String,
+        /// The server's message.
+        reason: String,
+    },
+    /// The server is not there, or not ready.
+    #[error("cannot connect to the store {place}: {reason}; is the server running, and can this machine reach it?")]
+    Unreachable {
+        /// The database's URL without the password.
+        place: String,
         /// The message of the server or of the operating system.
         reason: String,
+    },
+    /// The connection to the server broke.
+    #[error("the connection to the store's server was lost while {doing}: {reason}")]
+    Disconnected {
+        /// The operation that failed, as a participle: `reading samples`.
+        doing: &'static str,
+        /// The message of the server or of the operating system.
+        reason: String,
+    },
+    /// The file that is open is not at its path any more.
+    #[error("{place} was removed or replaced while this program had it open; {rescue}")]
+    Removed {
+        /// The path of the file.
+        place: String,
+        /// The content of the lost file, and the copy that was made of it.
+        rescue: String,
     },
     /// No run has this name or number.
     #[error("the store holds no run `{wanted}`; {known}")]
@@ -237,6 +261,9 @@ impl Error {
                 | Self::PolicyChanged { .. }
                 | Self::Inconsistent { .. }
                 | Self::Locked { .. }
+                | Self::Unreachable { .. }
+                | Self::Disconnected { .. }
+                | Self::Removed { .. }
                 | Self::Miscopied { .. }
                 | Self::Engine { .. }
                 | Self::Start(_)
@@ -254,19 +281,45 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for Result<T, sqlx::Error> {
     fn doing(self, doing: &'static str) -> Result<T> {
-        self.map_err(|source| match (sqlite_code(&source), sqlstate(&source).as_deref()) {
-            // SQLITE_BUSY; lock_not_available
-            (Some(5), _) | (_, Some("55P03")) => Error::Locked { seconds: PATIENCE_S },
-            // SQLITE_CORRUPT; data_corrupted, index_corrupted
-            (Some(11), _) | (_, Some("XX001" | "XX002")) => Error::Damaged { what: source.to_string() },
-            _ => Error::Engine { doing, source },
-        })
+        self.map_err(|source| failed(doing, source))
+    }
+}
+
+/// The store's error for one of the engine.
+pub(crate) fn failed(doing: &'static str, source: sqlx::Error) -> Error {
+    match (sqlite_code(&source), sqlstate(&source).as_deref()) {
+        // SQLITE_BUSY; lock_not_available
+        (Some(5), _) | (_, Some("55P03")) => Error::Locked { seconds: PATIENCE_S },
+        // SQLITE_CORRUPT; data_corrupted, index_corrupted
+        (Some(11), _) | (_, Some("XX001" | "XX002")) => Error::Damaged { what: source.to_string() },
+        _ if is_lost(&source) => Error::Disconnected { doing, reason: message(&source) },
+        _ => Error::Engine { doing, source },
     }
 }
 
 /// Returns the engine's message without sqlx's words around it.
 pub(crate) fn message(error: &sqlx::Error) -> String {
     error.as_database_error().map_or_else(|| error.to_string(), |database| database.message().to_owned())
+}
+
+/// Returns true if the connection to a server is gone: broken, or ended by the server.
+pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+        // Class 08: connection exceptions. Class 57P: shutdowns, a start, an idle connection that the server ended.
+        error => sqlstate(error).is_some_and(|state| state.starts_with("08") || state.starts_with("57P")),
+    }
+}
+
+/// Returns true if a server is not there, or has no room for another connection, whatever is asked of it.
+pub(crate) fn is_unreachable(error: &sqlx::Error) -> bool {
+    // Class 53: insufficient resources. Class 58: errors of the server's system.
+    is_lost(error) || sqlstate(error).is_some_and(|state| state.starts_with("53") || state.starts_with("58"))
+}
+
+/// Returns true if a server takes no connection yet.
+pub(crate) fn is_starting(error: &sqlx::Error) -> bool {
+    sqlstate(error).as_deref() == Some("57P03")
 }
 
 /// `SQLite`'s primary result code: the low byte of the extended one.

@@ -62,7 +62,7 @@ impl Store {
         let partial = Partial::beside(path);
         let mut writer = format.writer(&partial.path).map_err(failed)?;
         let mut written = 0;
-        self.with(async |connection| {
+        self.with_once(async |connection| {
             const DOING: &str = "exporting samples";
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let mut names = HashMap::new();

@@ -2,6 +2,9 @@
 
 mod migrate;
 mod prune;
+mod shrink;
+mod sweep;
+mod turns;
 mod verify;
 
 pub use migrate::Migrated;

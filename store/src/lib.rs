@@ -50,6 +50,7 @@ mod open;
 mod queue;
 pub mod replay;
 mod rows;
+mod session;
 mod table;
 
 #[cfg(test)]

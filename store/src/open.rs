@@ -4,10 +4,11 @@
 //! enough: `SQLite` has one writer anyway, and readers in other processes have their own.
 
 use crate::engine::time::now;
-use crate::engine::{Access, Connection, DatabaseUrl, Engine, Migrations, Mode, News, postgres, sql, sqlite};
+use crate::engine::{Access, Connection, DatabaseUrl, Engine, Migrations, Mode, News, Watch, postgres, sql, sqlite};
 use crate::error::Doing;
+use crate::session::{Session, connect_first};
 use crate::{Error, Result, Scoring};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Runtime;
 
 const CREATE_SCHEMA_VERSION: &str = "CREATE TABLE IF NOT EXISTS schema_version (
@@ -22,8 +23,7 @@ pub struct Store {
     place: String,
     engine: Engine,
     runtime: Runtime,
-    /// Present until the store is dropped.
-    connection: Mutex<Option<Connection>>,
+    session: Mutex<Session>,
     /// Listeners on a server, one per kind of news that this handle has waited for.
     pub(crate) bells: Mutex<Vec<(News, postgres::Bell)>>,
     address: DatabaseUrl,
@@ -39,9 +39,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Url`] if the URL names no store; [`Error::MissingFolder`], [`Error::NotAStore`], [`Error::CannotOpen`]
-    /// or [`Error::CannotConnect`] if there can be none at that location; [`Error::NewerSchema`] if a newer program
-    /// wrote it; [`Error::Locked`] if another process holds it for too long; or if its schema cannot be brought up to
-    /// date.
+    /// or [`Error::CannotConnect`] if there can be none at that location; [`Error::Unreachable`] if its server is not
+    /// there; [`Error::NewerSchema`] if a newer program wrote it; [`Error::Locked`] if another process holds it for too
+    /// long; or if its schema cannot be brought up to date.
     pub fn open(url: &str) -> Result<Self> {
         Self::open_as(url, Mode::Create)
     }
@@ -71,14 +71,17 @@ impl Store {
         let (place, engine) = (address.place(), address.engine());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
         // The schema is looked at before anything that would change a file, its journal mode included.
-        let connection = match &address {
-            DatabaseUrl::File(path) => runtime.block_on(sqlite::connect(path, mode))?,
-            DatabaseUrl::Server(server) => runtime.block_on(server.connect(mode))?,
+        let session = match &address {
+            DatabaseUrl::File(path) => runtime.block_on(sqlite::connect(path, mode))?.into(),
+            DatabaseUrl::Server(server) => {
+                let mut session = Session::from(runtime.block_on(connect_first(server, mode))?);
+                session.renew_on((**server).clone(), mode);
+                session
+            }
         };
         tracing::debug!(%place, "opened the store");
-        let connection = Mutex::new(Some(connection));
-        let bells = Mutex::default();
-        let store = Self { place, engine, runtime, connection, bells, address, scoring: Scoring::default() };
+        let (session, bells) = (Mutex::new(session), Mutex::default());
+        let store = Self { place, engine, runtime, session, bells, address, scoring: Scoring::default() };
         let (found, known) = (store.with(async |connection| store.schema_version(connection).await)?, store.latest());
         let place = || store.place.clone();
         if found > known {
@@ -92,10 +95,16 @@ impl Store {
             Mode::Read => {}
             Mode::Create | Mode::Write => {
                 if engine == Engine::Sqlite {
+                    if found == 0 {
+                        store.with(async |connection| sqlite::set_shrinkable(connection, &store.place).await)?;
+                    }
                     store.with(async |connection| sqlite::set_durable(connection, &store.place).await)?;
                 }
                 if found < known {
                     store.with(async |connection| store.update(connection).await)?;
+                }
+                if let DatabaseUrl::File(path) = &store.address {
+                    store.session().watch(Watch::of(path));
                 }
             }
         }
@@ -107,18 +116,19 @@ impl Store {
         &self.place
     }
 
-    /// Runs something on the connection and waits for it. Calls take turns.
-    pub(crate) fn with<T>(&self, work: impl AsyncFnOnce(&mut Connection) -> Result<T>) -> Result<T> {
+    /// Runs something that may be done twice ([`Session::run`]) on the connection and waits for it. Calls take turns.
+    pub(crate) fn with<T>(&self, work: impl AsyncFn(&mut Connection) -> Result<T>) -> Result<T> {
+        self.runtime.block_on(self.session().run(work))
+    }
+
+    /// Runs something that must not be done twice on the connection and waits for it. Calls take turns.
+    pub(crate) fn with_once<T>(&self, work: impl AsyncFnOnce(&mut Connection) -> Result<T>) -> Result<T> {
+        self.runtime.block_on(self.session().run_once(work))
+    }
+
+    pub(crate) fn session(&self) -> MutexGuard<'_, Session> {
         // A panic elsewhere leaves no half-made state: an open transaction is rolled back when it is dropped.
-        let mut guard = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let connection = guard.as_mut().expect("the connection is taken by drop alone");
-        self.runtime.block_on(async {
-            let done = work(connection).await;
-            // Locks that an abandoned transaction holds would last until the next call. If this fails, the next call
-            // fails too, and says why.
-            let _ = connection.settle().await;
-            done
-        })
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs something that needs no connection of the store.
@@ -195,12 +205,10 @@ impl Drop for Store {
     /// Closes the file before the store is gone, so that the next process to open it finds no lock.
     fn drop(&mut self) {
         let bells = std::mem::take(self.bells.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let connection = self.connection.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let session = self.session.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.runtime.block_on(async {
             drop(bells);
-            if let Some(connection) = connection
-                && let Err(error) = connection.close().await
-            {
+            if let Err(error) = session.close().await {
                 tracing::warn!(place = %self.place, %error, "could not close the store cleanly");
             }
         });

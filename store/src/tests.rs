@@ -7,12 +7,15 @@ mod durability;
 mod engines;
 mod judging;
 mod keeping;
+mod losing;
 mod older;
 mod opening;
 mod queue;
+mod reconnecting;
 mod replaying;
 mod round_trip;
 mod server;
+mod shrinking;
 
 use crate::error::Doing;
 use crate::{NewRun, RunId, Store, Table, Value};
@@ -204,7 +207,7 @@ fn realistic_step(step: u64, groups: usize, samples: usize, tokens: usize) -> Ve
 /// Runs a script past the store's own functions, to damage it.
 fn execute(store: &Store, sql: impl Into<String>) {
     let sql = sql.into();
-    let done = store.with(async |connection| connection.script(sql).await.doing("breaking a store"));
+    let done = store.with_once(async |connection| connection.script(sql).await.doing("breaking a store"));
     done.unwrap();
 }
 

@@ -6,7 +6,7 @@
 //! [`Store::open_read_only`] opens the store itself for reading alone.
 
 use crate::engine::{Access, Connection, Engine, Row, sql, with_zeros};
-use crate::error::{message, sqlite_code, sqlstate};
+use crate::error::{failed, message, sqlite_code, sqlstate};
 use crate::table::{Table, Value};
 use crate::{Error, Result, Store};
 use sqlx::{Row as _, TypeInfo, ValueRef};
@@ -58,7 +58,7 @@ pub(crate) fn bad_sql(error: sqlx::Error) -> Error {
         (_, Some(state)) if ["42", "22", "0A"].iter().any(|class| state.starts_with(class)) => {
             Error::BadSql { reason: message(&error) }
         }
-        _ => Error::Engine { doing: "answering a question", source: error },
+        _ => failed("answering a question", error),
     }
 }
 

@@ -59,7 +59,7 @@ impl Store {
             .replace("{direction}", direction);
         self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
-            let mut query = sql::query_as(sql).bind(ranking.run.map(|run| run.0)).bind(ranking.count as i64);
+            let mut query = sql::query_as(sql.clone()).bind(ranking.run.map(|run| run.0)).bind(ranking.count as i64);
             if let Some(part) = ranking.part.as_deref() {
                 query = query.bind(part);
             }

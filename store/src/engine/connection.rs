@@ -22,6 +22,7 @@ pub(crate) enum Access {
 pub(crate) struct Connection {
     pub(super) link: Link,
     transaction: State,
+    repeated: bool,
 }
 
 #[derive(Debug)]
@@ -40,13 +41,13 @@ enum State {
 
 impl From<SqliteConnection> for Connection {
     fn from(link: SqliteConnection) -> Self {
-        Self { link: Link::Sqlite(link), transaction: State::None }
+        Self { link: Link::Sqlite(link), transaction: State::None, repeated: false }
     }
 }
 
 impl From<PgConnection> for Connection {
     fn from(link: PgConnection) -> Self {
-        Self { link: Link::Postgres(Box::new(link)), transaction: State::None }
+        Self { link: Link::Postgres(Box::new(link)), transaction: State::None, repeated: false }
     }
 }
 
@@ -56,6 +57,15 @@ impl Connection {
             Link::Sqlite(_) => Engine::Sqlite,
             Link::Postgres(_) => Engine::Postgres,
         }
+    }
+
+    /// Returns true if what is done now was tried before on a connection that was lost, and may have been committed.
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.repeated
+    }
+
+    pub(crate) fn set_repeated(&mut self, repeated: bool) {
+        self.repeated = repeated;
     }
 
     /// Begins a transaction, which is rolled back unless it is committed.

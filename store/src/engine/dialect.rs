@@ -42,24 +42,30 @@ impl Engine {
         }
     }
 
-    /// The size of the store in bytes.
-    pub(crate) fn size(self) -> &'static str {
+    /// Behind a SELECT of rows: no other transaction removes them before this one ends. `SQLite` has one writer anyway.
+    pub(crate) fn keep(self) -> &'static str {
         match self {
-            Self::Sqlite => {
-                "SELECT (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)"
-            }
-            Self::Postgres => {
-                "SELECT CAST(COALESCE(SUM(pg_total_relation_size(c.oid)), 0) AS BIGINT) FROM pg_class c
-                WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace"
-            }
+            Self::Sqlite => "",
+            Self::Postgres => "FOR KEY SHARE",
         }
     }
 
-    /// Gives the room of removed rows back to the file system. A file shrinks when the write-ahead log is folded in.
-    pub(crate) fn shrink(self) -> &'static str {
+    /// The bytes that the store's rows take, without the room that is free for later ones. A server does not know
+    /// that: there it is estimated from the size of each sample's columns, and about what rows and indexes cost beside.
+    pub(crate) fn size(self) -> &'static str {
         match self {
-            Self::Sqlite => "VACUUM; PRAGMA wal_checkpoint(TRUNCATE);",
-            Self::Postgres => "VACUUM (FULL, ANALYZE) prompts, policies, groups, samples, rewards",
+            Self::Sqlite => {
+                "SELECT (page_count - freelist_count) * page_size
+                FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+            }
+            Self::Postgres => {
+                "SELECT CAST((SELECT COALESCE(SUM(300 + pg_column_size(text) + pg_column_size(token_ids)
+                        + pg_column_size(logprobs) + COALESCE(pg_column_size(mask), 0)), 0) FROM samples)
+                    + (SELECT 150 * COUNT(*) FROM rewards) + (SELECT 200 * COUNT(*) FROM comparisons)
+                    + (SELECT 400 * COUNT(*) FROM groups)
+                    + (SELECT COALESCE(SUM(400 + pg_column_size(json) + pg_column_size(question)
+                        + pg_column_size(token_ids)), 0) FROM prompts) AS BIGINT)"
+            }
         }
     }
 

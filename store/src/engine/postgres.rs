@@ -1,7 +1,7 @@
 //! A store in a `PostgreSQL` database, shared by many machines.
 
-use crate::engine::{Connection, Migrations, Mode};
-use crate::error::{PATIENCE_S, message};
+use crate::engine::{Connection, Migrations, Mode, Outcome};
+use crate::error::{PATIENCE_S, is_unreachable, message};
 use crate::{Error, Result};
 use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
@@ -49,21 +49,51 @@ impl Server {
         &self.place
     }
 
-    pub(crate) async fn connect(&self, mode: Mode) -> Result<Connection> {
-        let connection = self.options.connect().await.map_err(|error| self.cannot_open(&error))?;
-        let mut connection = Connection::from(connection);
+    /// Connects, or fails after [`PATIENCE_S`] without an answer.
+    ///
+    /// # Errors
+    /// The driver's error; [`cannot_open`](Self::cannot_open) makes it one of the store.
+    pub(crate) async fn connect(&self, mode: Mode) -> Outcome<Connection> {
+        let within = tokio::time::timeout(Duration::from_secs(PATIENCE_S), self.connect_at_last(mode));
+        within.await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {PATIENCE_S} s");
+            Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, reason)))
+        })
+    }
+
+    async fn connect_at_last(&self, mode: Mode) -> Outcome<Connection> {
+        let mut connection = Connection::from(self.options.connect().await?);
         let read_only = if mode == Mode::Read { "on" } else { "off" };
-        // A commit is on the disk when it returns, whatever the server's default.
+        // A commit is on the disk when it returns, whatever the server's default. Signs of life keep routers from
+        // forgetting a connection that is idle for a step's length; they are nothing on a local socket.
         let settings = format!(
             "SET client_min_messages = warning; SET synchronous_commit = on; SET lock_timeout = '{PATIENCE_S}s';
-            SET default_transaction_read_only = {read_only}"
+            SET tcp_keepalives_idle = {PATIENCE_S}; SET default_transaction_read_only = {read_only}"
         );
-        connection.script(settings).await.map_err(|error| self.cannot_open(&error))?;
+        connection.script(settings).await?;
         Ok(connection)
     }
 
-    fn cannot_open(&self, error: &sqlx::Error) -> Error {
-        Error::CannotConnect { place: self.place.clone(), reason: message(error) }
+    /// Tries a second connection, which a server that works takes or refuses.
+    ///
+    /// # Errors
+    /// If it does neither.
+    pub(crate) async fn answers(&self) -> Outcome<()> {
+        match self.connect(Mode::Read).await {
+            Ok(connection) => connection.close().await,
+            Err(error) if error.as_database_error().is_some() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The store's error for one in connecting.
+    pub(crate) fn cannot_open(&self, error: &sqlx::Error) -> Error {
+        let (place, reason) = (self.place.clone(), message(error));
+        if is_unreachable(error) {
+            Error::Unreachable { place, reason }
+        } else {
+            Error::CannotConnect { place, reason }
+        }
     }
 }
 

@@ -104,19 +104,10 @@ impl<T: Shape<S>, S> Query<T, S> {
         }
     }
 
+    /// Returns the first row, after reading all of them: a statement outside of a transaction that writes and returns a
+    /// row is committed behind its last one, and only who reads to the end hears that the commit failed.
     pub(crate) async fn fetch_optional(self, connection: &mut Connection) -> Outcome<Option<T>> {
-        connection.settle().await?;
-        let row = match &mut connection.link {
-            Link::Sqlite(link) => {
-                let row = sqlx::query_with(text(self.sql), sqlite(self.values)?);
-                row.fetch_optional(link).await?.map(Row::Sqlite)
-            }
-            Link::Postgres(link) => {
-                let row = sqlx::query_with(text(self.sql), postgres(self.values)?);
-                row.fetch_optional(&mut **link).await?.map(Row::Postgres)
-            }
-        };
-        row.map(T::of).transpose()
+        Ok(self.fetch_all(connection).await?.into_iter().next())
     }
 
     pub(crate) async fn fetch_one(self, connection: &mut Connection) -> Outcome<T> {

@@ -5,8 +5,6 @@ use crate::error::{PATIENCE_S, message, sqlite_code};
 use crate::{Error, Result};
 use sqlx::ConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +18,9 @@ pub(crate) const MIGRATIONS: Migrations = &[
 /// Counts the tables, and those among them that hold the schema's version.
 pub(crate) const TABLES: &str =
     "SELECT COUNT(*), COUNT(CASE WHEN name = 'schema_version' THEN 1 END) FROM sqlite_schema";
+
+/// The smallest page of a `SQLite` file, in bytes.
+const SMALLEST: u64 = 512;
 
 /// The file that a URL names.
 ///
@@ -45,7 +46,7 @@ pub(crate) fn path_of(url: &str) -> Result<PathBuf> {
 ///
 /// # Errors
 /// [`Error::Missing`] if `mode` creates nothing and there is no file; [`Error::MissingFolder`] if its folder is not
-/// there; [`Error::NotAStore`] or [`Error::CannotOpen`] if it is another kind of file or cannot be read.
+/// there; [`Error::NotAStore`] if it is a folder, or too small for a store.
 pub(crate) fn check(path: &Path, mode: Mode) -> Result<()> {
     let place = || path.display().to_string();
     if mode != Mode::Create && !path.exists() {
@@ -57,25 +58,17 @@ pub(crate) fn check(path: &Path, mode: Mode) -> Result<()> {
     {
         return Err(Error::MissingFolder { place: place() });
     }
-    refuse_other_files(path)
-}
-
-/// Refuses a file that `SQLite` did not write. An empty file is an empty store.
-fn refuse_other_files(path: &Path) -> Result<()> {
-    const MAGIC: &[u8; 16] = b"SQLite format 3\0";
-    let place = || path.display().to_string();
-    let not_a_store = |reason: &str| Error::NotAStore { place: place(), reason: reason.to_owned() };
-    let cannot_open = |error: std::io::Error| Error::CannotOpen { place: place(), reason: error.to_string() };
+    let not_a_store = |reason: &str| Err(Error::NotAStore { place: place(), reason: reason.to_owned() });
     if path.is_dir() {
-        return Err(not_a_store("it is a folder"));
+        return not_a_store("it is a folder");
     }
-    let mut head = Vec::new();
-    match File::open(path) {
-        Ok(file) => file.take(16).read_to_end(&mut head).map_err(cannot_open)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(cannot_open(error)),
-    };
-    if head.is_empty() || head == MAGIC { Ok(()) } else { Err(not_a_store("it is not an SQLite file")) }
+    // An empty file is an empty store, and to `SQLite` any file is empty that is smaller than a page. The head of a
+    // larger one is left to it to read: closing a file drops every lock that this process has on it, those of another
+    // handle's connection too.
+    match path.metadata() {
+        Ok(file) if (1..SMALLEST).contains(&file.len()) => not_a_store("it is not an SQLite file"),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) async fn connect(path: &Path, mode: Mode) -> Result<Connection> {
@@ -104,6 +97,14 @@ pub(crate) fn cannot_open(place: &str, error: sqlx::Error) -> Error {
         Some(3 | 8 | 14) => Error::CannotOpen { place, reason: message(&error) },
         _ => Error::Engine { doing: "opening the file", source: error },
     }
+}
+
+/// Makes a new file one whose free pages can be given back piece by piece. Only an empty file can be told so.
+///
+/// # Errors
+/// If the file cannot be written.
+pub(crate) async fn set_shrinkable(connection: &mut Connection, place: &str) -> Result<()> {
+    connection.script("PRAGMA auto_vacuum = INCREMENTAL").await.map_err(|error| cannot_open(place, error))
 }
 
 /// A write-ahead log, so that readers never wait; and a sync at every commit, so that no power cut takes a sample.

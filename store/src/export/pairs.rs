@@ -115,7 +115,7 @@ impl Store {
         let partial = Partial::beside(path);
         let mut file = BufWriter::new(File::create(&partial.path).map_err(failed)?);
         let mut paired = Paired::default();
-        self.with(async |connection| {
+        self.with_once(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let mut last = i64::MIN;
             loop {

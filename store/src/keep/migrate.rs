@@ -180,10 +180,12 @@ impl Store {
             return Err(Error::NotEmpty { place: target.place().to_owned() });
         }
         // Both transactions span many calls; whatever fails, the connections are closed and nothing is kept.
-        source
-            .with(async |connection| connection.script(connection.engine().begin(Access::Read)).await.doing(DOING))?;
-        target
-            .with(async |connection| connection.script(connection.engine().begin(Access::Write)).await.doing(DOING))?;
+        source.with_once(async |connection| {
+            connection.script(connection.engine().begin(Access::Read)).await.doing(DOING)
+        })?;
+        target.with_once(async |connection| {
+            connection.script(connection.engine().begin(Access::Write)).await.doing(DOING)
+        })?;
         let mut migrated = Migrated { tables: Table::new(["table", "rows", "sha256"]), rows: 0 };
         for table in &TABLES {
             progress(table.0);
@@ -201,7 +203,7 @@ impl Store {
                 go_on_counting(&target, table.0)?;
             }
         }
-        target.with(async |connection| connection.script("COMMIT").await.doing(DOING))?;
+        target.with_once(async |connection| connection.script("COMMIT").await.doing(DOING))?;
         Ok(migrated)
     }
 }
@@ -219,7 +221,7 @@ fn walk(store: &Store, table: &Copied, take: &mut dyn FnMut(Vec<Vec<Bind>>) -> R
     let (mut count, mut digest) = (0, Sha256::new());
     let mut last: Vec<Bind> = vec![Bind::Integer(Some(i64::MIN)); keys];
     loop {
-        let rows: Vec<Vec<Bind>> = store.with(async |connection| {
+        let rows: Vec<Vec<Bind>> = store.with_once(async |connection| {
             let mut query = sql::query(sql.clone());
             for value in &last {
                 query = query.bind(value.clone());
@@ -264,7 +266,7 @@ fn insert(store: &Store, table: &Copied, rows: Vec<Vec<Bind>>) -> Result<()> {
     let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
     let places = sql::places(rows.len(), columns.len());
     let sql = format!("INSERT INTO {name} ({}) VALUES {places}", names.join(", "));
-    store.with(async |connection| {
+    store.with_once(async |connection| {
         let mut query = sql::query(sql);
         for value in rows.into_iter().flatten() {
             query = query.bind(value);
@@ -278,5 +280,5 @@ fn go_on_counting(store: &Store, table: &str) -> Result<()> {
     let sql = format!(
         "SELECT setval(pg_get_serial_sequence('{table}', 'id'), COALESCE(MAX(id), 1), MAX(id) IS NOT NULL) FROM {table}"
     );
-    store.with(async |connection| connection.script(sql).await.doing(DOING))
+    store.with_once(async |connection| connection.script(sql).await.doing(DOING))
 }

@@ -1,7 +1,8 @@
 //! Making room: removing the samples of old steps, never those that a run still needs.
 //!
-//! Whole steps go, oldest first, each in a transaction of its own, so that a training run beside it waits for one step
-//! at most. What is small stays: the run, the step's row with its metrics, the checkpoints; so a pruned run can still
+//! Whole steps go, oldest first, each in a transaction of its own, with the prompts and policies that no other step has,
+//! and with a pause behind it, so that a training run beside it waits for one step at most. A pruning that is killed has
+//! removed whole steps. What is small stays: the run, the step's row with its metrics, the checkpoints; so a pruned run can still
 //! be plotted, compared and listed. The three counts of a pruned step become 0, replay no longer finds it, and reading
 //! it back is an error that says why.
 //!
@@ -9,11 +10,15 @@
 //! checkpoint on: the steps behind the checkpoint are read back instead of sampled again, and those before it may be in
 //! the window of its replay. A replay without a limit on age chooses other groups after a pruning than before.
 
+use super::shrink::shrink;
+use super::sweep::Unused;
+use super::turns;
 use crate::engine::time::now;
-use crate::engine::{Access, Connection, FromRow, Row, sql};
+use crate::engine::{Access, Connection, Engine, FromRow, Row, sql};
 use crate::error::Doing;
 use crate::table::Table;
 use crate::{Error, Result, RunId, Store};
+use tokio::time::Instant;
 
 const DOING: &str = "pruning";
 
@@ -39,8 +44,6 @@ const REMOVE: [&str; 5] = [
 ];
 const MARK: &str =
     "UPDATE steps SET groups = 0, samples = 0, tokens = 0, pruned_at = $3 WHERE run_id = $1 AND step = $2";
-const SWEEP: &str = "DELETE FROM prompts WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.prompt_id = prompts.id);
-    DELETE FROM policies WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.policy_id = policies.id);";
 
 /// The rules of a pruning. A step goes if any of them names it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,12 +69,16 @@ pub struct Pruned {
     pub samples: u64,
     /// Steps that a rule named, but that a run still needs.
     pub still_needed: u64,
-    /// The size of the store before, in bytes.
+    /// Prompts and policies that went because no step has them any more: left by a pruning that was killed in an
+    /// earlier version, or in use at that moment. 0 in a rehearsal.
+    pub swept: u64,
+    /// The room that the rows of the store took before, in bytes.
     pub bytes_before: u64,
-    /// Its size afterwards, in bytes: estimated until something was removed.
+    /// The room that they take afterwards, in bytes: estimated in a rehearsal.
     pub bytes_after: u64,
-    /// True if the file was made smaller; false in a rehearsal, and if another process held the store.
-    pub shrunk: bool,
+    /// The reason why the store still takes more room than its rows need, and what to try, as a sentence; `None` if
+    /// all was given back to the file system, and in a rehearsal.
+    pub kept_room: Option<String>,
 }
 
 impl Store {
@@ -84,25 +91,30 @@ impl Store {
         Ok(self.with(async |connection| choose(connection, rule).await)?.0)
     }
 
-    /// Removes the samples of the steps that the rule names, and gives their room back to the file system.
+    /// Removes the samples of the steps that the rule names, and gives free room back to the file system, that of an
+    /// earlier pruning too.
     ///
     /// # Errors
     /// As [`rehearse_prune`](Store::rehearse_prune), or if a step cannot be removed; the steps before it are gone then.
     pub fn prune(&self, rule: &Prune) -> Result<Pruned> {
-        self.with(async |connection| {
+        self.with_once(async |connection| {
             let (mut pruned, steps) = choose(connection, rule).await?;
-            if steps.is_empty() {
-                return Ok(pruned);
-            }
             for step in &steps {
+                let began = Instant::now();
                 remove(connection, step).await?;
+                turns::leave_to_others(began).await;
             }
-            connection.script(SWEEP).await.doing(DOING)?;
-            pruned.shrunk = match connection.script(self.engine().shrink()).await.doing(DOING) {
-                Ok(()) => true,
-                Err(Error::Locked { .. }) => false,
-                Err(error) => return Err(error),
-            };
+            for piece in Unused::anywhere(connection).await?.pieces() {
+                let began = Instant::now();
+                let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
+                pruned.swept += piece.remove(&mut transaction).await?;
+                transaction.commit().await.doing(DOING)?;
+                turns::leave_to_others(began).await;
+            }
+            let kept_room = shrink(connection).await?;
+            let removed = pruned.steps + pruned.swept > 0;
+            // A server's tables always have free room.
+            pruned.kept_room = kept_room.filter(|_| removed || self.engine() == Engine::Sqlite);
             pruned.bytes_after = bytes(connection).await?;
             Ok(pruned)
         })
@@ -195,9 +207,10 @@ async fn choose(connection: &mut Connection, rule: &Prune) -> Result<(Pruned, Ve
         steps: chosen.len() as u64,
         samples: chosen.iter().map(|step| step.samples as u64).sum(),
         still_needed,
+        swept: 0,
         bytes_before: before,
         bytes_after: (before as f64 - size_of(&chosen)).max(0.0) as u64,
-        shrunk: false,
+        kept_room: None,
     };
     Ok((pruned, chosen))
 }
@@ -226,9 +239,11 @@ fn by_run(steps: &[Step]) -> Table {
 
 async fn remove(connection: &mut Connection, step: &Step) -> Result<()> {
     let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
+    let unused = Unused::of_step(&mut transaction, step.run, step.number).await?;
     for sql in REMOVE {
         sql::query(sql).bind(step.run).bind(step.number).execute(&mut transaction).await.doing(DOING)?;
     }
+    unused.remove(&mut transaction).await?;
     sql::query(MARK).bind(step.run).bind(step.number).bind(now()).execute(&mut transaction).await.doing(DOING)?;
     transaction.commit().await.doing(DOING)
 }

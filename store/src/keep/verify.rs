@@ -86,12 +86,14 @@ const RULES: [(&str, &str); 14] = [
     (
         "policies without samples",
         "SELECT 'policy version ' || p.version || ' of run ' || p.run_id FROM policies p
-        WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.policy_id = p.id)",
+        WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.policy_id = p.id)
+            AND NOT EXISTS (SELECT 1 FROM steps t WHERE t.run_id = p.run_id AND t.pruned_at IS NOT NULL)",
     ),
     (
         "prompts that nobody asked",
         "SELECT 'prompt ' || id FROM prompts q
-        WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.prompt_id = q.id)",
+        WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.prompt_id = q.id)
+            AND NOT EXISTS (SELECT 1 FROM steps t WHERE t.pruned_at IS NOT NULL)",
     ),
     (
         "lengths of samples",
@@ -115,6 +117,15 @@ const RULES: [(&str, &str); 14] = [
     ),
 ];
 
+/// Counts the policies and prompts without groups whose steps were pruned: nothing is wrong with them, and the next
+/// pruning removes them.
+const UNSWEPT: &str = "SELECT (SELECT COUNT(*) FROM policies p
+        WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.policy_id = p.id)
+            AND EXISTS (SELECT 1 FROM steps t WHERE t.run_id = p.run_id AND t.pruned_at IS NOT NULL))
+    + (SELECT COUNT(*) FROM prompts q
+        WHERE NOT EXISTS (SELECT 1 FROM groups g WHERE g.prompt_id = q.id)
+            AND EXISTS (SELECT 1 FROM steps t WHERE t.pruned_at IS NOT NULL))";
+
 /// The findings of a verification.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verification {
@@ -124,6 +135,8 @@ pub struct Verification {
     pub wrong: u64,
     /// Samples that were stored before there were hashes, so that their content cannot be checked.
     pub unverifiable: u64,
+    /// Policies and prompts that pruned steps left behind. They are no damage: the next pruning removes them.
+    pub unswept: u64,
 }
 
 impl Verification {
@@ -152,7 +165,7 @@ impl Store {
         self.with(async |connection| {
             let mut snapshot = connection.begin(Access::Read).await.doing(DOING)?;
             let checks = Table::new(["check", "wrong", "rows"]);
-            let mut found = Verification { checks, wrong: 0, unverifiable: 0 };
+            let mut found = Verification { checks, wrong: 0, unverifiable: 0, unswept: 0 };
             if let Some(integrity) = self.engine().integrity() {
                 found.add("pages", &named(&mut snapshot, integrity).await?);
             }
@@ -163,6 +176,12 @@ impl Store {
             let (wrong, unverifiable) = wrong_samples(&mut snapshot).await?;
             found.add("hashes of samples", &wrong);
             found.unverifiable = unverifiable;
+            found.unswept = match sql::query_scalar::<i64>(UNSWEPT).fetch_one(&mut snapshot).await {
+                Ok(unswept) => unswept as u64,
+                // The checks above have named it.
+                Err(error) if is_corrupt(&error) => 0,
+                Err(error) => return Err(error).doing(DOING),
+            };
             Ok(found)
         })
     }

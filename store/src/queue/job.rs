@@ -25,6 +25,7 @@ const EXTEND: &str = "UPDATE jobs SET leased_until = {now} + $4
     WHERE id = $1 AND worker = $2 AND attempts = $3 AND state = 'leased'";
 const FINISH: &str = "UPDATE jobs SET state = 'done', request = NULL, leased_until = NULL, finished_at = $4
     WHERE id = $1 AND worker = $2 AND attempts = $3 AND state = 'leased'";
+const DONE: &str = "SELECT COUNT(*) FROM jobs WHERE id = $1 AND worker = $2 AND attempts = $3 AND state = 'done'";
 const RELEASE: &str = "UPDATE jobs SET state = 'ready', worker = NULL, leased_until = NULL
     WHERE id = $1 AND worker = $2 AND attempts = $3 AND state = 'leased'";
 const PROGRESS: &str = "SELECT COUNT(*), COUNT(CASE WHEN state = 'done' THEN 1 END),
@@ -134,8 +135,9 @@ impl Store {
     pub fn claim(&self, worker: &str, model_hash: &str, run: Option<RunId>, lease: Duration) -> Result<Option<Lease>> {
         type Row = (i64, i64, i64, i64, i64, i64, String, i64);
         let sql = self.spelled(CLAIM);
+        // If the answer is lost with the connection, another job is taken, and the lease of the first one ends unused.
         self.with(async |connection| {
-            let row: Option<Row> = sql::query_as(sql)
+            let row: Option<Row> = sql::query_as(sql.clone())
                 .bind(worker)
                 .bind(lease.as_micros() as i64)
                 .bind(model_hash)
@@ -164,7 +166,7 @@ impl Store {
     pub fn extend(&self, lease: &Lease, by: Duration) -> Result<bool> {
         let sql = self.spelled(EXTEND);
         self.with(async |connection| {
-            let done = of(sql::query(sql), lease).bind(by.as_micros() as i64).execute(connection).await;
+            let done = of(sql::query(sql.clone()), lease).bind(by.as_micros() as i64).execute(connection).await;
             Ok(done.doing("extending a lease")?.rows_affected() == 1)
         })
     }
@@ -209,7 +211,10 @@ impl Store {
             }
             let done = of(sql::query(FINISH), lease).bind(now()).execute(&mut transaction).await.doing(DOING)?;
             if done.rows_affected() == 0 {
-                return Ok(false);
+                // The first try may have been committed, and its answer lost with the connection.
+                let repeated = transaction.is_repeated();
+                let done: i64 = of(sql::query_scalar(DONE), lease).fetch_one(&mut transaction).await.doing(DOING)?;
+                return Ok(repeated && done == 1);
             }
             let kind = run::by_id(&mut transaction, lease.run).await?.kind;
             let groups: Vec<(usize, &Group)> = (lease.place..).zip(groups).collect();

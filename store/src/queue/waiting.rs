@@ -2,19 +2,21 @@
 
 use crate::engine::postgres::Bell;
 use crate::engine::{Connection, DatabaseUrl, Engine, News};
-use crate::error::Doing;
+use crate::error::{Doing, is_lost};
 use crate::{Result, Store};
 use std::sync::PoisonError;
 use std::time::Duration;
 
 /// Time that a waiting caller sleeps on `SQLite` before it looks again.
 const POLL: Duration = Duration::from_millis(20);
+/// Time that it sleeps if the server does not let it wait.
+const PAUSE: Duration = Duration::from_millis(200);
 
 impl Store {
     /// Waits until there may be a job, but not longer than `at_most`. It may return early, so look and wait again.
     ///
     /// # Errors
-    /// If the connection to the server fails; never on `SQLite`.
+    /// If the server refuses to tell of news; never on `SQLite`, and not if the connection is lost.
     pub fn wait_for_jobs(&self, at_most: Duration) -> Result<()> {
         self.wait(News::Jobs, at_most)
     }
@@ -22,7 +24,7 @@ impl Store {
     /// Waits until a job may be done, but not longer than `at_most`. It may return early, so look and wait again.
     ///
     /// # Errors
-    /// If the connection to the server fails; never on `SQLite`.
+    /// If the server refuses to tell of news; never on `SQLite`, and not if the connection is lost.
     pub fn wait_for_results(&self, at_most: Duration) -> Result<()> {
         self.wait(News::Results, at_most)
     }
@@ -34,14 +36,23 @@ impl Store {
             return Ok(());
         };
         let mut bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
-        self.block_on(async {
+        let heard = self.block_on(async {
             match bells.iter_mut().find(|(heard, _)| *heard == news) {
                 Some((_, bell)) => bell.wait(at_most).await,
                 // Earlier notifications went unheard: the caller looks once more.
                 None => Bell::new(server, news.channel()).await.map(|bell| bells.push((news, bell))),
             }
-        })
-        .doing(DOING)
+        });
+        match heard {
+            // The caller looks again, and that connects again or says why not.
+            Err(error) if is_lost(&error) => {
+                bells.retain(|(heard, _)| *heard != news);
+                drop(bells);
+                std::thread::sleep(at_most.min(PAUSE));
+                Ok(())
+            }
+            heard => heard.doing(DOING),
+        }
     }
 }
 

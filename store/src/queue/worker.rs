@@ -19,7 +19,7 @@ impl Store {
     pub fn see_worker(&self, name: &str, model_hash: &str, jobs: u64) -> Result<()> {
         let sql = self.spelled(SEE_WORKER);
         self.with(async |connection| {
-            let seen = sql::query(sql).bind(name).bind(model_hash).bind(jobs as i64).execute(connection).await;
+            let seen = sql::query(sql.clone()).bind(name).bind(model_hash).bind(jobs as i64).execute(connection).await;
             seen.doing("noting that a worker is alive").map(drop)
         })
     }
@@ -41,7 +41,7 @@ impl Store {
     pub fn workers_alive(&self, model_hash: &str, within: Duration) -> Result<u64> {
         let sql = self.spelled(ALIVE);
         self.with(async |connection| {
-            let alive: i64 = sql::query_scalar(sql)
+            let alive: i64 = sql::query_scalar(sql.clone())
                 .bind(model_hash)
                 .bind(within.as_micros() as i64)
                 .fetch_one(connection)

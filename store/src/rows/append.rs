@@ -62,8 +62,16 @@ impl Store {
         self.with(async |connection| {
             let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
             let kind = run::by_id(&mut transaction, run).await?.kind;
-            collect_step(&mut transaction, run, step, groups).await?;
             let all: Vec<(usize, &Group)> = groups.iter().map(GradedGroup::group).enumerate().collect();
+            match collect_step(&mut transaction, run, step, groups).await {
+                // The first try was committed, and its answer was lost with the connection.
+                Err(Error::StepExists { .. })
+                    if transaction.is_repeated() && is_stored(&mut transaction, run, step, &all).await? =>
+                {
+                    return Ok(());
+                }
+                collected => collected?,
+            }
             let policies = add_policies(&mut transaction, run, kind, &all, adapter).await?;
             let drawn = drawn_by_workers(&mut transaction, run, step, &all).await?;
             let new: Vec<(usize, &Group)> =
@@ -179,7 +187,8 @@ async fn prompt_ids(connection: &mut Connection, groups: &[(usize, &Group)]) -> 
 }
 
 async fn prompt_id(connection: &mut Connection, (hash, token_hash): &PromptKey, group: &Group) -> Result<i64> {
-    let found: Option<i64> = sql::query_scalar(FIND_PROMPT)
+    // A pruning beside us may be about to remove it.
+    let found: Option<i64> = sql::query_scalar(format!("{FIND_PROMPT} {}", connection.engine().keep()))
         .bind(hash)
         .bind(token_hash)
         .fetch_optional(&mut *connection)
@@ -265,6 +274,15 @@ pub(crate) async fn add_groups(
         ids.extend(added);
     }
     Ok(groups.iter().map(|(place, _)| ids[&(*place as i64)]).collect())
+}
+
+/// Returns true if these are the groups that the store has for a step.
+async fn is_stored(connection: &mut Connection, run: RunId, step: u64, groups: &[(usize, &Group)]) -> Result<bool> {
+    match drawn_by_workers(connection, run, step, groups).await {
+        Ok(stored) => Ok(stored.groups.len() == groups.len()),
+        Err(Error::AskedOtherwise { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The lists of a sample as bytes, in the order and form of their columns.

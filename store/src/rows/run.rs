@@ -151,7 +151,7 @@ impl Store {
     }
 
     fn begin(&self, run: &NewRun, kind: RunKind) -> Result<RunId> {
-        self.with(async |connection| {
+        self.with_once(async |connection| {
             sql::query_scalar(BEGIN_RUN)
                 .bind(&run.name)
                 .bind(&run.config)

@@ -52,18 +52,25 @@ impl Store {
                     script.push_str(if kept == 0 { "" } else { "PRAGMA query_only = ON;" });
                     connection.script(script).await.doing(DOING)
                 }
-                Engine::Postgres => {
-                    let mut transaction = connection.begin(Access::Scratch).await.doing(DOING)?;
-                    for sql in self.migrations().iter().flat_map(|(_, migration)| views_of(migration)) {
-                        let sql = scoring.applied_to(sql).replacen("CREATE VIEW", "CREATE OR REPLACE TEMP VIEW", 1);
-                        transaction.script(sql).await.doing(DOING)?;
-                    }
-                    transaction.commit().await.doing(DOING)
-                }
+                Engine::Postgres => connection.script(self.views_on_server(scoring)).await.doing(DOING),
             }
         })?;
+        if self.engine() == Engine::Postgres {
+            self.session().begin_with(self.views_on_server(scoring));
+        }
         self.scoring = scoring;
         Ok(self)
+    }
+
+    /// The temporary views of a scoring, as one script.
+    fn views_on_server(&self, scoring: Scoring) -> String {
+        let mut script = Engine::Postgres.begin(Access::Scratch).to_owned();
+        for sql in self.migrations().iter().flat_map(|(_, migration)| views_of(migration)) {
+            let view = scoring.applied_to(sql).replacen("CREATE VIEW", "CREATE OR REPLACE TEMP VIEW", 1);
+            script.extend([";\n", &view]);
+        }
+        script.push_str(";\nCOMMIT");
+        script
     }
 
     /// Begins a new scoring of one run's samples, or of all, and returns its number; `config` has the `[[reward]]`
@@ -72,7 +79,7 @@ impl Store {
     /// # Errors
     /// If there is no such run, or the store cannot be written.
     pub fn begin_scoring(&self, run: Option<RunId>, config: &str) -> Result<i64> {
-        self.with(async |connection| {
+        self.with_once(async |connection| {
             sql::query_scalar(BEGIN_SCORING)
                 .bind(run.map(|run| run.0))
                 .bind(config)
@@ -93,7 +100,7 @@ impl Store {
         const DOING: &str = "adding a scoring's verdicts";
         let verdicts: Vec<(i64, &Verdict)> =
             scored.iter().flat_map(|(ids, group)| ids.iter().map(|id| id.0).zip(group.verdicts())).collect();
-        self.with(async |connection| {
+        self.with_once(async |connection| {
             let mut transaction = connection.begin(Access::Write).await.doing(DOING)?;
             verdict::add(&mut transaction, scoring, &verdicts, DOING).await?;
             transaction.commit().await.doing(DOING)

@@ -44,15 +44,7 @@ impl Cluster {
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let server = as_user(user, &programs.join("postgres"))
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200", "-k"])
-            .arg(&data)
-            .arg("-D")
-            .arg(&data)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let server = serve(&programs, &data);
         let cluster = Self { folder, programs, server };
         let answers = || cluster.psql("SELECT 1");
         let ready = (0..600).any(|_| {
@@ -61,6 +53,17 @@ impl Cluster {
         });
         assert!(ready, "the server in {} does not answer", data.display());
         Some(cluster)
+    }
+
+    /// Ends every connection and then the server.
+    pub(crate) fn stop(&mut self) {
+        let _ = Command::new("kill").args(["-INT", &self.server.id().to_string()]).status();
+        let _ = self.server.wait();
+    }
+
+    /// Starts a stopped server, and does not wait until it answers.
+    pub(crate) fn start_again(&mut self) {
+        self.server = serve(&self.programs, &self.folder.path().join("data"));
     }
 
     /// The address of the server's database.
@@ -76,9 +79,20 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         // A fast shutdown: it ends every connection, and waits for its own processes alone.
-        let _ = Command::new("kill").args(["-INT", &self.server.id().to_string()]).status();
-        let _ = self.server.wait();
+        self.stop();
     }
+}
+
+fn serve(programs: &Path, data: &Path) -> Child {
+    as_user(unprivileged(), &programs.join("postgres"))
+        .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200", "-k"])
+        .arg(data)
+        .arg("-D")
+        .arg(data)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// The address of a new and empty schema in the database at `base`.

@@ -1,7 +1,7 @@
 //! A killed writer leaves whole steps, and readers never wait for a writer.
 
-use super::{begin, count, is_postgres, new_store, realistic_step, step_groups};
-use crate::{Store, Value};
+use super::{begin, count, execute, is_postgres, new_run, new_store, realistic_step, step_groups};
+use crate::{NewJob, RunId, Store, Value};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,4 +132,56 @@ fn two_writers_take_turns() {
     assert_eq!((count(&store, "steps"), count(&store, "samples")), (20, 80));
     // Both asked the same questions.
     assert_eq!(count(&store, "prompts"), 20);
+}
+
+/// Makes each of these changes of a table fail as it is committed, and not before.
+fn refuse_commits(store: &Store, changes: &[&str]) {
+    execute(
+        store,
+        "CREATE TABLE nobody (id BIGINT PRIMARY KEY);
+        CREATE TABLE wishes (id BIGINT REFERENCES nobody (id) DEFERRABLE INITIALLY DEFERRED)",
+    );
+    if is_postgres() {
+        execute(
+            store,
+            "CREATE FUNCTION wish() RETURNS trigger LANGUAGE plpgsql AS
+                'BEGIN INSERT INTO wishes VALUES (1); RETURN NEW; END'",
+        );
+    }
+    for (number, change) in changes.iter().enumerate() {
+        let act = if is_postgres() {
+            "FOR EACH ROW EXECUTE FUNCTION wish()"
+        } else {
+            "BEGIN INSERT INTO wishes VALUES (1); END"
+        };
+        execute(store, format!("CREATE TRIGGER refuse_{number} AFTER {change} {act}"));
+    }
+}
+
+#[test]
+fn a_commit_that_fails_is_an_error_and_leaves_nothing() {
+    let (_folder, store) = new_store();
+    let run = begin(&store, "there");
+    store.enqueue(run, 1, &[NewJob { place: 0, groups: 1, min_version: 0, request: "draw".into() }]).unwrap();
+    refuse_commits(&store, &["INSERT ON runs", "INSERT ON scorings", "UPDATE ON jobs"]);
+    let all = [
+        store.begin_run(&new_run("lost")).map(drop),
+        store.begin_import(&new_run("lost")).map(drop),
+        store.begin_scoring(Some(run), "").map(drop),
+        store.claim("a", "abc", None, Duration::from_secs(9)).map(drop),
+    ];
+    for (number, outcome) in all.into_iter().enumerate() {
+        let error = outcome.expect_err(&format!("write {number} was not committed"));
+        assert!(error.to_string().to_lowercase().contains("foreign key"), "{error}");
+        assert!(!error.is_input(), "{error}");
+    }
+    assert_eq!((count(&store, "runs"), count(&store, "scorings")), (1, 0));
+    assert_eq!(count(&store, "jobs WHERE state = 'ready'"), 1);
+}
+
+#[test]
+fn a_scoring_of_a_run_that_is_not_there_is_an_error() {
+    let (_folder, store) = new_store();
+    assert!(store.begin_scoring(Some(RunId(99)), "").is_err());
+    assert_eq!(count(&store, "scorings"), 0);
 }

@@ -117,7 +117,7 @@ fn old_steps_go_and_leave_their_metrics() {
     assert_eq!(steps_left(&store, run).len(), 10);
     let pruned = store.prune(&rule).unwrap();
     assert_eq!((pruned.steps, pruned.samples), (7, 28));
-    assert!(pruned.shrunk && pruned.bytes_after < pruned.bytes_before, "{pruned:?}");
+    assert!(pruned.bytes_after < pruned.bytes_before, "{pruned:?}");
     assert_eq!(pruned.runs.to_csv(), "run,run_id,steps,first,last,samples,tokens\r\nold,1,7,1,7,28,1400\r\n");
     assert_eq!(steps_left(&store, run), [8, 9, 10]);
     assert_eq!((count(&store, "samples"), count(&store, "rewards"), count(&store, "prompts")), (12, 12, 6));
@@ -128,7 +128,8 @@ fn old_steps_go_and_leave_their_metrics() {
     assert!(matches!(store.step_groups(run, 1).unwrap_err(), Error::Pruned { step: 1, .. }));
     assert!(matches!(store.append_step(run, 1, &[], None).unwrap_err(), Error::StepExists { .. }));
     // Once more is nothing more.
-    assert_eq!(store.prune(&rule).unwrap().steps, 0);
+    let again = store.prune(&rule).unwrap();
+    assert_eq!((again.steps, again.swept, again.bytes_after), (0, 0, pruned.bytes_after));
 }
 
 #[test]
@@ -163,10 +164,96 @@ fn versions_sizes_and_runs_choose_too() {
     assert!(store.verify().unwrap().is_sound());
     // By size the oldest go first: those of run one.
     let bytes = store.rehearse_prune(&versions).unwrap().bytes_before;
-    let size = Prune { max_bytes: Some(bytes / 2), ..Prune::default() };
+    let size = Prune { max_bytes: Some(bytes.div_ceil(2)), ..Prune::default() };
     let pruned = store.rehearse_prune(&size).unwrap();
     assert_eq!((pruned.steps, pruned.bytes_after), (4, bytes / 2));
     store.prune(&size).unwrap();
     assert_eq!((steps_left(&store, one), steps_left(&store, two)), (vec![5, 6], vec![5, 6]));
     assert!(store.prune(&Prune::default()).unwrap_err().is_input());
+}
+
+/// Prunes a step as a pruning did that swept at its end, and was killed before that.
+fn leave_unswept(store: &Store, step: u64) {
+    let of_step = format!("WHERE run_id = 1 AND step = {step}");
+    execute(
+        store,
+        format!(
+            "DELETE FROM rewards WHERE sample_id IN (SELECT s.id FROM samples s JOIN groups g ON g.id = s.group_id
+                WHERE g.run_id = 1 AND g.step = {step});
+            DELETE FROM samples WHERE group_id IN (SELECT id FROM groups {of_step});
+            DELETE FROM groups {of_step};
+            UPDATE steps SET groups = 0, samples = 0, tokens = 0, pruned_at = 1 {of_step}"
+        ),
+    );
+}
+
+#[test]
+fn rows_that_wait_for_a_sweep_are_no_damage_and_the_next_pruning_takes_them() {
+    let (_folder, store) = new_store();
+    finished(&store, "old", 4);
+    leave_unswept(&store, 1);
+    leave_unswept(&store, 2);
+    // Two prompts and one policy of each.
+    let found = store.verify().unwrap();
+    assert_eq!((found.wrong, found.unswept), (0, 6), "{}", found.checks);
+    let rule = Prune { keep_steps: Some(2), ..Prune::default() };
+    let pruned = store.prune(&rule).unwrap();
+    assert_eq!((pruned.steps, pruned.swept), (0, 6));
+    assert_eq!((count(&store, "prompts"), count(&store, "policies")), (4, 2));
+    let found = store.verify().unwrap();
+    assert_eq!((found.wrong, found.unswept), (0, 0));
+}
+
+#[test]
+fn a_pruning_that_is_broken_off_leaves_nothing_to_sweep() {
+    let (_folder, store) = new_store();
+    let run = finished(&store, "old", 4);
+    // The step after the first cannot be marked.
+    let refuse = if is_postgres() {
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''refused''; END';
+        CREATE TRIGGER refuse BEFORE UPDATE ON steps FOR EACH ROW WHEN (NEW.step = 2) EXECUTE FUNCTION refuse()"
+    } else {
+        "CREATE TRIGGER refuse BEFORE UPDATE ON steps WHEN NEW.step = 2 BEGIN SELECT RAISE(ABORT, 'refused'); END"
+    };
+    execute(&store, refuse);
+    let error = store.prune(&Prune { keep_steps: Some(1), ..Prune::default() }).unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error}");
+    assert_eq!(steps_left(&store, run), [2, 3, 4]);
+    assert_eq!((count(&store, "prompts"), count(&store, "policies")), (6, 3));
+    let found = store.verify().unwrap();
+    assert_eq!((found.wrong, found.unswept), (0, 0), "{}", found.checks);
+}
+
+#[test]
+fn a_prompt_that_another_run_asked_too_stays() {
+    let (_folder, store) = new_store();
+    let (old, new) = (finished(&store, "old", 2), begin(&store, "new"));
+    store.append_step(new, 1, &realistic_step(1, 2, 2, 50), None).unwrap();
+    let rule = Prune { run: Some(old), keep_steps: Some(1), ..Prune::default() };
+    assert_eq!(store.prune(&rule).unwrap().steps, 1);
+    // Two prompts of the step that is left, and two that both runs asked; a policy of each run.
+    assert_eq!((count(&store, "prompts"), count(&store, "policies")), (4, 2));
+    assert!(store.verify().unwrap().is_sound());
+}
+
+#[test]
+fn a_pruning_and_a_training_take_turns() {
+    let (folder, store) = new_store();
+    finished(&store, "old", 12);
+    let run = begin(&store, "new");
+    std::thread::scope(|scope| {
+        // It asks the questions that the pruning sweeps.
+        scope.spawn(|| {
+            let writer = Store::open(folder.url()).unwrap();
+            for step in 1..=12 {
+                writer.append_step(run, step, &realistic_step(step, 2, 2, 50), None).unwrap();
+            }
+        });
+        let rule = Prune { keep_steps: Some(0), ..Prune::default() };
+        let steps: u64 = (0..3).map(|_| store.prune(&rule).unwrap().steps).sum();
+        assert_eq!(steps, 12);
+    });
+    assert_eq!((steps_left(&store, run).len(), count(&store, "samples")), (12, 48));
+    let found = store.verify().unwrap();
+    assert!(found.is_sound(), "{}", found.checks);
 }
