@@ -40,16 +40,17 @@ impl Prune {
         let pruned = if self.dry_run { store.rehearse_prune(&rule)? } else { store.prune(&rule)? };
         let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
         let (before, after) = (megabytes(pruned.bytes_before), megabytes(pruned.bytes_after));
-        let sizes = match (self.dry_run, pruned.shrunk) {
-            (true, _) => format!("would free the samples of {} steps: {before} to about {after}", pruned.steps),
-            (false, true) => format!("freed the samples of {} steps: {before} to {after}", pruned.steps),
-            (false, false) if pruned.steps == 0 => format!("nothing to remove; the store has {before}"),
-            (false, false) => format!(
-                "removed the samples of {} steps; the file keeps its {before} until no other process holds it",
-                pruned.steps
-            ),
-        };
-        note(&sizes);
+        let steps = pruned.steps;
+        note(&match (self.dry_run, steps) {
+            (true, _) => format!("would free the samples of {steps} steps: {before} to about {after}"),
+            (false, 0) if pruned.bytes_after == pruned.bytes_before => {
+                format!("nothing to remove; the store has {before}")
+            }
+            (false, _) => format!("freed the samples of {steps} steps: {before} to {after}"),
+        });
+        if let Some(reason) = &pruned.kept_room {
+            note(reason);
+        }
         if pruned.still_needed > 0 {
             note(&format!("kept {} steps that a run which may be resumed still needs", thousands(pruned.still_needed)));
         }

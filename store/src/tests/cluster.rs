@@ -62,6 +62,7 @@ impl Cluster {
     }
 
     /// Starts a stopped server, and does not wait until it answers.
+    #[allow(dead_code, reason = "the tests of the program have this file, too, and restart no server")]
     pub(crate) fn start_again(&mut self) {
         self.server = serve(&self.programs, &self.folder.path().join("data"));
     }
