@@ -2,5 +2,7 @@
 
 pub mod rescore;
 mod reward_model;
+mod ungraded;
 
 pub(crate) use reward_model::RewardNetwork;
+pub(crate) use ungraded::{Finding, Ungraded};

@@ -80,7 +80,8 @@ pub fn import(
     }
     let rows = rows::read(import)?;
     let model = LogprobModel { policy: Policy::load(import.model, &Seed::new(0))?.base(), import };
-    let groups: Vec<GradedGroup> = rows.into_iter().map(|row| model.group(row)).collect::<Result<_>>()?;
+    let groups: Vec<GradedGroup> =
+        (1..).zip(rows).map(|(number, row)| model.group(number, row)).collect::<Result<_>>()?;
     let store = open()?;
     let run = store.begin_import(&NewRun {
         name: import.name.to_owned(),
@@ -105,12 +106,25 @@ struct LogprobModel<'a> {
 }
 
 impl LogprobModel<'_> {
-    /// Converts a row into a group with all log-probabilities zero.
-    fn group(&self, row: Row) -> Result<GradedGroup> {
+    /// Converts a row into a group with all log-probabilities zero; `number` counts groups from 1.
+    ///
+    /// # Errors
+    /// If a prompt or a completion cannot be tokenized, or they are longer than the model's context together.
+    fn group(&self, number: usize, row: Row) -> Result<GradedGroup> {
         let prompt_ids = self.policy.tokenizer().prompt_ids(&row.prompt)?;
         let samples: Vec<Sample> = row.completions.iter().map(|it| self.sample(it)).collect::<Result<_>>()?;
-        let verdicts = row.completions.iter().map(|completion| verdict(completion.reward)).collect();
+        let context = self.policy.network().dimensions().max_position as usize;
         let longest = samples.iter().map(Sample::len).max().unwrap_or(0);
+        if prompt_ids.len() + longest > context {
+            let (file, shown) =
+                (self.import.file.display(), row.prompt.question().chars().take(40).collect::<String>());
+            return Err(Error::input(format!(
+                "{file}: prompt {number} (`{}…`): its {} tokens and a completion of {longest} exceed the model's context of {context} tokens, beyond which its log-probabilities mean nothing; leave it out",
+                shown.escape_debug(),
+                prompt_ids.len(),
+            )));
+        }
+        let verdicts = row.completions.iter().map(|completion| verdict(completion.reward)).collect();
         let group = Group {
             prompt: row.prompt,
             prompt_ids,

@@ -19,19 +19,20 @@ mod record;
 pub use folder::{Summary, Target};
 pub use plan::{Estimate, estimate};
 
-use crate::Result;
 use crate::checkpoint::restore::{check_restored, restore_newest};
 use crate::checkpoint::{Snapshots, State};
 use crate::config::Config;
 use crate::distributed::Team;
 use crate::evaluate::pool;
 use crate::evaluate::{Graders, HeldOutEvaluation};
+use crate::grading::{Finding, Ungraded};
 use crate::guard::Alarm;
 use crate::judge::PairComparer;
 use crate::learner::Learner;
 use crate::observer::{Observer, Phase};
 use crate::report::tracker::{JsonlTracker, TensorboardTracker, Tracker};
 use crate::sampling::{Source, StepContext, StepRequest, StepSamples};
+use crate::{Error, Result};
 use folder::RunFolder;
 use model::Policy;
 use peers::Peers;
@@ -145,6 +146,7 @@ struct Training<'a> {
     peers: Peers,
     trackers: Vec<Box<dyn Tracker>>,
     state: State,
+    ungraded: Ungraded,
     /// The step of the newest checkpoint, if there is one.
     saved: Option<u64>,
 }
@@ -200,6 +202,7 @@ impl<'a> Training<'a> {
             peers,
             trackers,
             state,
+            ungraded: Ungraded::default(),
             saved,
         };
         training.gather()?;
@@ -284,6 +287,7 @@ impl<'a> Training<'a> {
             self.store(step, &fresh)?;
             fresh
         };
+        self.watch_grades(step, &fresh)?;
         let samples = self.select(request, fresh)?;
         clock.sampled();
         let learned = self.learn(step, &samples, observer)?;
@@ -342,6 +346,24 @@ impl<'a> Training<'a> {
         let adapter = (self.saved == Some(step - 1)).then(|| self.snapshots.path(step - 1).display().to_string());
         self.store.append_step(self.run, step, fresh, adapter.as_deref())?;
         Ok(())
+    }
+
+    /// Warns if nothing of a step could be graded, and ends the run if that goes on.
+    fn watch_grades(&mut self, step: u64, fresh: &[GradedGroup]) -> Result<()> {
+        match self.ungraded.watch(fresh) {
+            Finding::Fine => Ok(()),
+            Finding::Warn(reason) => {
+                tracing::warn!("step {step}: no sample could be graded, so nothing is learned ({reason})");
+                Ok(())
+            }
+            Finding::Stop(reason) => {
+                self.save()?;
+                Err(Error::runtime(format!(
+                    "no sample could be graded in the last three steps ({reason}), so the run ends before step {step} is learned from; everything is saved. Mend the reward, and go on by proxrl train --resume {}",
+                    self.folder.path().display()
+                )))
+            }
+        }
     }
 
     /// Asks the source for the samples to train on.

@@ -18,7 +18,7 @@ use model::cache::KvCache;
 use reward::WeightedSum;
 use rollout::collector::{Collector, Inline};
 use rollout::prompts::{Epochs, PromptSource, RowKind, Sources};
-use schema::{Prompt, Seed};
+use schema::{Prompt, PromptInput, Seed};
 
 /// The parts of a run.
 pub(crate) struct Plan {
@@ -47,6 +47,12 @@ impl Plan {
         let count = held_out.as_ref().map_or(Ok(0), |source| held_out_count(source, config))?;
         let first_prompt = train.prompt(0)?;
         let policy = policy(config)?;
+        if needs.samples.are_sampled() {
+            let sources = [("prompts", Some(&train)), ("held-out prompts", held_out.as_ref())];
+            for (what, source) in sources.into_iter().filter_map(|(what, source)| Some((what, source?))) {
+                check_lengths(what, source, config, &policy)?;
+            }
+        }
         let reward = rewards(config, &policy)?;
         let judge = pair_comparer(config, needs.samples.compares(), &policy)?;
         let evaluation = held_out.filter(|_| count > 0).map(|source| {
@@ -86,6 +92,43 @@ impl Plan {
         };
         Ok(Self { policy, source, reward, judge, evaluation: evaluation.transpose()?, first_prompt })
     }
+}
+
+/// Prompts of a file that are tokenized before a run begins, beside all that may be too long. Long files would delay the
+/// first step otherwise.
+const TOKENIZED: u64 = 20_000;
+
+/// The beginning of a prompt that names it in an error, in characters.
+const SHOWN: usize = 40;
+
+/// Refuses prompts that the chat template does not take, or that leave no room in the model's context. Found in the step
+/// that deals them out, they would end a run that cannot go on.
+fn check_lengths(what: &str, source: &PromptSource, config: &Config, policy: &Policy) -> Result<()> {
+    let Some(count) = source.len() else { return Ok(()) };
+    let context = policy.network().dimensions().max_position as usize;
+    let new = config.rollout.max_new_tokens as usize;
+    for index in 0..count {
+        let prompt = source.prompt(index)?;
+        let letters = match &prompt.input {
+            PromptInput::Text(text) => text.len(),
+            PromptInput::Messages(turns) => turns.iter().map(|turn| turn.content.len()).sum(),
+        };
+        // A token has a byte at least; beside the turns' text there are the template's own words.
+        if index >= TOKENIZED && 2 * letters + new < context {
+            continue;
+        }
+        let shown: String = prompt.question().chars().take(SHOWN).collect();
+        let at = |problem: &dyn std::fmt::Display| {
+            Error::input(format!("{what}: prompt {} of {count} (`{}…`): {problem}", index + 1, shown.escape_debug()))
+        };
+        let tokens = policy.tokenizer().prompt_ids(&prompt).map_err(|error| at(&error))?.len();
+        if tokens + new > context {
+            return Err(at(&format!(
+                "its {tokens} tokens and rollout.max_new_tokens = {new} exceed the model's context of {context} tokens; leave the row out, or lower rollout.max_new_tokens"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The source of samples, as far as it can be built before the run has a folder.
