@@ -3,7 +3,14 @@
 //! A name is looked up in the cheapest order: as a path, in our own models folder, in the hub's cache on this
 //! machine (shared with Python's `huggingface_hub`), and only then on the network. `HF_HUB_CACHE`, `HF_HOME`,
 //! `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean there.
+//!
+//! The network is not trusted: what a server answers names no file but one inside the model's folder of the cache
+//! (`hub/cache.rs`), and the token goes to the endpoint's host alone (`hub/client.rs`).
 
+#[cfg(feature = "hub")]
+mod cache;
+#[cfg(feature = "hub")]
+mod client;
 #[cfg(feature = "hub")]
 mod download;
 mod snapshot;

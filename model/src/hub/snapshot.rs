@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 /// One model in the hub's cache.
 #[derive(Debug)]
 pub(super) struct Snapshot {
-    repository: PathBuf,
-    revision: String,
+    pub(super) repository: PathBuf,
+    pub(super) revision: String,
     file: Option<String>,
 }
 
@@ -29,8 +29,7 @@ impl Snapshot {
         }
     }
 
-    /// One file of the model, if it is there.
-    pub(super) fn file(&self, name: &str) -> Option<PathBuf> {
+    fn file(&self, name: &str) -> Option<PathBuf> {
         Some(self.folder().join(name)).filter(|path| path.exists())
     }
 
