@@ -1,29 +1,49 @@
 //! Chat templates: Jinja programs that turn a conversation into the text a model was trained on.
 //!
 //! Templates are written for Python's Jinja as `transformers` sets it up, so this environment copies that set-up:
-//! blocks strip the line break after them and the blanks before them, Python's string methods exist, and so do
-//! `raise_exception`, `strftime_now`, a `tojson` that writes what Python's `json.dumps` writes, and the
-//! `{% generation %}` block (which only marks text and changes none of it).
+//! blocks strip the line break after them and the blanks before them, `\r\n` in a template is a line break, Python's
+//! string methods exist (`chat_template/python.rs`), and so do `raise_exception`, `strftime_now`, a `tojson` that writes
+//! what Python's `json.dumps` writes, and the `{% generation %}` block (which only marks text and changes none of it).
+//!
+//! A template is a program of whoever made the model's folder, so it has limits: [`STEPS`] for its work and
+//! [`LONGEST_TEXT`] for what it writes. One thing escapes them: minijinja joins lists by `+` without charge, so a template
+//! that doubles a list some thirty times still takes all memory.
+
+mod clock;
+mod json;
+mod python;
+#[cfg(test)]
+mod tests;
+
+pub use clock::Moment;
 
 use crate::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::{Serde, Value};
 use minijinja::{Environment, ErrorKind, context};
 use schema::Message;
-use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The template of models that mark turns with `<|im_start|>` and `<|im_end|>`.
 pub const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
      {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// Budget of one rendering: an instruction costs 1, and 64 bytes of text that is made or read cost 1. A conversation of
+/// a million words needs about a tenth.
+pub const STEPS: u64 = 4_000_000;
+
+/// Bytes that one rendering may write.
+pub const LONGEST_TEXT: usize = 16 << 20;
 
 /// A model's chat template, ready to render.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: BTreeMap<String, String>,
+    date: Arc<Mutex<Option<Moment>>>,
+    tells_the_date: bool,
 }
 
 /// The end of a rendered conversation.
@@ -33,6 +53,9 @@ pub enum Ending {
     AssistantOpening,
     /// The last message.
     LastMessage,
+    /// The content of the last message, whose turn stays open for the model to continue. `transformers` calls it
+    /// `continue_final_message`.
+    InsideLastMessage,
 }
 
 impl ChatTemplate {
@@ -44,35 +67,118 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the standard delimiters are valid"));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_fuel(Some(STEPS));
+        python::add(&mut environment);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, unmark_generation(source)).map_err(|error| failure(&error))?;
-        Ok(Self { environment, special_tokens })
+        let date = Arc::new(Mutex::new(None));
+        let clock = Arc::clone(&date);
+        environment.add_function("strftime_now", move |format: &str| {
+            let moment = pinned(&clock).unwrap_or_else(Moment::now);
+            moment.format(format).map_err(|problem| minijinja::Error::new(ErrorKind::InvalidOperation, problem))
+        });
+        environment.add_filter("tojson", json::to_json);
+        // As Jinja's lexer reads a template. What messages hold is left alone.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        environment.add_template_owned(NAME, unmark_generation(&source)).map_err(|error| failure(&error))?;
+        Ok(Self { environment, special_tokens, date, tells_the_date: source.contains("strftime_now") })
+    }
+
+    /// True if the template asks for the date, so that its prompts change from day to day.
+    pub fn tells_the_date(&self) -> bool {
+        self.tells_the_date
+    }
+
+    /// Lets `strftime_now` show this moment from now on, instead of the clock's.
+    pub fn pin_date(&self, moment: Moment) {
+        *self.date.lock().unwrap_or_else(PoisonError::into_inner) = Some(moment);
     }
 
     /// Renders a conversation as text.
     ///
     /// # Errors
-    /// If the template fails on these messages, or refuses them by `raise_exception`.
+    /// If the template fails on these messages, refuses them by `raise_exception`, does not end or writes too much, or
+    /// leaves out the message whose turn must stay open.
     pub fn render(&self, messages: &[Message], ending: Ending) -> Result<String> {
+        match messages.split_last() {
+            Some((last, before)) if ending == Ending::InsideLastMessage => {
+                // The blank shows whether the template trims what a message holds.
+                let last = Message { content: format!("{}{MARK} ", last.content), ..last.clone() };
+                let text = self.write(&[before, &[last]].concat(), false)?;
+                let end = text.rfind(MARK).ok_or_else(|| {
+                    Error::input(
+                        "the model's chat template leaves out the last message, so it cannot be continued; end the \
+                         prompt with the user's turn",
+                    )
+                })?;
+                let trimmed = !text[end + MARK.len()..].starts_with(' ');
+                Ok(if trimmed { text[..end].trim_end() } else { &text[..end] }.to_owned())
+            }
+            _ => self.write(messages, ending == Ending::AssistantOpening),
+        }
+    }
+
+    fn write(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let variables = context! {
             messages => Serde(messages),
-            add_generation_prompt => ending == Ending::AssistantOpening,
+            add_generation_prompt => add_generation_prompt,
             tools => (),
             documents => (),
             ..Value::from(Serde(&self.special_tokens))
         };
         let template = self.environment.get_template(NAME).expect("`new` added it");
-        template.render(variables).map_err(|error| failure(&error))
+        let mut text = Bounded { bytes: Vec::new(), full: false };
+        let written = template.render_captured_to(variables, &mut text).map(drop);
+        if text.full {
+            return Err(Error::input(format!(
+                "the chat template writes more than {} MB for this conversation; check the model's chat template, or \
+                 give prompts as plain text",
+                LONGEST_TEXT >> 20
+            )));
+        }
+        written.map_err(|error| failure(&error))?;
+        Ok(String::from_utf8(text.bytes).expect("templates write text"))
     }
 }
 
 const NAME: &str = "chat_template";
 
+/// The end of a message that is to be continued; it is cut off again with what follows.
+const MARK: &str = "\u{f0000}the answer goes on here\u{f0001}";
+
+fn pinned(date: &Mutex<Option<Moment>>) -> Option<Moment> {
+    *date.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The output of a template, up to [`LONGEST_TEXT`].
+struct Bounded {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.full = self.full || self.bytes.len() + bytes.len() > LONGEST_TEXT;
+        if self.full {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn failure(error: &minijinja::Error) -> Error {
     let line = error.line().map_or_else(String::new, |line| format!(", line {line}"));
+    if error.kind() == ErrorKind::OutOfFuel {
+        return Error::input(format!(
+            "the chat template does not end{line}: it was stopped after {} million steps; check the model's chat \
+             template, or give prompts as plain text",
+            STEPS / 1_000_000
+        ));
+    }
     let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     Error::input(format!("chat template{line}: {detail}"))
 }
@@ -106,149 +212,4 @@ fn split_tag(source: &str) -> Option<(&str, &str, &str)> {
 #[expect(clippy::needless_pass_by_value, reason = "minijinja's functions take owned arguments")]
 fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("refuses this conversation: {message}")))
-}
-
-/// The local time in the C library's `strftime` format. A template that uses it renders differently from day to day.
-fn strftime_now(format: String) -> std::result::Result<String, minijinja::Error> {
-    let format = std::ffi::CString::new(format)
-        .map_err(|_| minijinja::Error::new(ErrorKind::InvalidOperation, "strftime_now: a format with a zero byte"))?;
-    let mut text = [0u8; 256];
-    // SAFETY: `time` accepts a null pointer; `broken_down` is plain data that `localtime_r` fills; `strftime` writes at
-    // most `text.len()` bytes and returns how many.
-    let len = unsafe {
-        let now = libc::time(std::ptr::null_mut());
-        let mut broken_down: libc::tm = std::mem::zeroed();
-        libc::localtime_r(&raw const now, &raw mut broken_down);
-        libc::strftime(text.as_mut_ptr().cast(), text.len(), format.as_ptr(), &raw const broken_down)
-    };
-    Ok(String::from_utf8_lossy(&text[..len]).into_owned())
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
-#[expect(clippy::needless_pass_by_value, reason = "minijinja's functions take owned arguments")]
-fn to_json(value: &Value, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Python's other options change nothing that templates rely on.
-    for name in ["ensure_ascii", "separators", "sort_keys"] {
-        let _: Option<Value> = options.get(name)?;
-    }
-    options.assert_all_used()?;
-    let spaces;
-    let text = match indent {
-        None => write_json(value, OneLine),
-        Some(indent) => {
-            spaces = " ".repeat(indent);
-            write_json(value, PrettyFormatter::with_indent(spaces.as_bytes()))
-        }
-    };
-    text.map(Value::from_safe_string)
-        .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(error))
-}
-
-fn write_json(value: &Value, formatter: impl Formatter) -> serde_json::Result<String> {
-    let mut bytes = Vec::new();
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))?;
-    Ok(String::from_utf8(bytes).expect("serde_json writes UTF-8"))
-}
-
-/// JSON on one line, with Python's blank after each comma and colon.
-struct OneLine;
-
-impl Formatter for OneLine {
-    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn message(role: &str, content: &str) -> Message {
-        Message { role: role.into(), content: content.into() }
-    }
-
-    fn render(source: &str, messages: &[Message]) -> Result<String> {
-        let tokens = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
-        ChatTemplate::new(source, tokens)?.render(messages, Ending::AssistantOpening)
-    }
-
-    #[test]
-    fn chatml_opens_the_assistants_turn() {
-        let text = render(CHATML, &[message("system", "Be brief."), message("user", "1+1?")]).unwrap();
-        assert_eq!(
-            text,
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
-        );
-    }
-
-    #[test]
-    fn blocks_eat_their_line_and_python_methods_work() {
-        let source = "{{ bos_token }}\n{% for m in messages %}\n  {% if m['role'] == 'user' %}\n{{ m['content'].strip().split('|')[-1] }}\n  {% endif %}\n{% endfor %}\n";
-        assert_eq!(render(source, &[message("user", "  a|b ")]).unwrap(), "<s>\nb\n");
-    }
-
-    #[test]
-    fn generation_blocks_only_mark() {
-        let source = "{%- for m in messages %}[{% generation %}{{ m.content }}{% endgeneration %}]{%- generation -%} x {%- endgeneration -%}{% endfor %}";
-        assert_eq!(render(source, &[message("user", "a")]).unwrap(), "[a]x");
-    }
-
-    #[test]
-    fn tojson_writes_what_python_writes() {
-        let source = "{{ {'a': [1, 2.5, true, none], 'b': '<é>'} | tojson }} {{ [1] | tojson(indent=2) }}";
-        assert_eq!(render(source, &[]).unwrap(), "{\"a\": [1, 2.5, true, null], \"b\": \"<é>\"} [\n  1\n]");
-    }
-
-    #[test]
-    fn a_refusal_carries_the_templates_words() {
-        let source =
-            "{{ bos_token }}\n{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}";
-        let error = render(source, &[message("system", "x")]).unwrap_err();
-        assert!(error.is_input());
-        assert_eq!(error.to_string(), "chat template, line 2: refuses this conversation: no system role");
-    }
-
-    #[test]
-    fn a_broken_template_is_named_with_its_line() {
-        let error = render("a\n{% for %}", &[]).unwrap_err();
-        assert!(error.to_string().starts_with("chat template, line 2: "), "{error}");
-    }
-
-    /// The formats of one call show one moment, so they must agree, whatever the clock says.
-    #[test]
-    fn strftime_now_shows_the_same_date_in_each_asked_format() {
-        const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-        let text = render("{{ strftime_now('%Y-%m-%d|%F|%d %b %Y|100%%') }}", &[]).unwrap();
-        let parts: Vec<&str> = text.split('|').collect();
-        assert_eq!((parts.len(), parts[0], parts[3]), (4, parts[1], "100%"), "{text}");
-        let date: Vec<&str> = parts[0].split('-').collect();
-        assert_eq!(date.iter().map(|part| part.len()).collect::<Vec<_>>(), [4, 2, 2], "{text}");
-        let (month, day) = (date[1].parse::<usize>().unwrap(), date[2].parse::<usize>().unwrap());
-        assert!((1..=31).contains(&day), "{text}");
-        assert_eq!(parts[2], format!("{} {} {}", date[2], MONTHS[month - 1], date[0]));
-    }
-
-    proptest! {
-        /// A further turn leaves the text before it unchanged: the prompt of the next turn begins with the last one.
-        #[test]
-        fn chatml_only_appends(turns in prop::collection::vec(("system|user|assistant", ".{0,20}"), 1..5)) {
-            let messages: Vec<Message> = turns.iter().map(|(role, content)| message(role, content)).collect();
-            let template = ChatTemplate::new(CHATML, BTreeMap::new()).unwrap();
-            let all = template.render(&messages, Ending::LastMessage).unwrap();
-            let but_last = template.render(&messages[..messages.len() - 1], Ending::LastMessage).unwrap();
-            prop_assert!(all.starts_with(&but_last));
-            let open = template.render(&messages, Ending::AssistantOpening).unwrap();
-            prop_assert_eq!(open, all + "<|im_start|>assistant\n");
-        }
-    }
 }
