@@ -137,6 +137,16 @@ pub(crate) fn add_gradients(gradients: Vec<(Tensor, Tensor)>) {
     }
 }
 
+/// True if every number of a tensor of any shape is finite.
+pub(crate) fn is_finite(tensor: &Tensor) -> bool {
+    let _no_grad = tch::no_grad_guard();
+    tensor.numel() == 0 || {
+        // The extremes of numbers among which one is NaN are NaN.
+        let (low, high) = tensor.aminmax(None, false);
+        low.double_value(&[]).is_finite() && high.double_value(&[]).is_finite()
+    }
+}
+
 /// A trainable copy of `tensor`, `[rank]`, `[rank, inputs]` or `[outputs, rank]`, in f32 on `device`.
 fn trainable(tensor: &Tensor, device: Device) -> Tensor {
     tensor.detach().to_device(device).to_kind(Kind::Float).copy().set_requires_grad(true)
@@ -238,6 +248,11 @@ impl Adapter {
     /// shapes as in [`LowRank`].
     pub fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
         self.layers().flat_map(|layer| layer.tensors().map(|(part, tensor)| (format!("{}.{part}", layer.name), tensor)))
+    }
+
+    /// The full name of the first tensor with a number that is not finite, if there is one.
+    pub fn first_non_finite(&self) -> Option<String> {
+        self.tensors().find(|(_, tensor)| !is_finite(tensor)).map(|(name, _)| name)
     }
 
     /// The number of trained parameters.

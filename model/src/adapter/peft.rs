@@ -3,18 +3,19 @@
 //! A folder holds `adapter_config.json` and `adapter_model.safetensors`. The update of a module is
 //! `lora_alpha / r · B A` (over `√r` with `use_rslora`), where `r` and `lora_alpha` may differ by module: of the keys
 //! of `rank_pattern` and `alpha_pattern` the first counts, in the order of the file, whose expression matches the end
-//! of the module's path. Anything but plain `LoRA` on linear layers (`DoRA`, trained biases, whole modules) is refused:
-//! leaving it out would give another model.
+//! of the module's path. Anything but plain `LoRA` on linear layers (`DoRA`, trained biases, whole modules, an
+//! initialisation that changes the base) is refused: leaving it out would give another model.
 
-use super::{Adapter, LowRank, trainable};
+mod settings;
+
+use super::{Adapter, is_finite};
 use crate::dimensions::LinearShape;
-use crate::files::{map, read_json};
+use crate::files::map;
 use crate::{Error, Result};
-use regex::Regex;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use settings::Settings;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -34,7 +35,7 @@ impl PeftAdapter {
     ///
     /// # Errors
     /// If a file is missing or damaged, a setting is not supported, a tensor has the wrong shape or belongs to no
-    /// layer, or there are no tensors.
+    /// layer or holds a number that is not finite, or there are no tensors.
     pub(super) fn read(&self, linears: &[LinearShape], device: Device) -> Result<Adapter> {
         let config_file = self.path.join("adapter_config.json");
         let config = Settings::new(&config_file)?;
@@ -86,94 +87,11 @@ fn float(path: &Path, name: &str, view: &safetensors::tensor::TensorView<'_>) ->
         }
     };
     let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
-    Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?.to_kind(Kind::Float))
-}
-
-/// The settings of `adapter_config.json` that give the tensors their meaning.
-struct Settings {
-    rank: i64,
-    alpha: f64,
-    rank_pattern: Vec<(Regex, f64)>,
-    alpha_pattern: Vec<(Regex, f64)>,
-    root_scale: bool,
-}
-
-impl Settings {
-    fn new(path: &Path) -> Result<Self> {
-        let config = read_json(path)?;
-        let problem = |problem: String| Error::file(path, problem);
-        let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or("(none)");
-        if kind != "LORA" {
-            return Err(problem(format!("peft_type is {kind}; only LORA adapters can be read")));
-        }
-        let set = |key: &str| match config.get(key) {
-            None | Some(Value::Null | Value::Bool(false)) => false,
-            Some(Value::String(text)) => !text.is_empty() && text != "none",
-            Some(Value::Array(items)) => !items.is_empty(),
-            Some(Value::Object(fields)) => !fields.is_empty(),
-            Some(_) => true,
-        };
-        let foreign = ["use_dora", "bias", "modules_to_save", "fan_in_fan_out", "layer_replication", "lora_bias"];
-        if let Some(key) = foreign.iter().find(|key| set(key)) {
-            return Err(problem(format!("`{key}` is set; only plain LoRA on linear layers can be read")));
-        }
-        // PEFT's own defaults.
-        Ok(Self {
-            rank: config.get("r").and_then(Value::as_i64).unwrap_or(8),
-            alpha: config.get("lora_alpha").and_then(Value::as_f64).unwrap_or(8.0),
-            rank_pattern: patterns(&config, "rank_pattern").map_err(problem)?,
-            alpha_pattern: patterns(&config, "alpha_pattern").map_err(problem)?,
-            root_scale: set("use_rslora"),
-        })
+    let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)?.to_kind(Kind::Float);
+    if !is_finite(&tensor) {
+        return Err(Error::file(path, format!("tensor `{name}` holds numbers that are not finite; train it again")));
     }
-
-    /// The update of a layer with the saved factors `a`, `[rank, inputs]`, and `b`, `[outputs, rank]`.
-    fn layer(
-        &self,
-        linear: &LinearShape,
-        a: &Tensor,
-        b: &Tensor,
-        device: Device,
-    ) -> std::result::Result<LowRank, String> {
-        let find = |patterns: &[(Regex, f64)]| {
-            patterns.iter().find(|(pattern, _)| pattern.is_match(&linear.name)).map(|(_, value)| *value)
-        };
-        let rank = find(&self.rank_pattern).map_or(self.rank, |rank| rank as i64);
-        let alpha = find(&self.alpha_pattern).unwrap_or(self.alpha);
-        if rank < 1 || a.size() != [rank, linear.inputs] || b.size() != [linear.outputs, rank] {
-            return Err(format!(
-                "the tensors of `{}` have shapes {:?} and {:?}; rank {rank} on a layer of {} inputs and {} outputs was \
-                 expected",
-                linear.name,
-                a.size(),
-                b.size(),
-                linear.inputs,
-                linear.outputs
-            ));
-        }
-        let divisor = if self.root_scale { (rank as f64).sqrt() } else { rank as f64 };
-        Ok(LowRank {
-            name: linear.name.clone(),
-            a: trainable(a, device),
-            b: trainable(b, device),
-            gate: None,
-            scale: alpha / divisor,
-            full_rank: rank,
-        })
-    }
-}
-
-/// A pattern object: expressions that must match a whole path or its end after a dot, in the file's order.
-fn patterns(config: &Value, key: &str) -> std::result::Result<Vec<(Regex, f64)>, String> {
-    let fields = config.get(key).and_then(Value::as_object).into_iter().flatten();
-    fields
-        .map(|(pattern, value)| {
-            let value = value.as_f64().ok_or_else(|| format!("`{key}`: `{pattern}` is not a number"))?;
-            let expression = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-                .map_err(|error| format!("`{key}`: `{pattern}` is no regular expression ({error})"))?;
-            Ok((expression, value))
-        })
-        .collect()
+    Ok(tensor)
 }
 
 #[cfg(test)]
@@ -181,7 +99,7 @@ mod tests {
     use super::*;
     use crate::device::HOST;
     use safetensors::tensor::TensorView;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn linears() -> Vec<LinearShape> {
         ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
@@ -191,8 +109,13 @@ mod tests {
 
     /// A folder with the layers of these names and ranks.
     fn saved(config: &Value, layers: &[(&str, usize)]) -> tempfile::TempDir {
+        let numbers: Vec<f32> = (0..12u8).map(f32::from).collect();
+        saved_with(config, layers, &numbers)
+    }
+
+    fn saved_with(config: &Value, layers: &[(&str, usize)], numbers: &[f32]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        let bytes: Vec<u8> = (0..12u8).flat_map(|number| f32::from(number).to_le_bytes()).collect();
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         let tensors: Vec<(String, TensorView<'_>)> = layers
             .iter()
             .flat_map(|(name, rank)| {
@@ -259,9 +182,27 @@ mod tests {
         assert!(refused(&with("use_dora", json!(true)), &[(&name, 2)]).contains("`use_dora`"));
         assert!(refused(&with("bias", json!("all")), &[(&name, 2)]).contains("`bias`"));
         assert!(refused(&with("r", json!(4)), &[(&name, 2)]).contains("rank 4"));
+        assert!(refused(&with("init_lora_weights", json!("pissa")), &[(&name, 2)]).contains("`init_lora_weights`"));
+        assert!(refused(&with("lora_alpha", json!(1e300)), &[(&name, 2)]).contains("too large"));
         assert!(refused(&plain, &[("model.layers.7.mlp.up_proj", 2)]).contains("`base_model.model.model.layers.7"));
         assert!(refused(&plain, &[]).contains("no tensors"));
         let missing = PeftAdapter { path: "/nowhere".into() }.read(&linears(), HOST).unwrap_err();
         assert!(missing.is_input() && missing.to_string().contains("/nowhere"), "{missing}");
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_refused_with_its_tensor() {
+        let name = linears()[0].name.clone();
+        let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 8});
+        // `A` has six numbers, `B` the first four of them.
+        for (index, part) in [(3, "lora_A"), (5, "lora_A")] {
+            for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut numbers = [1.0; 12];
+                numbers[index] = number;
+                let error = read(&saved_with(&config, &[(&name, 2)], &numbers)).unwrap_err();
+                let expected = format!("tensor `{TASK_PREFIX}{name}.{part}.weight` holds numbers that are not finite");
+                assert!(error.is_input() && error.to_string().contains(&expected), "{error}");
+            }
+        }
     }
 }
