@@ -1,7 +1,7 @@
 //! The sizes of a network and of its linear layers.
 
 use crate::{Error, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The sizes and switches of a decoder, as the hub's `config.json` gives them.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,12 +106,12 @@ impl RopeScaling {
     ///
     /// # Errors
     /// If the type is not supported, or one of its numbers is missing.
-    pub fn parse(value: Option<&Value>) -> Result<Self> {
-        let Some(object) = value.filter(|value| value.is_object()) else { return Ok(Self::None) };
-        let kind = ["rope_type", "type"].iter().find_map(|key| object.get(key)?.as_str()).unwrap_or("default");
+    pub fn parse(object: Option<&Map<String, Value>>) -> Result<Self> {
+        let Some(object) = object else { return Ok(Self::None) };
+        let kind = ["rope_type", "type"].into_iter().find_map(|key| object.get(key)?.as_str()).unwrap_or("default");
         let number = |key: &str| {
-            object.get(key).and_then(Value::as_f64).ok_or_else(|| {
-                Error::input(format!("config.json: rope_scaling of type `{kind}` needs a number `{key}`"))
+            object.get(key).and_then(Value::as_f64).filter(|number| *number > 0.0).ok_or_else(|| {
+                Error::input(format!("config.json: rope_scaling of type `{kind}` needs a number `{key}` above 0"))
             })
         };
         match kind {
@@ -152,14 +152,15 @@ mod tests {
 
     #[test]
     fn llama3_keeps_fast_pairs_and_slows_slow_ones() {
-        let scaling = RopeScaling::parse(Some(&json!({
+        let parse = |object: Value| RopeScaling::parse(object.as_object());
+        let scaling = parse(json!({
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192
-        })))
+        }))
         .unwrap();
         assert_eq!(scaling.apply(1.0), 1.0);
         assert!((scaling.apply(1e-5) - 1e-5 / 8.0).abs() < 1e-12);
-        let error = RopeScaling::parse(Some(&json!({"type": "yarn", "factor": 2.0}))).unwrap_err().to_string();
+        let error = parse(json!({"type": "yarn", "factor": 2.0})).unwrap_err().to_string();
         assert!(error.contains("`yarn` is not supported"), "{error}");
     }
 }

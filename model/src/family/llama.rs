@@ -13,9 +13,10 @@ use serde_json::Value;
 /// If a size is missing or not a positive whole number, a setting is not supported.
 pub(super) fn dimensions(config: &Value) -> Result<Dimensions> {
     let fields = Fields::new(config);
+    fields.refuse_sliding_window()?;
     let mut dimensions = fields.dimensions()?;
-    dimensions.qkv_bias = fields.flag("attention_bias");
-    dimensions.output_bias = fields.flag("attention_bias");
-    dimensions.mlp_bias = fields.flag("mlp_bias");
+    dimensions.qkv_bias = fields.flag("attention_bias")?;
+    dimensions.output_bias = fields.flag("attention_bias")?;
+    dimensions.mlp_bias = fields.flag("mlp_bias")?;
     Ok(dimensions)
 }

@@ -15,8 +15,10 @@ pub(super) fn dimensions(config: &Value) -> Result<Dimensions> {
     let fields = Fields::new(config);
     fields.refuse_sliding_window()?;
     let mut dimensions = fields.dimensions()?;
-    dimensions.qkv_bias = fields.flag("attention_bias");
-    dimensions.output_bias = fields.flag("attention_bias");
+    dimensions.qkv_bias = fields.flag("attention_bias")?;
+    dimensions.output_bias = fields.flag("attention_bias")?;
     dimensions.qk_norm = true;
+    // This family's default; the others divide the width among the heads.
+    dimensions.head_dim = fields.optional("head_dim")?.unwrap_or(128);
     Ok(dimensions)
 }
