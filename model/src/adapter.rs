@@ -137,7 +137,7 @@ pub(crate) fn add_gradients(gradients: Vec<(Tensor, Tensor)>) {
     }
 }
 
-/// True if every number of a tensor of any shape is finite.
+/// True if every number of a float tensor of any shape is finite.
 pub(crate) fn is_finite(tensor: &Tensor) -> bool {
     let _no_grad = tch::no_grad_guard();
     tensor.numel() == 0 || {
@@ -312,9 +312,15 @@ impl Adapter {
     /// tensors of that rank; all others are overwritten in place, which other handles see.
     ///
     /// # Errors
-    /// If a tensor is missing, or has a shape that pruning does not explain.
+    /// If a tensor is missing, holds a number that is not finite, or has a shape that pruning does not explain. The
+    /// adapter is unchanged if a number is not finite.
     pub fn restore(&mut self, saved: &[(String, Tensor)]) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
+        if let Some((name, _)) = saved.iter().find(|(_, tensor)| !is_finite(tensor)) {
+            return Err(Error::input(format!(
+                "tensor `{name}` of the saved adapter holds numbers that are not finite; take an earlier checkpoint"
+            )));
+        }
         for layer in self.layers.iter_mut().flatten() {
             let find = |part: &str| {
                 let name = format!("{}.{part}", layer.name);

@@ -93,14 +93,19 @@ impl TensorSource for Checkpoint {
 
 /// Builds the network of a checkpoint; each weight is loaded once.
 ///
+/// `tokens` is the number of ids that the tokenizer has ([`crate::tokenizer::Tokenizer::vocab_size`]). Many embeddings have
+/// more rows, up to a round number (Qwen3: 151,936 for 151,669 tokens). Those rows are left out: the network's vocabulary,
+/// its logits and all log-probabilities are over the tokens alone, for sampler and trainer alike, so that an id without
+/// text is never sampled.
+///
 /// # Errors
 /// If the family or one of its settings is not supported, or a tensor is missing, damaged or of another shape than the
-/// config asks for.
-pub fn load(checkpoint: &Checkpoint, placement: Placement) -> Result<Box<dyn CausalLm>> {
-    build(checkpoint.config(), checkpoint, placement)
+/// config asks for, or the embedding holds a number that is not finite.
+pub fn load(checkpoint: &Checkpoint, tokens: usize, placement: Placement) -> Result<Box<dyn CausalLm>> {
+    build(checkpoint.config(), tokens, checkpoint, placement)
 }
 
-/// Builds the network of a hub's `config.json` with the tensors of `source`.
-fn build(config: &Value, source: &dyn TensorSource, placement: Placement) -> Result<Box<dyn CausalLm>> {
-    Ok(Box::new(decoder::Decoder::new(family::dimensions(config)?, source, placement)?))
+/// Builds the network of a hub's `config.json` for `tokens` tokens, with the tensors of `source`.
+fn build(config: &Value, tokens: usize, source: &dyn TensorSource, placement: Placement) -> Result<Box<dyn CausalLm>> {
+    Ok(Box::new(decoder::Decoder::new(family::dimensions(config)?, tokens, source, placement)?))
 }

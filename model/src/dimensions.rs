@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an independent key of the hub's config.json")]
 pub struct Dimensions {
-    /// Tokens in the vocabulary.
+    /// Rows of the embedding in a config; in a loaded network the tokens, which have text.
     pub vocab: i64,
     /// Width of the residual stream.
     pub hidden: i64,

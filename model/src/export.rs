@@ -32,8 +32,14 @@ impl<'a> Merged<'a> {
     /// Merges `adapter` into `checkpoint`, the base that it was trained on.
     ///
     /// # Errors
-    /// If the checkpoint lacks a layer that the adapter changes, or has it in another shape.
+    /// If the checkpoint lacks a layer that the adapter changes, or has it in another shape, or a number of the adapter
+    /// is not finite.
     pub fn new(checkpoint: &'a Checkpoint, adapter: &'a Adapter) -> Result<Self> {
+        if let Some(name) = adapter.first_non_finite() {
+            return Err(Error::input(format!(
+                "the adapter's tensor `{name}` holds numbers that are not finite; export an earlier checkpoint"
+            )));
+        }
         let updates: BTreeMap<String, &LowRank> =
             adapter.layers().map(|layer| (format!("{}.weight", layer.name), layer)).collect();
         for (name, layer) in &updates {

@@ -4,7 +4,7 @@
 //! sampler sees every change of the trainer with nothing to synchronise; the reference policy is the same network with
 //! the adapter left out.
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, is_finite};
 use crate::architecture::{self, Activations, CausalLm};
 use crate::backend::Placement;
 use crate::config::Config;
@@ -41,18 +41,18 @@ impl Policy {
     ///
     /// # Errors
     /// If the config names no network or two, the model cannot be found, fetched or read, the device cannot be used,
-    /// the tokenizer has no end-of-sequence token inside the vocabulary, or the adapter does not fit or changes
-    /// nothing.
+    /// the tokenizer has no end-of-sequence token inside the vocabulary, a weight is not finite, or the adapter does
+    /// not fit or changes nothing.
     pub fn load(config: &Config, seed: &Seed) -> Result<Self> {
         crate::device::keep_freed_memory();
         let device = config.device.resolve()?;
         crate::device::set_threads((config.threads > 0).then_some(config.threads));
         let placement = Placement::new(device, config.dtype);
-        let (network, tokenizer, identity) = match (&config.random, config.path.as_str()) {
+        let (network, tokenizer, identity, checkpoint) = match (&config.random, config.path.as_str()) {
             (Some(random), "") => {
                 let tokenizer = Tokenizer::bytes();
                 let network = random.build(tokenizer.vocab_size(), placement)?;
-                (network, tokenizer, format!("random {random:?}"))
+                (network, tokenizer, format!("random {random:?}"), None)
             }
             (None, "") => {
                 return Err(Error::input("[model] needs `path` (a folder, a .gguf file or a hub id) or `random`"));
@@ -60,8 +60,9 @@ impl Policy {
             (None, path) => {
                 let checkpoint = Checkpoint::open(&hub::resolve(path, &hub::models_folder())?)?;
                 let tokenizer = checkpoint.tokenizer()?;
-                let network = architecture::load(&checkpoint, placement)?;
-                (network, tokenizer, checkpoint.identity())
+                let network = architecture::load(&checkpoint, tokenizer.vocab_size(), placement)?;
+                let identity = checkpoint.identity();
+                (network, tokenizer, identity, Some(checkpoint))
             }
             (Some(_), _) => return Err(Error::input("[model] has both `path` and `random`; keep one of them")),
         };
@@ -84,7 +85,7 @@ impl Policy {
             placement,
             activations: if config.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept },
         };
-        policy.check_adapter()?;
+        policy.check_start(checkpoint.as_ref())?;
         policy.set_version(0);
         Ok(policy)
     }
@@ -272,23 +273,76 @@ impl Policy {
         Trace::run(&self.network, packed, self.kind(), adapter, self.activations)
     }
 
-    /// Start-up check that an adapter that is not zero changes the logits. An adapter attached to nothing would
-    /// otherwise look like a run that learns nothing.
-    fn check_adapter(&self) -> Result<()> {
-        let prompt: Vec<Token> = vec![0, 1, 2];
-        let sequences = crate::packed::Sequences { prompt: &prompt, completions: vec![&[3]] };
-        let packed = Packed::new(&[sequences], self.network.dimensions().vocab, self.device())?;
+    /// Checks that the adapter's numbers and the logits of a short text are finite: samples of a network of NaN would
+    /// all be token 0, with probability 1.
+    ///
+    /// # Errors
+    /// If a number of the adapter is not finite, or the logits with the adapter are not.
+    pub fn check_finite(&self) -> Result<()> {
+        if let Some(name) = self.adapter.first_non_finite() {
+            return Err(not_finite(&format!("the adapter's tensor `{name}`"), "use an earlier one"));
+        }
+        let hidden = self.hidden(&self.probe()?, &self.adapter);
+        if self.is_defined_at(&hidden) {
+            return Ok(());
+        }
+        Err(Error::input(
+            "the model's outputs with this adapter are not finite, although its numbers are; they may be too large: use \
+             another adapter, or another model.dtype",
+        ))
+    }
+
+    /// Start-up check of the network's outputs, and that an adapter that is not zero changes them. An adapter attached
+    /// to nothing would otherwise look like a run that learns nothing.
+    ///
+    /// One pass reads every weight but the embedding's other rows, which [`architecture::load`] has checked. Only if the
+    /// outputs are not finite, the tensors are searched.
+    fn check_start(&self, checkpoint: Option<&Checkpoint>) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let probe = self.probe()?;
+        let base = self.hidden(&probe, &Adapter::none());
+        if !self.is_defined_at(&base) {
+            let tensor = checkpoint.and_then(Checkpoint::first_non_finite);
+            return Err(tensor.map_or_else(
+                || Error::input("the model's outputs are not finite; try another model.dtype, or another model"),
+                |name| not_finite(&format!("the model's tensor `{name}`"), "fetch or save the model again"),
+            ));
+        }
+        if let Some(name) = self.adapter.first_non_finite() {
+            return Err(not_finite(&format!("the adapter's tensor `{name}`"), "use another one"));
+        }
         let moved = self.adapter.copy();
         moved.perturb(0.05);
-        let _no_grad = tch::no_grad_guard();
-        let difference = (self.hidden(&packed, &moved) - self.hidden(&packed, &Adapter::none())).abs().max();
-        if difference.double_value(&[]) > 0.0 {
+        let moved = self.hidden(&probe, &moved);
+        if !self.is_defined_at(&moved) {
+            return Err(Error::input(
+                "the model's outputs with this adapter are not finite: its numbers or model.adapter's alpha are too large",
+            ));
+        }
+        if (moved - base).abs().max().double_value(&[]) > 0.0 {
             return Ok(());
         }
         Err(Error::input(
             "the adapter does not change the model's output; check model.adapter: target_modules and alpha",
         ))
     }
+
+    /// A short text.
+    fn probe(&self) -> Result<Packed> {
+        let sequences = crate::packed::Sequences { prompt: &[0, 1, 2], completions: vec![&[3]] };
+        Packed::new(&[sequences], self.network.dimensions().vocab, self.device())
+    }
+
+    /// True if hidden states, `[token, hidden]`, and the logits of the last of them are finite.
+    fn is_defined_at(&self, hidden: &Tensor) -> bool {
+        let _no_grad = tch::no_grad_guard();
+        let last = hidden.narrow(0, hidden.size()[0] - 1, 1);
+        is_finite(hidden) && is_finite(&self.network.head().logits(&last))
+    }
+}
+
+fn not_finite(tensor: &str, advice: &str) -> Error {
+    Error::input(format!("{tensor} holds numbers that are not finite (NaN or infinity); {advice}"))
 }
 
 /// The log-probabilities of one batch, from which a loss is computed, with the backward pass to the adapter.

@@ -105,7 +105,8 @@ impl Tokenizer {
         self.inner.id_to_token(token)
     }
 
-    /// One more than the highest id. The network's embedding may have more rows.
+    /// One more than the highest id, which is the number of tokens with text. The model's file may have more rows of
+    /// embeddings; a loaded network has not.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }

@@ -15,13 +15,14 @@ pub(crate) mod tests;
 pub(crate) use safetensors::{INDEX, SINGLE, shards};
 pub use storage::Storage;
 
+use crate::adapter::is_finite;
 use crate::gguf::Pairs;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// One model on disk.
 pub struct Checkpoint {
@@ -119,6 +120,12 @@ impl Checkpoint {
     /// If the checkpoint has no tokenizer, or one that is damaged or not supported.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         self.source.tokenizer()
+    }
+
+    /// The hub name of the first tensor with a number that is not finite, if there is one. Reads every weight.
+    pub(crate) fn first_non_finite(&self) -> Option<String> {
+        let bad = |name: &&str| self.tensor(name).is_ok_and(|tensor| !is_finite(&tensor.to_kind(Kind::Float)));
+        self.names().into_iter().find(bad).map(str::to_owned)
     }
 
     /// The shape of a tensor, outermost axis first; empty if there is no tensor of this name.

@@ -15,13 +15,13 @@ pub use tape::{Activations, Tape};
 
 use super::rope::Rope;
 use super::{CausalLm, TensorSource};
-use crate::Result;
 use crate::adapter::{self, Adapter, LowRank};
 use crate::attention::{Attention, GroupAttention};
 use crate::backend::{Backend, Placement};
 use crate::cache::KvCache;
 use crate::dimensions::{Dimensions, LinearShape};
 use crate::logprob::OutputHead;
+use crate::{Error, Result};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
@@ -84,24 +84,38 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// Loads the weights from `source`, each once, and puts them on the device.
+    /// Loads the weights from `source`, each once, and puts them on the device. Rows of the embedding from `tokens` on
+    /// are left out.
     ///
     /// # Errors
-    /// If a tensor is missing, damaged or of another shape than `dimensions` asks for.
-    pub(super) fn new(dimensions: Dimensions, source: &dyn TensorSource, placement: Placement) -> Result<Self> {
+    /// If a tensor is missing, damaged or of another shape than `dimensions` asks for, or the embedding holds a number
+    /// that is not finite.
+    pub(super) fn new(
+        mut dimensions: Dimensions,
+        tokens: usize,
+        source: &dyn TensorSource,
+        placement: Placement,
+    ) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
+        let rows = dimensions.vocab;
+        dimensions.vocab = i64::try_from(tokens).unwrap_or(rows).min(rows);
         let d = &dimensions;
         let Placement { device, dtype, backend } = placement;
         let activations = placement.activations();
         let mut builder = Builder { source, device, weights: dtype.kind(), activations, linears: Vec::new() };
-        let embedding = builder.matrix("model.embed_tokens.weight", &[d.vocab, d.hidden])?;
+        let table =
+            |name: &str| -> Result<Tensor> { Ok(builder.matrix(name, &[rows, d.hidden])?.narrow(0, 0, d.vocab)) };
+        let embedding = table("model.embed_tokens.weight")?;
+        let head = if d.tied_embeddings { embedding.shallow_clone() } else { table("lm_head.weight")? };
         let layers = (0..d.layers).map(|index| builder.layer(d, index)).collect::<Result<Vec<_>>>()?;
         let norm = builder.vector("model.norm.weight", d.hidden)?;
-        let head = if d.tied_embeddings {
-            embedding.shallow_clone()
-        } else {
-            builder.matrix("lm_head.weight", &[d.vocab, d.hidden])?
-        };
+        // Its rows are read one at a time, so no start-up check of outputs would see a bad one.
+        if !d.tied_embeddings && !adapter::is_finite(&embedding) {
+            return Err(Error::input(
+                "the model's tensor `model.embed_tokens.weight` holds numbers that are not finite (NaN or infinity); fetch \
+                 or save the model again",
+            ));
+        }
         let rope = Rope::new(d.head_dim, d.rope_theta, &d.rope_scaling, device, activations);
         let (head, linears) = (OutputHead::new(head, backend), builder.linears);
         Ok(Self { dimensions, linears, embedding, layers, norm, head, rope, backend })

@@ -56,6 +56,7 @@ impl RandomModel {
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
+            "head_dim": self.hidden_size / self.heads.max(1),
             "max_position_embeddings": 4096,
             "rms_norm_eps": 1e-5,
             "tie_word_embeddings": true,
@@ -73,7 +74,7 @@ impl RandomModel {
                 self.hidden_size, self.heads
             )));
         }
-        build(&self.config(vocab), &Source(Seed::new(self.seed).child("weights")), placement)
+        build(&self.config(vocab), vocab, &Source(Seed::new(self.seed).child("weights")), placement)
     }
 }
 

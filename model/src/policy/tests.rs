@@ -6,6 +6,7 @@ use crate::architecture::RandomModel;
 use crate::cache::{KvCache, Prefill};
 use crate::device::DeviceName;
 use crate::packed::Sequences;
+use crate::weights::tests::fixture;
 
 /// Of two float32 computations of the same thing in different order.
 const TOLERANCE: f64 = 2e-5;
@@ -231,4 +232,121 @@ fn pruning_changes_no_logprob_and_comes_back_from_disk() {
         assert_eq!(restored.version(), policy.version());
         assert_eq!(logprobs(&restored, &groups), logprobs(&policy, &groups));
     }
+}
+
+/// A model folder like the fixture `llama`, with `change` made to one of its tensors and `rows` more rows in its
+/// embedding and its head.
+fn changed(tensor: &str, rows: usize, change: impl Fn(&mut [f32])) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture("llama")).unwrap() {
+        let file = entry.unwrap().path();
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+    let vocab: usize = 404;
+    let config = config.replace("\"vocab_size\": 404", &format!("\"vocab_size\": {}", vocab + rows));
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = file
+        .iter()
+        .map(|(name, view)| {
+            let number = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().unwrap());
+            let mut numbers: Vec<f32> = view.data().chunks(4).map(number).collect();
+            let mut shape = view.shape().to_vec();
+            if shape[0] == vocab {
+                shape[0] += rows;
+                numbers.resize(numbers.len() + rows * shape[1], 9.0);
+            }
+            if name == tensor {
+                change(&mut numbers);
+            }
+            (name.to_owned(), shape, numbers.iter().flat_map(|number| number.to_le_bytes()).collect())
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
+        (name.clone(), view)
+    });
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+    folder
+}
+
+fn load(folder: &tempfile::TempDir) -> Result<Policy> {
+    let path = folder.path().display().to_string();
+    Policy::load(&Config { path, device: DeviceName::new("cpu"), ..Config::default() }, &Seed::new(3))
+}
+
+#[test]
+fn a_weight_that_is_not_finite_is_named() {
+    for name in [
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.norm.weight",
+        "model.layers.0.self_attn.k_proj.weight",
+        "model.layers.1.mlp.down_proj.weight",
+    ] {
+        for number in [f32::NAN, f32::INFINITY] {
+            // In the middle: rows of the embedding that the short text does not have.
+            let folder = changed(name, 0, |numbers| numbers[numbers.len() / 2] = number);
+            let error = load(&folder).err().unwrap_or_else(|| panic!("{name}: {number} was accepted"));
+            let expected = format!("the model's tensor `{name}` holds numbers that are not finite");
+            assert!(error.is_input() && error.to_string().contains(&expected), "{error}");
+        }
+    }
+    assert!(load(&changed("", 0, |_| ())).is_ok());
+}
+
+#[test]
+fn an_adapter_that_is_not_finite_is_named_and_too_large_a_one_refused() {
+    let policy = trained("llama");
+    policy.check_finite().unwrap();
+    let name = policy.adapter().tensors().nth(4).unwrap().0;
+    let saved = |value: f64| -> Vec<(String, Tensor)> {
+        let tensors = policy.adapter().tensors().map(|(own, tensor)| {
+            let tensor = tensor.detach().copy();
+            let _no_grad = tch::no_grad_guard();
+            if own == name {
+                let _ = tensor.view([-1]).narrow(0, 0, 1).fill_(value);
+            }
+            (own, tensor)
+        });
+        tensors.collect()
+    };
+    let mut other = trained("llama");
+    let error = other.adapter_mut().restore(&saved(f64::NAN)).unwrap_err();
+    assert!(
+        error.is_input() && error.to_string().contains(&format!("tensor `{name}` of the saved adapter")),
+        "{error}"
+    );
+    assert_eq!(other.adapter().hash(), policy.adapter().hash(), "nothing was taken over");
+
+    other.adapter_mut().restore(&saved(3e38)).unwrap();
+    assert_eq!(other.adapter().first_non_finite(), None);
+    let error = other.check_finite().unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("they may be too large"), "{error}");
+
+    let _no_grad = tch::no_grad_guard();
+    let _ = other.adapter().tensors().nth(4).unwrap().1.view([-1]).narrow(0, 1, 1).fill_(f64::NEG_INFINITY);
+    assert_eq!(other.adapter().first_non_finite().as_ref(), Some(&name));
+    let error = other.check_finite().unwrap_err();
+    assert!(error.is_input() && error.to_string().contains(&format!("the adapter's tensor `{name}`")), "{error}");
+    let checkpoint = Checkpoint::open(&fixture("llama")).unwrap();
+    let error = crate::export::Merged::new(&checkpoint, other.adapter()).err().unwrap();
+    assert!(error.is_input() && error.to_string().contains(&format!("the adapter's tensor `{name}`")), "{error}");
+}
+
+/// Rows that no token belongs to are not there: neither in the logits nor in what log-probabilities are normalised over.
+#[test]
+fn rows_without_a_token_change_nothing() {
+    let (whole, padded) = (load(&changed("", 0, |_| ())).unwrap(), load(&changed("", 40, |_| ())).unwrap());
+    assert_eq!(padded.tokenizer().vocab_size(), 404);
+    assert_eq!(padded.network().dimensions().vocab, 404);
+    let groups = [Sequences { prompt: &[1, 2, 3], completions: vec![&[4, 5, 403]] }];
+    assert_eq!(logprobs(&padded, &groups), logprobs(&whole, &groups));
+    let hidden = Tensor::ones([1, padded.network().dimensions().hidden], (Kind::Float, padded.device()));
+    assert_eq!(padded.logits(&hidden).size(), [1, 404]);
+    let beyond = Sequences { prompt: &[404], completions: vec![&[1]] };
+    assert!(Packed::new(&[beyond], padded.network().dimensions().vocab, padded.device()).is_err());
 }

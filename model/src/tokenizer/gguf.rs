@@ -117,7 +117,7 @@ impl Tokenizer {
         let tokens = metadata
             .texts("tokenizer.ggml.tokens")
             .ok_or_else(|| Error::input("the file holds no tokenizer (metadata `tokenizer.ggml.tokens` is missing)"))?;
-        let vocabulary = Vocabulary { metadata, tokens };
+        let vocabulary = Vocabulary { metadata, tokens: with_text(metadata, tokens) };
         let mut inner = match metadata.text("tokenizer.ggml.model") {
             Some("gpt2") => vocabulary.byte_level()?,
             Some("llama") => vocabulary.sentence_piece()?,
@@ -167,6 +167,15 @@ impl Tokenizer {
             ("generation_config.json".into(), pretty(&generation)?),
         ])
     }
+}
+
+/// The tokens up to the last one with text: embeddings with more rows have names for them that occur in no text.
+fn with_text<'a>(metadata: &Metadata, tokens: &'a [String]) -> &'a [String] {
+    let kinds = metadata.integers("tokenizer.ggml.token_type").unwrap_or_default();
+    let is_padding =
+        |(id, token): &(usize, &String)| kinds.get(*id) == Some(&UNUSED) && **token == format!("[PAD{id}]");
+    let padding = tokens.iter().enumerate().rev().take_while(is_padding).count();
+    &tokens[..tokens.len() - padding]
 }
 
 /// The vocabulary of a GGUF file.

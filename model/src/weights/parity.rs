@@ -16,7 +16,7 @@ const TOLERANCE: f64 = 1e-4;
 /// The logits of a sequence, `[token, vocab]`.
 fn logits(checkpoint: &Checkpoint, ids: &Tensor) -> Tensor {
     let _guard = tch::no_grad_guard();
-    let network = architecture::load(checkpoint, Placement::new(HOST, Dtype::F32)).unwrap();
+    let network = architecture::load(checkpoint, usize::MAX, Placement::new(HOST, Dtype::F32)).unwrap();
     let tokens = ids.size()[0];
     let positions = Tensor::arange(tokens, (Kind::Int64, HOST));
     let hidden = network.forward(ids, &positions, &mut Prefill::new(&[tokens as usize]), &Adapter::none());

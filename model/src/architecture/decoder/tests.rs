@@ -37,7 +37,7 @@ fn decoder(backend: Backend) -> Decoder {
         qk_norm: true,
     };
     let placement = Placement { device: HOST, dtype: Dtype::F32, backend };
-    Decoder::new(dimensions, &Random(Seed::new(2)), placement).unwrap()
+    Decoder::new(dimensions, 40, &Random(Seed::new(2)), placement).unwrap()
 }
 
 /// The last hidden states of two groups, and the gradients of the adapter given some of theirs.
