@@ -4,10 +4,12 @@
 //! vocabulary is converted to the same form. The chat template and the tokens that end an answer, which the hub keeps
 //! in other files, belong to the [`Tokenizer`] too.
 
+mod added;
 mod answer;
 mod bytes;
 mod folder;
 mod gguf;
+mod growth;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -15,7 +17,7 @@ mod to_gguf;
 
 pub use stream::StreamDecoder;
 
-use crate::chat_template::{ChatTemplate, Ending};
+use crate::chat_template::{ChatTemplate, Ending, Moment};
 use crate::{Error, Result};
 use schema::{Message, Prompt, PromptInput, Token};
 
@@ -74,19 +76,32 @@ impl Tokenizer {
     /// The ids that the model continues: a conversation in the chat template, up to the opening of the assistant's
     /// turn; a text with the special tokens that the tokenizer adds by default.
     ///
+    /// A conversation whose last turn is the assistant's gives the answer its beginning: the prompt ends inside that turn,
+    /// as TRL renders it (`continue_final_message`).
+    ///
     /// # Errors
     /// If the prompt has no tokens, cannot be encoded, or is a conversation that the chat template is missing for or
     /// refuses.
     pub fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<Token>> {
-        let ids = match &prompt.input {
+        match &prompt.input {
+            PromptInput::Messages(messages) if begins_the_answer(messages) => {
+                some(self.encode(&self.render(messages, Ending::InsideLastMessage)?)?)
+            }
+            _ => self.new_turn_ids(prompt),
+        }
+    }
+
+    /// [`Self::prompt_ids`], but a conversation always ends with the opening of a new turn of the assistant, also after
+    /// one of its own turns, as servers of chat completions render it.
+    ///
+    /// # Errors
+    /// As [`Self::prompt_ids`].
+    pub fn new_turn_ids(&self, prompt: &Prompt) -> Result<Vec<Token>> {
+        some(match &prompt.input {
             PromptInput::Text(text) => self.encode_with_special(text)?,
             // The template writes its own special tokens: adding more would double the first.
             PromptInput::Messages(messages) => self.encode(&self.render(messages, Ending::AssistantOpening)?)?,
-        };
-        if ids.is_empty() {
-            return Err(Error::input("a prompt has no tokens, so there is nothing to continue; give it some text"));
-        }
-        Ok(ids)
+        })
     }
 
     /// Renders a conversation in the model's chat template.
@@ -98,6 +113,16 @@ impl Tokenizer {
             Error::input("the model has no chat template; give prompts as plain text instead of messages")
         })?;
         template.render(messages, ending)
+    }
+
+    /// True if the chat template writes the date, so that prompts change from day to day.
+    pub fn tells_the_date(&self) -> bool {
+        self.template.as_ref().is_some_and(ChatTemplate::tells_the_date)
+    }
+
+    /// Lets the chat template write this date from now on, instead of the clock's.
+    pub fn pin_date(&self, moment: Moment) {
+        self.template.iter().for_each(|template| template.pin_date(moment));
     }
 
     /// The vocabulary's entry for a token, in the vocabulary's own spelling (`Ġthe`, `▁the`).
@@ -115,6 +140,19 @@ impl Tokenizer {
     pub fn eos_ids(&self) -> &[Token] {
         &self.eos
     }
+}
+
+/// True if a conversation ends with the beginning of the answer.
+fn begins_the_answer(messages: &[Message]) -> bool {
+    messages.last().is_some_and(|last| last.role == "assistant")
+}
+
+/// The ids, unless there are none.
+fn some(ids: Vec<Token>) -> Result<Vec<Token>> {
+    if ids.is_empty() {
+        return Err(Error::input("a prompt has no tokens, so there is nothing to continue; give it some text"));
+    }
+    Ok(ids)
 }
 
 /// An error in a tokenizer that came with a model.

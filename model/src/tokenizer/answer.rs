@@ -4,7 +4,7 @@
 //! the end-of-sequence token that the template writes after it (or with the model's own, if the template writes none),
 //! because a sampler stops there; line breaks that templates add after it are not part of the answer.
 
-use super::Tokenizer;
+use super::{Tokenizer, begins_the_answer};
 use crate::chat_template::Ending;
 use crate::{Error, Result};
 use schema::{Message, Prompt, PromptInput, Token};
@@ -38,14 +38,23 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The ids that the template writes after the opening of the assistant's turn.
+    /// The ids that the template writes after the opening of the assistant's turn, or after its given beginning.
     fn turn_ids(&self, messages: &[Message], answer: &str, asked: &[Token]) -> Result<Vec<Token>> {
-        let turn = Message { role: "assistant".into(), content: answer.into() };
-        let whole = self.render(&[messages, &[turn]].concat(), Ending::LastMessage)?;
+        let (whole, ending) = match messages.split_last() {
+            Some((last, before)) if begins_the_answer(messages) => {
+                let turn = Message { content: format!("{}{answer}", last.content), ..last.clone() };
+                ([before, &[turn]].concat(), Ending::InsideLastMessage)
+            }
+            _ => {
+                let turn = Message { role: "assistant".into(), content: answer.into() };
+                ([messages, &[turn]].concat(), Ending::AssistantOpening)
+            }
+        };
+        let whole = self.render(&whole, Ending::LastMessage)?;
         if let Some(rest) = self.encode(&whole)?.strip_prefix(asked) {
             return Ok(rest.to_vec());
         }
-        let opened = self.render(messages, Ending::AssistantOpening)?;
+        let opened = self.render(messages, ending)?;
         let rest = whole.strip_prefix(&opened).ok_or_else(|| {
             Error::input(
                 "the model's chat template writes a question differently once it is answered, so an answer cannot be \
@@ -72,6 +81,14 @@ mod tests {
         let ids = Tokenizer::bytes().answer_ids(&Prompt::user("1+1?"), "\n2").unwrap();
         assert_eq!(ids, [&bytes("\n2")[..], &[257]].concat());
         let ids = Tokenizer::bytes().answer_ids(&Prompt::text("1+1="), " 2").unwrap();
+        assert_eq!(ids, [&bytes(" 2")[..], &[257]].concat());
+    }
+
+    #[test]
+    fn an_answer_goes_on_where_the_prompt_has_begun_it() {
+        let turns = vec![Message::user("1+1?"), Message { role: "assistant".into(), content: "It is".into() }];
+        let prompt = Prompt { input: PromptInput::Messages(turns), ..Prompt::user("") };
+        let ids = Tokenizer::bytes().answer_ids(&prompt, " 2").unwrap();
         assert_eq!(ids, [&bytes(" 2")[..], &[257]].concat());
     }
 

@@ -1,9 +1,9 @@
 //! Tokenizers from a Hugging Face folder.
 //!
-//! `tokenizer.json` holds the vocabulary and its rules. End-of-sequence tokens and the chat template are in up to five
-//! other files.
+//! `tokenizer.json` holds the vocabulary and its rules. Further tokens, end-of-sequence tokens and the chat template are
+//! in up to six other files.
 
-use super::{Tokenizer, unusable};
+use super::{Tokenizer, added, growth, unusable};
 use crate::chat_template::ChatTemplate;
 use crate::files::read_json;
 use crate::{Error, Result};
@@ -16,7 +16,8 @@ impl Tokenizer {
     /// Reads the tokenizer of a Hugging Face folder. `config` is its `config.json`.
     ///
     /// # Errors
-    /// If `tokenizer.json` is missing, or one of the files or the chat template is damaged or not supported.
+    /// If `tokenizer.json` is missing, one of the files or the chat template is damaged or not supported, or the files
+    /// contradict each other.
     pub(crate) fn from_folder(path: &Path, config: &Value) -> Result<Self> {
         let file = path.join("tokenizer.json");
         if !file.exists() {
@@ -25,11 +26,15 @@ impl Tokenizer {
                 "holds no tokenizer.json; load its tokenizer with transformers' AutoTokenizer and save it here with save_pretrained",
             ));
         }
-        let mut inner = tokenizers::Tokenizer::from_file(&file).map_err(|error| Error::file(&file, unusable(error)))?;
+        let bytes = std::fs::read(&file).map_err(|error| Error::file(&file, format!("cannot be read ({error})")))?;
+        let problem = |problem: Error| Error::file(&file, problem);
+        growth::check(&bytes).map_err(problem)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| problem(unusable(error)))?;
         // A tokenizer.json may carry the length limits of a training run; prompts must not be cut.
         inner.with_truncation(None).map_err(unusable)?.with_padding(None);
 
         let settings = Settings::read(path)?;
+        added::add(&mut inner, &settings, path)?;
         let template = settings
             .chat_template(path)?
             .map(|source| ChatTemplate::new(&source, settings.special_texts()))
@@ -42,7 +47,7 @@ impl Tokenizer {
 
 /// `tokenizer_config.json` and `special_tokens_map.json`; either may be missing.
 pub(super) struct Settings {
-    tokenizer: Value,
+    pub(super) tokenizer: Value,
     special_tokens: Value,
 }
 
@@ -58,20 +63,20 @@ impl Settings {
         })
     }
 
+    /// The entry of a special token, or of a list of them.
+    pub(super) fn special(&self, name: &str) -> Option<&Value> {
+        [&self.tokenizer, &self.special_tokens].into_iter().find_map(|file| file.get(name).filter(|it| !it.is_null()))
+    }
+
     /// The text of a special token, written as a string or as an object with `content`.
     pub(super) fn special_text(&self, name: &str) -> Option<&str> {
-        [&self.tokenizer, &self.special_tokens].into_iter().find_map(|file| {
-            let token = file.get(name)?;
-            token.as_str().or_else(|| token.get("content")?.as_str())
-        })
+        let token = self.special(name)?;
+        token.as_str().or_else(|| token.get("content")?.as_str())
     }
 
     /// The special tokens that a chat template may name.
     fn special_texts(&self) -> BTreeMap<String, String> {
-        ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"]
-            .iter()
-            .filter_map(|name| Some(((*name).to_owned(), self.special_text(name)?.to_owned())))
-            .collect()
+        added::ROLES.iter().filter_map(|name| Some(((*name).to_owned(), self.special_text(name)?.to_owned()))).collect()
     }
 
     /// The source of the chat template: a file of its own, or a string or a list of named strings in the settings.

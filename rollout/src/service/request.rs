@@ -106,7 +106,7 @@ impl CompletionRequest {
         let written = written.ok_or_else(|| Failure::parameter(param, format!("`{param}` is missing")))?;
         let prompts = match endpoint {
             Endpoint::Completions => prompts(&written, limits, tokenizer)?,
-            Endpoint::Chat => vec![tokenizer.prompt_ids(&conversation(written)?)?],
+            Endpoint::Chat => vec![tokenizer.new_turn_ids(&conversation(written)?)?],
         };
         let all = prompts.len() * samples;
         if all > limits.samples {
