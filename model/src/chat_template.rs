@@ -5,7 +5,7 @@
 //! string methods exist (`chat_template/python.rs`), and so do `raise_exception`, `strftime_now`, a `tojson` that writes
 //! what Python's `json.dumps` writes, and the `{% generation %}` block (which only marks text and changes none of it).
 //!
-//! A template is a program of whoever made the model's folder, so it has limits: [`STEPS`] for its work and
+//! A template is a program that comes with a model's folder, so it has limits: [`STEPS`] for its work and
 //! [`LONGEST_TEXT`] for what it writes. One thing escapes them: minijinja joins lists by `+` without charge, so a template
 //! that doubles a list some thirty times still takes all memory.
 

@@ -17,7 +17,7 @@ use crate::tokenizer::Tokenizer;
 use crate::trace::{self, Trace};
 use crate::weights::Checkpoint;
 use crate::{Error, Result, hub};
-use schema::{PolicyVersion, Seed, Token};
+use schema::{PolicyVersion, Seed};
 use sha2::{Digest, Sha256};
 use std::rc::Rc;
 use std::sync::Arc;

@@ -66,7 +66,7 @@ fn only_a_few_files_write_files() {
         "trainer/src/export/",
         "trainer/src/files.rs",
         "trainer/src/report/tracker/",
-        "trainer/src/run/folder.rs",
+        "trainer/src/run/begin.rs",
         "trainer/src/sampling/collector/publication.rs",
     ];
     let write =

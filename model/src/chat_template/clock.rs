@@ -15,7 +15,7 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// What the local clock shows.
+    /// The local time.
     pub fn now() -> Self {
         // SAFETY: `time` accepts a null pointer; `broken_down` is plain data that `localtime_r` fills.
         let (now, broken_down) = unsafe {

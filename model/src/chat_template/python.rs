@@ -165,9 +165,10 @@ fn text_method(state: &State, text: &str, name: &str, arguments: &[Value]) -> Op
         "swapcase" => from_args::<()>(arguments).map(|()| {
             let mut swapped = String::with_capacity(text.len());
             for character in text.chars() {
-                match character.is_uppercase() {
-                    true => swapped.extend(character.to_lowercase()),
-                    false => swapped.extend(character.to_uppercase()),
+                if character.is_uppercase() {
+                    swapped.extend(character.to_lowercase());
+                } else {
+                    swapped.extend(character.to_uppercase());
                 }
             }
             Value::from(swapped)

@@ -1,4 +1,4 @@
-//! What Jinja writes, and what it refuses.
+//! Values of expressions as Jinja writes them, and templates that are refused.
 
 use super::*;
 use proptest::prelude::*;

@@ -121,7 +121,8 @@ impl<'a> Fields<'a> {
                  {theta}; write rope_theta into rope_scaling, and remove rope_parameters"
             )));
         }
-        for key in counts.into_iter().flat_map(Map::keys).filter(|key| !ROPE_KEYS.contains(&key.as_str())) {
+        let mut keys = counts.into_iter().flat_map(Map::keys);
+        if let Some(key) = keys.find(|key| !ROPE_KEYS.contains(&key.as_str())) {
             return Err(Error::input(format!("config.json: `{key}` of the rotary embedding is not supported")));
         }
         if let Some(part) = counts.and_then(|object| object.get("partial_rotary_factor")) {

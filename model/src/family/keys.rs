@@ -1,7 +1,7 @@
 //! The keys of a `config.json`, apart from those that are read.
 //!
 //! A key that changes the network is read or refused by its name ([`FOREIGN`]); one that does not is known
-//! ([`HARMLESS`]). A key that nobody here knows is warned of: it may be a tool's mark, or another network.
+//! ([`HARMLESS`]). An unknown key is warned of: it may be a tool's mark, or another network.
 
 use crate::{Error, Result};
 use serde_json::Value;
@@ -192,8 +192,7 @@ fn is_off(value: &Value) -> bool {
         Value::String(text) => text.is_empty(),
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.is_empty(),
-        Value::Number(_) => false,
-        Value::Bool(true) => false,
+        Value::Number(_) | Value::Bool(true) => false,
     }
 }
 
@@ -203,7 +202,7 @@ mod tests {
     use crate::family::dimensions;
     use serde_json::json;
 
-    /// What transformers 5.24 writes for the three families.
+    /// The keys that transformers 5.24 writes for the three families.
     const WRITTEN: [&str; 28] = [
         "architectures",
         "attention_bias",

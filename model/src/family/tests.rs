@@ -1,4 +1,4 @@
-//! Which of several keys counts, and what is refused.
+//! The key that counts of several, and the settings that are refused.
 
 use super::*;
 use crate::dimensions::RopeScaling;

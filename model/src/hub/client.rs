@@ -136,7 +136,7 @@ impl<'a> Client<'a> {
     /// If the hub does not answer, refuses, or names a hash or commit that is none.
     pub(super) fn hash(&self, address: &str, commit: &Hex) -> Result<Hex, Failure> {
         // The first byte alone: only the headers matter.
-        let answer = self.get(address, Some("bytes=0-0".to_owned()), Follow::AtHome)?;
+        let answer = self.get(address, Some("bytes=0-0"), Follow::AtHome)?;
         let status = answer.response.status();
         // An empty file has no first byte.
         if !(status.is_success() || status.is_redirection() || status == StatusCode::RANGE_NOT_SATISFIABLE) {
@@ -172,7 +172,8 @@ impl<'a> Client<'a> {
     fn fetch_rest(&self, address: &str, file: &mut File, log: &mut Log) -> Result<(), Failure> {
         let disk = |error: std::io::Error| Failure::lasting(format!("it cannot be written: {error}"));
         let mut done = file.metadata().map_err(disk)?.len();
-        let answer = self.get(address, (done > 0).then(|| format!("bytes={done}-")), Follow::Anywhere)?;
+        let rest = (done > 0).then(|| format!("bytes={done}-"));
+        let answer = self.get(address, rest.as_deref(), Follow::Anywhere)?;
         let (status, headers) = (answer.response.status(), answer.response.headers());
         let range = header(headers, "content-range");
         let first = range.as_ref().and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
@@ -211,7 +212,7 @@ impl<'a> Client<'a> {
     }
 
     /// Sends a request and follows redirects.
-    fn get(&self, address: &str, range: Option<String>, follow: Follow) -> Result<Answer, Failure> {
+    fn get(&self, address: &str, range: Option<&str>, follow: Follow) -> Result<Answer, Failure> {
         let mut address = address.parse::<Uri>().map_err(|_| Failure::lasting(format!("{address} is no address")))?;
         let (mut at_home, mut etag, mut linked_etag, mut commit) = (true, None, None, None);
         for _ in 0..=REDIRECTS {
@@ -221,7 +222,7 @@ impl<'a> Client<'a> {
             if let Some(token) = self.hub.token.as_ref().filter(|_| at_home) {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
-            if let Some(range) = &range {
+            if let Some(range) = range {
                 request = request.header("Range", range);
             }
             let response = request.call().map_err(Failure::passing)?;
@@ -265,7 +266,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// How far redirects are followed.
+/// The hosts to which redirects are followed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Follow {
     /// To any host.
@@ -335,7 +336,7 @@ fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     Some(headers.get(name)?.to_str().ok()?.trim().to_owned())
 }
 
-/// What a server sent, short enough for a message and without control characters.
+/// Text of a server, short enough for a message and without control characters.
 fn shown(text: &str) -> String {
     const LONGEST: usize = 80;
     let mark = if text.chars().count() > LONGEST { "…" } else { "" };

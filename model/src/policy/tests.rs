@@ -7,6 +7,7 @@ use crate::cache::{KvCache, Prefill};
 use crate::device::DeviceName;
 use crate::packed::Sequences;
 use crate::weights::tests::fixture;
+use schema::Token;
 
 /// Of two float32 computations of the same thing in different order.
 const TOLERANCE: f64 = 2e-5;

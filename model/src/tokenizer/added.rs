@@ -52,33 +52,27 @@ pub(super) fn add(inner: &mut tokenizers::Tokenizer, settings: &Settings, path: 
 
 /// The tokens that a file gives ids, in the order of the ids.
 fn listed(settings: &Settings, path: &Path, special: &[AddedToken]) -> Result<Vec<(u32, AddedToken)>> {
-    let problem = |key: &str| Error::file(path, format!("`{key}` is damaged; each token needs an id and a `content`"));
-    let mut tokens = match settings.tokenizer.get("added_tokens_decoder").and_then(Value::as_object) {
-        Some(entries) => entries
-            .iter()
-            .map(|(id, token)| {
-                let id = id.parse().map_err(|_| problem("added_tokens_decoder"))?;
-                Ok((id, self::token(token, false).ok_or_else(|| problem("added_tokens_decoder"))?))
-            })
-            .collect::<Result<Vec<_>>>()?,
-        None => {
-            let file = path.join("added_tokens.json");
-            let entries = if file.exists() { read_json(&file)? } else { Value::Null };
-            let entries = entries.as_object().into_iter().flatten();
-            entries
-                .map(|(content, id)| {
-                    let id =
-                        id.as_u64().and_then(|id| id.try_into().ok()).ok_or_else(|| problem("added_tokens.json"))?;
-                    let special = special.iter().any(|token| token.content == *content);
-                    Ok((id, AddedToken::from(content.as_str(), special).normalized(!special)))
-                })
-                .collect::<Result<Vec<_>>>()?
-        }
+    let is_special = |content: &str| special.iter().any(|token| token.content == content);
+    let entries = settings.tokenizer.get("added_tokens_decoder").and_then(Value::as_object);
+    let (key, tokens): (_, Option<Vec<_>>) = if let Some(entries) = entries {
+        let tokens = entries.iter().map(|(id, value)| Some((id.parse().ok()?, token(value, false)?)));
+        ("added_tokens_decoder", tokens.collect())
+    } else {
+        let file = path.join("added_tokens.json");
+        let entries = if file.exists() { read_json(&file)? } else { Value::Null };
+        let tokens = entries.as_object().into_iter().flatten().map(|(content, id)| {
+            let special = is_special(content);
+            let token = AddedToken::from(content.as_str(), special).normalized(!special);
+            Some((id.as_u64()?.try_into().ok()?, token))
+        });
+        ("added_tokens.json", tokens.collect())
     };
+    let mut tokens = tokens
+        .ok_or_else(|| Error::file(path, format!("`{key}` is damaged; each token needs an id and a `content`")))?;
     tokens.sort_by_key(|(id, _)| *id);
     // A role or a list makes a token special, whatever its own flag says.
     for (_, token) in &mut tokens {
-        token.special = token.special || special.iter().any(|other| other.content == token.content);
+        token.special = token.special || is_special(&token.content);
     }
     Ok(tokens)
 }

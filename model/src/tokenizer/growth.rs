@@ -1,6 +1,6 @@
 //! A limit to how much longer a tokenizer may make a text.
 //!
-//! The rules of a `tokenizer.json` come from whoever made the model's folder. A few `Replace` steps, each of which writes
+//! The rules of a `tokenizer.json` come with the model's folder. A few `Replace` steps, each of which writes
 //! many characters for one, multiply a short prompt until the memory is full.
 
 use super::unusable;

@@ -1,6 +1,6 @@
 //! `adapter_config.json`: the settings that give an adapter's tensors their meaning.
 //!
-//! Each key is read, known to change nothing here ([`HARMLESS`]), or must be off. A key that nobody here knows must be
+//! Each key is read, known to change nothing here ([`HARMLESS`]), or must be off. An unknown key must be
 //! off too: some later version of PEFT may mean another model by it.
 
 use super::super::{LowRank, trainable};
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// What PEFT 0.21 writes for plain `LoRA`.
+    /// The config that PEFT 0.21 writes for plain `LoRA`.
     fn plain() -> Map<String, Value> {
         let config = json!({
             "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null, "auto_mapping": null,

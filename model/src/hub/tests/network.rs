@@ -47,10 +47,10 @@ impl Server {
                 log.lock().unwrap().push(request);
                 let mut reply = format!("HTTP/1.1 {status} x\r\nConnection: close\r\n");
                 for (name, value) in headers {
-                    reply += &format!("{name}: {value}\r\n");
+                    reply.extend([name, ": ", &value, "\r\n"]);
                 }
                 if !reply.contains("Content-Length") {
-                    reply += &format!("Content-Length: {}\r\n", body.len());
+                    reply.extend(["Content-Length: ", &body.len().to_string(), "\r\n"]);
                 }
                 // The client may have heard enough.
                 let _ = stream.write_all(format!("{reply}\r\n{body}").as_bytes());
