@@ -6,8 +6,9 @@
 //! what Python's `json.dumps` writes, and the `{% generation %}` block (which only marks text and changes none of it).
 //!
 //! A template is a program that comes with a model's folder, so it has limits: [`STEPS`] for its work and
-//! [`LONGEST_TEXT`] for what it writes. One thing escapes them: minijinja joins lists by `+` without charge, so a template
-//! that doubles a list some thirty times still takes all memory.
+//! [`LONGEST_TEXT`] for what it writes. minijinja itself charges nothing for joining lists by `+`, nor for writing a value
+//! into a text before the text is whole; so a template that doubles a list, or puts it into itself twice, some thirty
+//! times over can still take all memory.
 
 mod clock;
 mod json;

@@ -74,6 +74,9 @@ impl Policy {
                 tokenizer.eos_ids()
             )));
         }
+        if tokenizer.gaps() > 0 {
+            tracing::warn!("the tokenizer has no token for {} of its ids; they may be sampled", tokenizer.gaps());
+        }
         let adapter = config.adapter.build(network.linears(), &seed.child("adapter"), device)?;
         let mut policy = Self {
             network: network.into(),

@@ -20,6 +20,7 @@ pub use stream::StreamDecoder;
 use crate::chat_template::{ChatTemplate, Ending, Moment};
 use crate::{Error, Result};
 use schema::{Message, Prompt, PromptInput, Token};
+use std::collections::BTreeSet;
 
 /// A model's tokenizer, with its chat template and its end-of-sequence tokens.
 #[derive(Debug)]
@@ -134,6 +135,12 @@ impl Tokenizer {
     /// embeddings; a loaded network has not.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// The number of ids below [`Self::vocab_size`] that no token has.
+    pub fn gaps(&self) -> usize {
+        let ids: BTreeSet<Token> = self.inner.get_vocab(true).into_values().collect();
+        self.vocab_size - ids.len()
     }
 
     /// The tokens that end an answer.

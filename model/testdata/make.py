@@ -14,6 +14,7 @@ Everything is seeded: a second run writes the same bytes.
 | `MODEL/expected.json` | ids of each text of the corpus, plain and with special tokens; rendered conversations |
 | `qwen3-sharded/` | qwen3's weights in two shards with an index |
 | `blocks.gguf`, `blocks.safetensors` | one tensor per GGUF format, and the numbers it stands for |
+| `peft/`, `rope/` | not written here: byte-level models of random numbers, adapters, and greedy answers of PEFT 0.21 and transformers 5.24 in f32 |
 | `smollm2.json` | ids, conversations and logits of the real SmolLM2-135M-Instruct (only if its file is given) |
 """
 

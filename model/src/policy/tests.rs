@@ -348,6 +348,22 @@ fn rows_without_a_token_change_nothing() {
     assert_eq!(logprobs(&padded, &groups), logprobs(&whole, &groups));
     let hidden = Tensor::ones([1, padded.network().dimensions().hidden], (Kind::Float, padded.device()));
     assert_eq!(padded.logits(&hidden).size(), [1, 404]);
+    assert_eq!((padded.tokenizer().gaps(), whole.tokenizer().gaps()), (0, 0));
+
+    // GGUF names each row, `[PAD404]` and so on.
+    let folder = changed("", 40, |_| ());
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let none = Adapter::none();
+    let mut bytes = Vec::new();
+    let merged = crate::export::Merged::new(&checkpoint, &none).unwrap();
+    crate::export::write_gguf(&merged, crate::export::Storage::F32, &mut bytes).unwrap();
+    let file = folder.path().join("padded.gguf");
+    std::fs::write(&file, bytes).unwrap();
+    let checkpoint = Checkpoint::open(&file).unwrap();
+    assert_eq!(checkpoint.config()["vocab_size"], 444);
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    assert_eq!((tokenizer.vocab_size(), tokenizer.token_text(404)), (404, None));
+
     let beyond = Sequences { prompt: &[404], completions: vec![&[1]] };
     assert!(Packed::new(&[beyond], padded.network().dimensions().vocab, padded.device()).is_err());
 }

@@ -219,6 +219,8 @@ fn files_that_contradict_each_other_are_refused() {
     };
     let error = entry("300", json!({"content": "<a>"}));
     assert!(error.contains("token `<a>` has id 300") && error.contains("but 259 after tokenizer.json"), "{error}");
+    let sparse = json!({"added_tokens_decoder": {"259": {"content": "<a>"}}});
+    assert_eq!(read_with(&[("tokenizer_config.json", sparse)]).unwrap().gaps(), 0);
     let error = entry("5", json!({"content": "<|im_end|>"}));
     assert!(error.contains("token `<|im_end|>` has id 5") && error.contains("but 257"), "{error}");
     assert!(entry("a", json!({"content": "<a>"})).contains("`added_tokens_decoder` is damaged"));

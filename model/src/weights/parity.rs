@@ -2,11 +2,12 @@
 
 use super::tests::{fixture, real_model};
 use super::*;
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, AdapterConfig, PeftAdapter};
 use crate::architecture;
 use crate::backend::Placement;
 use crate::cache::Prefill;
 use crate::device::{Dtype, HOST};
+use crate::dimensions::RopeScaling;
 use crate::files::read_json;
 use tch::Kind;
 
@@ -37,6 +38,72 @@ fn check(model: &str) {
     let logits = logits(&Checkpoint::open(&fixture(model)).unwrap(), &tensor("ids", Kind::Int64));
     let error = (logits - wanted).abs().max().double_value(&[]);
     assert!(error < TOLERANCE, "{model}: a logit is {error} off");
+}
+
+/// The most likely token after a prompt, eight times, and its log-probability.
+fn continuation(folder: &Path, adapter: Option<&str>, expected: &Value) -> (Vec<i64>, Vec<f64>) {
+    let _guard = tch::no_grad_guard();
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let network = architecture::load(&checkpoint, usize::MAX, Placement::new(HOST, Dtype::F32)).unwrap();
+    let adapter = adapter.map_or_else(Adapter::none, |name| {
+        let config = AdapterConfig::Peft(PeftAdapter { path: folder.join(name) });
+        config.build(network.linears(), &schema::Seed::new(0), HOST).unwrap()
+    });
+    let mut ids: Vec<i64> = serde_json::from_value(expected["prompt"].clone()).unwrap();
+    let prompt = ids.len();
+    let mut logprobs = Vec::new();
+    for _ in 0..8 {
+        let positions = Tensor::arange(ids.len() as i64, (Kind::Int64, HOST));
+        let hidden = network.forward(&Tensor::from_slice(&ids), &positions, &mut Prefill::new(&[ids.len()]), &adapter);
+        let last = hidden.narrow(0, ids.len() as i64 - 1, 1);
+        let all = last.matmul(&network.head().weight.tr()).log_softmax(1, Kind::Float);
+        let (logprob, id) = all.max_dim(1, false);
+        logprobs.push(logprob.double_value(&[0]));
+        ids.push(id.int64_value(&[0]));
+    }
+    (ids.split_off(prompt), logprobs)
+}
+
+fn check_continuation(folder: &str, adapter: Option<&str>) {
+    let folder = fixture(folder);
+    let expected = read_json(&folder.join("expected.json")).unwrap();
+    let (ids, logprobs) = continuation(&folder, adapter, &expected);
+    assert_eq!(serde_json::json!(ids), expected["ids"]);
+    let wanted: Vec<f64> = serde_json::from_value(expected["logprobs"].clone()).unwrap();
+    // The expected numbers have six decimals.
+    for (logprob, wanted) in logprobs.iter().zip(&wanted) {
+        assert!((logprob - wanted).abs() < 2.0 * TOLERANCE, "{logprobs:?} against {wanted:?}");
+    }
+}
+
+/// Ids and log-probabilities are those of PEFT 0.21 with transformers 5.24 in f32.
+#[test]
+fn a_peft_adapter_answers_as_in_peft_and_one_of_a_changed_base_is_refused() {
+    check_continuation("peft", Some("plain_lora"));
+    let network =
+        architecture::load(&Checkpoint::open(&fixture("peft")).unwrap(), usize::MAX, Placement::new(HOST, Dtype::F32));
+    let config = AdapterConfig::Peft(PeftAdapter { path: fixture("peft/pissa") });
+    let error = config.build(network.unwrap().linears(), &schema::Seed::new(0), HOST).unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("`init_lora_weights` is \"pissa\""), "{error}");
+}
+
+/// Ids and log-probabilities of `rope_parameters` alone are those of transformers 5.24 in f32; `rope_scaling` beside
+/// them counts.
+#[test]
+fn a_config_with_rope_parameters_answers_as_in_transformers() {
+    check_continuation("rope", None);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture("rope/model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let mut config = read_json(&fixture("rope/config.json")).unwrap();
+    let load = |config: &Value| {
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        architecture::load(&Checkpoint::open(folder.path()).unwrap(), usize::MAX, Placement::new(HOST, Dtype::F32))
+    };
+    config["rope_scaling"] = serde_json::json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+    let error = load(&config).err().unwrap();
+    assert!(error.is_input() && error.to_string().contains("rope_scaling type `yarn` is not supported"), "{error}");
+    config["rope_scaling"] = serde_json::json!({"type": "linear", "factor": 4.0});
+    assert_eq!(load(&config).unwrap().dimensions().rope_scaling, RopeScaling::Linear { factor: 4.0 });
 }
 
 #[test]
