@@ -94,9 +94,9 @@ impl TensorSource for Checkpoint {
 /// Builds the network of a checkpoint; each weight is loaded once.
 ///
 /// `tokens` is the number of ids that the tokenizer has ([`crate::tokenizer::Tokenizer::vocab_size`]). Many embeddings have
-/// more rows, up to a round number (Qwen3: 151,936 for 151,669 tokens). Those rows are left out: the network's vocabulary,
-/// its logits and all log-probabilities are over the tokens alone, for sampler and trainer alike, so that an id without
-/// text is never sampled.
+/// more rows, up to a round number (Qwen3: 151,936 for 151,669 tokens). Those rows are left out: the network's
+/// vocabulary, its logits and all log-probabilities are over the tokens alone, for sampler and trainer alike, so that
+/// an id without text is never sampled.
 ///
 /// # Errors
 /// If the family or one of its settings is not supported, or a tensor is missing, damaged or of another shape than the

@@ -2,8 +2,9 @@
 //!
 //! Templates are written for Python's Jinja as `transformers` sets it up, so this environment copies that set-up:
 //! blocks strip the line break after them and the blanks before them, `\r\n` in a template is a line break, Python's
-//! string methods exist (`chat_template/python.rs`), and so do `raise_exception`, `strftime_now`, a `tojson` that writes
-//! what Python's `json.dumps` writes, and the `{% generation %}` block (which only marks text and changes none of it).
+//! string methods exist (`chat_template/python.rs`), and so do `raise_exception`, `strftime_now`, a `tojson` that
+//! writes what Python's `json.dumps` writes, and the `{% generation %}` block (which only marks text and changes none
+//! of it).
 //!
 //! A template is a program that comes with a model's folder, so it has limits: [`STEPS`] for its work and
 //! [`LONGEST_TEXT`] for what it writes. minijinja itself charges nothing for joining lists by `+`, nor for writing a value

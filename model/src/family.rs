@@ -24,7 +24,8 @@ const FAMILIES: &[(&str, ReadConfig)] =
 /// Reads the sizes of a network from the hub's `config.json`.
 ///
 /// # Errors
-/// If the `model_type` or a setting is not supported, a setting has the wrong type, or a size is missing or not a positive whole number.
+/// If the `model_type` or a setting is not supported, a setting has the wrong type, or a size is missing or not a
+/// positive whole number.
 pub fn dimensions(config: &Value) -> Result<Dimensions> {
     let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let known = || FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");

@@ -298,8 +298,8 @@ impl Policy {
     /// Start-up check of the network's outputs, and that an adapter that is not zero changes them. An adapter attached
     /// to nothing would otherwise look like a run that learns nothing.
     ///
-    /// One pass reads every weight but the embedding's other rows, which [`architecture::load`] has checked. Only if the
-    /// outputs are not finite, the tensors are searched.
+    /// One pass reads every weight but the embedding's other rows, which [`architecture::load`] has checked. Only if
+    /// the outputs are not finite, the tensors are searched.
     fn check_start(&self, checkpoint: Option<&Checkpoint>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let probe = self.probe()?;

@@ -77,8 +77,8 @@ impl Tokenizer {
     /// The ids that the model continues: a conversation in the chat template, up to the opening of the assistant's
     /// turn; a text with the special tokens that the tokenizer adds by default.
     ///
-    /// A conversation whose last turn is the assistant's gives the answer its beginning: the prompt ends inside that turn,
-    /// as TRL renders it (`continue_final_message`).
+    /// A conversation whose last turn is the assistant's gives the answer its beginning: the prompt ends inside that
+    /// turn, as TRL renders it (`continue_final_message`).
     ///
     /// # Errors
     /// If the prompt has no tokens, cannot be encoded, or is a conversation that the chat template is missing for or

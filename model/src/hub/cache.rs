@@ -1,9 +1,9 @@
 //! Files of the hub's cache, written: `blobs/HASH` holds a content, `snapshots/COMMIT/NAME` is a link to it, and
 //! `refs/REVISION` names a commit.
 //!
-//! The names come from a server, so they have types of their own here: hash and commit are hexadecimal words
-//! ([`Hex`]), and a file's name is one plain word ([`is_plain`]). Whatever a server answers, nothing is written outside
-//! the model's folder. A content whose hash is a SHA-256, as that of every large file is, is checked against it before it
+//! The names come from a server, so they have types of their own here: hash and commit are hexadecimal words ([`Hex`]),
+//! and a file's name is one plain word ([`is_plain`]). Whatever a server answers, nothing is written outside the
+//! model's folder. A content whose hash is a SHA-256, as that of every large file is, is checked against it before it
 //! gets its name.
 
 use super::Snapshot;

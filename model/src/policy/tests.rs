@@ -338,7 +338,8 @@ fn an_adapter_that_is_not_finite_is_named_and_too_large_a_one_refused() {
     assert!(error.is_input() && error.to_string().contains(&format!("the adapter's tensor `{name}`")), "{error}");
 }
 
-/// Rows that no token belongs to are not there: neither in the logits nor in what log-probabilities are normalised over.
+/// Rows that no token belongs to are not there: neither in the logits nor in what log-probabilities are normalised
+/// over.
 #[test]
 fn rows_without_a_token_change_nothing() {
     let (whole, padded) = (load(&changed("", 0, |_| ())).unwrap(), load(&changed("", 40, |_| ())).unwrap());

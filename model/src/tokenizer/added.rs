@@ -3,8 +3,9 @@
 //! transformers adds to a `tokenizer.json`, when it loads a folder: the tokens of `added_tokens_decoder` in
 //! `tokenizer_config.json` in the order of their ids (or, in older folders, those of `added_tokens.json`), whose flags
 //! (`lstrip`, `rstrip`, `single_word`, `normalized`, `special`) count before those of a token of the same text that is
-//! there already; then every special token that a role (`eos_token` and others) or a list of further special tokens names
-//! and that is not yet an added one. Without them, a mark that the chat template writes would fall apart into letters.
+//! there already; then every special token that a role (`eos_token` and others) or a list of further special tokens
+//! names and that is not yet an added one. Without them, a mark that the chat template writes would fall apart into
+//! letters.
 
 use super::folder::Settings;
 use super::unusable;

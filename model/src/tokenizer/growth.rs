@@ -20,8 +20,8 @@ struct Rules {
     decoder: Value,
 }
 
-/// Refuses a `tokenizer.json` whose normalizer or decoder lengthens texts without measure. A file that is no JSON is left
-/// to its reader.
+/// Refuses a `tokenizer.json` whose normalizer or decoder lengthens texts without measure. A file that is no JSON is
+/// left to its reader.
 ///
 /// # Errors
 /// If the steps' factors have a product above [`LIMIT`].

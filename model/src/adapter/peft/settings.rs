@@ -44,8 +44,8 @@ const HARMLESS: [&str; 19] = [
     "library_name",
 ];
 
-/// Values of `init_lora_weights` that leave the base as it is. Others (`PiSSA`, `OLoRA`, `CorDA`, `LoftQ`, `LoRA-GA`) take
-/// something out of the base whenever PEFT loads the adapter.
+/// Values of `init_lora_weights` that leave the base as it is. Others (`PiSSA`, `OLoRA`, `CorDA`, `LoftQ`, `LoRA-GA`)
+/// take something out of the base whenever PEFT loads the adapter.
 const HARMLESS_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// The settings of an adapter.
