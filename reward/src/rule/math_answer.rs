@@ -1,19 +1,22 @@
 //! Right if the final answer has the value of the prompt's answer.
 //!
 //! Two questions: *what is the final answer?* ([`Extract`]) and *is it the same?* Numbers are compared by value, as
-//! exact fractions, so that `0.5`, `1/2`, `\frac{1}{2}` and `50%` agree while `0.33` and `1/3` do not; answers that are
-//! no numbers are compared as normalised text. The grammar in `number.rs` tells numbers from strings that only look
-//! like one.
+//! exact fractions, so that `0.5`, `1/2`, `\frac{1}{2}` and `50%` agree while `0.33` and `1/3` do not. In brackets a comma
+//! separates: pairs, intervals and tuples agree element by element if their brackets do, sets in any order. Other
+//! answers are compared as normalised text. The grammar in `number.rs` tells numbers from strings that only look like
+//! one.
 //!
 //! Only one number may stand for the answer. A reward that asks whether the right number occurs anywhere is hacked at
 //! once: the model lists numbers. A completion from which no answer can be extracted is wrong, not ungraded; a prompt
 //! without an answer leaves its samples ungraded.
 
 mod answer;
+mod brackets;
 mod cursor;
 mod number;
 mod plain;
 mod quantity;
+mod value;
 
 use crate::reward::against_answer;
 use crate::{Result, Reward, fingerprint};
@@ -68,7 +71,7 @@ impl Reward for MathAnswer {
     }
 
     fn version(&self) -> String {
-        fingerprint(1, &self.config)
+        fingerprint(2, &self.config)
     }
 
     fn range(&self) -> Option<RangeInclusive<f32>> {

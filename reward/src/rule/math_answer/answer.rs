@@ -1,26 +1,25 @@
 //! Finding the final answer of a completion, and comparing it with the known one.
 
 use super::Extract;
-use super::number::{self, Number};
+use super::number;
 use super::plain::plain;
+use super::value::Value;
 use regex::Regex;
 use std::sync::LazyLock;
 
 /// The prompt's answer.
-pub(super) enum Answer {
-    /// A number, to be compared by value.
-    Number(Number),
-    /// Anything else, to be compared as normalised text.
-    Text(String),
-}
+pub(super) struct Answer(Value);
 
 impl Answer {
     /// Reads a data set's answer: as it stands, or where a worked solution says that it is.
     pub(super) fn new(answer: &str) -> Self {
         let stated = boxed(answer).or_else(|| hash(answer)).unwrap_or(answer);
-        let number =
-            number::whole(&plain(stated)).or_else(|| clause(answer).and_then(|text| number::last(&plain(text))));
-        number.map_or_else(|| Self::Text(essence(stated)), Self::Number)
+        let value = Value::new(&plain(stated)).unwrap_or_else(|| Value::Text(String::new()));
+        let number = || clause(answer).and_then(|text| number::last(&plain(text)));
+        Self(match value {
+            Value::Text(text) => number().map_or(Value::Text(text), Value::Number),
+            value => value,
+        })
     }
 
     /// Returns true if the final answer of a completion is this one.
@@ -36,9 +35,9 @@ impl Answer {
                     self.is(text) || self.is_last_in(text)
                 } else {
                     // A clause without a number ("the answer is below") says nothing.
-                    let clause = clause(completion).filter(|text| match self {
-                        Self::Number(_) => number::mentioned(&plain(text)),
-                        Self::Text(_) => true,
+                    let clause = clause(completion).filter(|text| match self.0 {
+                        Value::Number(_) => number::mentioned(&plain(text)),
+                        _ => true,
                     });
                     self.is_last_in(clause.unwrap_or(completion))
                 }
@@ -48,17 +47,14 @@ impl Answer {
 
     /// Returns true if the text as a whole is this answer.
     fn is(&self, text: &str) -> bool {
-        match self {
-            Self::Number(number) => number::whole(&plain(text)).is_some_and(|found| found.same(number)),
-            Self::Text(answer) => essence(text) == *answer,
-        }
+        Value::new(&plain(text)).is_some_and(|found| found.same(&self.0))
     }
 
     /// Returns true if the last number of the text is this answer, or the whole text if the answer is not a number.
     fn is_last_in(&self, text: &str) -> bool {
-        match self {
-            Self::Number(number) => number::last(&plain(text)).is_some_and(|found| found.same(number)),
-            Self::Text(answer) => essence(text) == *answer,
+        match &self.0 {
+            Value::Number(number) => number::last(&plain(text)).is_some_and(|found| found.same(number)),
+            _ => self.is(text),
         }
     }
 }
@@ -104,14 +100,4 @@ fn clause(text: &str) -> Option<&str> {
     let after = &text[STATES.find_iter(text).last()?.end()..];
     let end = ENDS.find(after).map_or(after.len(), |end| end.start());
     Some(&after[..end])
-}
-
-/// A text without what does not change an answer: case, spaces, dollar signs, emphasis, quotes, a full stop.
-fn essence(text: &str) -> String {
-    let mut text = plain(text).to_lowercase();
-    text.retain(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '$' | '*' | '"' | '\'' | '`'));
-    let text = text.trim_end_matches(['.', ',', ';', '!']);
-    // A choice is the same with and without its brackets.
-    let letter = text.strip_prefix('(').and_then(|text| text.strip_suffix(')'));
-    letter.filter(|letter| letter.len() == 1).unwrap_or(text).to_owned()
 }

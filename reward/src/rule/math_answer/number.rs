@@ -4,6 +4,7 @@
 //! `x^2`, `m^2`) are none. A hyphen behind a digit, a closing bracket or a letter is an operator or a dash, not a sign:
 //! `10-5` ends in 5.
 
+use super::brackets::{lists, separates};
 use super::cursor::{Cursor, Read, is_space};
 use super::plain::THIN;
 use num_rational::BigRational;
@@ -74,7 +75,14 @@ pub(super) fn whole(plain: &str) -> Option<Number> {
 fn scan(plain: &str) -> Read<'_, Number> {
     let mut last = None;
     let mut cursor = Cursor::new(plain);
+    let lists = lists(plain);
     while cursor.peek().is_some() {
+        // A pair or an interval is no number, and none of its parts is the answer.
+        if let Some(list) = lists.get(&cursor.at).filter(|list| !list.prose) {
+            cursor.at = list.end;
+            last = Some((None, cursor));
+            continue;
+        }
         if !cursor.starts_number() {
             cursor = cursor.after_other();
             continue;
@@ -210,7 +218,7 @@ fn unwrapped(text: &str) -> &str {
             inner = inner
                 .strip_prefix(open)
                 .and_then(|inner| inner.strip_suffix(close))
-                .filter(|inner| !inner.contains([open, close]))
+                .filter(|inner| !inner.contains([open, close]) && (open == '$' || !separates(inner)))
                 .unwrap_or(inner);
         }
         if inner.len() == text.len() {

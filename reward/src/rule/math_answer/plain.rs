@@ -20,8 +20,26 @@ pub(super) fn plain(text: &str) -> String {
             }
         };
     }
-    // `1{,}000` is how LaTeX keeps a comma from being followed by a space.
-    if out.contains("{,}") { out.replace("{,}", ",") } else { out }
+    // Braces keep LaTeX from setting a space behind a comma: `1{,}000`.
+    if out.contains("{,}") { thousands(&out) } else { out }
+}
+
+/// Rewrites `1{,}000` with a thin space, which is no separator in brackets; `{,}` elsewhere is a comma.
+fn thousands(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{,}") {
+        out.push_str(before);
+        out.push(if before.ends_with(|c: char| c.is_ascii_digit()) && starts_thousand(after) { THIN } else { ',' });
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Returns true if a text starts with three digits and no fourth.
+fn starts_thousand(text: &str) -> bool {
+    text.bytes().take(4).take_while(u8::is_ascii_digit).count() == 3
 }
 
 /// Rewrites one character.
@@ -65,6 +83,11 @@ fn command<'a>(rest: &'a str, out: &mut String) -> &'a str {
             return rest;
         };
         match symbol {
+            // `1,\!000` is another spelling of `1{,}000`.
+            '!' if out.ends_with(',') && starts_thousand(&rest[1..]) => {
+                out.pop();
+                out.push(THIN);
+            }
             '!' => {}
             ',' => out.push(THIN),
             '$' | '%' => out.push(symbol),
@@ -137,7 +160,7 @@ mod tests {
         check(r"90^\circ", "90^°");
         check(r"5 \text{ km}", "5   km ");
         check(r"\text{open", " {open");
-        check(r"1{,}000 or 1\,000 or 1,\!000", "1,000 or 1\u{1f}000 or 1,000");
+        check(r"1{,}000 or 1\,000 or 1,\!000", "1\u{1f}000 or 1\u{1f}000 or 1\u{1f}000");
         check("−5–\u{ff14}2", "-5-42");
         check("1½ €", "1 1/2 $");
         check(r"\alpha \{1\} \", r"\alpha \{1\} \");

@@ -169,7 +169,10 @@ impl<'a> Cursor<'a> {
     fn decimal(self) -> Read<'a, BigRational> {
         let mut end = self;
         let mut digits = end.eat_digits().to_vec();
-        while (1..=3).contains(&digits.len()) || digits.len() > 3 && end.at > self.at + digits.len() {
+        // No number of thousands starts with a zero: `0,100` are two numbers.
+        while digits.first() != Some(&b'0') && (1..=3).contains(&digits.len())
+            || digits.len() > 3 && end.at > self.at + digits.len()
+        {
             let Some(three) = end.eat_thousand() else { break };
             digits.extend(three);
         }

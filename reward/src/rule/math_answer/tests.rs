@@ -254,7 +254,91 @@ fn without_an_answer_nothing_is_judged() {
     assert_eq!(rule.grade(&[group("", None, &["22"])])[0], [Grade::missing("the prompt has no answer")]);
 }
 
+#[test]
+fn in_brackets_a_comma_separates() {
+    check(
+        Extract::BoxedThenLast,
+        &[
+            ("(0,100)", "\\boxed{100}", false),
+            ("(0,100)", "\\boxed{0100}", false),
+            ("(0,100)", "\\boxed{(0, 100)}", true),
+            ("(0,100)", "\\boxed{[0,100]}", false),
+            ("(0,100)", "\\boxed{(0,100]}", false),
+            ("(0,100)", "(0, 100)", true),
+            ("(0,100)", "The answer is (0, 100).", true),
+            ("(0,100)", "Answer: $(0, 100)$", true),
+            ("100", "The interval is (0,100)", false),
+            ("100", "The answer is (0,100).", false),
+            ("100", "The interval is \\[(0,100)\\]", false),
+            ("100", "The interval is (-\\infty, 100)", false),
+            ("0", "The interval is [0, \\infty)", false),
+            ("0100", "\\boxed{0,100}", false),
+            ("100", "\\boxed{[0,100]}", false),
+            ("100", "\\boxed{\\{0,100\\}}", false),
+            ("[2,500]", "\\boxed{2500}", false),
+            ("[2,500]", "\\boxed{[2,500]}", true),
+            ("[2,500]", "\\boxed{\\left[2, 500\\right]}", true),
+            ("(1,200)", "\\boxed{(1, 200)}", true),
+            ("(1,200)", "1200", false),
+            ("(1,200)", "\\boxed{1200}", false),
+            ("(1,200)", "\\boxed{1,200}", false),
+            ("(1,234)", "\\boxed{1234}", false),
+            ("1200", "\\boxed{(1,200)}", false),
+            ("1200", "It is (1,200)", false),
+            ("1200", "\\boxed{1,200}", true),
+            ("1,200", "\\boxed{1200}", true),
+            ("1200", "He pays (about 1,200)", true),
+            ("1200", "He pays ($1,200)", true),
+            ("1200", "(1{,}200)", true),
+            ("(1000, 2)", "\\boxed{(1{,}000, 2)}", true),
+            ("(1000, 2)", "\\boxed{(1\\,000, 2)}", true),
+            ("(1000, 2)", "\\boxed{(1,\\!000, 2)}", true),
+            ("(3,0.5)", "\\boxed{(3,\\frac12)}", true),
+            ("(1,2)", "\\boxed{(2,1)}", false),
+            ("(1,2)", "\\boxed{(1,2,3)}", false),
+            ("(1,2)", "\\boxed{12}", false),
+            ("[2,5)", "\\boxed{[2,5]}", false),
+            ("[2,5)", "\\boxed{[2, 5)}", true),
+            ("\\{1,2,3\\}", "\\boxed{\\{3,2,1\\}}", true),
+            ("\\{1,2,3\\}", "\\boxed{1,2,3}", true),
+            ("\\{1,2\\}", "\\boxed{\\{1,3\\}}", false),
+            ("\\{1,2\\}", "\\boxed{\\{1,1\\}}", false),
+            ("\\{1,2\\}", "\\boxed{(1,2)}", false),
+            ("\\{(1,2),(3,4)\\}", "\\boxed{\\{(3,4),(1,2)\\}}", true),
+            ("\\{(1,2),(3,4)\\}", "\\boxed{\\{(2,1),(3,4)\\}}", false),
+            ("(-\\infty, 3]", "\\boxed{(-\\infty,3]}", true),
+            ("5", "\\boxed{(5)}", true),
+            ("3, 4", "\\boxed{3,4}", true),
+            ("1,000, 2,000", "\\boxed{1000, 2000}", true),
+        ],
+    );
+}
+
 proptest! {
+    #[test]
+    fn a_list_is_itself_and_no_other(
+        items in proptest::collection::vec(0u32..2_000, 2..5), brackets in 0usize..5, index in 0usize..4, digit in 1u32..9,
+    ) {
+        let kinds = [("(", ")"), ("[", "]"), ("(", "]"), ("[", ")"), ("\\{", "\\}")];
+        let list = |kind: usize, items: &[u32], comma: &str| {
+            let items: Vec<_> = items.iter().map(ToString::to_string).collect();
+            format!("{}{}{}", kinds[kind].0, items.join(comma), kinds[kind].1)
+        };
+        let boxed = |text: &str| format!("\\boxed{{{text}}}");
+        let answer = list(brackets, &items, ",");
+        prop_assert!(is_right(Extract::Boxed, &answer, &boxed(&list(brackets, &items, ", "))));
+        for other in (0..kinds.len()).filter(|other| *other != brackets) {
+            prop_assert!(!is_right(Extract::Boxed, &answer, &boxed(&list(other, &items, ","))), "{}", answer);
+        }
+        let mut changed = items.clone();
+        changed[index % items.len()] += digit;
+        prop_assert!(!is_right(Extract::Boxed, &answer, &boxed(&list(brackets, &changed, ","))), "{}", answer);
+        let digits: String = items.iter().map(ToString::to_string).collect();
+        prop_assert!(!is_right(Extract::Boxed, &answer, &boxed(&digits)), "{}", answer);
+        prop_assert!(!is_right(Extract::BoxedThenLast, &digits, &answer), "{}", answer);
+        prop_assert!(!is_right(Extract::LastNumber, &items[items.len() - 1].to_string(), &answer), "{}", answer);
+    }
+
     #[test]
     fn a_value_in_any_form_is_the_same(units in -9_999_999i64..=9_999_999, places in 0usize..=4) {
         let same = forms(units, places);
