@@ -37,18 +37,18 @@ pub(crate) fn each(groups: &[Group], grade: impl Fn(&Group, &Sample) -> Grade) -
 }
 
 /// Grades samples against the prompt's answer; without an answer they stay ungraded. `prepare` turns the answer into the
-/// value that `right` compares with, once per group.
+/// value that `right` compares with, once per group; it returns `None` for an answer that says nothing, which is none:
+/// else a completion that ends at once would be right.
 pub(crate) fn against_answer<A>(
     groups: &[Group],
-    prepare: impl Fn(&str) -> A,
+    prepare: impl Fn(&str) -> Option<A>,
     right: impl Fn(&A, &str) -> bool,
 ) -> Vec<Vec<Grade>> {
-    let grade = |group: &Group| match &group.prompt.answer {
-        Some(answer) => {
-            let answer = prepare(answer);
-            group.samples.iter().map(|sample| Grade::correct(right(&answer, &sample.text))).collect()
-        }
-        None => vec![Grade::missing("the prompt has no answer"); group.samples.len()],
+    let grade = |group: &Group| {
+        let missing = |reason: &str| vec![Grade::missing(reason); group.samples.len()];
+        let Some(answer) = &group.prompt.answer else { return missing("the prompt has no answer") };
+        let Some(answer) = prepare(answer) else { return missing("the prompt's answer is empty") };
+        group.samples.iter().map(|sample| Grade::correct(right(&answer, &sample.text))).collect()
     };
     groups.iter().map(grade).collect()
 }

@@ -1,7 +1,7 @@
 //! Right if the completion is the answer, character by character.
 //!
 //! The strictest rule, for answers of a fixed wording: labels, names, codes. The settings name the differences that are
-//! ignored.
+//! ignored. An answer of which they leave nothing but white space is none, and leaves its samples ungraded.
 
 use crate::reward::against_answer;
 use crate::{Result, Reward, fingerprint};
@@ -37,6 +37,11 @@ impl Config {
         Ok(ExactMatch { config: self.clone() })
     }
 
+    /// The part of an answer that must agree, if there is any.
+    fn prepared(&self, answer: &str) -> Option<String> {
+        Some(self.essence(answer)).filter(|answer| !answer.trim().is_empty())
+    }
+
     /// The part of a text that must agree.
     fn essence(&self, text: &str) -> String {
         let mut text = text.to_owned();
@@ -61,7 +66,7 @@ impl Reward for ExactMatch {
     }
 
     fn version(&self) -> String {
-        fingerprint(1, &self.config)
+        fingerprint(2, &self.config)
     }
 
     fn range(&self) -> Option<RangeInclusive<f32>> {
@@ -70,7 +75,7 @@ impl Reward for ExactMatch {
 
     fn grade(&mut self, groups: &[Group]) -> Vec<Vec<Grade>> {
         let config = &self.config;
-        against_answer(groups, |answer| config.essence(answer), |answer, text| config.essence(text) == *answer)
+        against_answer(groups, |answer| config.prepared(answer), |answer, text| config.essence(text) == *answer)
     }
 }
 
@@ -98,5 +103,17 @@ mod tests {
         check(&Config { ignore_case: true, ..Config::default() }, "PARIS", "Paris", 1.0);
         check(&Config { strip_punctuation: true, ..Config::default() }, "Paris", "\"Paris\".", 1.0);
         check(&Config { trim: false, ..Config::default() }, "Paris", "Paris ", 0.0);
+    }
+
+    #[test]
+    fn an_answer_that_says_nothing_leaves_its_samples_ungraded() {
+        let strict = Config { trim: false, ..Config::default() };
+        let words = Config { strip_punctuation: true, ..Config::default() };
+        for (config, answer) in [(&strict, ""), (&strict, " "), (&Config::default(), "\n"), (&words, "...")] {
+            let grades = config.build().unwrap().grade(&[group("", Some(answer), &["", answer])]);
+            assert_eq!(grades[0], vec![Grade::missing("the prompt's answer is empty"); 2], "{answer:?} under {config:?}");
+        }
+        check(&Config::default(), "...", "...", 1.0);
+        check(&Config::default(), "Paris", "", 0.0);
     }
 }

@@ -8,7 +8,8 @@
 //!
 //! Only one number may stand for the answer. A reward that asks whether the right number occurs anywhere is hacked at
 //! once: the model lists numbers. A completion from which no answer can be extracted is wrong, not ungraded; a prompt
-//! without an answer leaves its samples ungraded.
+//! without an answer leaves its samples ungraded, and so does one of whose answer nothing is left: `""`, `\boxed{}`,
+//! `$$`.
 
 mod answer;
 mod brackets;

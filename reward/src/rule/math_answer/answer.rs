@@ -11,15 +11,19 @@ use std::sync::LazyLock;
 pub(super) struct Answer(Value);
 
 impl Answer {
-    /// Reads a data set's answer: as it stands, or where a worked solution says that it is.
-    pub(super) fn new(answer: &str) -> Self {
-        let stated = boxed(answer).or_else(|| hash(answer)).unwrap_or(answer);
-        let value = Value::new(&plain(stated)).unwrap_or_else(|| Value::Text(String::new()));
-        let number = || clause(answer).and_then(|text| number::last(&plain(text)));
-        Self(match value {
-            Value::Text(text) => number().map_or(Value::Text(text), Value::Number),
-            value => value,
-        })
+    /// Reads a data set's answer: as it stands, or where a worked solution says that it is. `None` if it says nothing.
+    pub(super) fn new(answer: &str) -> Option<Self> {
+        let value = match boxed(answer).or_else(|| hash(answer)) {
+            Some(marked) => Value::new(&plain(marked)),
+            None => match (Value::new(&plain(answer)), clause(answer).map(plain)) {
+                (Some(Value::Text(_)), Some(clause)) => match (Value::new(&clause), number::last(&clause)) {
+                    (Some(Value::Text(_)), Some(number)) => Some(Value::Number(number)),
+                    (value, _) => value,
+                },
+                (value, _) => value,
+            },
+        };
+        value.map(Self)
     }
 
     /// Returns true if the final answer of a completion is this one.

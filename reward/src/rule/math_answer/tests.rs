@@ -255,6 +255,21 @@ fn without_an_answer_nothing_is_judged() {
 }
 
 #[test]
+fn an_answer_that_says_nothing_leaves_its_samples_ungraded() {
+    let mut rule = Config::default().build().unwrap();
+    let texts = ["", " ", "\\boxed{}", "\\boxed{ }", "Answer: ", "#### ", "$$", "42"];
+    for answer in ["", " ", "\\boxed{}", "\\boxed{ }", "#### ", "$$", "$ $", "Answer: ", ".", "{}", "(,)"] {
+        let expected = vec![Grade::missing("the prompt's answer is empty"); texts.len()];
+        assert_eq!(rule.grade(&[group("", Some(answer), &texts)])[0], expected, "{answer:?}");
+    }
+    let empty = ["", " ", "\\boxed{}", "Answer: ", "#### ", "$$"];
+    for answer in ["42", "x+1", "(1,2)", "B"] {
+        let wrong = [Some(0.0); 6];
+        assert_eq!(values(&mut rule, &group("", Some(answer), &empty)), wrong, "{answer:?}");
+    }
+}
+
+#[test]
 fn in_brackets_a_comma_separates() {
     check(
         Extract::BoxedThenLast,

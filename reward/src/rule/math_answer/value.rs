@@ -34,11 +34,14 @@ impl Value {
         if depth > 0
             && let Some((brackets, items)) = list(plain)
         {
-            let item = |item: &str| Self::nested(item, depth - 1).unwrap_or_else(|| Self::Text(String::new()));
-            return Some(Self::List(brackets, items.into_iter().map(item).collect()));
+            let items: Vec<_> = items.into_iter().map(|item| Self::nested(item, depth - 1)).collect();
+            let says = items.iter().any(Option::is_some);
+            let items = items.into_iter().map(|item| item.unwrap_or_else(|| Self::Text(String::new()))).collect();
+            return says.then_some(Self::List(brackets, items));
         }
         let text = essence(plain);
-        (!text.is_empty()).then_some(Self::Text(text))
+        // Braces that hold nothing group nothing.
+        (!text.is_empty() && text != "{}").then_some(Self::Text(text))
     }
 
     /// Returns true if two values are equal. Lists need the same brackets, which tell a closed interval from an open
