@@ -1,10 +1,10 @@
 //! Finding the final answer of a completion, and comparing it with the known one.
 
 use super::Extract;
-use super::number;
+use super::number::{self, Reading};
 use super::plain::plain;
 use super::value::Value;
-use regex::Regex;
+use regex::{Match, Regex};
 use std::sync::LazyLock;
 
 /// The prompt's answer.
@@ -16,7 +16,7 @@ impl Answer {
         let value = match boxed(answer).or_else(|| hash(answer)) {
             Some(marked) => Value::new(&plain(marked)),
             None => match (Value::new(&plain(answer)), clause(answer).map(plain)) {
-                (Some(Value::Text(_)), Some(clause)) => match (Value::new(&clause), number::last(&clause)) {
+                (Some(Value::Text(_)), Some(clause)) => match (Value::new(&clause), number::last(&clause, Reading::Stated)) {
                     (Some(Value::Text(_)), Some(number)) => Some(Value::Number(number)),
                     (value, _) => value,
                 },
@@ -29,21 +29,21 @@ impl Answer {
     /// Returns true if the final answer of a completion is this one.
     pub(super) fn is_final_in(&self, completion: &str, extract: Extract) -> bool {
         match extract {
-            Extract::LastNumber => self.is_last_in(completion),
+            Extract::LastNumber => self.is_last_in(completion, Reading::Listed),
             Extract::Boxed => boxed(completion).is_some_and(|text| self.is(text)),
-            Extract::Hash => hash(completion).is_some_and(|text| self.is(text) || self.is_last_in(text)),
+            Extract::Hash => hash(completion).is_some_and(|text| self.is_behind_mark(text)),
             Extract::BoxedThenLast => {
                 if let Some(text) = boxed(completion) {
                     self.is(text)
                 } else if let Some(text) = hash(completion) {
-                    self.is(text) || self.is_last_in(text)
+                    self.is_behind_mark(text)
                 } else {
-                    // A clause without a number ("the answer is below") says nothing.
+                    // A clause without a number ("the answer is below", "the answer is not 12") says nothing.
                     let clause = clause(completion).filter(|text| match self.0 {
                         Value::Number(_) => number::mentioned(&plain(text)),
                         _ => true,
                     });
-                    self.is_last_in(clause.unwrap_or(completion))
+                    self.is_last_in(clause.unwrap_or(completion), Reading::Stated)
                 }
             }
         }
@@ -54,10 +54,15 @@ impl Answer {
         Value::new(&plain(text)).is_some_and(|found| found.same(&self.0))
     }
 
+    /// Returns true if the text behind a mark is this answer, or its last number is.
+    fn is_behind_mark(&self, text: &str) -> bool {
+        self.is(text) || self.is_last_in(text, Reading::Stated)
+    }
+
     /// Returns true if the last number of the text is this answer, or the whole text if the answer is not a number.
-    fn is_last_in(&self, text: &str) -> bool {
+    fn is_last_in(&self, text: &str, reading: Reading) -> bool {
         match &self.0 {
-            Value::Number(number) => number::last(&plain(text)).is_some_and(|found| found.same(number)),
+            Value::Number(number) => number::last(&plain(text), reading).is_some_and(|found| found.same(number)),
             _ => self.is(text),
         }
     }
@@ -95,13 +100,20 @@ fn hash(text: &str) -> Option<&str> {
     after.lines().next().or(Some(""))
 }
 
-/// The rest of the sentence behind the last "answer is", "Answer:" or "answer =".
+/// The rest of the sentence behind the last "answer is", "Answer:" or "answer =". A mark behind a digit is a
+/// factorial in `Answer: 5!` and `5! = 120`, and an exclamation in `The answer is 5!`.
 fn clause(text: &str) -> Option<&str> {
     static STATES: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"(?i)\banswer\W{0,3}(?:is\b|:|=)[\s:*]*").expect("a fixed expression compiles"));
     static ENDS: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"\n|[.!?](?:\s|$)").expect("a fixed expression compiles"));
-    let after = &text[STATES.find_iter(text).last()?.end()..];
-    let end = ENDS.find(after).map_or(after.len(), |end| end.start());
+    let states = STATES.find_iter(text).last()?;
+    let said = states.as_str().to_ascii_lowercase().contains("is");
+    let after = &text[states.end()..];
+    let ends = |end: &Match<'_>| {
+        let digit = end.as_str().starts_with('!') && after[..end.start()].ends_with(|c: char| c.is_ascii_digit());
+        !digit || said && !after[end.end()..].trim_start().starts_with('=')
+    };
+    let end = ENDS.find_iter(after).find(ends).map_or(after.len(), |end| end.start());
     Some(&after[..end])
 }

@@ -255,6 +255,80 @@ fn without_an_answer_nothing_is_judged() {
 }
 
 #[test]
+fn a_negation_takes_a_number_back() {
+    check(
+        Extract::BoxedThenLast,
+        &[
+            ("12", "The answer is not 12. It is 13.", false),
+            ("13", "The answer is not 12. It is 13.", true),
+            ("12", "The answer is not 12.", false),
+            ("12", "The answer isn't 12.", false),
+            ("12", "The answer isn’t 12", false),
+            ("12", "The answer cannot be 12.", false),
+            ("12", "The answer is not equal to 12.", false),
+            ("13", "The answer is not 12 but 13.", true),
+            ("13", "The answer is 12, not 13.", false),
+            ("12", "The answer is 12, not 13.", true),
+            ("12", "The answer is 12 rather than 13.", true),
+            ("12", "The answer is 12 instead of 13.", true),
+            ("12", "The answer is 12. No, the answer is not 12. It is 13.", false),
+            ("12", "I was not sure, but now I have 12", true),
+            ("12", "It is not hard to see that it is 12", true),
+            ("100", "It is 100, not (0,5)", true),
+            ("12", "The answer is not 12 or 13.", false),
+            ("13", "The answer is not 12 or 13.", false),
+        ],
+    );
+    check(Extract::LastNumber, &[("13", "12, not 13", false), ("12", "12, not 13", true)]);
+}
+
+#[test]
+fn a_statement_is_worth_what_it_comes_to() {
+    check(
+        Extract::BoxedThenLast,
+        &[
+            ("3", "The answer is 6/3.", false),
+            ("2", "The answer is 6/3.", true),
+            ("3", "6/3", false),
+            ("2", "6/3", true),
+            ("3", "#### 6/3", false),
+            ("2", "#### \\frac{6}{3}", true),
+            ("15", "The answer is 7+15.", false),
+            ("5", "The answer is 10 - 5.", false),
+            ("5", "The answer is 10 - 5 = 5.", true),
+            ("3", "The answer is $2x + 3$.", false),
+            ("-5", "The answer is -5.", true),
+            ("-5", "x = -5", true),
+            ("22", "The answer is: **22**", true),
+            ("22", "* 22", true),
+            ("5", "x = 5x", false),
+            ("5", "5x", false),
+            ("5", "The answer is 5x.", false),
+            ("5", "5\\theta", false),
+            ("101", "101_2", false),
+            ("5", "5m", true),
+            ("5", "5!", false),
+            ("5", "\\boxed{5!}", false),
+            ("120", "\\boxed{5!}", true),
+            ("120", "5!", true),
+            ("120", "x = 5!", true),
+            ("120", "Answer: 5!", true),
+            ("5", "Answer: 5!", false),
+            ("120", "The answer is 5! = 120.", true),
+            ("5", "5!!", false),
+            ("2", "(1/2)!", false),
+            ("5", "The answer is 5!", true),
+            ("5", "It is 5!", true),
+            ("5", "It is 5!!!", true),
+            ("22", "\\boxed{22 apples!}", true),
+            ("22", "**22**!", true),
+            ("1", "0!", true),
+            ("5", "1000!", false),
+        ],
+    );
+}
+
+#[test]
 fn an_answer_that_says_nothing_leaves_its_samples_ungraded() {
     let mut rule = Config::default().build().unwrap();
     let texts = ["", " ", "\\boxed{}", "\\boxed{ }", "Answer: ", "#### ", "$$", "42"];
