@@ -14,9 +14,11 @@
 mod answer;
 mod brackets;
 mod cursor;
+mod expression;
 mod number;
 mod plain;
 mod quantity;
+mod surd;
 mod value;
 
 use crate::reward::against_answer;

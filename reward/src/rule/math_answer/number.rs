@@ -9,7 +9,7 @@ use super::cursor::{Cursor, Read, is_space};
 use super::plain::THIN;
 use num_bigint::BigInt;
 use num_rational::BigRational;
-use num_traits::ToPrimitive;
+use num_traits::{Signed, ToPrimitive};
 
 /// Currency codes that may stand before a number, glued to it or not.
 const CURRENCIES: [&str; 6] = ["USD", "EUR", "GBP", "US", "Rs.", "Rs"];
@@ -75,8 +75,12 @@ pub(super) fn mentioned(plain: &str) -> bool {
 /// The number that the text as a whole stands for: `22`, `x = 22`, `$22.00`, `22 apples`. `None` if anything is left
 /// over that is no unit, as in `7 or 22` and in `2x`.
 pub(super) fn whole(plain: &str) -> Option<Number> {
-    let text = right_hand_side(unwrapped(plain))?;
-    let mut cursor = Cursor::new(unwrapped(text));
+    let text = unwrapped(right_hand_side(unwrapped(plain))?);
+    if let Some(inside) = text.strip_prefix('|').and_then(|text| text.strip_suffix('|')) {
+        let number = if inside.contains('|') { None } else { whole(inside) };
+        return number.map(|number| Number { value: number.value.abs(), ..number });
+    }
+    let mut cursor = Cursor::new(text);
     let _ = CURRENCIES.iter().any(|code| cursor.eat(code));
     cursor.spaces();
     let before = cursor.eat("$");
@@ -224,6 +228,10 @@ impl<'a> Cursor<'a> {
             return false;
         }
         at.at -= 1;
+        // An absolute value is not negative: `|-5|`.
+        if at.before(1) == Some(b'|') {
+            return false;
+        }
         // A dollar sign here opens or closes mathematics: `$-5$`, but `$10$-$5$`.
         let mut outside = at;
         while outside.before(1) == Some(b'$') {
@@ -336,7 +344,7 @@ fn negated(number: Number) -> Number {
 }
 
 /// Takes off what may surround an answer: spaces, dollar signs, quotes, emphasis, brackets, a full stop.
-fn unwrapped(text: &str) -> &str {
+pub(super) fn unwrapped(text: &str) -> &str {
     let mut text = text;
     loop {
         let around = |c: char| c.is_whitespace() || c == THIN || matches!(c, '*' | '"' | '\'' | '`');
@@ -357,12 +365,12 @@ fn unwrapped(text: &str) -> &str {
     }
 }
 
-/// The right-hand side of an equation: 5 of `x = 5`. `None` for inequalities and for several equations.
-fn right_hand_side(text: &str) -> Option<&str> {
-    let Some((left, right)) = text.rsplit_once('=') else { return Some(text) };
+/// The right-hand side of an equation: 5 of `x = 5`, of `x ≈ 5` and of `n ≡ 5`. `None` for inequalities and for several equations.
+pub(super) fn right_hand_side(text: &str) -> Option<&str> {
+    let Some((left, right)) = text.rsplit_once(['=', '≈', '≡']) else { return Some(text) };
     let several = left.contains(';')
         || left.contains(", ")
         || left.split_whitespace().any(|word| matches!(word, "or" | "and"))
-        || left.contains(['<', '>', '!', '≠']);
+        || left.contains(['<', '>', '!', '≠', '≤', '≥']);
     (!several).then_some(right)
 }

@@ -21,7 +21,8 @@ pub(super) fn plain(text: &str) -> String {
         };
     }
     // Braces keep LaTeX from setting a space behind a comma: `1{,}000`.
-    if out.contains("{,}") { thousands(&out) } else { out }
+    let out = if out.contains("{,}") { thousands(&out) } else { out };
+    if out.contains("{:}") { out.replace("{:}", ":") } else { out }
 }
 
 /// Rewrites `1{,}000` with a thin space, which is no separator in brackets; `{,}` elsewhere is a comma.
@@ -51,6 +52,9 @@ fn character(c: char, out: &mut String) {
         '€' | '£' | '¥' | '₹' | '\u{ff04}' => "$",
         '\u{ff05}' => "%",
         'º' | '˚' => "°",
+        '’' => "'",
+        '⩽' | '≦' => "≤",
+        '⩾' | '≧' => "≥",
         '√' => "\\sqrt",
         '\u{a0}' | '\u{2007}' | '\u{2009}' | '\u{200a}' | '\u{202f}' => "\u{1f}",
         THIN | '~' => " ",
@@ -101,7 +105,18 @@ fn command<'a>(rest: &'a str, out: &mut String) -> &'a str {
     }
     let (name, after) = rest.split_at(letters);
     match name {
-        "left" | "right" | "displaystyle" => {}
+        "left" | "right" | "displaystyle" | "big" | "Big" | "bigl" | "bigr" | "Bigl" | "Bigr" => {}
+        "boldsymbol" | "bm" | "mathbb" => {}
+        "le" | "leq" | "leqslant" => out.push('≤'),
+        "ge" | "geq" | "geqslant" => out.push('≥'),
+        "ne" | "neq" => out.push('≠'),
+        "approx" => out.push('≈'),
+        "equiv" => out.push('≡'),
+        "in" => out.push('∈'),
+        "infty" => out.push('∞'),
+        "lbrace" => out.push_str("\\{"),
+        "rbrace" => out.push_str("\\}"),
+        "lvert" | "rvert" | "vert" => out.push('|'),
         "frac" | "dfrac" | "tfrac" | "cfrac" => out.push_str("\\frac"),
         "times" | "cdot" | "ast" => out.push('*'),
         "circ" | "degree" | "degrees" => out.push('°'),

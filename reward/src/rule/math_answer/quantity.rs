@@ -3,7 +3,7 @@
 //! ```text
 //! number    = quantity [%, percent, thousand, million, …]
 //! quantity  = decimal | decimal "*" 10^integer | 10^integer | a/b | \frac{a}{b} | integer fraction | \sqrt{square}
-//! decimal   = digits, thousands apart by comma or thin space, fraction after a point, exponent after an e
+//! decimal   = digits, thousands apart by comma, apostrophe or thin space, fraction after a point, exponent after an e
 //! ```
 //!
 //! Some things are read without a value, so that no part of them is taken for the answer: dates and versions
@@ -41,8 +41,32 @@ impl<'a> Cursor<'a> {
     }
 
     fn quantity(self) -> Read<'a, BigRational> {
+        if let Some(repeating) = self.repeating() {
+            return Some(repeating);
+        }
         let (value, end) = if self.sees("\\frac") { self.latex_fraction()? } else { self.simple()? };
         Some(end.times_irrational().map_or((value, end), |end| (None, end)))
+    }
+
+    /// Repeating decimals: `0.\overline{3}` is 1/3, `0.1\overline{6}` is 1/6.
+    fn repeating(mut self) -> Read<'a, BigRational> {
+        let mut digits = self.eat_digits().to_vec();
+        if digits.is_empty() || !self.eat(".") {
+            return None;
+        }
+        let places = self.eat_digits();
+        digits.extend(places);
+        if !(self.eat("\\overline") || self.eat("\\bar")) {
+            return None;
+        }
+        let (period, end) = self.braced(0)?;
+        if period.is_empty() || !period.iter().all(u8::is_ascii_digit) || digits.len() > MOST_DIGITS {
+            return None;
+        }
+        let integer = |digits: &[u8]| BigInt::parse_bytes(digits, 10).map(BigRational::from_integer);
+        let ones = power_of_ten(period.len() as i64) - BigRational::one();
+        let value = integer(&digits).zip(integer(period)).map(|(digits, period)| digits + period / ones);
+        Some((value.map(|value| value * power_of_ten(-(places.len() as i64))), end))
     }
 
     /// A root, a decimal, or a fraction or mixed number that starts with a decimal.
@@ -199,7 +223,7 @@ impl<'a> Cursor<'a> {
 
     /// A separator and exactly three digits.
     fn eat_thousand(&mut self) -> Option<&'a [u8]> {
-        let separated = matches!(self.peek()?, b',' | b'_') || self.peek()? == THIN as u8;
+        let separated = matches!(self.peek()?, b',' | b'_' | b'\'') || self.peek()? == THIN as u8;
         let digits = (1..=3).all(|place| self.sees_digit_after(place)) && !self.sees_digit_after(4);
         (separated && digits).then(|| {
             self.at += 4;
@@ -249,7 +273,7 @@ fn quotient(a: &BigRational, b: &BigRational) -> Option<BigRational> {
 }
 
 /// The square root, if it is rational.
-fn rational_root(square: &BigRational) -> Option<BigRational> {
+pub(super) fn rational_root(square: &BigRational) -> Option<BigRational> {
     if square.is_negative() {
         return None;
     }

@@ -329,6 +329,70 @@ fn a_statement_is_worth_what_it_comes_to() {
 }
 
 #[test]
+fn spellings_of_one_value_are_equal() {
+    check(
+        Extract::BoxedThenLast,
+        &[
+            ("x^2+1", "\\boxed{x^{2}+1}", true),
+            ("x^2+1", "\\boxed{x^2+2}", false),
+            ("x^{12}", "\\boxed{x^12}", true),
+            ("x^{12}", "\\boxed{x^{1}2}", false),
+            ("\\frac{\\pi}{2}", "\\boxed{\\frac\\pi2}", true),
+            ("\\frac{\\pi}{2}", "\\boxed{\\pi/2}", true),
+            ("\\frac{\\pi}{2}", "\\boxed{\\frac{1}{2}\\pi}", true),
+            ("\\frac{\\pi}{2}", "\\boxed{0.5π}", true),
+            ("\\frac{\\pi}{2}", "\\boxed{\\frac{2}{\\pi}}", false),
+            ("\\frac{\\pi}{2}", "\\boxed{\\frac{\\pi}{3}}", false),
+            ("\\frac{\\pi}{2}", "\\boxed{-\\frac{\\pi}{2}}", false),
+            ("\\frac{\\pi}{2}", "\\boxed{x = \\frac{\\pi}{2}}", true),
+            ("\\frac{\\pi^2}{6}", "\\boxed{\\pi^{2}/6}", true),
+            ("(3, \\frac{\\pi}{2})", "\\boxed{(3,\\pi/2)}", true),
+            ("\\frac{\\sqrt{3}}{2}", "\\boxed{\\frac{\\sqrt 3}{2}}", true),
+            ("\\frac{\\sqrt{3}}{2}", "\\boxed{\\sqrt{3}/2}", true),
+            ("\\frac{\\sqrt{3}}{2}", "\\boxed{\\frac{\\sqrt3}{3}}", false),
+            ("2\\sqrt{3}", "\\boxed{2\\sqrt3}", true),
+            ("2\\sqrt{3}", "\\boxed{\\sqrt{12}}", true),
+            ("2\\sqrt{3}", "\\boxed{2√3}", true),
+            ("2\\sqrt{3}", "\\boxed{\\frac{6}{\\sqrt{3}}}", true),
+            ("2\\sqrt{3}", "\\boxed{\\sqrt{6}}", false),
+            ("2\\sqrt{3}", "\\boxed{23}", false),
+            ("2\\sqrt{3}", "\\boxed{-2\\sqrt{3}}", false),
+            ("2", "\\boxed{\\sqrt{2}\\sqrt{2}}", true),
+            ("1000", "\\boxed{1'000}", true),
+            ("1000", "\\boxed{1’000}", true),
+            ("1'000", "1000", true),
+            ("[-2,7]", "\\boxed{x\\in[-2,7]}", true),
+            ("(3,4)", "\\boxed{(x, y) = (3, 4)}", true),
+            ("(3,4)", "\\boxed{\\boldsymbol{(3,4)}}", true),
+            ("x \\leq 3", "\\boxed{x\\le 3}", true),
+            ("x \\leq 3", "\\boxed{x <= 3}", true),
+            ("x \\leq 3", "\\boxed{x\\ge 3}", false),
+            ("x \\leq 3", "\\boxed{3}", false),
+            ("\\frac{a}{b}", "\\boxed{a/b}", true),
+            ("\\frac{a}{b}", "\\boxed{b/a}", false),
+            ("2x+1", "\\boxed{y = 2x + 1}", true),
+            ("y=2x+1", "\\boxed{2x + 1}", true),
+            ("y=2x+1", "\\boxed{x = 2x + 1}", false),
+            ("2x+1", "\\boxed{f(x) = 2x + 1}", true),
+            ("1/3", "\\boxed{0.\\overline{3}}", true),
+            ("1/6", "\\boxed{0.1\\overline{6}}", true),
+            ("1/3", "\\boxed{0.\\overline{4}}", false),
+            ("10", "\\boxed{\\approx 10}", true),
+            ("5", "\\boxed{|-5|}", true),
+            ("-5", "\\boxed{|-5|}", false),
+            ("-5", "|-5|", false),
+            ("5", "\\boxed{\\boldsymbol{5}}", true),
+            ("5", "\\boxed{n\\equiv 5}", true),
+            ("12:30", "\\boxed{12{:}30}", true),
+            ("2*3", "\\boxed{23}", false),
+            ("1 2", "\\boxed{12}", false),
+            ("f'(x)", "\\boxed{f(x)}", false),
+            ("(-\\infty, 3]", "\\boxed{(-∞,3]}", true),
+        ],
+    );
+}
+
+#[test]
 fn an_answer_that_says_nothing_leaves_its_samples_ungraded() {
     let mut rule = Config::default().build().unwrap();
     let texts = ["", " ", "\\boxed{}", "\\boxed{ }", "Answer: ", "#### ", "$$", "42"];

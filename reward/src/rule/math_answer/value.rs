@@ -1,8 +1,10 @@
-//! The value of an answer as a whole: a number, a list in brackets, or a text.
+//! The value of an answer as a whole: a number, a product of roots and π, a list, or a text.
 
 use super::brackets::{Bracket, lists};
+use super::expression::canonical;
 use super::number::{self, Number};
 use super::plain::THIN;
+use super::surd::Surd;
 
 /// Lists in lists are read no deeper than this: keeps the reading linear in the text.
 const DEPTH: usize = 4;
@@ -15,10 +17,12 @@ type Brackets = Option<(Bracket, Bracket)>;
 pub(super) enum Value {
     /// A number, to be compared by value.
     Number(Number),
+    /// A product with a root or π that does not come out, to be compared by value.
+    Surd(Surd),
     /// A pair, interval, tuple, set, or several values without brackets; to be compared element by element.
     List(Brackets, Vec<Value>),
-    /// Anything else, to be compared as normalised text.
-    Text(String),
+    /// Anything else, to be compared in one spelling; with the variable that it is said to be (`y = 2x + 1`).
+    Text(Option<String>, String),
 }
 
 impl Value {
@@ -31,17 +35,21 @@ impl Value {
         if let Some(number) = number::whole(plain) {
             return Some(Self::Number(number));
         }
+        if let Some(surd) = Surd::whole(plain) {
+            let number = surd.rational().map(|value| Number { value, percent: false });
+            return Some(number.map_or(Self::Surd(surd), Self::Number));
+        }
         if depth > 0
             && let Some((brackets, items)) = list(plain)
         {
             let items: Vec<_> = items.into_iter().map(|item| Self::nested(item, depth - 1)).collect();
             let says = items.iter().any(Option::is_some);
-            let items = items.into_iter().map(|item| item.unwrap_or_else(|| Self::Text(String::new()))).collect();
+            let items = items.into_iter().map(|item| item.unwrap_or_else(|| Self::Text(None, String::new()))).collect();
             return says.then_some(Self::List(brackets, items));
         }
-        let text = essence(plain);
-        // Braces that hold nothing group nothing.
-        (!text.is_empty() && text != "{}").then_some(Self::Text(text))
+        let text = canonical(plain);
+        let (left, right) = variable(plain).map_or((None, text), |(left, right)| (Some(left), right));
+        (!right.is_empty()).then_some(Self::Text(left, right))
     }
 
     /// Returns true if two values are equal. Lists need the same brackets, which tell a closed interval from an open
@@ -58,7 +66,10 @@ impl Value {
                     brackets == others && a.iter().zip(b).all(|(a, b)| a.same(b))
                 }
             }
-            (Self::Text(a), Self::Text(b)) => a == b,
+            (Self::Surd(a), Self::Surd(b)) => a == b,
+            (Self::Text(left, a), Self::Text(other, b)) => {
+                a == b && (left == other || left.is_none() || other.is_none())
+            }
             _ => false,
         }
     }
@@ -69,15 +80,21 @@ fn same_in_any_order(a: &[Value], b: &[Value]) -> bool {
     a.iter().all(|a| left.iter().position(|b| a.same(b)).map(|found| left.swap_remove(found)).is_some())
 }
 
-/// The elements of a text that is a list as a whole, with its brackets.
+/// The elements of a text that is a list as a whole, with its brackets. What a list is said to be (`x ∈ [0,1]`) does not
+/// count.
 fn list(plain: &str) -> Option<(Brackets, Vec<&str>)> {
-    let text = bare(plain);
-    let lists = lists(text);
-    if let Some(span) = lists.get(&0)
-        && span.end == text.len()
-    {
-        return Some((Some(span.brackets), span.items(text)));
+    let whole = bare(plain);
+    let lists = lists(whole);
+    let said = whole.rfind(['=', '∈']).and_then(|at| whole[at..].chars().next().map(|sign| at + sign.len_utf8()));
+    for start in [Some(0), said].into_iter().flatten() {
+        let start = whole.len() - whole[start..].trim_start().len();
+        if let Some(span) = lists.get(&start)
+            && span.end == whole.len()
+        {
+            return Some((Some(span.brackets), span.items(whole)));
+        }
     }
+    let text = whole;
     if text.contains(['(', '[', '{']) || !text.contains([',', ';']) {
         return None;
     }
@@ -90,15 +107,23 @@ fn list(plain: &str) -> Option<(Brackets, Vec<&str>)> {
 /// A text without spaces, dollar signs, emphasis and quotes around it.
 fn bare(text: &str) -> &str {
     let around = |c: char| c.is_whitespace() || c == THIN || matches!(c, '$' | '*' | '"' | '\'' | '`');
-    text.trim_matches(around).trim_end_matches(|c| around(c) || matches!(c, '.' | ',' | ';' | '!'))
+    let text = text.trim_matches(around).trim_end_matches(|c| around(c) || matches!(c, '.' | ',' | ';'));
+    // Braces around brackets only group them.
+    let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}'));
+    inner.filter(|inner| inner.starts_with(['(', '[']) && !inner.contains(['{', '}'])).unwrap_or(text)
 }
 
-/// A text without what does not change an answer: case, spaces, dollar signs, emphasis, quotes, a full stop.
-fn essence(plain: &str) -> String {
-    let mut text = plain.to_lowercase();
-    text.retain(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '$' | '*' | '"' | '\'' | '`'));
-    let text = text.trim_end_matches(['.', ',', ';', '!']);
-    // A choice is the same with and without its brackets.
-    let letter = text.strip_prefix('(').and_then(|text| text.strip_suffix(')'));
-    letter.filter(|letter| letter.len() == 1).unwrap_or(text).to_owned()
+/// The two sides of an equation with a variable or a function on its left, in one spelling: `y = 2x + 1`.
+fn variable(plain: &str) -> Option<(String, String)> {
+    let (left, right) = plain.split_once('=').filter(|(_, right)| !right.contains('='))?;
+    let left = canonical(left);
+    let mut letters = left.chars();
+    let name = letters.next().is_some_and(char::is_alphabetic)
+        && match letters.as_str().as_bytes() {
+            [] => true,
+            [b'_', index] => index.is_ascii_alphanumeric(),
+            [b'(', argument, b')'] => argument.is_ascii_alphabetic(),
+            _ => false,
+        };
+    name.then(|| (left, canonical(right))).filter(|(_, right)| !right.is_empty())
 }
