@@ -10,6 +10,27 @@
 //! once: the model lists numbers. A completion from which no answer can be extracted is wrong, not ungraded; a prompt
 //! without an answer leaves its samples ungraded, and so does one of whose answer nothing is left: `""`, `\boxed{}`,
 //! `$$`.
+//!
+//! In a statement ("the answer is …", behind `####`, or a text without a mark) a number counts for what the statement
+//! comes to: `6/3` is 2, a sum left undone and `5x` are no number, and `not 12` takes 12 back. `5!` is 120, except in a
+//! sentence: in `It is 5!` the mark is an exclamation.
+//!
+//! # Out of reach
+//!
+//! No algebra is done. These answers are right but graded 0, unless they are spelled as the prompt's answer is:
+//!
+//! - sums with roots or letters in another order or form: `1+\sqrt{2}` and `\sqrt{2}+1`, `2(x+1)` and `2x+2`;
+//! - factors in another order, and decimals for fractions beside letters: `ba` and `ab`, `0.5x` and `x/2`;
+//! - higher roots, logarithms and trigonometric functions that come out: `\sqrt[3]{8}`, `\sin 0`;
+//! - intervals as inequalities or with reversed brackets: `x > 2` and `(2,\infty)`, `]0,1[` and `(0,1)`; the parts of
+//!   unions in another order or form;
+//! - matrices by element, solutions as equations (`x=1, y=2` and `(1,2)`), `\pm 2` and `\{-2, 2\}`;
+//! - sets that hold one value twice, `\{5\}` for 5, and lists without brackets in another order: `3, 4` and `4, 3`;
+//! - a comma as the decimal point: `3,14`; and rounded values: `0.33` for `1/3`, `3.14` for `\pi`;
+//! - numbers in words, times, dates and units: `two`, `1/2/2024`, and `1 km` for `1000 m`. Units are not compared.
+//!
+//! Without brackets `1,200` is always 1200, never the list of 1 and 200. In a completion without a mark the last number
+//! is the answer, even where the text gives it another role.
 
 mod answer;
 mod brackets;

@@ -1,5 +1,7 @@
 //! Right and wrong answers, case by case.
 
+use super::plain::plain;
+use super::value::Value;
 use super::*;
 use crate::tests::{group, values};
 use num_bigint::BigInt;
@@ -393,6 +395,36 @@ fn spellings_of_one_value_are_equal() {
 }
 
 #[test]
+fn whole_numbers_of_any_length_are_compared_digit_by_digit() {
+    let numbers = [
+        "123456789012345678901234567890",
+        "30414093201713378043612608166064768844377641568960512000000000000",
+        "18446744073709551616",
+        "-9223372036854775809",
+        "9007199254740993",
+        "0.1",
+        "3.141592653589793238462643383279",
+    ];
+    for number in numbers {
+        let last = number.len() - 1;
+        let other = format!("{}{}", &number[..last], if number.ends_with('9') { '8' } else { '9' });
+        let boxed = format!("\\boxed{{{number}}}");
+        check(
+            Extract::BoxedThenLast,
+            &[(number, number, true), (number, &boxed, true), (number, &other, false), (&other, &boxed, false)],
+        );
+    }
+    check(
+        Extract::BoxedThenLast,
+        &[
+            ("30414093201713378043612608166064768844377641568960512000000000000", "\\boxed{50!}", true),
+            ("123456789012345678901234567890", "1.2345678901234568e+29", false),
+            ("123456789012345678901234567890", "123,456,789,012,345,678,901,234,567,890", true),
+        ],
+    );
+}
+
+#[test]
 fn an_answer_that_says_nothing_leaves_its_samples_ungraded() {
     let mut rule = Config::default().build().unwrap();
     let texts = ["", " ", "\\boxed{}", "\\boxed{ }", "Answer: ", "#### ", "$$", "42"];
@@ -467,7 +499,49 @@ fn in_brackets_a_comma_separates() {
     );
 }
 
+/// Forms of answers; `#` stands for a whole number.
+const FORMS: [&str; 16] = [
+    "#",
+    "-#",
+    "#/7919",
+    "0.#1",
+    "#%",
+    "#!x",
+    "(#, 5]",
+    "[5,#)",
+    "\\{#, \\pi\\}",
+    "#\\sqrt{3}",
+    "\\frac{#}{\\pi}",
+    "\\sqrt{#}\\pi^2",
+    "x^{#}+1",
+    "\\frac{x+#}{y}",
+    "x \\leq #",
+    "f(x) = x - #",
+];
+
 proptest! {
+    #[test]
+    fn any_text_is_the_same_as_itself(text in "\\PC{0,20}", latex in "[-0-9.,;/^_{}()\\[\\]|!'$%\\\\ a-fqrtx=<]{0,20}") {
+        for text in [text, latex] {
+            if let Some(value) = Value::new(&plain(&text)) {
+                prop_assert!(value.same(&value), "{:?}: {:?}", text, value);
+            }
+        }
+    }
+
+    #[test]
+    fn another_digit_or_form_is_another_answer(number in 2u32..1_000, other in 2u32..1_000, form in 0..FORMS.len()) {
+        let boxed = |number: u32| format!("\\boxed{{{}}}", FORMS[form].replace('#', &number.to_string()));
+        let answer = FORMS[form].replace('#', &number.to_string());
+        prop_assert!(is_right(Extract::Boxed, &answer, &boxed(number)), "{}", answer);
+        prop_assert_eq!(is_right(Extract::Boxed, &answer, &boxed(other)), number == other, "{} {}", answer, other);
+        for other in (0..FORMS.len()).filter(|other| *other != form && (FORMS[form], FORMS[*other]) != ("#", "#%")) {
+            let text = format!("\\boxed{{{}}}", FORMS[other].replace('#', &number.to_string()));
+            let percents = (FORMS[form], FORMS[other]) == ("#%", "#");
+            prop_assert_eq!(is_right(Extract::Boxed, &answer, &text), percents, "{} {}", answer, text);
+        }
+    }
+
     #[test]
     fn a_list_is_itself_and_no_other(
         items in proptest::collection::vec(0u32..2_000, 2..5), brackets in 0usize..5, index in 0usize..4, digit in 1u32..9,
@@ -509,11 +583,23 @@ proptest! {
     }
 
     #[test]
-    fn no_text_breaks_the_rule(answer in "\\PC{0,20}", text in "[\\PC\n]{0,40}", latex in "[-0-9.,/^{}$%\\\\ a-fqrtx=]{0,40}") {
+    fn no_text_breaks_the_rule(answer in "\\PC{0,20}", text in "[\\PC\n]{0,40}", latex in "[-0-9.,;/^_{}()\\[\\]|!'$%\\\\ a-fqrtx=<]{0,40}") {
         for extract in [Extract::BoxedThenLast, Extract::LastNumber, Extract::Boxed, Extract::Hash] {
             is_right(extract, &answer, &text);
             is_right(extract, &latex, &text);
             is_right(extract, &answer, &latex);
+        }
+    }
+}
+
+#[test]
+fn long_completions_of_brackets_and_braces_are_graded_in_linear_time() {
+    // A quadratic pass over 400 kB takes minutes.
+    for part in ["(1,", "{", "\\frac{", "\\{1,(", "5! ", "(1,2)", "\\boxed{(", "not 1 ", "x^", "|1 - ", "1,000"] {
+        let text = part.repeat(400_000 / part.len());
+        for answer in ["22", "(1,2)", "x+1", "\\sqrt{3}"] {
+            is_right(Extract::BoxedThenLast, answer, &text);
+            is_right(Extract::BoxedThenLast, answer, &format!("\\boxed{{{text}}}"));
         }
     }
 }

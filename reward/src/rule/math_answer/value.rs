@@ -75,9 +75,10 @@ impl Value {
     }
 }
 
+/// Compares two lists of one length without regard to order.
 fn same_in_any_order(a: &[Value], b: &[Value]) -> bool {
     let mut left: Vec<&Value> = b.iter().collect();
-    a.iter().all(|a| left.iter().position(|b| a.same(b)).map(|found| left.swap_remove(found)).is_some())
+    a.iter().all(|a| left.iter().position(|b| a.same(b)).map(|found| left.remove(found)).is_some())
 }
 
 /// The elements of a text that is a list as a whole, with its brackets. What a list is said to be (`x ∈ [0,1]`) does not
