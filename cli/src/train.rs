@@ -66,10 +66,8 @@ fn train(args: &Args) -> anyhow::Result<ExitCode> {
         (_, Some(place)) => {
             let folder = resumed_folder(place, args.out.as_deref())?;
             let config = trainer::resumed_config(&folder, &args.set)?;
-            check_trust(place, &config, args.trust).inspect_err(|_| {
-                // The copy would be taken for a run of this machine.
-                let _ = std::fs::remove_dir_all(&folder);
-            })?;
+            // A copy that stayed would be taken for a run of this machine.
+            check_trust(place, &config, args.trust).inspect_err(|_| trainer::forget_run(&folder))?;
             (config, Target::Resume(folder))
         }
         (Some(path), None) => {

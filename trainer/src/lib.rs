@@ -38,7 +38,7 @@ pub mod sampling;
 mod testing;
 
 pub use bucket::Bucket;
-pub use checkpoint::bucket::{fetch_run, run_folder};
+pub use checkpoint::bucket::{fetch_run, forget_run, run_folder};
 pub use checkpoint::restore::{adapted_policy, resumed_config, trained_policy};
 pub use error::{Error, Result};
 pub use export::{PeftForm, export_gguf, export_hub, export_peft};

@@ -135,6 +135,11 @@ pub fn fetch_run(place: &Path, folder: &Path) -> Result<()> {
     fetched
 }
 
+/// Removes the folder of a run that has just been copied from a URL.
+pub fn forget_run(folder: &Path) {
+    let _ = fs::remove_dir_all(folder);
+}
+
 fn fetch(url: &str, folder: &Path) -> Result<()> {
     let files = Bucket::open(url)?;
     let missing = |what: &str| {
