@@ -9,6 +9,8 @@ use crate::checkpoint::CHECKPOINTS;
 use crate::config::Config;
 use crate::files::write_atomically;
 use crate::{Error, Result};
+use model::Policy;
+use model::chat_template::Moment;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,6 +33,9 @@ struct StoredRun {
     /// The moment when it began, in microseconds since 1970; absent in folders of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     started_at: Option<u64>,
+    /// The local date and time then, which chat templates write for the whole run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    date: Option<String>,
 }
 
 impl StoredRun {
@@ -103,6 +108,22 @@ pub(super) fn open(config: &Config, target: &Target, identity: &str) -> Result<(
     }
 }
 
+/// Lets a chat template that writes the date write that of the run's beginning, so that a prompt stays the same through
+/// midnight and a resume.
+///
+/// # Errors
+/// If `run.json` cannot be read.
+pub(super) fn pin_date(folder: &Path, policy: &Policy) -> Result<()> {
+    if !policy.tokenizer().tells_the_date() {
+        return Ok(());
+    }
+    match StoredRun::read(folder)?.and_then(|run| run.date) {
+        Some(date) => policy.tokenizer().pin_date(date.parse()?),
+        None => tracing::warn!("the chat template writes the date, so prompts change at midnight"),
+    }
+    Ok(())
+}
+
 fn reopen(config: &Config, folder: RunFolder, stored: StoredRun, identity: &str) -> Result<(RunFolder, Store, RunId)> {
     let url = absolute(&config.store.url);
     let asked = store::without_password(&url);
@@ -136,7 +157,12 @@ fn begin(config: &Config, folder: RunFolder, identity: &str) -> Result<(RunFolde
     config.store.url = absolute(&config.store.url);
     let store = Store::open(&config.store.url)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_micros() as u64);
-    let stored = StoredRun { run: None, store: store::without_password(&config.store.url), started_at: Some(now) };
+    let stored = StoredRun {
+        run: None,
+        store: store::without_password(&config.store.url),
+        started_at: Some(now),
+        date: Some(Moment::now().to_string()),
+    };
     stored.write(folder.path())?;
     write_atomically(&folder.path().join(CONFIG), config.resolved()?.as_bytes())?;
     begin_row(&config, folder, store, stored, identity)
