@@ -90,6 +90,7 @@ fn lead(
     let learner = Learner::new(config, &plan.policy)?;
     drop(loading);
     let (folder, store, run) = begin::open(config, target, plan.policy.identity())?;
+    begin::pin_date(folder.path(), &plan.policy)?;
     let peers = Peers::open(config, folder.path(), team)?;
     let mut training = Training::open(config, plan, learner, folder, store, run, peers)?;
     // libtorch panics where memory runs out; the run has failed then, and its row says so.
@@ -119,6 +120,7 @@ pub fn evaluate(config: &Config, checkpoint: Option<&Path>, observer: &mut dyn O
     let mut plan = Plan::build(config)?;
     let learner = Learner::new(config, &plan.policy)?;
     if let Some(folder) = checkpoint {
+        begin::pin_date(folder, &plan.policy)?;
         let snapshot = restore_newest(folder, &mut plan.policy)?;
         learner.restore_critic(&snapshot)?;
     }

@@ -23,6 +23,9 @@
 //! costs the first token more than they gain (docs/results/props.md has numbers). Long free text is unique after a few
 //! tokens, and there is nothing to correct. `behavior/prefixes` reports the number of shared prefixes. PROPS has not
 //! been published for language models: slices of groups and the tree of prefixes are choices of this implementation.
+//! The authors' method also keeps a buffer, in which the batches of earlier steps count; here only the slices of one step
+//! do. On SmolLM2 the sampling error of the first token is no smaller than that of independent samples
+//! (docs/results/efficiency-20.md, docs/results/efficiency-50.md).
 //! The samples of a group are no longer independent, so a leave-one-out baseline is no longer exactly unbiased.
 
 use super::visits::{PromptSamples, Visits};

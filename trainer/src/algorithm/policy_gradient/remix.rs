@@ -15,9 +15,10 @@
 //! For fresh samples c is 1 and ℓ is PPO's. After step T the policy is *reincarnated*: it becomes the reference, replay
 //! ends, and the base method continues unchanged, with the KL term towards the new reference.
 //!
-//! The paper gives neither β nor the estimator of the KL; those are choices of this implementation. The divergences are
-//! computed over the whole vocabulary by default, because an estimate from single tokens assumes that `π_θ` sampled
-//! them, and old samples come from other policies.
+//! Written from the abstract, the project page, two notes on the paper and its reviews, which give neither β nor the
+//! estimator of the KL; those are choices of this implementation. The divergences are computed over the whole vocabulary
+//! by default, because an estimate from single tokens assumes that `π_θ` sampled them, and old samples come from other
+//! policies.
 //!
 //! Samples that the policy has left far behind are dropped (`max_mean_log_ratio`, `max_ratio`). On a single skill that
 //! costs some of the gain (docs/results/efficiency-tiny.md), since the tokens that moved furthest carried the most; on

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! The second version of the paper (2026) calls the method Nash Prox: self-play, of which online IPO is one form,
-//! inside a proximal-point scheme, `π_{k+1} ≈ argmax P_β(π ≻ π) − (β/η) KL(π ‖ π_k)`. That is `form = "contrastive"`
-//! with `κ = 1`, each `ema_every` steps being an approximate solution of one such problem; κ below 1 moves the
+//! inside a proximal-point scheme, `π_{k+1} ≈ argmax_π P_β(π ≻ sg(π)) − (β/η) KL(π ‖ π_k)`, in which the opponent sg(π)
+//! is the same policy, held. That is `form = "contrastive"` with `κ = 1`, each `ema_every` steps being an approximate solution of one such problem; κ below 1 moves the
 //! average smoothly instead.
 //!
 //! The penalties of earlier tokens and of other samples do not depend on token t: leaving out the former and
