@@ -40,16 +40,17 @@ impl Prune {
         let pruned = if self.dry_run { store.rehearse_prune(&rule)? } else { store.prune(&rule)? };
         let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
         let (before, after) = (megabytes(pruned.bytes_before), megabytes(pruned.bytes_after));
-        let steps = pruned.steps;
-        note(&match (self.dry_run, steps) {
-            (true, _) => format!("would free the samples of {steps} steps: {before} to about {after}"),
-            (false, 0) if pruned.bytes_after == pruned.bytes_before => {
-                format!("nothing to remove; the store has {before}")
-            }
-            (false, _) => format!("freed the samples of {steps} steps: {before} to {after}"),
-        });
-        if let Some(reason) = &pruned.kept_room {
-            note(reason);
+        let sizes = match (self.dry_run, pruned.steps) {
+            (true, steps) => format!("would free the samples of {steps} steps: {before} to about {after}"),
+            (false, 0) => format!("no step to remove; the samples take {after}"),
+            (false, steps) => format!("freed the samples of {steps} steps: {before} to {after}"),
+        };
+        note(&sizes);
+        if pruned.swept > 0 {
+            note(&format!("removed {} prompts and policies of steps pruned earlier", thousands(pruned.swept)));
+        }
+        if let Some(kept_room) = &pruned.kept_room {
+            note(kept_room);
         }
         if pruned.still_needed > 0 {
             note(&format!("kept {} steps that a run which may be resumed still needs", thousands(pruned.still_needed)));
@@ -88,6 +89,12 @@ pub(super) fn verify(store: &Store, format: Format) -> Result<ExitCode> {
         note(&format!(
             "{} samples were stored before there were hashes: their content cannot be verified",
             thousands(found.unverifiable)
+        ));
+    }
+    if found.unswept > 0 {
+        note(&format!(
+            "{} prompts and policies are left from pruned steps: nothing is wrong with them, and the next `prune` removes them",
+            thousands(found.unswept)
         ));
     }
     if found.is_sound() {

@@ -88,7 +88,7 @@ fn a_server_that_is_not_there_is_one_sentence() {
     let url = "postgres://me:hush@127.0.0.1:1/db";
     for args in [&["replay", "ls", "--store", url][..], &["replay", "migrate", url, "sqlite://a.db"]] {
         let done = sandbox.run(args);
-        assert_eq!(done.code, Some(2), "{}", done.stderr);
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
         assert!(done.stderr.contains("cannot connect to the store postgres://me@127.0.0.1:1/db"), "{}", done.stderr);
         assert!(!done.stderr.contains("hush"), "{}", done.stderr);
     }
