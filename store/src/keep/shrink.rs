@@ -61,7 +61,7 @@ async fn shrink_file(connection: &mut Connection) -> Result<Option<String>> {
     connection.script(FOLD_LOG).await.doing(DOING)?;
     connection.script(format!("PRAGMA busy_timeout = {}", PATIENCE_S * 1000)).await.doing(DOING)?;
     let Some(reason) = refused else { return Ok(None) };
-    let left = (free * number(connection, PAGE_SIZE).await?) as f64 / 1e6;
+    let left = (number(connection, FREE).await? * number(connection, PAGE_SIZE).await?) as f64 / 1e6;
     Ok(Some(format!(
         "the file still has {left:.1} MB that are free for later samples, because {reason}; the next `prune` that is \
          alone with the store gives them back"

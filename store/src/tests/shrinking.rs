@@ -51,6 +51,21 @@ fn a_new_file_shrinks_in_pieces_while_others_have_it_open() {
 }
 
 #[test]
+fn a_piece_is_as_many_pages_as_it_says() {
+    if is_postgres() {
+        return;
+    }
+    let (_folder, store) = new_store();
+    // A megabyte, and its room when it is gone: 256 pages and a few.
+    execute(&store, "CREATE TABLE filler AS SELECT randomblob(1048576) AS x");
+    execute(&store, "DROP TABLE filler");
+    let free = pragma(&store, "freelist_count");
+    assert!(free > 256, "{free}");
+    execute(&store, "PRAGMA incremental_vacuum(100)");
+    assert_eq!(pragma(&store, "freelist_count"), free - 100);
+}
+
+#[test]
 fn a_file_of_an_earlier_version_is_written_anew_only_by_who_is_alone_with_it() {
     if is_postgres() {
         return;
