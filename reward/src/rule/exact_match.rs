@@ -111,7 +111,11 @@ mod tests {
         let words = Config { strip_punctuation: true, ..Config::default() };
         for (config, answer) in [(&strict, ""), (&strict, " "), (&Config::default(), "\n"), (&words, "...")] {
             let grades = config.build().unwrap().grade(&[group("", Some(answer), &["", answer])]);
-            assert_eq!(grades[0], vec![Grade::missing("the prompt's answer is empty"); 2], "{answer:?} under {config:?}");
+            assert_eq!(
+                grades[0],
+                vec![Grade::missing("the prompt's answer is empty"); 2],
+                "{answer:?} under {config:?}"
+            );
         }
         check(&Config::default(), "...", "...", 1.0);
         check(&Config::default(), "Paris", "", 0.0);

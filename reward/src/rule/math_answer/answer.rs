@@ -16,10 +16,12 @@ impl Answer {
         let value = match boxed(answer).or_else(|| hash(answer)) {
             Some(marked) => Value::new(&plain(marked)),
             None => match (Value::new(&plain(answer)), clause(answer).map(plain)) {
-                (Some(Value::Text(..)), Some(clause)) => match (Value::new(&clause), number::last(&clause, Reading::Stated)) {
-                    (Some(Value::Text(..)), Some(number)) => Some(Value::Number(number)),
-                    (value, _) => value,
-                },
+                (Some(Value::Text(..)), Some(clause)) => {
+                    match (Value::new(&clause), number::last(&clause, Reading::Stated)) {
+                        (Some(Value::Text(..)), Some(number)) => Some(Value::Number(number)),
+                        (value, _) => value,
+                    }
+                }
                 (value, _) => value,
             },
         };

@@ -72,7 +72,11 @@ impl Parser<'_> {
                 '*' => self.product(&mut out),
                 '<' | '>' | '!' if self.peek() == Some('=') => {
                     self.next();
-                    out.push(if c == '<' { '≤' } else if c == '>' { '≥' } else { '≠' });
+                    out.push(match c {
+                        '<' => '≤',
+                        '>' => '≥',
+                        _ => '≠',
+                    });
                 }
                 c if is_nothing(c) => {
                     self.spaces();
@@ -166,7 +170,8 @@ impl Parser<'_> {
     fn fraction(&mut self, above: &str, below: &str, out: &mut String) {
         let negative = out.is_empty() && above.starts_with('-');
         let above = if negative { &above[1..] } else { above };
-        let factors = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '^'));
+        let factors =
+            |text: &str| !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '^'));
         let atom = |text: &str| {
             let digits = text.bytes().all(|byte| byte.is_ascii_digit());
             text.chars().count() == 1 || digits && !text.is_empty()
@@ -177,7 +182,8 @@ impl Parser<'_> {
         let joined = self.peek().is_some_and(|c| c == '^' || c.is_ascii_digit() || c == '/');
         let joins = ends_in_digit(out) && above.starts_with(|c: char| c.is_ascii_digit()) || out.ends_with('/');
         out.push_str(if negative { "-" } else { "" });
-        out.push_str(&if joined || joins { format!("({above}/{below})") } else { format!("{above}/{below}") });
+        let (open, close) = if joined || joins { ("(", ")") } else { ("", "") };
+        out.extend([open, &above, "/", &below, close]);
     }
 }
 

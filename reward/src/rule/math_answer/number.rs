@@ -22,9 +22,8 @@ const NO_UNITS: [&str; 14] =
     ["or", "and", "to", "pi", "sqrt", "log", "ln", "sin", "cos", "tan", "mod", "times", "plus", "minus"];
 
 /// Greek letters, which are variables but for π.
-const GREEK: [&str; 12] = [
-    "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "sigma", "tau", "phi", "omega",
-];
+const GREEK: [&str; 12] =
+    ["alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "sigma", "tau", "phi", "omega"];
 
 /// The factorial of a larger number has no value: the cost of exactness is bounded.
 const MOST_FACTORS: u32 = 200;
@@ -161,7 +160,8 @@ impl Negation {
     fn pass(&mut self, cursor: Cursor<'_>) {
         let Some(byte) = cursor.peek() else { return };
         if !byte.is_ascii_alphabetic() {
-            self.words = if matches!(byte, b'.' | b',' | b';' | b':' | b'=' | b'!' | b'?' | b'\n') { 0 } else { self.words };
+            self.words =
+                if matches!(byte, b'.' | b',' | b';' | b':' | b'=' | b'!' | b'?' | b'\n') { 0 } else { self.words };
             return;
         }
         let word = cursor.letters();
@@ -279,7 +279,7 @@ impl<'a> Cursor<'a> {
             self.before(1).is_some_and(|byte| byte.is_ascii_alphabetic() || !byte.is_ascii())
         };
         let after = end.rest().iter().find(|byte| **byte != b'!');
-        word && after.is_none_or(|byte| byte.is_ascii_whitespace())
+        word && after.is_none_or(u8::is_ascii_whitespace)
     }
 
     /// The factorial of a number with a `!` behind it, without a value unless the number is a small whole one.

@@ -105,8 +105,8 @@ fn command<'a>(rest: &'a str, out: &mut String) -> &'a str {
     }
     let (name, after) = rest.split_at(letters);
     match name {
-        "left" | "right" | "displaystyle" | "big" | "Big" | "bigl" | "bigr" | "Bigl" | "Bigr" => {}
-        "boldsymbol" | "bm" | "mathbb" => {}
+        "left" | "right" | "displaystyle" | "big" | "Big" | "bigl" | "bigr" | "Bigl" | "Bigr" | "boldsymbol" | "bm"
+        | "mathbb" => {}
         "le" | "leq" | "leqslant" => out.push('≤'),
         "ge" | "geq" | "geqslant" => out.push('≥'),
         "ne" | "neq" => out.push('≠'),
