@@ -194,9 +194,10 @@ impl Learner {
         let fresh = collected.groups().iter().all(|group| group.group().policy.hash == policy.version().hash);
         let corrects = self.algorithm.schedule(step).replay.is_some();
         let mismatch = &mut self.mismatch;
-        let warning = match fresh {
-            true => mismatch.check(metrics),
-            false => mismatch.check_unweighted(metrics, corrects).or_else(|| mismatch.check_old(metrics)),
+        let warning = if fresh {
+            mismatch.check(metrics)
+        } else {
+            mismatch.check_unweighted(metrics, corrects).or_else(|| mismatch.check_old(metrics))
         };
         if let Some(warning) = warning {
             tracing::warn!("step {step}: {warning}");

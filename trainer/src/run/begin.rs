@@ -117,9 +117,10 @@ pub(super) fn pin_date(folder: &Path, policy: &Policy) -> Result<()> {
     if !policy.tokenizer().tells_the_date() {
         return Ok(());
     }
-    match StoredRun::read(folder)?.and_then(|run| run.date) {
-        Some(date) => policy.tokenizer().pin_date(date.parse()?),
-        None => tracing::warn!("the chat template writes the date, so prompts change at midnight"),
+    if let Some(date) = StoredRun::read(folder)?.and_then(|run| run.date) {
+        policy.tokenizer().pin_date(date.parse()?);
+    } else {
+        tracing::warn!("the chat template writes the date, so prompts change at midnight");
     }
     Ok(())
 }
