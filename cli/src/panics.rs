@@ -45,8 +45,8 @@ fn take_note(info: &PanicHookInfo<'_>) {
 /// Returns what to tell of a panic.
 fn sentence(said: &str) -> String {
     if NO_MEMORY.iter().any(|words| said.contains(words)) {
-        let asked = said.split("allocate ").nth(1).and_then(|rest| rest.split([' ', '.']).next());
-        let asked = asked.and_then(|bytes| bytes.parse::<f64>().ok());
+        let asked = said.rsplit("allocate ").next().and_then(|rest| rest.split_once(" bytes"));
+        let asked = asked.and_then(|(bytes, _)| bytes.parse::<f64>().ok());
         let asked = asked.map_or_else(String::new, |bytes| format!(" ({:.0} MB more were asked for)", bytes / 1e6));
         return format!(
             "out of memory{asked}: lower micro_batch_tokens, rollout.engine.max_running, rollout.group_size or rollout.max_new_tokens, or set model.gradient_checkpointing = true; `proxrl plan` estimates what a config needs"
@@ -65,7 +65,7 @@ mod tests {
         let torch = "/x/tch/src/wrappers.rs:7: called `Result::unwrap()` on an `Err` value: Torch(\"[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 50331648 bytes. Error code 12\")\nframe #0";
         let said = sentence(torch);
         assert!(said.starts_with("out of memory (50 MB more were asked for): lower micro_batch_tokens"), "{said}");
-        assert!(sentence("CUDA out of memory. Tried to allocate 2.00 GiB").starts_with("out of memory"));
+        assert!(sentence("CUDA out of memory. Tried to allocate 2.00 GiB").starts_with("out of memory: lower"));
     }
 
     #[test]

@@ -5,8 +5,6 @@
 //! are memory-mapped, so that a tensor costs one copy and an unused one costs nothing.
 
 mod gguf;
-#[cfg(test)]
-mod parity;
 mod safetensors;
 mod storage;
 #[cfg(test)]

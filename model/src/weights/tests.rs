@@ -1,5 +1,7 @@
 //! Checkpoints of both formats, whole and damaged.
 
+mod parity;
+
 use super::*;
 use proptest::prelude::*;
 use serde_json::json;

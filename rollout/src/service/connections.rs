@@ -2,7 +2,7 @@
 //!
 //! HTTP/1.1 alone is spoken. A request's head must arrive within `serve.body_timeout_s` of the connection's beginning, or
 //! of the answer before it, so a silent connection is closed; and no more than `serve.max_connections` are open at once.
-//! Whoever reaches the port could otherwise use up the process's files without a token.
+//! Otherwise a client could use up the process's files without a token.
 
 use super::config::Config;
 use axum::Router;

@@ -3,7 +3,7 @@
 //! A file of this version is made smaller some pages at a time, each time in a short transaction. A file of an earlier
 //! version has to be written anew as a whole, which keeps every writer waiting for as long as that takes: that is done
 //! only while no other process has the store open, and makes it a file that can be shrunk in pieces from then on. On a
-//! server, `VACUUM` makes the room free for later rows and locks nobody out; `VACUUM FULL` would give it back, and lock
+//! server, `VACUUM` makes the room free for later rows and locks no one out; `VACUUM FULL` would give it back, and lock
 //! the tables meanwhile.
 
 use super::turns;

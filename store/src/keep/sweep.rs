@@ -1,4 +1,4 @@
-//! Prompts and policies that no group has any more: whoever removes groups removes them too.
+//! Prompts and policies that no group has any more, which are removed together with the groups.
 //!
 //! [`Unused`] names the candidates, and removing them looks again: another writer may have asked one of the prompts
 //! meanwhile. On a server it may be about to, so a row that another transaction holds is left for the next pruning.

@@ -157,7 +157,7 @@ fn a_commit_whose_answer_is_lost_is_not_done_again() {
     lose_one();
     assert!(far.finish_job(&lease, &drawn).unwrap());
     assert_eq!((count(&store, "groups"), count(&store, "samples")), (4, 8));
-    // Once more it is somebody's late result.
+    // Once more it is a late result.
     assert!(!far.finish_job(&lease, &drawn).unwrap());
     assert!(store.verify().unwrap().is_sound());
     assert!(!way.armed.load(Ordering::SeqCst));

@@ -15,7 +15,7 @@ pub(crate) struct Ungraded {
     steps: u32,
 }
 
-/// What to do about a step's samples.
+/// The consequence of a step's grades.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
     /// Some are graded, or there are none.

@@ -97,6 +97,7 @@ impl Drop for Daemon {
 /// A connection that is kept alive between requests.
 pub(super) struct Client {
     stream: BufReader<TcpStream>,
+    address: String,
     token: String,
 }
 
@@ -139,7 +140,7 @@ impl Client {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream: BufReader::new(stream), token: token.to_owned() }
+        Self { stream: BufReader::new(stream), address: address.to_owned(), token: token.to_owned() }
     }
 
     pub(super) fn post(&mut self, path: &str, body: &Value) -> Answer {
@@ -172,7 +173,8 @@ impl Client {
         let token =
             if self.token.is_empty() { String::new() } else { format!("authorization: Bearer {}\r\n", self.token) };
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: proxrl\r\n{token}{headers}content-length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\n{token}{headers}content-length: {}\r\n\r\n",
+            self.address,
             body.len()
         );
         self.stream.get_mut().write_all(&[head.as_bytes(), body].concat()).unwrap();
@@ -182,8 +184,9 @@ impl Client {
     pub(super) fn announce(&mut self, path: &str, length: usize) {
         let token = &self.token;
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: proxrl\r\nauthorization: Bearer {token}\r\n\
-             content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {token}\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n",
+            self.address
         );
         self.stream.get_mut().write_all(head.as_bytes()).unwrap();
     }

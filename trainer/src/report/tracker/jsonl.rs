@@ -27,7 +27,7 @@ impl JsonlTracker {
     /// # Errors
     /// If the file cannot be opened or cut.
     pub fn resume(path: &Path, last_step: u64) -> Result<Self> {
-        // Appended to, so that a file that somebody else has cut has no hole.
+        // Appended to, so that a file that another program has cut has no hole.
         let open = || OpenOptions::new().read(true).append(true).create(true).open(path);
         let mut file = open().map_err(|error| unopenable(path, &error))?;
         let mut content = Vec::new();

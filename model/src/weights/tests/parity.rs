@@ -1,7 +1,7 @@
 //! Logits agree with those of transformers, for tiny models of each family in each format and for the real model.
 
-use super::tests::{fixture, real_model};
-use super::*;
+use super::{fixture, real_model};
+use crate::weights::*;
 use crate::adapter::{Adapter, AdapterConfig, PeftAdapter};
 use crate::architecture;
 use crate::backend::Placement;
