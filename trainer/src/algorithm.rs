@@ -298,8 +298,8 @@ pub trait Algorithm {
     /// The denominator of sums of token losses over a whole optimizer batch; one entry per sequence.
     fn denominator(&self, trained_per_sequence: &[i64]) -> Denominator;
 
-    /// The share of this batch in the loss, a scalar that is minimised; its measurements go to `tally`.
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor;
+    /// The share of this batch in the loss, a scalar that is minimised; its measurements go to `sums`.
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor;
 
     /// Changes companions, the policy or the optimizer at the end of a step, after its updates.
     ///

@@ -23,7 +23,7 @@ use tch::{Device, Tensor};
 pub struct Batch {
     /// The tokens themselves, prompts once per unit.
     pub packed: Packed,
-    /// Which token belongs to which sequence and is trained on.
+    /// The sequence of each token, and the tokens that are trained on.
     pub rows: Rows,
     /// The sequences of each unit, in order.
     pub units: Vec<Range<usize>>,
@@ -73,7 +73,7 @@ pub struct MicroBatchLimits {
     pub tokens: usize,
     /// Tokens in the model's vocabulary.
     pub vocab: i64,
-    /// Where the tensors go.
+    /// The device of the tensors.
     pub device: Device,
 }
 

@@ -287,7 +287,7 @@ pub struct Side<'a> {
     pub origin: Origin,
 }
 
-/// Where one completion of a pair comes from.
+/// The source of one completion of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// A row of a data set.

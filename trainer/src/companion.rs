@@ -88,7 +88,7 @@ pub struct Companion {
     pub role: Role,
     /// Its first adapter.
     pub start: Start,
-    /// When it changes.
+    /// The rule by which it changes.
     pub renewal: Renewal,
     /// The numbers that the method reads of it.
     pub consults: Consults,

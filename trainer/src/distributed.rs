@@ -178,7 +178,7 @@ impl Team {
     }
 
     /// Adds up the ranks' gradients, losses and metric sums: afterwards every rank has the result of a single process.
-    pub(crate) fn add_up(&self, parameters: &[Parameter], loss: f64, tally: &MetricSums) -> Result<(f64, MetricSums)> {
+    pub(crate) fn add_up(&self, parameters: &[Parameter], loss: f64, sums: &MetricSums) -> Result<(f64, MetricSums)> {
         let host = |gradient: Tensor| gradient.to_device(model::device::HOST).to_kind(Kind::Float).reshape([-1]);
         let flat: Vec<Tensor> = parameters.iter().map(|parameter| host(parameter.gradient())).collect();
         let flat = Tensor::cat(&flat, 0);
@@ -193,7 +193,7 @@ impl Team {
             start += count;
         }
         let mut total = (0.0, MetricSums::new());
-        for (loss, counts) in self.gather((Number::from(loss), tally.counts()))? {
+        for (loss, counts) in self.gather((Number::from(loss), sums.counts()))? {
             total.0 += f64::from(loss);
             total.1.merge(MetricSums::of(counts));
         }

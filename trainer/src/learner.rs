@@ -109,7 +109,7 @@ impl Learner {
         let planned = |steps: std::ops::Range<u64>| steps.map(|it| self.algorithm.schedule(it).updates()).sum::<u64>();
         let before = planned(stage.start..step);
         let total = before + planned(step..stage.end);
-        let mut tally = MetricSums::new();
+        let mut sums = MetricSums::new();
         let (mut taken, mut skipped, mut loss, mut norms, mut rate) = (0u64, 0u64, 0.0, 0.0, 0.0);
         'updates: for epoch in 0..schedule.epochs {
             for (index, batch) in batches.iter().enumerate() {
@@ -121,7 +121,7 @@ impl Learner {
                 let too_far = schedule
                     .max_proximal_kl
                     .is_some_and(|limit| own.mean("proximal_kl").is_some_and(|moved| moved > limit));
-                tally.merge(own);
+                sums.merge(own);
                 if too_far {
                     self.updates.forget_gradients();
                     metrics.set("updates/stopped_by_kl", 1.0);
@@ -141,7 +141,7 @@ impl Learner {
                 }
             }
         }
-        metrics.merge(tally.metrics());
+        metrics.merge(sums.metrics());
         self.warn_of_mismatch(step, collected, &metrics, policy);
         if taken > 0 {
             metrics.set("loss", loss / (taken + skipped) as f64);
@@ -165,14 +165,14 @@ impl Learner {
         batch: &MiniBatch,
         schedule: &Schedule,
         policy: &Policy,
-        tally: &mut MetricSums,
+        sums: &mut MetricSums,
     ) -> Result<f64> {
         let mine = |index: usize| self.team.as_ref().is_none_or(|team| team.owns(index));
         let parts = batch.micro_batches.iter().enumerate().filter(|(index, _)| mine(*index));
-        let loss: f64 = parts.map(|(_, part)| self.accumulate(part, schedule, policy, tally)).sum();
+        let loss: f64 = parts.map(|(_, part)| self.accumulate(part, schedule, policy, sums)).sum();
         let Some(team) = &self.team else { return Ok(loss) };
-        let (loss, sums) = team.add_up(self.updates.parameters(), loss, tally)?;
-        *tally = sums;
+        let (loss, of_all) = team.add_up(self.updates.parameters(), loss, sums)?;
+        *sums = of_all;
         Ok(loss)
     }
 
@@ -212,12 +212,12 @@ impl Learner {
         let _no_grad = tch::no_grad_guard();
         let mut metrics = Metrics::new();
         let (batches, schedule) = self.whole_batches(collected, policy, &mut metrics)?;
-        let mut tally = MetricSums::new();
+        let mut sums = MetricSums::new();
         let mut loss = 0.0;
         for batch in batches.iter().flat_map(|batch| &batch.micro_batches) {
-            loss += self.accumulate(batch, &schedule, policy, &mut tally);
+            loss += self.accumulate(batch, &schedule, policy, &mut sums);
         }
-        metrics.merge(tally.metrics());
+        metrics.merge(sums.metrics());
         metrics.set("loss", loss / batches.len().max(1) as f64);
         Ok(metrics)
     }
@@ -365,20 +365,20 @@ impl Learner {
     }
 
     /// Adds the gradient of one micro-batch, unless gradients are off; returns its share of the loss.
-    fn accumulate(&self, batch: &Batch, schedule: &Schedule, policy: &Policy, tally: &mut MetricSums) -> f64 {
+    fn accumulate(&self, batch: &Batch, schedule: &Schedule, policy: &Policy, sums: &mut MetricSums) -> f64 {
         match (self.needs.reads, &self.critic) {
-            (Reads::SequenceEnds, Some(critic)) => self.accumulate_ends(batch, critic, policy, tally),
-            _ => self.accumulate_tokens(batch, schedule, policy, tally),
+            (Reads::SequenceEnds, Some(critic)) => self.accumulate_ends(batch, critic, policy, sums),
+            _ => self.accumulate_tokens(batch, schedule, policy, sums),
         }
     }
 
-    fn accumulate_ends(&self, batch: &Batch, critic: &Critic, policy: &Policy, tally: &mut MetricSums) -> f64 {
+    fn accumulate_ends(&self, batch: &Batch, critic: &Critic, policy: &Policy, sums: &mut MetricSums) -> f64 {
         let forward = phase_span!("forward");
         let values = policy.evaluate_values(&batch.packed, critic);
         drop(forward);
         let nothing = values.leaf.narrow(0, 0, 0);
         let outputs = Outputs { values: Some(&values.leaf), ..Outputs::of(&nothing) };
-        let loss = self.algorithm.loss(batch, outputs, tally);
+        let loss = self.algorithm.loss(batch, outputs, sums);
         if loss.requires_grad() {
             let _span = phase_span!("backward");
             values.backward(&loss);
@@ -386,7 +386,7 @@ impl Learner {
         loss.double_value(&[])
     }
 
-    fn accumulate_tokens(&self, batch: &Batch, schedule: &Schedule, policy: &Policy, tally: &mut MetricSums) -> f64 {
+    fn accumulate_tokens(&self, batch: &Batch, schedule: &Schedule, policy: &Policy, sums: &mut MetricSums) -> f64 {
         let sampled = self.needs.samples.are_sampled();
         let want = if sampled { Want::Entropy } else { Want::Fit };
         let diverging = self.companions.consulted(Consults::Divergence, schedule);
@@ -399,13 +399,13 @@ impl Learner {
         let logprobs = &evaluation.logprobs;
         // Where an opponent's samples are learned from too, it is right that its log-probs are not the policy's.
         if sampled && self.needs.samples.opponent().is_none() {
-            tally_policies(batch, logprobs, tally);
+            measure_policies(batch, logprobs, sums);
         }
         if let Some(hits) = &evaluation.argmax_hit {
-            tally.add_tokens("mean_token_accuracy", hits, &batch.rows);
+            sums.add_tokens("mean_token_accuracy", hits, &batch.rows);
         }
         if let Some(entropy) = &evaluation.entropy {
-            tally.add_tokens("entropy", entropy, &batch.rows);
+            sums.add_tokens("entropy", entropy, &batch.rows);
         }
         let divergences = diverging.iter().map(|(role, _)| *role).zip(&evaluation.divergences);
         let outputs = Outputs {
@@ -414,7 +414,7 @@ impl Learner {
             values: evaluation.values.as_ref().map(|values| &values.leaf),
             divergences: divergences.map(|(role, divergence)| (role, &divergence.leaf)).collect(),
         };
-        let loss = self.algorithm.loss(batch, outputs, tally);
+        let loss = self.algorithm.loss(batch, outputs, sums);
         if loss.requires_grad() {
             let _span = phase_span!("backward");
             evaluation.backward(&loss);
@@ -475,16 +475,16 @@ impl Learner {
 }
 
 /// The distances between the policies that sampled, began the step and are.
-fn tally_policies(batch: &Batch, logprobs: &Tensor, tally: &mut MetricSums) {
+fn measure_policies(batch: &Batch, logprobs: &Tensor, sums: &mut MetricSums) {
     let (rows, behaviour) = (&batch.rows, batch.behaviour());
     let tokens = rows.trained_tokens() as f64;
     // What the updates of this step have moved is not a mismatch: that is `proximal_kl`.
     let began = batch.proximal_logprobs.as_ref().unwrap_or(logprobs);
-    tally.add("mismatch_kl", &(mismatch_kl(began, behaviour, rows) * tokens), tokens);
-    tally.add("effective_sample_share", &(effective_sample_share(logprobs, behaviour, rows) * tokens), tokens);
+    sums.add("mismatch_kl", &(mismatch_kl(began, behaviour, rows) * tokens), tokens);
+    sums.add("effective_sample_share", &(effective_sample_share(logprobs, behaviour, rows) * tokens), tokens);
     if let Some(proximal) = &batch.proximal_logprobs {
         // k3 of the sampled tokens, which come from the step's first policy: KL(proximal ‖ policy).
-        tally.add_tokens("proximal_kl", &KlEstimator::K3.estimate(proximal, &logprobs.detach()), rows);
+        sums.add_tokens("proximal_kl", &KlEstimator::K3.estimate(proximal, &logprobs.detach()), rows);
     }
 }
 

@@ -255,12 +255,12 @@ impl Losses {
         }
     }
 
-    /// Adds the algorithm's measurements to `tally`.
-    pub(crate) fn tally(&self, config: &Config, tally: &mut MetricSums) {
+    /// Adds the algorithm's measurements to `sums`.
+    pub(crate) fn measure(&self, config: &Config, sums: &mut MetricSums) {
         let algorithm = build(config).unwrap();
         let logprobs = f64s(&self.policy);
         let outputs = Outputs::of(&logprobs);
-        drop(algorithm.loss(&self.batch(&*algorithm), outputs, tally));
+        drop(algorithm.loss(&self.batch(&*algorithm), outputs, sums));
     }
 
     fn batch(&self, algorithm: &dyn crate::algorithm::Algorithm) -> Batch {

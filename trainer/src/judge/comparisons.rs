@@ -36,7 +36,7 @@ impl SamplePosition {
 }
 
 impl PairComparer {
-    /// Where nothing else is a reward, win rates are (`weight` 1).
+    /// A judge whose win rates are rewards with this weight: 1 where nothing else is a reward.
     pub(crate) fn new(judge: Fair, compares: Compares, weight: f64) -> Self {
         Self { judge, compares, weight }
     }

@@ -67,7 +67,7 @@ where
     !all_equal(&judged(group))
 }
 
-/// Which variance numbers are divided by the root of.
+/// The variance whose root divides advantages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Variance {

@@ -61,7 +61,7 @@ impl Rows {
         &self.trained
     }
 
-    /// Which tokens are trained on, bool `[token]`.
+    /// The tokens that are trained on, bool `[token]`.
     pub fn mask(&self) -> &Tensor {
         &self.mask
     }

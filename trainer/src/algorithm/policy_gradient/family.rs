@@ -236,8 +236,8 @@ impl<M: Method> Algorithm for M {
         Denominator::of(self.aggregation(), trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
-        loss(self).loss(batch, outputs, tally)
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
+        loss(self).loss(batch, outputs, sums)
     }
 
     fn finish_step(&mut self, metrics: &mut Metrics, _samples: usize) {

@@ -246,8 +246,8 @@ impl Algorithm for Rule {
         Denominator::of(Aggregation::TokenMean, trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
-        self.loss_by(&self.settings.policy_gradient(), batch, outputs, tally)
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
+        self.loss_by(&self.settings.policy_gradient(), batch, outputs, sums)
     }
 
     fn finish_step(&mut self, metrics: &mut Metrics, samples: usize) {
@@ -301,12 +301,12 @@ impl Rule {
         gradient: &PolicyGradient,
         batch: &Batch,
         outputs: Outputs<'_>,
-        tally: &mut MetricSums,
+        sums: &mut MetricSums,
     ) -> Tensor {
         let rows = &batch.rows;
         let (tokens, divisor) = (rows.trained_tokens() as f64, batch.denominator.divisor());
-        let policy_loss = gradient.loss(batch, outputs, tally);
-        tally.add("loss/policy", &(&policy_loss * divisor), tokens);
+        let policy_loss = gradient.loss(batch, outputs, sums);
+        sums.add("loss/policy", &(&policy_loss * divisor), tokens);
         let (Some(values), Some(old_values), Some(returns)) =
             (outputs.values, &batch.old_values, batch.signal.returns())
         else {
@@ -314,9 +314,9 @@ impl Rule {
         };
         let clip = unless_zero(self.settings.value_clip).unwrap_or(f64::INFINITY);
         let losses = value_losses(values, old_values, returns, clip, rows);
-        tally.add_tokens("loss/value", &losses, rows);
+        sums.add_tokens("loss/value", &losses, rows);
         let free = value_losses(values, old_values, returns, f64::INFINITY, rows);
-        tally.add_tokens("val/clip_ratio", &losses.gt_tensor(&free), rows);
+        sums.add_tokens("val/clip_ratio", &losses.gt_tensor(&free), rows);
         policy_loss + batch.denominator.aggregate(&losses, rows) * self.settings.value_coefficient
     }
 

@@ -239,8 +239,7 @@ pub(in crate::algorithm) trait Mixable: Algorithm {
     fn gradient(&self) -> PolicyGradient;
 
     /// Computes its loss with another policy loss.
-    fn loss_by(&self, gradient: &PolicyGradient, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums)
-    -> Tensor;
+    fn loss_by(&self, gradient: &PolicyGradient, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor;
 }
 
 impl Mixable for Grpo {
@@ -248,14 +247,8 @@ impl Mixable for Grpo {
         family::loss(self)
     }
 
-    fn loss_by(
-        &self,
-        gradient: &PolicyGradient,
-        batch: &Batch,
-        outputs: Outputs<'_>,
-        tally: &mut MetricSums,
-    ) -> Tensor {
-        gradient.loss(batch, outputs, tally)
+    fn loss_by(&self, gradient: &PolicyGradient, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
+        gradient.loss(batch, outputs, sums)
     }
 }
 
@@ -264,14 +257,8 @@ impl Mixable for super::ppo::Rule {
         self.policy_gradient()
     }
 
-    fn loss_by(
-        &self,
-        gradient: &PolicyGradient,
-        batch: &Batch,
-        outputs: Outputs<'_>,
-        tally: &mut MetricSums,
-    ) -> Tensor {
-        Self::loss_by(self, gradient, batch, outputs, tally)
+    fn loss_by(&self, gradient: &PolicyGradient, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
+        Self::loss_by(self, gradient, batch, outputs, sums)
     }
 }
 
@@ -317,7 +304,7 @@ impl Reincarnating {
     }
 
     /// Returns `λ KL(π ‖ reference) + (1 − λ) KL(π ‖ previous)` per token, `[token]`; `None` if its weight is 0.
-    fn convex_kl(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Option<Tensor> {
+    fn convex_kl(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Option<Tensor> {
         let rows = &batch.rows;
         let divergence = |role| match self.settings.kl {
             ConvexKl::Exact => outputs.divergences.get(role).map(|kl| rows.keep(kl)),
@@ -326,10 +313,10 @@ impl Reincarnating {
                 .map(|other| KlEstimator::K3.estimate(&rows.keep(outputs.logprobs), &rows.keep(other))),
         };
         let (reference, previous) = (divergence(Role::Reference)?, divergence(Role::Previous));
-        tally.add_tokens("kl", &reference, rows);
+        sums.add_tokens("kl", &reference, rows);
         let mixed = match previous {
             Some(previous) => {
-                tally.add_tokens("kl/previous", &previous, rows);
+                sums.add_tokens("kl/previous", &previous, rows);
                 let lambda = self.lambda();
                 reference * lambda + previous * (1.0 - lambda)
             }
@@ -428,10 +415,10 @@ impl Algorithm for Reincarnating {
         self.base.denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
-        tally_whip(batch, outputs.logprobs, tally);
-        let loss = self.base.loss_by(&self.gradient(), batch, outputs, tally);
-        match self.convex_kl(batch, outputs, tally) {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
+        measure_whip(batch, outputs.logprobs, sums);
+        let loss = self.base.loss_by(&self.gradient(), batch, outputs, sums);
+        match self.convex_kl(batch, outputs, sums) {
             Some(kl) => loss + batch.denominator.aggregate(&(kl * self.settings.kl_coefficient), &batch.rows),
             None => loss,
         }
@@ -470,7 +457,7 @@ impl Algorithm for Reincarnating {
 }
 
 /// Returns the mean ratio to the sampling policy in the first and in the last quarter of each completion.
-fn tally_whip(batch: &Batch, logprobs: &Tensor, tally: &mut MetricSums) {
+fn measure_whip(batch: &Batch, logprobs: &Tensor, sums: &mut MetricSums) {
     let rows = &batch.rows;
     let ratio = ratio_to_behaviour(logprobs, batch.behaviour(), rows);
     let places = quarters(batch.packed.sequence_of_token());
@@ -478,7 +465,7 @@ fn tally_whip(batch: &Batch, logprobs: &Tensor, tally: &mut MetricSums) {
         let inside: Vec<bool> = places.iter().map(|place| *place == quarter).collect();
         let inside =
             Tensor::from_slice(&inside).to_device(ratio.device()).logical_and(rows.mask()).to_kind(Kind::Float);
-        tally.add(name, &(&ratio * &inside).sum(Kind::Double), inside.sum(Kind::Double).double_value(&[]));
+        sums.add(name, &(&ratio * &inside).sum(Kind::Double), inside.sum(Kind::Double).double_value(&[]));
     }
 }
 

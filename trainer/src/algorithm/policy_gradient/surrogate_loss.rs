@@ -34,20 +34,20 @@ impl PolicyGradient {
     }
 
     /// The share of this batch in the loss.
-    pub(crate) fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
+    pub(crate) fn loss(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
         let (rows, policy) = (&batch.rows, outputs.logprobs);
         let proximal = batch.proximal_logprobs.as_ref().map_or_else(|| policy.detach(), Tensor::shallow_clone);
         let logprobs = LogProbs { policy, proximal: &proximal, behaviour: batch.behaviour() };
         let tokens = self.surrogate.token_losses(logprobs, batch.signal.advantages(), rows);
-        tally.add_clips(&tokens, rows);
+        sums.add_clips(&tokens, rows);
 
         let weights = self.correction.weights(&proximal, batch.behaviour(), rows);
         if self.correction != RolloutCorrection::Off {
-            tally.add_tokens("rollout_correction/weight", &weights, rows);
+            sums.add_tokens("rollout_correction/weight", &weights, rows);
         }
         let reference = batch.logprobs_of(Role::Reference);
         if let Some(reference) = reference {
-            tally.add_tokens("kl", &KlEstimator::K3.estimate(policy, reference), rows);
+            sums.add_tokens("kl", &KlEstimator::K3.estimate(policy, reference), rows);
         }
         let penalties: Vec<KlPenalty<'_>> = reference
             .map(|reference| KlPenalty { coefficient: self.kl_coefficient, estimator: self.kl_estimator, reference })

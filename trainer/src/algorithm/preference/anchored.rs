@@ -64,7 +64,7 @@ impl PairLoss for Anchored {
         pair_loss::needs(self.max_length)
     }
 
-    fn losses(&self, pairs: &PairBatch, _tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, _sums: &mut MetricSums) -> Tensor {
         let (chosen, rejected) = (pairs.logprobs.chosen_ratio(), pairs.logprobs.rejected_ratio());
         match self.form {
             AnchoredForm::Zero => anchored_zero(&chosen, &rejected, self.beta),

@@ -127,7 +127,7 @@ impl PairLoss for Apo {
         self.ties.resolve(pairing::best_and_worst(collected, self.judge_temperature, against))
     }
 
-    fn losses(&self, pairs: &PairBatch, _tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, _sums: &mut MetricSums) -> Tensor {
         let h = pairs.logprobs.ratio_margin();
         match self.loss {
             ApoLoss::Dpo => sigmoid(&h, self.beta, LabelNoise::None),

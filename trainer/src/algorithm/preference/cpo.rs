@@ -50,9 +50,9 @@ impl PairLoss for Cpo {
         pair_loss::needs_without_reference(self.max_length)
     }
 
-    fn losses(&self, pairs: &PairBatch, tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, sums: &mut MetricSums) -> Tensor {
         let imitation = pairs.logprobs.chosen_mean();
-        tally.add("nll_loss", &-imitation.sum(tch::Kind::Double), imitation.numel() as f64);
+        sums.add("nll_loss", &-imitation.sum(tch::Kind::Double), imitation.numel() as f64);
         margin(&pairs.logprobs.chosen, &pairs.logprobs.rejected, self.beta, 0.0) - imitation * self.sft_coefficient
     }
 

@@ -86,7 +86,7 @@ impl PairLoss for Dpo {
         pair_loss::needs(self.max_length)
     }
 
-    fn losses(&self, pairs: &PairBatch, _tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, _sums: &mut MetricSums) -> Tensor {
         self.loss_of(&pairs.logprobs.ratio_margin())
     }
 

@@ -60,7 +60,7 @@ impl PairLoss for Ipo {
         pair_loss::needs(self.max_length)
     }
 
-    fn losses(&self, pairs: &PairBatch, _tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, _sums: &mut MetricSums) -> Tensor {
         let margin = match self.log_ratio {
             LogRatio::Mean => pairs.logprobs.mean_ratio_margin(),
             LogRatio::Sum => pairs.logprobs.ratio_margin(),

@@ -127,7 +127,7 @@ impl Algorithm for Kto {
         Denominator::of(Aggregation::TokenSumOverConstant(samples), trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
         let rows = &batch.rows;
         let logprobs = rows.sequence_sum(outputs.logprobs);
         let ratio = match batch.logprobs_of(Role::Reference) {
@@ -138,7 +138,7 @@ impl Algorithm for Kto {
         for (side, chosen) in [("chosen", weight.gt(0.0)), ("rejected", weight.lt(0.0))] {
             let count = chosen.sum(Kind::Double).double_value(&[]);
             let mut add = |name: &str, values: Tensor| {
-                tally.add(&format!("{name}/{side}"), &(values * chosen.to_kind(Kind::Double)).sum(Kind::Double), count);
+                sums.add(&format!("{name}/{side}"), &(values * chosen.to_kind(Kind::Double)).sum(Kind::Double), count);
             };
             add("rewards", &ratio * self.beta);
             add("logps", logprobs.shallow_clone());

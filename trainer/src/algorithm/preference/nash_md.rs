@@ -125,7 +125,7 @@ impl Algorithm for NashMd {
         Denominator::of(Aggregation::SequenceMeanTokenSum, trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, _tally: &mut MetricSums) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, _sums: &mut MetricSums) -> Tensor {
         batch.denominator.aggregate(&-(outputs.logprobs * batch.signal.advantages()), &batch.rows)
     }
 }

@@ -204,7 +204,7 @@ impl Algorithm for NashMp {
         }
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
         match self.form {
             NashForm::PolicyGradient => {
                 batch.denominator.aggregate(&-(outputs.logprobs * batch.signal.advantages()), &batch.rows)
@@ -217,7 +217,7 @@ impl Algorithm for NashMp {
                 let pairs = PairBatch::new(batch, outputs, mixed.as_ref());
                 let beta = self.beta * (1.0 + 1.0 / self.eta);
                 let losses = squared(&pairs.logprobs.ratio_margin(), &pairs.chosen_win_rate, beta);
-                pairs.share(&losses, pairs.rewards(beta), batch, tally)
+                pairs.share(&losses, pairs.rewards(beta), batch, sums)
             }
         }
     }

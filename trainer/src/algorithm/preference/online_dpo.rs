@@ -66,7 +66,7 @@ impl PairLoss for OnlineDpo {
         self.ties.resolve(pairing::best_and_worst(collected, 0.0, Against::Partner))
     }
 
-    fn losses(&self, pairs: &PairBatch, _tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, _sums: &mut MetricSums) -> Tensor {
         let h = pairs.logprobs.ratio_margin();
         match self.loss {
             OnlineLoss::Sigmoid => sigmoid(&h, self.beta, LabelNoise::None),

@@ -58,7 +58,7 @@ impl PairLoss for OnlineIpo {
         pairing::neighbours(collected, self.judge_temperature)
     }
 
-    fn losses(&self, pairs: &PairBatch, _tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, _sums: &mut MetricSums) -> Tensor {
         squared(&pairs.logprobs.ratio_margin(), &pairs.chosen_win_rate, self.beta)
     }
 

@@ -45,12 +45,12 @@ impl PairLoss for Orpo {
         pair_loss::needs_without_reference(self.max_length)
     }
 
-    fn losses(&self, pairs: &PairBatch, tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, sums: &mut MetricSums) -> Tensor {
         let (chosen, rejected) = (pairs.logprobs.chosen_mean(), pairs.logprobs.rejected_mean());
         let ratio = log_odds_ratio(&chosen.detach(), &rejected.detach());
         let count = chosen.numel() as f64;
-        tally.add("log_odds_chosen", &ratio.sum(Kind::Double), count);
-        tally.add("nll_loss", &-chosen.sum(Kind::Double), count);
+        sums.add("log_odds_chosen", &ratio.sum(Kind::Double), count);
+        sums.add("nll_loss", &-chosen.sum(Kind::Double), count);
         odds_ratio(&chosen, &rejected) * self.beta - &chosen
     }
 

@@ -49,8 +49,8 @@ pub(crate) trait PairLoss {
         batch.logprobs_of(Role::Reference).map(Tensor::shallow_clone)
     }
 
-    /// `[pair]`: the loss of each pair. Measurements of the method's own go to `tally`.
-    fn losses(&self, pairs: &PairBatch, tally: &mut MetricSums) -> Tensor;
+    /// `[pair]`: the loss of each pair. Measurements of the method's own go to `sums`.
+    fn losses(&self, pairs: &PairBatch, sums: &mut MetricSums) -> Tensor;
 
     /// The factor of implicit rewards, β.
     fn beta(&self) -> f64;
@@ -94,9 +94,9 @@ impl<L: PairLoss> Algorithm for Pairwise<L> {
         denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
         let pairs = PairBatch::new(batch, outputs, self.0.reference(batch).as_ref());
-        pairs.share(&self.0.losses(&pairs, tally), self.0.rewards(&pairs), batch, tally)
+        pairs.share(&self.0.losses(&pairs, sums), self.0.rewards(&pairs), batch, sums)
     }
 
     fn end_step(&self, end: &StepEnd<'_>) -> Result<StepChanges> {
@@ -216,10 +216,10 @@ impl PairBatch {
         losses: &Tensor,
         (chosen, rejected): (Tensor, Tensor),
         batch: &Batch,
-        tally: &mut MetricSums,
+        sums: &mut MetricSums,
     ) -> Tensor {
         let pairs = losses.numel() as f64;
-        let mut add = |name: &str, values: &Tensor| tally.add(name, &values.sum(Kind::Double), pairs);
+        let mut add = |name: &str, values: &Tensor| sums.add(name, &values.sum(Kind::Double), pairs);
         add("rewards/chosen", &chosen);
         add("rewards/rejected", &rejected);
         add("rewards/margins", &(&chosen - &rejected));

@@ -54,7 +54,7 @@ impl PairLoss for Simpo {
         pair_loss::needs_without_reference(self.max_length)
     }
 
-    fn losses(&self, pairs: &PairBatch, _tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, _sums: &mut MetricSums) -> Tensor {
         let (chosen, rejected) = (pairs.logprobs.chosen_mean(), pairs.logprobs.rejected_mean());
         margin(&chosen, &rejected, self.beta, self.gamma) - &chosen * self.sft_coefficient
     }

@@ -76,7 +76,7 @@ impl PairLoss for Sppo {
         pair_loss::needs(self.max_length)
     }
 
-    fn losses(&self, pairs: &PairBatch, _tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, _sums: &mut MetricSums) -> Tensor {
         losses(pairs, self.beta, self.form)
     }
 

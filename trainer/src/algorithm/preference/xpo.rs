@@ -54,7 +54,7 @@ impl PairLoss for Xpo {
         self.ties.resolve(pairing::with_opponents(collected, 0.0))
     }
 
-    fn losses(&self, pairs: &PairBatch, _tally: &mut MetricSums) -> Tensor {
+    fn losses(&self, pairs: &PairBatch, _sums: &mut MetricSums) -> Tensor {
         let preferred = sigmoid(&pairs.logprobs.ratio_margin(), self.beta, LabelNoise::None);
         let (chosen, rejected) = (&pairs.chosen_by_opponent, &pairs.rejected_by_opponent);
         let bonus = &pairs.logprobs.chosen * chosen + &pairs.logprobs.rejected * rejected;

@@ -91,8 +91,8 @@ impl Algorithm for PreferenceModel {
         self.of_orders().denominator(trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
-        self.of_orders().loss(batch, outputs, tally)
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
+        self.of_orders().loss(batch, outputs, sums)
     }
 }
 

@@ -69,24 +69,24 @@ impl Algorithm for RewardModel {
         Denominator::of(Aggregation::TokenSumOverConstant(pairs), trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, tally: &mut MetricSums) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, sums: &mut MetricSums) -> Tensor {
         let Some(values) = outputs.values else { return Tensor::from(0.0) };
         let (chosen, rejected) = side_sums(values, &batch.rows);
         let margins = batch.signal.margins();
-        measure(&chosen.detach(), &rejected.detach(), tally);
+        measure(&chosen.detach(), &rejected.detach(), sums);
         let losses = bradley_terry(&chosen, &rejected, &margins, self.center_rewards_coefficient);
         losses.sum(None) / batch.denominator.divisor()
     }
 }
 
 /// TRL's metrics: `accuracy` and `margin` over pairs, `min_reward`, `mean_reward` and `max_reward` over answers.
-fn measure(chosen: &Tensor, rejected: &Tensor, tally: &mut MetricSums) {
+fn measure(chosen: &Tensor, rejected: &Tensor, sums: &mut MetricSums) {
     let pairs = chosen.numel() as f64;
-    tally.add("accuracy", &chosen.gt_tensor(rejected).sum(Kind::Double), pairs);
-    tally.add("margin", &(chosen - rejected).sum(Kind::Double), pairs);
-    tally.add("mean_reward", &(chosen + rejected).sum(Kind::Double), 2.0 * pairs);
-    tally.lowest("min_reward", &chosen.minimum(rejected).min());
-    tally.highest("max_reward", &chosen.maximum(rejected).max());
+    sums.add("accuracy", &chosen.gt_tensor(rejected).sum(Kind::Double), pairs);
+    sums.add("margin", &(chosen - rejected).sum(Kind::Double), pairs);
+    sums.add("mean_reward", &(chosen + rejected).sum(Kind::Double), 2.0 * pairs);
+    sums.lowest("min_reward", &chosen.minimum(rejected).min());
+    sums.highest("max_reward", &chosen.maximum(rejected).max());
 }
 
 #[cfg(test)]
@@ -150,9 +150,9 @@ mod tests {
         assert_eq!(Vec::<f64>::try_from(&chosen).unwrap(), [1.2, 0.3]);
         assert_eq!(Vec::<f64>::try_from(&rejected).unwrap(), [0.7, 0.9]);
 
-        let mut tally = MetricSums::new();
-        measure(&chosen, &rejected, &mut tally);
-        let metrics = tally.metrics();
+        let mut sums = MetricSums::new();
+        measure(&chosen, &rejected, &mut sums);
+        let metrics = sums.metrics();
         assert_eq!(metrics.get("accuracy"), Some(0.5));
         // (0.5 − 0.6) / 2, and (1.2 + 0.3 + 0.7 + 0.9) / 4
         assert!((metrics.get("margin").unwrap() + 0.05).abs() < 1e-12);

@@ -64,7 +64,7 @@ impl Algorithm for Sft {
         Denominator::of(Aggregation::TokenMean, trained_per_sequence)
     }
 
-    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, _tally: &mut MetricSums) -> Tensor {
+    fn loss(&self, batch: &Batch, outputs: Outputs<'_>, _sums: &mut MetricSums) -> Tensor {
         batch.denominator.aggregate(&outputs.logprobs.neg(), &batch.rows)
     }
 }

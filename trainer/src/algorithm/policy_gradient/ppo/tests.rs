@@ -202,9 +202,9 @@ fn batch(advantages: &[f64], old_values: &[f64], returns: &[f64], old_logprobs: 
 
 fn loss(settings: &Ppo, batch: &Batch, logprobs: &Tensor, entropy: &Tensor, values: &Tensor) -> (Tensor, Metrics) {
     let outputs = Outputs { entropy: Some(entropy), values: Some(values), ..Outputs::of(logprobs) };
-    let mut tally = MetricSums::new();
-    let loss = settings.clone().checked().unwrap().loss(batch, outputs, &mut tally);
-    (loss, tally.metrics())
+    let mut sums = MetricSums::new();
+    let loss = settings.clone().checked().unwrap().loss(batch, outputs, &mut sums);
+    (loss, sums.metrics())
 }
 
 #[test]

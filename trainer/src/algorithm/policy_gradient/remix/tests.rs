@@ -40,22 +40,22 @@ fn remix(kl: ConvexKl, kl_coefficient: f64, step: u64) -> Reincarnating {
     Reincarnating { step, ..settings.checked().unwrap() }
 }
 
-fn loss(remix: &Reincarnating, tally: &mut MetricSums) -> f64 {
+fn loss(remix: &Reincarnating, sums: &mut MetricSums) -> f64 {
     let batch = batch(&[0.2, 0.5, 0.15, 0.3], &[0.2, 0.4, 0.1, 0.4], &[0.2, 0.5, 0.12, 0.33]);
     let policy = logs(&POLICY);
     let outputs = Outputs::of(&policy);
-    remix.loss(&batch, outputs, tally).double_value(&[])
+    remix.loss(&batch, outputs, sums).double_value(&[])
 }
 
 #[test]
 fn a_whole_minibatch_by_hand() {
     // Surrogates −1.2, −0.9, −1.7 and 0.55; in step 75 λ is 0.7.
-    let mut tally = MetricSums::new();
-    assert!((loss(&remix(ConvexKl::K3, 0.1, 75), &mut tally) - -0.801_061_15).abs() < 1e-6);
+    let mut sums = MetricSums::new();
+    assert!((loss(&remix(ConvexKl::K3, 0.1, 75), &mut sums) - -0.801_061_15).abs() < 1e-6);
     assert!((loss(&remix(ConvexKl::K3, 0.0, 75), &mut MetricSums::new()) - -3.25 / 4.0).abs() < 1e-6);
     // Each completion has one token, which is its first quarter: ratios 1.25, 0.9, 2 and 0.5.
-    assert!((tally.mean("ratio/first_quarter_mean").unwrap() - 4.65 / 4.0).abs() < 1e-6);
-    assert_eq!(tally.mean("ratio/last_quarter_mean"), None);
+    assert!((sums.mean("ratio/first_quarter_mean").unwrap() - 4.65 / 4.0).abs() < 1e-6);
+    assert_eq!(sums.mean("ratio/last_quarter_mean"), None);
 }
 
 #[test]

@@ -96,10 +96,10 @@ fn two_pairs_are_a_mean() {
 
 #[test]
 fn metrics_have_the_names_of_trl() {
-    let mut tally = MetricSums::new();
+    let mut sums = MetricSums::new();
     let config = Config::Dpo(Dpo::default());
-    losses([1.0, 0.0]).tally(&config, &mut tally);
-    let metrics = tally.metrics();
+    losses([1.0, 0.0]).measure(&config, &mut sums);
+    let metrics = sums.metrics();
     // 0.1 · (−12 + 13) and 0.1 · (−15 + 14.5)
     let expected = [
         ("logps/chosen", -12.0),
