@@ -87,6 +87,7 @@ fn print_answer(args: &Args) -> anyhow::Result<()> {
         min_p: args.min_p,
         max_new_tokens: args.max_new_tokens,
         stop: args.stop.clone(),
+        stratify: 0,
     };
     let mut engine = Engine::new(&policy, EngineConfig { max_running: 1, ..EngineConfig::default() });
     let seed = Seed::new(args.seed).child("generate");

@@ -26,6 +26,9 @@ pub struct Config {
     pub min_p: f64,
     /// Stop strings: a completion ends once its text contains one.
     pub stop: Vec<String>,
+    /// Number of first tokens that the samples of a group draw stratified, so that the group covers the policy's
+    /// distribution evenly; 0 for independent draws.
+    pub stratify: u32,
     /// Settings of the engine.
     pub engine: EngineConfig,
 }
@@ -42,6 +45,7 @@ impl Default for Config {
             top_p: sampler.top_p,
             min_p: sampler.min_p,
             stop: sampler.stop,
+            stratify: sampler.stratify,
             engine: EngineConfig::default(),
         }
     }
@@ -57,6 +61,7 @@ impl Config {
             min_p: self.min_p,
             max_new_tokens: self.max_new_tokens,
             stop: self.stop.clone(),
+            stratify: self.stratify,
         }
     }
 

@@ -40,6 +40,23 @@ pub struct Request {
     pub top_logprobs: usize,
 }
 
+impl Request {
+    /// The uniform number of a sample's token, in [0, 1); `own` is the sample's seed.
+    ///
+    /// The first `settings.stratify` tokens are drawn by systematic sampling (W. G. and L. H. Madow 1944): sample `i` of
+    /// `n` has `u = (place of i in a random order + U) / n`, with one `U` for all. Each `u` alone is uniform and
+    /// independent of the sample's other tokens, so every sample is distributed as ever; together they hit an interval of
+    /// probability p `n p` times, rounded down or up.
+    fn uniform(&self, sample: usize, token: u32, own: &Seed) -> f64 {
+        if token >= self.settings.stratify || self.samples < 2 {
+            return own.uniform(u64::from(token));
+        }
+        let shared = self.seed.child("stratify").at(u64::from(token));
+        let place = shared.child("order").permutation(self.samples)[sample];
+        (place as f64 + shared.uniform(0)) / self.samples as f64
+    }
+}
+
 /// An event of one pass.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -428,7 +445,7 @@ impl Engine {
             .iter()
             .map(|row| RowSampler {
                 settings: &self.requests[&row.id.request].settings,
-                uniform: row.seed.uniform(row.ids.len() as u64),
+                uniform: self.requests[&row.id.request].uniform(row.id.sample, row.ids.len() as u32, &row.seed),
             })
             .collect();
         let tops = self.top_logprobs(logits, rows);

@@ -49,11 +49,27 @@ pub struct SamplerSettings {
     pub max_new_tokens: u32,
     /// Stop strings: a completion ends once its text contains one.
     pub stop: Vec<String>,
+    /// Number of first tokens for which the samples of a request share one systematic sample of the unit interval; 0 for
+    /// independent samples.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stratify: u32,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for SamplerSettings {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, max_new_tokens: 256, stop: Vec::new() }
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            max_new_tokens: 256,
+            stop: Vec::new(),
+            stratify: 0,
+        }
     }
 }
 
@@ -62,6 +78,13 @@ impl SamplerSettings {
     #[must_use]
     pub fn greedy(mut self) -> Self {
         self.temperature = 0.0;
+        self
+    }
+
+    /// The same settings with samples that are independent of each other.
+    #[must_use]
+    pub fn independent(mut self) -> Self {
+        self.stratify = 0;
         self
     }
 

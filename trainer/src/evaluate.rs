@@ -110,7 +110,7 @@ impl HeldOut {
         metrics.set("eval_completions/mean_length", tokens as f64 / greedy.len().max(1) as f64);
 
         if self.samples > 0 {
-            let sampled = self.answers(policy, reward, self.samples, self.settings.clone(), progress)?;
+            let sampled = self.answers(policy, reward, self.samples, self.settings.clone().independent(), progress)?;
             for k in powers_of_two(self.samples) {
                 let each: Vec<f64> = sampled.iter().filter_map(|group| self.pass_at(k, group)).collect();
                 metrics.set(format!("eval_pass@{k}"), each.iter().sum::<f64>() / each.len().max(1) as f64);

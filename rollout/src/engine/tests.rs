@@ -54,6 +54,66 @@ fn samples_do_not_depend_on_the_batch() {
     assert_ne!(all[0][0].ids, all[0][1].ids, "samples of a group differ");
 }
 
+/// Many samples of one prompt, of one or more tokens.
+fn drawn(policy: &Policy, seed: u64, samples: usize, settings: SamplerSettings) -> Vec<Sample> {
+    let request = Request { prompt_ids: vec![40, 43], samples, settings, seed: Seed::new(seed), top_logprobs: 0 };
+    Engine::new(policy, EngineConfig::default()).run(vec![request], &mut |_| ()).unwrap().remove(0)
+}
+
+#[test]
+fn stratified_groups_hold_each_token_as_often_as_it_is_likely() {
+    let policy = policy();
+    let counted = |stratify, seed| {
+        let mut counts: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+        for sample in drawn(&policy, seed, 48, SamplerSettings { max_new_tokens: 1, stratify, ..settings() }) {
+            let entry = counts.entry(sample.ids[0]).or_default();
+            *entry = (entry.0 + 1.0, 48.0 * f64::from(sample.logprobs[0]).exp());
+        }
+        counts.into_values().map(|(count, expected)| (count - expected).abs()).fold(0.0, f64::max)
+    };
+    for seed in 0..8 {
+        let furthest = counted(1, seed);
+        assert!(furthest < 1.001, "a token came {furthest} times more or less often than expected");
+    }
+    assert!((0..8).any(|seed| counted(0, seed) > 1.001));
+}
+
+#[test]
+fn each_sample_of_a_stratified_group_is_drawn_from_the_policy() {
+    let policy = policy();
+    let settings = SamplerSettings { max_new_tokens: 2, stratify: 2, ..settings() };
+    let mut groups: Vec<Vec<Sample>> = (0..400).map(|seed| drawn(&policy, seed, 2, settings.clone())).collect();
+    // The second sample alone: tokens below the median of the vocabulary, at the first and at the second place.
+    let second: Vec<Sample> = groups.iter_mut().map(|group| group.remove(1)).collect();
+    let plain = SamplerSettings { max_new_tokens: 2, ..SamplerSettings::default() };
+    let many = drawn(&policy, 1000, 4000, plain);
+    let share = |samples: &[Sample], place: usize| {
+        let there = || samples.iter().filter_map(|sample| sample.ids.get(place));
+        there().filter(|id| **id < 128).count() as f64 / there().count() as f64
+    };
+    for place in 0..2 {
+        let (stratified, independent) = (share(&second, place), share(&many, place));
+        // Four deviations of a share among 400.
+        assert!((stratified - independent).abs() < 0.1, "{stratified} against {independent}");
+    }
+    // The uniform numbers of one sample's tokens are independent of each other: their correlation is within four deviations.
+    let numbers: Vec<[f64; 2]> = (0..400)
+        .map(|seed| {
+            let request = Request {
+                prompt_ids: vec![40],
+                samples: 8,
+                settings: settings.clone(),
+                seed: Seed::new(seed),
+                top_logprobs: 0,
+            };
+            [0, 1].map(|token| request.uniform(3, token, &request.seed.at(3)) - 0.5)
+        })
+        .collect();
+    let mean = |of: &dyn Fn(&[f64; 2]) -> f64| numbers.iter().map(of).sum::<f64>() / 400.0;
+    assert!((mean(&|pair| pair[0] * pair[1]) * 12.0).abs() < 0.2);
+    assert!((mean(&|pair| pair[0] * pair[0]) * 12.0 - 1.0).abs() < 0.2 && mean(&|pair| pair[0]).abs() < 0.06);
+}
+
 #[test]
 fn greedy_output_does_not_depend_on_the_batch_or_the_seed() {
     let policy = policy();

@@ -168,6 +168,7 @@ fn sampler(fields: &mut Fields, default: &SamplerSettings) -> Result<SamplerSett
         min_p: fields.number("min_p", 0.0, 1.0)?.unwrap_or(default.min_p),
         max_new_tokens: default.max_new_tokens,
         stop,
+        stratify: default.stratify,
     };
     check_sampler(&settings)?;
     Ok(settings)

@@ -49,7 +49,7 @@ impl Serving {
         let model =
             model::Config { adapter: AdapterConfig::default(), adapter_from: String::new(), ..config.model.clone() };
         let serve = rollout::service::Config {
-            sampler: config.rollout.sampler(),
+            sampler: config.rollout.sampler().independent(),
             engine: config.rollout.engine.clone(),
             ..rollout::service::Config::default()
         };
