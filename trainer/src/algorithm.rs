@@ -7,11 +7,11 @@
 use crate::batch::{Batch, Reads, SequenceLogprobs, Signals, ZeroAdvantage};
 use crate::collected::{Collected, Sequence, Unit};
 use crate::companion::{ByRole, Companion, Role};
-use crate::objective::{Denominator, MetricSums};
+use crate::objective::{Denominator, MetricSums, has_signal};
 use crate::{Error, Result};
 use model::Policy;
 use model::adapter::Adapter;
-use schema::{GradedGroup, Metrics};
+use schema::{GradedGroup, Metrics, Verdict};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -155,15 +155,48 @@ pub struct Schedule {
     /// Ask up to this many times as many prompts until there are enough groups that carry a signal (DAPO's dynamic
     /// sampling); 1 takes what comes.
     pub max_rounds: usize,
+    /// The rewards that tell whether a group carries a signal, in a step of several rounds.
+    pub filter_by: FilterBy,
     /// Old groups that take the place of fresh ones.
     pub replay: Option<Replay>,
     /// Companions that are not consulted in this step.
     pub idle: &'static [Role],
 }
 
+/// The rewards by which dynamic sampling tells groups apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FilterBy {
+    /// The first `[[reward]]`, such as the accuracy, whatever is added to it.
+    #[default]
+    FirstReward,
+    /// The weighted sum of all rewards.
+    Total,
+}
+
+impl FilterBy {
+    /// Returns true if the group's rewards of this kind differ. A group without reward functions has its totals alone.
+    pub(crate) fn has_signal(self, group: &GradedGroup) -> bool {
+        let first = |verdict: &Verdict| Some(verdict.rewards.first()?.grade.value());
+        let firsts: Option<Vec<Option<f32>>> = group.verdicts().iter().map(first).collect();
+        match (self, firsts) {
+            (Self::FirstReward, Some(firsts)) => has_signal(&firsts),
+            _ => has_signal(&group.rewards()),
+        }
+    }
+}
+
 impl Default for Schedule {
     fn default() -> Self {
-        Self { epochs: 1, minibatches: 1, max_proximal_kl: None, max_rounds: 1, replay: None, idle: &[] }
+        Self {
+            epochs: 1,
+            minibatches: 1,
+            max_proximal_kl: None,
+            max_rounds: 1,
+            filter_by: FilterBy::Total,
+            replay: None,
+            idle: &[],
+        }
     }
 }
 
@@ -425,5 +458,7 @@ impl Default for Config {
     }
 }
 
+#[cfg(test)]
+mod oracle;
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,6 @@ use crate::checkpoint::bucket::Shared;
 use crate::collected::{Collected, lengths};
 use crate::config::Config;
 use crate::distributed::Team;
-use crate::objective::has_signal;
 use crate::report::metrics;
 use model::Policy;
 use rollout::collector::SamplingProgress;
@@ -87,7 +86,7 @@ impl StepRequest {
     /// Returns `true` if `round` (from 0) is to be sampled after the rounds that gave `groups`: as long as fewer groups carry a
     /// signal than there are prompts, and the schedule allows another round.
     pub(crate) fn wants_round(&self, round: usize, groups: &[GradedGroup]) -> bool {
-        let signals = || groups.iter().filter(|group| has_signal(&group.rewards())).count();
+        let signals = || groups.iter().filter(|group| self.schedule.filter_by.has_signal(group)).count();
         self.prompts > 0 && (round == 0 || (round < self.schedule.max_rounds && signals() < self.prompts))
     }
 }

@@ -13,7 +13,6 @@ use crate::behavior::BehaviorPolicy;
 use crate::collected::{Collected, duels, in_store_order};
 use crate::config::CollectorConfig;
 use crate::judge::comparisons;
-use crate::objective::has_signal;
 use crate::report::metrics;
 use model::Policy;
 use rollout::collector::{Collector, Job, JobPosition, SamplingProgress};
@@ -208,7 +207,7 @@ fn samples(fresh: Vec<GradedGroup>, prompts: usize, schedule: &Schedule, opponen
         let trained = if opponents { Collected::duels_of(&fresh) } else { Collected::Groups(fresh.clone()) };
         return StepSamples { fresh, trained, metrics };
     }
-    let signal = fresh.iter().filter(|group| has_signal(&group.rewards()));
+    let signal = fresh.iter().filter(|group| schedule.filter_by.has_signal(group));
     let chosen: Vec<GradedGroup> = signal.take(prompts).cloned().collect();
     let tokens = metrics::generated_tokens(&fresh);
     metrics.set("sampling/rounds", fresh.len().div_ceil(prompts) as f64);

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! GRPO with four changes, each of them a setting. The clip leaves more room above than below, so that rare tokens can
-//! become likely (clip-higher). Every token of the batch counts alike. Groups with all answers right or all wrong carry
-//! no signal and are replaced by groups of further prompts (dynamic sampling; its cost is reported in `sampling/*`, see
-//! [`crate::sampling`]). Completions near the token limit get a soft penalty from the reward function `overlong`, or
+//! become likely (clip-higher). Every token of the batch counts alike. Groups with all answers right or all wrong, by the
+//! first reward of the config, carry no signal and are replaced by groups of further prompts (dynamic sampling; its cost
+//! is reported in `sampling/*`, see [`crate::sampling`]). Completions near the token limit get a soft penalty from the reward function `overlong`, or
 //! are left out of the loss with `mask_truncated_completions`.
 //!
 //! Defaults are the paper's. There is no KL term. Masking is off, as in verl's best reproduction. As in verl, dynamic
@@ -17,6 +17,7 @@
 use super::family::{self, Method, Penalty, Shared, settings};
 use super::surrogate_loss::at_least_one;
 use crate::Result;
+use crate::algorithm::FilterBy;
 use crate::objective::{Clip, KlEstimator, Surrogate};
 
 settings! {
@@ -33,6 +34,8 @@ settings! {
         /// Largest number of rounds per step, each of `rollout.prompts_per_step` prompts; 10 as in verl.
         #[serde(alias = "max_num_gen_batches")]
         max_rounds: usize = 10,
+        /// Rewards by which dynamic sampling tells groups apart: `first_reward` (verl's accuracy) or `total`.
+        filter_by: FilterBy = FilterBy::FirstReward,
         /// Estimator of the KL penalty.
         kl_estimator: KlEstimator = KlEstimator::K3,
     }
@@ -60,6 +63,10 @@ impl Method for Dapo {
     fn max_rounds(&self) -> usize {
         if self.dynamic_sampling { self.max_rounds } else { 1 }
     }
+
+    fn filter_by(&self) -> FilterBy {
+        self.filter_by
+    }
 }
 
 #[cfg(test)]
@@ -67,7 +74,8 @@ mod tests {
     use super::*;
     use crate::algorithm::{Config, build};
     use crate::objective::testing::check_slice;
-    use crate::testing::{Losses, advantages};
+    use crate::testing::{Losses, advantages, scored};
+    use schema::{Grade, GradedGroup, RewardPart, Verdict};
 
     /// Token ratios around both bounds, 0.8 and 1.28.
     const RATIOS: [f64; 8] = [0.5, 0.7, 1.0, 1.1, 1.2, 1.25, 1.5, 4.0];
@@ -102,6 +110,28 @@ mod tests {
     fn credit_is_that_of_grpo() {
         let credit = advantages(&Config::Dapo(Dapo::default()), &[&[1.0, 0.0, 0.0, 1.0]]).remove(0);
         check_slice(&credit, &[0.865_875_43, -0.865_875_43, -0.865_875_43, 0.865_875_43]);
+    }
+
+    #[test]
+    fn a_penalty_behind_the_accuracy_makes_no_group_of_wrong_answers_teach() {
+        let part = |name: &str, value| RewardPart {
+            name: name.into(),
+            version: "1".into(),
+            weight: 1.0,
+            grade: Grade::of(value),
+        };
+        let graded = |rewards: [[f32; 2]; 2]| {
+            let group = scored(&[&[0.0, 0.0]]).remove(0).group().clone();
+            let verdict = |[right, penalty]: [f32; 2]| vec![part("right", right), part("overlong", penalty)];
+            GradedGroup::new(group, rewards.map(verdict).map(Verdict::of_rewards).to_vec()).unwrap()
+        };
+        let penalised = graded([[0.0, 0.0], [0.0, -0.5]]);
+        assert!(!FilterBy::FirstReward.has_signal(&penalised) && FilterBy::Total.has_signal(&penalised));
+        let balanced = graded([[0.0, 0.0], [1.0, -1.0]]);
+        assert!(FilterBy::FirstReward.has_signal(&balanced) && !FilterBy::Total.has_signal(&balanced));
+        let filter = |settings: Dapo| build(&Config::Dapo(settings)).unwrap().schedule(1).filter_by;
+        assert_eq!(filter(Dapo::default()), FilterBy::FirstReward);
+        assert_eq!(filter(Dapo { filter_by: FilterBy::Total, ..Dapo::default() }), FilterBy::Total);
     }
 
     #[test]

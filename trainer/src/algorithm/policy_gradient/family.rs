@@ -10,7 +10,7 @@
 //! between these methods; the others have only the settings that define them.
 
 use super::surrogate_loss::{PolicyGradient, at_least_one, not_negative};
-use crate::algorithm::{Algorithm, Evidence, Needs, Outputs, Samples, Schedule};
+use crate::algorithm::{Algorithm, Evidence, FilterBy, Needs, Outputs, Samples, Schedule};
 use crate::batch::{self, Batch, SequenceLogprobs, Signal, Signals, ZeroAdvantage};
 use crate::collected::Sequence;
 use crate::companion::{Companion, Consults, Role};
@@ -177,6 +177,11 @@ pub trait Method: Settings {
         1
     }
 
+    /// Returns the rewards by which rounds of sampling tell groups apart.
+    fn filter_by(&self) -> FilterBy {
+        FilterBy::Total
+    }
+
     /// Adapts the state that depends on a step's metrics, after its updates.
     fn adapt(&mut self, _metrics: &Metrics) {}
 
@@ -212,6 +217,7 @@ impl<M: Method> Algorithm for M {
             epochs: shared.epochs,
             minibatches: shared.minibatches,
             max_rounds: self.max_rounds(),
+            filter_by: self.filter_by(),
             ..Schedule::default()
         }
     }

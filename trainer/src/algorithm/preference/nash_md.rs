@@ -158,6 +158,20 @@ mod tests {
             let found = advantages(form);
             assert!(found.iter().zip(expected).all(|(a, e)| (a - e).abs() < 1e-6), "{form:?}: {found:?}");
         }
+        let logprobs = SequenceLogprobs {
+            policy: vec![-1.0, -1.0, -1.0],
+            companions: std::iter::once((Role::Reference, vec![-1.3, -0.8, -1.4])).collect(),
+            ..SequenceLogprobs::default()
+        };
+        for (form, expected) in [
+            (NashMdForm::Paper, [0.05, 0.05, 0.05]),
+            (NashMdForm::RewardToGo, [0.05, 0.11, 0.07]),
+            (NashMdForm::Library, [0.09, 0.19, 0.07]),
+        ] {
+            let signal = NashMd { form, beta: 0.2, ..NashMd::default() }.signal_of(0.65, &logprobs);
+            let Signal::TokenAdvantages { advantages: found, .. } = signal else { panic!("advantages are per token") };
+            assert!(found.iter().zip(expected).all(|(a, e)| (a - e).abs() < 1e-6), "{form:?}: {found:?}");
+        }
         // TRL's loss: 0.1 · (0.2 · −1 + 0.2 · −0.5 + −0.5 · −2) − 0.2 · −3.5 = 0.77.
         let losses = Losses::at(&[3], &advantages(NashMdForm::Library), &[-1.0, -0.5, -2.0]);
         let loss = losses.of(&Config::NashMd(NashMd::default()));
