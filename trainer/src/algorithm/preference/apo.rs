@@ -12,7 +12,8 @@
 //! product of the adapter's factors; it is extrapolated by concatenation and truncated to the working rank, and the
 //! truncation error is reported (`apo/truncation_error`). The last iteration is not extrapolated, so a run ends with a
 //! proximal iterate `p̂`, as in the paper; for a checkpoint between two iterations, too, the proximal iterate is
-//! evaluated and exported. The optimizer restarts with each iteration.
+//! evaluated and exported. The optimizer restarts with each iteration. With α = 0 the factors are made anew as well: Adam
+//! depends on them, and iterations without acceleration would otherwise differ from those with a small α.
 //!
 //! A safeguard compares the loss of the extrapolated policy with that of the proximal iterate on the iteration's last
 //! pairs and halves α, for this time, while it is worse by more than `max_loss_increase`. The laboratory's
@@ -146,7 +147,9 @@ impl PairLoss for Apo {
             return Ok(StepChanges::default());
         }
         let finished = end.policy.adapter().copy();
-        let metrics = if self.alpha > 0.0 { self.extrapolate(&finished, end)? } else { Metrics::new() };
+        // A product of factors has no gates.
+        let gated = finished.layers().any(|layer| layer.gate.is_some());
+        let metrics = if gated { Metrics::new() } else { self.extrapolate(&finished, end)? };
         let beginning = end.policy.adapter().copy();
         Ok(StepChanges {
             companions: vec![(Role::Reference, beginning), (Role::IterationEnd, finished)],
@@ -160,7 +163,7 @@ impl Apo {
     /// Moves the policy beyond `finished`, the end of the iteration; less far while its loss is too much worse for it.
     fn extrapolate(&self, finished: &Adapter, end: &StepEnd<'_>) -> Result<Metrics> {
         let before = end.companions.get(Role::IterationEnd).ok_or_else(|| Error::runtime("no iteration has begun"))?;
-        let guarded = self.max_loss_increase > 0.0;
+        let guarded = self.max_loss_increase > 0.0 && self.alpha > 0.0;
         let loss_before = if guarded { (end.loss)()? } else { 0.0 };
         let rank = finished.layers().map(|layer| layer.a.size()[0]).max().unwrap_or_default();
         let mut metrics = Metrics::new();
@@ -178,9 +181,10 @@ impl Apo {
                 return Ok(metrics);
             }
         }
-        end.policy.adapter().overwrite(finished)?;
+        let (beginning, error) = finished.compressed(rank)?;
+        end.policy.adapter().overwrite(&beginning)?;
         metrics.set("apo/alpha", 0.0);
-        metrics.set("apo/truncation_error", 0.0);
+        metrics.set("apo/truncation_error", error);
         Ok(metrics)
     }
 }
