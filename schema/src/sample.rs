@@ -61,15 +61,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 impl Default for SamplerSettings {
     fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            max_new_tokens: 256,
-            stop: Vec::new(),
-            stratify: 0,
-        }
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, max_new_tokens: 256, stop: Vec::new(), stratify: 0 }
     }
 }
 

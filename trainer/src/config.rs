@@ -393,6 +393,8 @@ impl Config {
             }
         }
         let extent = prox::RunExtent::new(&self.optimizer, self.steps, 0);
-        self.prox.as_ref().map_or(Ok(()), |prox| prox.build(extent).map(drop))
+        let Some(prox) = &self.prox else { return Ok(()) };
+        prox.build(extent)?;
+        prox.warning(self.optimizer.gate_rule(), extent.learning_rate).map(drop)
     }
 }

@@ -111,6 +111,7 @@ impl Learner {
         let total = before + planned(step..stage.end);
         let mut sums = MetricSums::new();
         let (mut taken, mut skipped, mut loss, mut norms, mut rate) = (0u64, 0u64, 0.0, 0.0, 0.0);
+        let mut gate_gradients = Vec::new();
         'updates: for epoch in 0..schedule.epochs {
             for (index, batch) in batches.iter().enumerate() {
                 if batch.micro_batches.is_empty() {
@@ -128,6 +129,7 @@ impl Learner {
                     break 'updates;
                 }
                 loss += batch_loss + self.updates.penalise(policy);
+                gate_gradients.extend(self.updates.gate_gradient());
                 rate = self.updates.rate(before + (epoch * schedule.minibatches + index) as u64, total);
                 match self.updates.take(step, rate, policy)? {
                     Update::Taken { grad_norm } => {
@@ -147,6 +149,10 @@ impl Learner {
             metrics.set("loss", loss / (taken + skipped) as f64);
             metrics.set("grad_norm", norms / taken as f64);
             metrics.set("learning_rate", rate);
+            if !gate_gradients.is_empty() {
+                let sum: f64 = gate_gradients.iter().sum();
+                metrics.set("adapter/gate_gradient", sum / gate_gradients.len() as f64);
+            }
         }
         metrics.set("updates/taken", taken as f64);
         metrics.set("updates/skipped_not_finite", skipped as f64);

@@ -9,7 +9,7 @@ mod adamw;
 mod schedule;
 mod sgd;
 
-pub use adamw::{AdamW, AdamWConfig, GateConfig};
+pub use adamw::{AdamW, AdamWConfig, GateConfig, GateRule};
 pub use schedule::{Rate, Schedule};
 pub use sgd::{Sgd, SgdConfig};
 
@@ -41,12 +41,15 @@ pub struct Parameter {
     pub role: Role,
     /// Factor on the learning rate; 1 for the common rate.
     pub learning_rate_scale: f64,
+    /// Number of entries before any pruning.
+    pub full_size: usize,
 }
 
 impl Parameter {
     /// Returns a parameter at the common learning rate.
     pub fn new(name: impl Into<String>, tensor: Tensor, role: Role) -> Self {
-        Self { name: name.into(), tensor, role, learning_rate_scale: 1.0 }
+        let full_size = tensor.numel();
+        Self { name: name.into(), tensor, role, learning_rate_scale: 1.0, full_size }
     }
 
     /// Returns the kind in which the update is computed: f64 for an f64 parameter, f32 for every other.
@@ -189,8 +192,19 @@ impl OptimizerConfig {
     /// Factor on the learning rate of gates: the [`Parameter::learning_rate_scale`] of gates.
     pub fn gate_learning_rate_scale(&self) -> f64 {
         match self {
-            Self::Adamw(config) => config.gate.learning_rate_scale,
+            Self::Adamw(AdamWConfig { learning_rate, gate, .. }) => match gate.rule {
+                GateRule::Shared if *learning_rate > 0.0 => gate.learning_rate / learning_rate,
+                GateRule::Shared | GateRule::Adam => gate.learning_rate_scale,
+            },
             Self::Sgd(_) => 1.0,
+        }
+    }
+
+    /// Rule of a gate's step; `None` where gates take the same steps as all parameters.
+    pub fn gate_rule(&self) -> Option<GateRule> {
+        match self {
+            Self::Adamw(config) => Some(config.gate.rule),
+            Self::Sgd(_) => None,
         }
     }
 

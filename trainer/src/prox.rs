@@ -17,6 +17,8 @@ mod constraints;
 mod group_sparse;
 mod mcp;
 mod norm_bound;
+#[cfg(test)]
+mod planted;
 mod rank_budget;
 mod scad;
 mod soft_threshold;
@@ -36,6 +38,7 @@ pub use stages::{Spacing, Stages, threshold_stages};
 pub use threshold::ThresholdScale;
 
 use crate::Result;
+use crate::optimizer::GateRule;
 use model::adapter::LowRank;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -97,6 +100,17 @@ pub struct ProxConfig {
     /// Bound on the norms of the rows of `A` and the columns of `B`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_bound: Option<NormBound>,
+}
+
+impl ProxConfig {
+    /// A warning about a threshold that decides alone, whatever a gate is worth; `learning_rate` is the largest one of the
+    /// gates.
+    ///
+    /// # Errors
+    /// If every gate would close within a few updates.
+    pub(crate) fn warning(&self, rule: Option<GateRule>, learning_rate: f64) -> Result<Option<String>> {
+        self.soft_threshold.as_ref().map_or(Ok(None), |penalty| penalty.warning(rule, learning_rate))
+    }
 }
 
 /// Replaces every gate by `operator(gate)`, in place.

@@ -7,12 +7,12 @@ fn tiny() -> String {
     fs::read_to_string(config("tiny.toml")).unwrap()
 }
 
-/// The tiny config with other constraints instead of its soft threshold.
+/// The tiny config with other constraints instead of its own.
 fn with_prox(tables: &str) -> String {
     let text = tiny();
     let start = text.find("[prox.soft_threshold]").unwrap();
-    let end = start + text[start..].find("\n\n").unwrap();
-    format!("{}{tables}{}", &text[..start], &text[end..])
+    let end = text.find("[checkpoint]").unwrap();
+    format!("{}{tables}\n\n{}", &text[..start], &text[end..])
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_budget_is_kept_and_a_pruned_run_resumes_in_its_smaller_shape() {
 fn every_constraint_trains_as_the_config_names_it() {
     let sandbox = Sandbox::new();
     let constraints = [
-        "[prox.soft_threshold]\nform = \"published\"\nscale = \"constant\"\nthreshold = 0.05\nl1_coefficient = 10.0",
+        "[prox.soft_threshold]\nform = \"published\"\nscale = \"constant\"\nthreshold = 0.5\nl1_coefficient = 10.0",
         "[prox.soft_threshold]\nthreshold = 1.0\n[prox.stages]\ncount = 2\nlast = 20.0\nspacing = \"geometric\"",
         "[prox.mcp]\nthreshold = 4.0",
         "[prox.scad]\nthreshold = 4.0",
@@ -81,4 +81,29 @@ fn gates_are_asked_for_where_there_are_none() {
     refused(with_prox("[prox.mcp]\n[prox.scad]"), "both `mcp` and `scad`");
     refused(with_prox("[prox.mcp]\nknee = 1e-6"), "its bend is only");
     refused(with_prox("[prox.soft_treshold]"), "did you mean `soft_threshold`?");
+    // That of earlier versions would close every gate at once.
+    refused(with_prox("[prox.soft_threshold]\nthreshold = 10.0"), "set optimizer.adamw.gate.rule = \"adam\"");
+}
+
+#[test]
+fn a_threshold_that_decides_alone_under_adam_is_told() {
+    let sandbox = Sandbox::new();
+    sandbox.write("old.toml", with_prox("[prox.soft_threshold]\nthreshold = 10.0"));
+    let sets = ["optimizer.adamw.gate={ rule = \"adam\" }", "steps=2"].map(|set| ["--set", set]).concat();
+    let done = sandbox.run(&[&["train", "old.toml", "--out", "run"], &sets[..]].concat());
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(done.stderr.contains("closes gates whatever they are worth"), "{}", done.stderr);
+}
+
+#[test]
+fn groups_are_drawn_stratified_and_the_store_says_so() {
+    let sandbox = Sandbox::new();
+    let tiny = config("tiny.toml");
+    sandbox.ok(&["train", &tiny, "--out", "run", "--set", "steps=2", "--set", "rollout.stratify=1"]);
+    let rows = sandbox.query("SELECT DISTINCT settings FROM groups");
+    assert_eq!(rows.len(), 1);
+    assert!(rows[0]["settings"].to_string().contains("stratify"), "{rows:?}");
+    // What is recorded is still the policy's probability.
+    let metrics = sandbox.metrics("run");
+    assert!(metrics.iter().all(|row| row["mismatch_kl"].as_f64().is_none_or(|kl| kl < 1e-6)), "{metrics:?}");
 }

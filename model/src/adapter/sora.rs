@@ -29,7 +29,7 @@ pub struct Sora {
 
 impl Default for Sora {
     fn default() -> Self {
-        Self { rank: 16, alpha: 32.0, target_modules: vec!["all-linear".into()], gate_init: GateInit::Normal }
+        Self { rank: 16, alpha: 32.0, target_modules: vec!["all-linear".into()], gate_init: GateInit::default() }
     }
 }
 
@@ -38,9 +38,9 @@ impl Default for Sora {
 #[serde(rename_all = "snake_case")]
 pub enum GateInit {
     /// Sampled from the standard normal distribution, as in the authors' code.
-    #[default]
     Normal,
-    /// One, so that the update equals `LoRA`'s.
+    /// One, so that the update equals `LoRA`'s and a rank stays for its use instead of its first draw.
+    #[default]
     Ones,
 }
 

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `clip_high` | beside `epsilon` or `cliprange`, which in TRL and verl are both bounds | the same value |
 //! | `rollout_correction` | samples of other policies are learned from: `replay.run`, `replay.offline`, `collector.remote.max_staleness` | truncated weights of the tokens, with verl's cap of 2 |
+//! | `optimizer.adamw.gate.rule` | beside `eps` or `learning_rate_scale`, which only Adam has; earlier versions knew no other rule | `adam` |
 //!
 //! A key is implied only in tables that take it: `ReMix` and preference methods have neither.
 
@@ -22,9 +23,9 @@ const CORRECTION: &str = "rollout_correction";
 
 /// Writes every implied key that `T` takes into the table.
 pub(super) fn complete<T: DeserializeOwned>(table: &mut Table) {
-    let Some(Value::Table(algorithm)) = table.get("algorithm") else { return };
-    let (mut keys, mut path) = (Vec::new(), vec!["algorithm".to_owned()]);
-    clips(algorithm, &mut path, &mut keys);
+    let (mut keys, mut path) = (Vec::from_iter(gate_rule(table)), vec!["algorithm".to_owned()]);
+    let algorithm = table.get("algorithm").and_then(Value::as_table).cloned().unwrap_or_default();
+    clips(&algorithm, &mut path, &mut keys);
     let weights = Table::from_iter([(
         "token_truncate".to_owned(),
         Value::Table(Table::from_iter([("cap".to_owned(), Value::Float(2.0))])),
@@ -43,6 +44,14 @@ pub(super) fn complete<T: DeserializeOwned>(table: &mut Table) {
             *table = tried;
         }
     }
+}
+
+/// Finds settings of gates that only Adam has.
+fn gate_rule(table: &Table) -> Option<(Vec<String>, Value)> {
+    let gate = table.get("optimizer")?.get("adamw")?.get("gate")?.as_table()?;
+    let of_adam = ["eps", "learning_rate_scale"].iter().any(|key| gate.contains_key(*key));
+    let path = || ["optimizer", "adamw", "gate", "rule"].map(str::to_owned).into();
+    (of_adam && !gate.contains_key("rule")).then(|| (path(), Value::String("adam".to_owned())))
 }
 
 /// Finds each table that names both clip bounds at once and not the upper one.
@@ -109,6 +118,32 @@ mod tests {
         let crate::algorithm::Config::Remix(remix) = remix.algorithm else { panic!("another algorithm") };
         let crate::algorithm::policy_gradient::remix::Base::Ppo(ppo) = remix.base else { panic!("another base") };
         assert_eq!((remix.epsilon, ppo.clip_low, ppo.clip_high), (0.3, 0.1, 0.1));
+    }
+
+    #[test]
+    fn settings_of_adam_for_gates_imply_adam() {
+        use crate::optimizer::GateRule;
+        let rule = |text: &str| config(text, &[]).optimizer.gate_rule();
+        assert_eq!(rule(""), Some(GateRule::Shared));
+        assert_eq!(rule("[optimizer.adamw]\ngate.learning_rate = 0.1"), Some(GateRule::Shared));
+        assert_eq!(rule("[optimizer.adamw]\ngate.learning_rate_scale = 20.0"), Some(GateRule::Adam));
+        assert_eq!(rule("[optimizer.adamw]\ngate = { eps = 1e-6, rule = 'shared' }"), Some(GateRule::Shared));
+    }
+
+    #[test]
+    fn thresholds_that_decide_alone_are_refused_or_told() {
+        let said = |text: &str| {
+            let config = config(&format!("[model.adapter.sora]\n{text}"), &[]);
+            let rate = config.optimizer.rate().learning_rate * config.optimizer.gate_learning_rate_scale();
+            config.prox.as_ref().unwrap().warning(config.optimizer.gate_rule(), rate)
+        };
+        let adam = "[optimizer.adamw]\ngate.rule = 'adam'\n[prox.soft_threshold]\nthreshold =";
+        assert_eq!(said("[prox.soft_threshold]").unwrap(), None);
+        assert_eq!(said(&format!("{adam} 0.5")).unwrap(), None);
+        assert!(said(&format!("{adam} 10.0")).unwrap().unwrap().contains("whatever they are worth"));
+        let text = format!("{REST}[model.adapter.sora]\n[prox.soft_threshold]\nthreshold = 10.0");
+        let error = Config::parse(&text, "a.toml", &[]).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains("gate.rule = \"adam\""), "{error}");
     }
 
     #[test]

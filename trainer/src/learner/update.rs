@@ -8,6 +8,7 @@ use crate::{Error, Result};
 use model::adapter::LowRank;
 use model::{Critic, Policy};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -39,6 +40,11 @@ impl Updates {
         needs: Option<CriticNeeds>,
     ) -> Result<Self> {
         let extent = RunExtent::new(&config.optimizer, config.steps, policy.adapter().ranks());
+        if let Some(prox) = &config.prox
+            && let Some(warning) = prox.warning(config.optimizer.gate_rule(), extent.learning_rate)?
+        {
+            tracing::warn!("{warning}");
+        }
         let critic_scale = needs.map_or(1.0, |needs| needs.learning_rate_scale);
         Ok(Self {
             optimizer: config.optimizer.build()?,
@@ -106,6 +112,19 @@ impl Updates {
             self.check_finite(step, rate)?;
         }
         Ok(update)
+    }
+
+    /// Root mean square of the gates' gradients, which is what one unit of a penalty's threshold
+    /// stands for; `None` without gates.
+    pub(super) fn gate_gradient(&self) -> Option<f64> {
+        let _no_grad = tch::no_grad_guard();
+        let gates = self.parameters.iter().filter(|it| it.role == optimizer::Role::Gate && it.tensor.numel() > 0);
+        let squares: Vec<(Tensor, usize)> =
+            gates.map(|it| (it.gradient().square().sum(Kind::Double), it.tensor.numel())).collect();
+        let entries: usize = squares.iter().map(|(_, entries)| entries).sum();
+        let squares: Vec<Tensor> = squares.into_iter().map(|(square, _)| square).collect();
+        let all = || Tensor::stack(&squares, 0).sum(Kind::Double).double_value(&[]);
+        (entries > 0).then(|| (all() / entries as f64).sqrt())
     }
 
     /// Names the first parameter that an update has made NaN or infinite.
@@ -215,7 +234,12 @@ fn parameters(rule: &OptimizerConfig, policy: &Policy, critic: Option<&Critic>, 
         let (role, own_scale) = if gate { (optimizer::Role::Gate, gate_scale) } else { (optimizer::Role::Weight, 1.0) };
         Parameter { learning_rate_scale: scale * own_scale, ..Parameter::new(name, tensor.shallow_clone(), role) }
     };
-    let adapter = policy.adapter().tensors().map(|(name, tensor)| parameter(name, tensor, 1.0));
+    let full_ranks: BTreeMap<&str, i64> = layers(policy).iter().map(|it| (it.name.as_str(), it.full_rank)).collect();
+    let adapter = policy.adapter().tensors().map(|(name, tensor)| {
+        let parameter = parameter(name, tensor, 1.0);
+        let layer = parameter.name.strip_suffix(".gate").and_then(|layer| full_ranks.get(layer));
+        Parameter { full_size: layer.map_or(parameter.full_size, |rank| *rank as usize), ..parameter }
+    });
     let critic =
         critic.into_iter().flat_map(Critic::tensors).map(|(name, tensor)| parameter(name, tensor, critic_scale));
     adapter.chain(critic).collect()

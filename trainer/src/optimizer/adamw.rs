@@ -7,15 +7,30 @@
 //! w ← w − η/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
 //! ```
 //!
-//! Gates of sparse adapters have their own ε and no decay, and ε is added *before* the bias correction, as in the
-//! optimizer of SoRA's published code: `g ← g − η √(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε)`.
+//! Gates of sparse adapters have a rule and a learning rate of their own, and no decay:
+//!
+//! ```text
+//! shared   g ← g − η/(1 − β₁ᵗ) · m / ḡ        ḡ² = 1/n Σ v/(1 − β₂ᵗ) over open gates; n counts closed ones too
+//! adam     g ← g − η √(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε)
+//! ```
+//!
+//! `shared` is the plain step of a proximal gradient method but for one divisor ḡ that all gates have in common, the root
+//! mean square of their gradients (one second moment for a block of parameters, as in Adam-mini, Y. Zhang et al. 2024,
+//! arXiv 2406.16793). A gate moves by what it is worth to the loss beside the other gates, and the threshold `η λ` that
+//! follows closes those worth less than λ times the root mean square: λ is about 1 for any model, loss and scale. Where
+//! training has come to rest, every open gate has a gradient of λ ḡ, so a share of 1/λ² of the gates is open at most.
+//! `adam`, the rule of SoRA's published code (ε before the bias correction), divides by each gate's own gradient: every
+//! gate moves by about η, and a threshold is held against the constancy of a gradient's sign instead of its size.
 
 use super::schedule::in_range;
 use super::{Optimizer, OptimizerState, Parameter, Rate, Role, Schedule, fit, working_copy};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tch::Tensor;
+use tch::{Kind, Tensor};
+
+/// Beginning of the names of a critic's parameters.
+const CRITIC: &str = "critic.";
 
 const RULE: &str = "adamw";
 
@@ -79,18 +94,41 @@ impl AdamWConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GateConfig {
-    /// Factor on the learning rate of gates.
+    /// Rule of the step: `shared` or `adam`.
+    pub rule: GateRule,
+    /// Peak learning rate of `shared`, which follows the common schedule: how far a gate of common worth moves in an
+    /// update.
+    #[serde(alias = "lr")]
+    pub learning_rate: f64,
+    /// Factor of `adam` on the common learning rate.
     pub learning_rate_scale: f64,
     /// Decay rates β₁ and β₂ for gates, each at least 0 and below 1.
     pub betas: (f64, f64),
-    /// Constant ε for gates, added to the root of the second moment before the bias correction; 1e-6 as in SoRA's code.
+    /// Constant ε of `adam`, added to the root of the second moment before the bias correction; 1e-6 as in SoRA's code.
     pub eps: f64,
 }
 
 impl Default for GateConfig {
     fn default() -> Self {
-        Self { learning_rate_scale: 1.0, betas: (0.9, 0.999), eps: 1e-6 }
+        Self {
+            rule: GateRule::default(),
+            learning_rate: 0.05,
+            learning_rate_scale: 1.0,
+            betas: (0.9, 0.999),
+            eps: 1e-6,
+        }
     }
+}
+
+/// Rule of a gate's step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateRule {
+    /// A second moment that all gates share, so that each moves by what it is worth beside the others.
+    #[default]
+    Shared,
+    /// Adam, as in SoRA's published code.
+    Adam,
 }
 
 /// `AdamW` with its moments of each parameter.
@@ -125,6 +163,7 @@ impl AdamW {
         in_range("eps", config.eps, 0.0, f64::MAX)?;
         in_range("gate.eps", config.gate.eps, 0.0, f64::MAX)?;
         in_range("gate.learning_rate_scale", config.gate.learning_rate_scale, 0.0, f64::MAX)?;
+        in_range("gate.learning_rate", config.gate.learning_rate, 0.0, f64::MAX)?;
         in_range("weight_decay", config.weight_decay, 0.0, f64::MAX)?;
         in_range("max_grad_norm", config.max_grad_norm, 0.0, f64::MAX)?;
         Ok(Self { config, moments: BTreeMap::new() })
@@ -157,13 +196,45 @@ impl AdamW {
             Role::Gate => {
                 let gate = &self.config.gate;
                 moments.advance(&gradient, gate.betas);
-                moments.move_gate(&mut weight, learning_rate, gate.betas, gate.eps);
+                if gate.rule == GateRule::Adam {
+                    moments.move_gate(&mut weight, learning_rate, gate.betas, gate.eps);
+                }
             }
         }
         if moments.master.is_some() {
             parameter.tensor.copy_(&weight);
         }
         Ok(())
+    }
+}
+
+impl AdamW {
+    /// Moves the gates, whose moments have advanced, in the unit that they share. Closed gates count as if they had no
+    /// gradient, so that it does not matter whether they have been pruned. The gates of a critic have a unit of their own.
+    fn move_gates(&mut self, parameters: &mut [Parameter], learning_rate: f64) {
+        let gates = parameters.iter_mut().filter(|it| it.role == Role::Gate);
+        let (critics, own): (Vec<_>, Vec<_>) = gates.partition(|it| it.name.starts_with(CRITIC));
+        let betas = self.config.gate.betas;
+        for gates in [own, critics].into_iter().filter(|gates| !gates.is_empty()) {
+            let squares = |gate: &&mut Parameter| {
+                let moments = &self.moments[&gate.name];
+                let open = moments.second.where_self(&gate.tensor.ne(0.0), &moments.second.zeros_like());
+                open.sum(Kind::Double) / moments.corrections(betas).1
+            };
+            let squares: Vec<Tensor> = gates.iter().map(squares).collect();
+            let entries: usize = gates.iter().map(|gate| gate.full_size).sum();
+            let unit = (Tensor::stack(&squares, 0).sum(Kind::Double) / entries as f64).sqrt();
+            for gate in gates {
+                let Some(moments) = self.moments.get_mut(&gate.name) else { continue };
+                let mut weight = working_copy(gate, &mut moments.master);
+                // Without any gradient the first moments are zero as well, and nothing moves.
+                let unit = unit.to_kind(weight.kind()).clamp_min(f64::from(f32::MIN_POSITIVE));
+                moments.move_by_unit(&mut weight, learning_rate * gate.learning_rate_scale, betas, &unit);
+                if moments.master.is_some() {
+                    gate.tensor.copy_(&weight);
+                }
+            }
+        }
     }
 }
 
@@ -186,6 +257,11 @@ impl Moments {
         let _ = weight.g_sub_(&((&self.first / divisor) * (learning_rate / first)));
     }
 
+    fn move_by_unit(&self, gate: &mut Tensor, learning_rate: f64, betas: (f64, f64), unit: &Tensor) {
+        let (first, _) = self.corrections(betas);
+        let _ = gate.g_sub_(&((&self.first / unit) * (learning_rate / first)));
+    }
+
     fn move_gate(&self, gate: &mut Tensor, learning_rate: f64, betas: (f64, f64), eps: f64) {
         let (first, second) = self.corrections(betas);
         let divisor = self.second.sqrt() + eps;
@@ -196,7 +272,11 @@ impl Moments {
 impl Optimizer for AdamW {
     fn step(&mut self, parameters: &mut [Parameter], learning_rate: f64) -> Result<()> {
         let _guard = tch::no_grad_guard();
-        parameters.iter_mut().try_for_each(|parameter| self.update(parameter, learning_rate))
+        parameters.iter_mut().try_for_each(|parameter| self.update(parameter, learning_rate))?;
+        if self.config.gate.rule == GateRule::Shared {
+            self.move_gates(parameters, learning_rate);
+        }
+        Ok(())
     }
 
     fn state(&self) -> OptimizerState {

@@ -43,13 +43,22 @@ fn close(actual: &[f64], expected: &[f64], tolerance: f64) {
 }
 
 fn adamw(weight_decay: f64) -> AdamW {
-    AdamW::new(AdamWConfig { weight_decay, ..AdamWConfig::default() }).unwrap()
+    let gate = GateConfig { rule: GateRule::Adam, ..GateConfig::default() };
+    AdamW::new(AdamWConfig { weight_decay, gate, ..AdamWConfig::default() }).unwrap()
+}
+
+fn shared() -> AdamW {
+    AdamW::new(AdamWConfig::default()).unwrap()
 }
 
 /// One of each rule, with everything switched on.
 fn every_rule() -> Vec<Box<dyn Fn() -> Box<dyn Optimizer>>> {
     let sgd = SgdConfig { weight_decay: 0.1, ..SgdConfig::default() };
-    vec![Box::new(|| Box::new(adamw(0.1))), Box::new(move || Box::new(Sgd::new(sgd.clone()).unwrap()))]
+    vec![
+        Box::new(|| Box::new(adamw(0.1))),
+        Box::new(|| Box::new(shared())),
+        Box::new(move || Box::new(Sgd::new(sgd.clone()).unwrap())),
+    ]
 }
 
 fn every_role(kind: Kind) -> Vec<Parameter> {
@@ -120,6 +129,34 @@ fn gates_follow_the_published_optimizer() {
     close(&first, &expected, 1e-9);
     let expected = [0.499_082_348_8, -0.000_240_215_9, -0.000_781_528_8, -0.001_439_856, -1.200_434_369_7];
     close(&second, &expected, 1e-9);
+}
+
+#[test]
+fn gates_move_by_what_they_are_worth_beside_the_others() {
+    let gates = |scale: f64| {
+        let mut optimizer = shared();
+        let gate = |name: &str, values: &[f64]| Parameter::new(name, leaf(values, Kind::Double), Role::Gate);
+        let mut parameters = [gate("a.gate", &[1.0, 1.0]), gate("b.gate", &[1.0]), gate("critic.a.gate", &[1.0])];
+        for gradients in [[&[-3.0, 1.0][..], &[0.0], &[100.0]], [&[-1.0, 1.0], &[2.0], &[100.0]]] {
+            for (parameter, gradient) in parameters.iter_mut().zip(gradients) {
+                set_gradient(parameter, &gradient.iter().map(|it| it * scale).collect::<Vec<_>>());
+            }
+            optimizer.step(&mut parameters, 0.1).unwrap();
+        }
+        parameters.map(|parameter| values(&parameter.tensor))
+    };
+    // Units: √(10/3), then √((0.999·0.001·10 + 0.001·6)/(1 − 0.999²)/3); momentum (0.9·0.1·g₁ + 0.1·g₂)/0.19.
+    let first = (10.0f64 / 3.0).sqrt();
+    let second = ((0.999 * 10.0 + 6.0) * 0.001 / (1.0 - 0.999f64.powi(2)) / 3.0).sqrt();
+    let moved = |g1: f64, g2: f64| 1.0 - 0.1 * g1 / first - 0.1 * (0.09 * g1 + 0.1 * g2) / 0.19 / second;
+    let [a, b, critic] = gates(1.0);
+    close(&a, &[moved(-3.0, -1.0), moved(1.0, 1.0)], 1e-12);
+    close(&b, &[moved(0.0, 2.0)], 1e-12);
+    // A critic's gates share a unit of their own.
+    close(&critic, &[0.8], 1e-12);
+    for (a, b) in gates(1.0).iter().zip(&gates(1e-6)) {
+        close(a, b, 1e-9);
+    }
 }
 
 #[test]
@@ -290,6 +327,13 @@ fn the_config_reads_from_toml() {
     }
 }
 
+fn close_gates(parameter: &Parameter, indices: &[i64]) {
+    let _no_grad = tch::no_grad_guard();
+    for index in indices {
+        let _ = parameter.tensor.detach().narrow(0, *index, 1).zero_();
+    }
+}
+
 #[test]
 fn a_pruned_parameter_moves_as_if_nothing_had_been_pruned() {
     for build in every_rule() {
@@ -297,9 +341,14 @@ fn a_pruned_parameter_moves_as_if_nothing_had_been_pruned() {
             let whole = |values: &[f64]| vec![Parameter::new("layer.a", leaf(values, Kind::Double), role)];
             let (mut optimizer, mut parameters) = (build(), whole(&START));
             run(&mut *optimizer, &mut parameters, 1..=2);
+            if role == Role::Gate {
+                // Open gates share a unit, so only closed ones may be cut away.
+                close_gates(&parameters[0], &[0, 2]);
+            }
             let indices = Tensor::from_slice(&[1i64, 3]);
             let kept = values(&parameters[0].tensor.index_select(0, &indices));
             let mut small = whole(&kept);
+            small[0].full_size = 4;
             let mut after = build();
             after.restore(optimizer.state()).unwrap();
             after.prune(&[Kept { name: "layer.a".into(), shape: vec![4], axis: 0, indices: indices.copy() }]).unwrap();
@@ -307,6 +356,9 @@ fn a_pruned_parameter_moves_as_if_nothing_had_been_pruned() {
                 let gradient = fixture_gradient(t);
                 set_gradient(&mut parameters[0], &gradient);
                 optimizer.step(&mut parameters, 0.01).unwrap();
+                if role == Role::Gate {
+                    close_gates(&parameters[0], &[0, 2]);
+                }
                 set_gradient(&mut small[0], &[gradient[1], gradient[3]]);
                 after.step(&mut small, 0.01).unwrap();
             }

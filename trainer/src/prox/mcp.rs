@@ -32,9 +32,9 @@ pub struct Mcp {
 }
 
 impl Default for Mcp {
-    /// The knee is at two standard deviations of the initial gates, so 95 % of them start within it.
+    /// The knee is at twice the initial gates.
     fn default() -> Self {
-        Self { threshold: 0.1, scale: ThresholdScale::default(), knee: 2.0 }
+        Self { threshold: 1.0, scale: ThresholdScale::default(), knee: 2.0 }
     }
 }
 
@@ -80,6 +80,7 @@ mod tests {
 
     #[test]
     fn shrinks_small_gates_and_leaves_large_ones() {
+        close(&apply(&[0.2, -0.9, 1.4, 1.6], 0.3, 1.5), &[0.0, -0.75, 1.375, 1.6], 1e-12);
         // ξ = 0.2, κ = 1: between them (|v| − 0.2) / 0.8.
         let moved = apply(&[0.1, -0.2, 0.6, -0.6, 1.0, 1.5, -3.0], 0.2, 1.0);
         close(&moved, &[0.0, 0.0, 0.5, -0.5, 1.0, 1.5, -3.0], 1e-12);

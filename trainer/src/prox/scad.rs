@@ -34,9 +34,9 @@ pub struct Scad {
 }
 
 impl Default for Scad {
-    /// The paper's a, and a knee at two standard deviations of the initial gates, so 95 % of them start within it.
+    /// The paper's a, and a knee at twice the initial gates.
     fn default() -> Self {
-        Self { threshold: 0.1, scale: ThresholdScale::default(), knee: 2.0, a: 3.7 }
+        Self { threshold: 1.0, scale: ThresholdScale::default(), knee: 2.0, a: 3.7 }
     }
 }
 
@@ -91,6 +91,8 @@ mod tests {
 
     #[test]
     fn soft_then_fading_then_nothing() {
+        let moved = apply(&[0.15, 0.6, -1.2, 1.9, 2.1], 0.2, 2.0, 3.7);
+        close(&moved, &[0.0, 0.4, -1.072_961_373_4, 1.884_120_171_7, 2.1], 1e-9);
         // ξ = 0.25, σ = 0.5, κ = 2. At 1.25: (1.5·1.25 − 0.25·2) / (1.5 − 0.25) = 1.375/1.25 = 1.1.
         let moved = apply(&[0.2, -0.25, 0.5, -0.75, 1.25, 2.0, -2.5], 0.25, 2.0, 4.0);
         close(&moved, &[0.0, 0.0, 0.25, -0.5, 1.1, 2.0, -2.5], 1e-12);

@@ -13,14 +13,21 @@
 //! | operator | `form = "textbook"` | `form = "published"`: the *shrunk* value is compared with ξ, so the dead zone is twice as wide, and an entry of exactly ±ξ stays |
 //! | threshold | `scale = "learning_rate"` | `scale = "constant"` (3e-4 in its main script) |
 //! | L1 in the loss as well | `l1_coefficient = 0` | `l1_coefficient = 10` |
-//! | step of the gates | plain gradient | Adam without decay, ε = 1e-6 before the bias correction: `[optimizer.adamw.gate]`, in both forms here |
+//! | step of the gates | plain gradient: `rule = "shared"` in `[optimizer.adamw.gate]`, but for a unit that all gates share | Adam without decay, ε = 1e-6 before the bias correction: `rule = "adam"` |
+//!
+//! Under Adam every gate moves by about the learning rate whatever its gradient, so that a threshold λ of 1 or more closes
+//! gates in the order of their initial values; under `shared` it closes those whose gradients are small.
 
 use super::threshold::{self, ThresholdScale};
 use super::{Penalty, Prox, UpdateContext, map_gates};
-use crate::Result;
+use crate::optimizer::GateRule;
+use crate::{Error, Result};
 use model::adapter::LowRank;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
+
+/// From this many times the root mean square of the gates' gradients on, a threshold decides alone.
+const FAR_ABOVE: f64 = 10.0;
 
 /// Form of the thresholding operator.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +58,7 @@ impl Form {
 #[serde(default, deny_unknown_fields)]
 pub struct SoftThreshold {
     /// Threshold: ξ itself if `scale` is `constant`, λ with `ξ = η λ` if it is `learning_rate`; 0 leaves gates
-    /// unchanged.
+    /// unchanged. λ is in units of the root mean square of the gates' gradients under the optimizer's rule `shared`.
     pub threshold: f64,
     /// Factor on the threshold: 1 (`constant`) or the learning rate (`learning_rate`).
     pub scale: ThresholdScale,
@@ -63,10 +70,9 @@ pub struct SoftThreshold {
 }
 
 impl Default for SoftThreshold {
-    /// The paper's form. At this strength a gate without a task gradient falls by a tenth of an Adam step in each
-    /// update.
+    /// The paper's form. At this strength gates close that are worth less to the loss than the root mean square of all gates.
     fn default() -> Self {
-        Self { threshold: 0.1, scale: ThresholdScale::default(), form: Form::default(), l1_coefficient: 0.0 }
+        Self { threshold: 1.0, scale: ThresholdScale::default(), form: Form::default(), l1_coefficient: 0.0 }
     }
 }
 
@@ -89,6 +95,27 @@ impl Penalty for SoftThreshold {
     fn validate(&self, threshold: f64, _learning_rate: f64) -> Result<()> {
         threshold::validate("soft_threshold", threshold)?;
         threshold::validate("soft_threshold.l1_coefficient", self.l1_coefficient)
+    }
+}
+
+impl SoftThreshold {
+    /// Holds the threshold against the largest step of a gate under the optimizer's rule, since beyond it every gate closes
+    /// whatever it is worth. Under Adam, where configs of earlier versions had such thresholds, that is a warning.
+    ///
+    /// # Errors
+    /// If the threshold is far above the gradients of all gates.
+    pub(super) fn warning(&self, rule: Option<GateRule>, learning_rate: f64) -> Result<Option<String>> {
+        let fall = self.scale.apply(self.threshold, learning_rate);
+        let steps = if learning_rate > 0.0 { fall / learning_rate } else { 0.0 };
+        match rule {
+            Some(GateRule::Shared) if steps >= FAR_ABOVE => Err(Error::input(format!(
+                "prox.soft_threshold takes {fall:.1e} from every gate in an update, {steps:.0} times the step of a gate of common worth, so every gate would close; a threshold of about 1 closes gates that are worth less than others. To train as earlier versions did, set optimizer.adamw.gate.rule = \"adam\" and model.adapter.sora.gate_init = \"normal\""
+            ))),
+            Some(GateRule::Adam) if steps >= 1.0 => Ok(Some(format!(
+                "prox.soft_threshold closes gates whatever they are worth: Adam moves a gate by about {learning_rate:.1e} in an update, and the threshold takes {fall:.1e} from it; remove optimizer.adamw.gate.rule, or lower the threshold"
+            ))),
+            _ => Ok(None),
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Logits agree with those of transformers, for tiny models of each family in each format and for the real model.
 
 use super::{fixture, real_model};
-use crate::weights::*;
 use crate::adapter::{Adapter, AdapterConfig, PeftAdapter};
 use crate::architecture;
 use crate::backend::Placement;
@@ -9,6 +8,7 @@ use crate::cache::Prefill;
 use crate::device::{Dtype, HOST};
 use crate::dimensions::RopeScaling;
 use crate::files::read_json;
+use crate::weights::*;
 use tch::Kind;
 
 /// The largest difference of a logit that f32 arithmetic in another order may make.
