@@ -82,6 +82,8 @@ fn labels_need_no_pairs() {
     let margin = |row: &Value| number(row, "rewards/chosen") - number(row, "rewards/rejected");
     assert!(margin(&rows[9]) > margin(&rows[0]) + 0.01, "{rows:?}");
     assert!(number(&rows[9], "kl") >= 0.0);
+    // No policy sampled the rows, so there is no divergence from the one that did.
+    assert!(rows.iter().all(|row| row["replay/mismatch_kl"].is_null()), "{rows:?}");
 
     // Truth values as pandas and Parquet write them are the same; a score is none.
     sandbox.write("labelled.jsonl", labelled("1", "0"));
