@@ -9,7 +9,7 @@ mod adamw;
 mod schedule;
 mod sgd;
 
-pub use adamw::{AdamW, AdamWConfig, GateConfig, GateRule};
+pub use adamw::{AdamW, AdamWConfig, FARTHEST_STEP, GateConfig, GateRule};
 pub use schedule::{Rate, Schedule};
 pub use sgd::{Sgd, SgdConfig};
 

@@ -10,16 +10,17 @@
 //! Gates of sparse adapters have a rule and a learning rate of their own, and no decay:
 //!
 //! ```text
-//! shared   g ← g − η/(1 − β₁ᵗ) · m / ḡ        ḡ² = 1/n Σ v/(1 − β₂ᵗ) over open gates; n counts closed ones too
+//! shared   g ← g − η/(1 − β₁ᵗ) · m / max(ḡ, √v̂/10)     ḡ² = 1/n Σ v̂ over open gates; n counts closed ones too
 //! adam     g ← g − η √(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε)
 //! ```
 //!
-//! `shared` is the plain step of a proximal gradient method but for one divisor ḡ that all gates have in common, the root
+//! with v̂ = v/(1 − β₂ᵗ). `shared` is the plain step of a proximal gradient method but for one divisor ḡ that all gates have in common, the root
 //! mean square of their gradients (one second moment for a block of parameters, as in Adam-mini, Y. Zhang et al. 2024,
 //! arXiv 2406.16793). A gate moves by what it is worth to the loss beside the other gates, and the threshold `η λ` that
 //! follows closes those worth less than λ times the root mean square: λ is about 1 for any model, loss and scale. Where
-//! training has come to rest, every open gate has a gradient of λ ḡ, so a share of 1/λ² of the gates is open at most.
-//! `adam`, the rule of SoRA's published code (ε before the bias correction), divides by each gate's own gradient: every
+//! training has come to rest, every open gate has a gradient of λ ḡ, so a share of 1/λ² of the gates is open at most. A
+//! gate of ten times the worth of ḡ moves by 10 η, and no gate moves further: ḡ falls with every gate that closes, and is
+//! zero once all are closed. `adam`, the rule of SoRA's published code (ε before the bias correction), divides by each gate's own gradient: every
 //! gate moves by about η, and a threshold is held against the constancy of a gradient's sign instead of its size.
 
 use super::schedule::in_range;
@@ -33,6 +34,9 @@ use tch::{Kind, Tensor};
 const CRITIC: &str = "critic.";
 
 const RULE: &str = "adamw";
+
+/// Most learning rates by which a gate moves in an update under `shared`.
+pub const FARTHEST_STEP: f64 = 10.0;
 
 /// `[optimizer.adamw]`: Adam with decoupled weight decay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -227,8 +231,7 @@ impl AdamW {
             for gate in gates {
                 let Some(moments) = self.moments.get_mut(&gate.name) else { continue };
                 let mut weight = working_copy(gate, &mut moments.master);
-                // Without any gradient the first moments are zero as well, and nothing moves.
-                let unit = unit.to_kind(weight.kind()).clamp_min(f64::from(f32::MIN_POSITIVE));
+                let unit = unit.to_kind(weight.kind());
                 moments.move_by_unit(&mut weight, learning_rate * gate.learning_rate_scale, betas, &unit);
                 if moments.master.is_some() {
                     gate.tensor.copy_(&weight);
@@ -258,8 +261,11 @@ impl Moments {
     }
 
     fn move_by_unit(&self, gate: &mut Tensor, learning_rate: f64, betas: (f64, f64), unit: &Tensor) {
-        let (first, _) = self.corrections(betas);
-        let _ = gate.g_sub_(&((&self.first / unit) * (learning_rate / first)));
+        let (first, second) = self.corrections(betas);
+        let least = self.second.sqrt() / (second.sqrt() * FARTHEST_STEP);
+        // Without any gradient the first moment is zero as well, and nothing moves.
+        let divisor = least.maximum(unit).clamp_min(f64::from(f32::MIN_POSITIVE));
+        let _ = gate.g_sub_(&((&self.first / divisor) * (learning_rate / first)));
     }
 
     fn move_gate(&self, gate: &mut Tensor, learning_rate: f64, betas: (f64, f64), eps: f64) {

@@ -160,6 +160,21 @@ fn gates_move_by_what_they_are_worth_beside_the_others() {
 }
 
 #[test]
+fn no_gate_moves_by_more_than_ten_learning_rates() {
+    let moved = |value: f64, full_size: usize| {
+        let gate = Parameter { full_size, ..Parameter::new("a.gate", leaf(&[value], Kind::Double), Role::Gate) };
+        let mut parameters = [gate];
+        set_gradient(&mut parameters[0], &[3e-4]);
+        shared().step(&mut parameters, 0.1).unwrap();
+        value - values(&parameters[0].tensor)[0]
+    };
+    // Nine gates of ten are pruned; all but one in a million; and the last one is closed.
+    for (value, full_size, expected) in [(1.0, 10, 0.1 * 10.0f64.sqrt()), (1.0, 1_000_000, 1.0), (0.0, 1, 1.0)] {
+        assert!((moved(value, full_size) - expected).abs() < 1e-9, "{value} {full_size}");
+    }
+}
+
+#[test]
 fn every_rule_descends_a_quadratic() {
     for build in every_rule() {
         let mut optimizer = build();

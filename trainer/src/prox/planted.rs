@@ -137,26 +137,29 @@ fn apart(kept: &[i64]) -> i64 {
 fn wrongly_open(kept: &[i64]) -> usize {
     kept.iter().zip(PLANTED).filter(|(kept, planted)| *planted == 0 && **kept > 0).count()
 }
+/// Number of seeds: `PLANTED_SEEDS`, or one.
+fn seeds() -> u64 {
+    std::env::var("PLANTED_SEEDS").map_or(1, |seeds| seeds.parse().unwrap())
+}
+
+/// Trains on every seed and prints a line for each. Returns the sums of [`apart`] and [`wrongly_open`], and the largest
+/// share of a divergence that is left.
+fn sums(name: &str, config: &Config) -> (i64, usize, f64) {
+    (0..seeds()).fold((0, 0, 0.0), |(all_apart, all_wrong, most), seed| {
+        let (kept, left) = kept(config, seed);
+        println!("{name} {seed} {kept:?} {left:.3}");
+        (all_apart + apart(&kept), all_wrong + wrongly_open(&kept), f64::max(most, left))
+    })
+}
 
 #[test]
 fn gates_stay_open_where_ranks_are_needed() {
-    let (kept, left) = kept(&by_use(), 0);
-    assert!(apart(&kept) <= 3 && wrongly_open(&kept) == 0 && left < 0.05, "{kept:?} {left}");
+    let (apart, wrongly_open, left) = sums("use", &by_use());
+    assert!(apart <= 3 * seeds() as i64 && wrongly_open == 0 && left < 0.2, "{apart} {wrongly_open} {left}");
 }
 
-/// Ten seeds of both recipes, a line for each: `cargo test -p proxrl-trainer --lib -- --ignored --nocapture planted`.
 #[test]
-#[ignore = "takes minutes; docs/results/sora.md has its lines"]
-fn on_ten_seeds_the_ranks_of_layers_are_those_planted_and_not_those_first_drawn() {
-    let run = |name: &str, config: &Config| {
-        let runs: Vec<(Vec<i64>, f64)> = (0..10).map(|seed| kept(config, seed)).collect();
-        for (seed, (kept, left)) in runs.iter().enumerate() {
-            println!("{name} {seed} {kept:?} {left:.3}");
-        }
-        let sum = |of: &dyn Fn(&[i64]) -> i64| runs.iter().map(|(kept, _)| of(kept)).sum::<i64>();
-        (sum(&|kept| apart(kept)), sum(&|kept| wrongly_open(kept) as i64))
-    };
-    let (by_use, by_first_draw) = (run("use", &by_use()), run("draw", &by_first_draw()));
-    println!("{by_use:?} {by_first_draw:?}");
-    assert!(by_use.1 == 0 && by_use.0 <= 30 && by_first_draw.1 >= 10 && by_first_draw.0 >= 60);
+fn under_adam_the_first_draw_keeps_gates_open_where_no_rank_is_needed() {
+    let (apart, wrongly_open, _) = sums("draw", &by_first_draw());
+    assert!(apart >= 6 * seeds() as i64 && wrongly_open >= seeds() as usize, "{apart} {wrongly_open}");
 }

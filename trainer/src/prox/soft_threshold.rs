@@ -20,14 +20,11 @@
 
 use super::threshold::{self, ThresholdScale};
 use super::{Penalty, Prox, UpdateContext, map_gates};
-use crate::optimizer::GateRule;
+use crate::optimizer::{FARTHEST_STEP, GateRule};
 use crate::{Error, Result};
 use model::adapter::LowRank;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-
-/// From this many times the root mean square of the gates' gradients on, a threshold decides alone.
-const FAR_ABOVE: f64 = 10.0;
 
 /// Form of the thresholding operator.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,7 +105,7 @@ impl SoftThreshold {
         let fall = self.scale.apply(self.threshold, learning_rate);
         let steps = if learning_rate > 0.0 { fall / learning_rate } else { 0.0 };
         match rule {
-            Some(GateRule::Shared) if steps >= FAR_ABOVE => Err(Error::input(format!(
+            Some(GateRule::Shared) if steps >= FARTHEST_STEP => Err(Error::input(format!(
                 "prox.soft_threshold takes {fall:.1e} from every gate in an update, {steps:.0} times the step of a gate of common worth, so every gate would close; a threshold of about 1 closes gates that are worth less than others. To train as earlier versions did, set optimizer.adamw.gate.rule = \"adam\" and model.adapter.sora.gate_init = \"normal\""
             ))),
             Some(GateRule::Adam) if steps >= 1.0 => Ok(Some(format!(
