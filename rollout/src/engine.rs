@@ -9,6 +9,7 @@
 mod mixture;
 mod queue;
 mod sampler;
+mod stop;
 mod top_logprobs;
 
 pub use queue::SampleId;
@@ -23,6 +24,7 @@ use queue::Queue;
 use sampler::RowSampler;
 use schema::{Finish, Sample, SamplerSettings, Seed, Token};
 use std::collections::{BTreeMap, BTreeSet};
+use stop::StopSearch;
 use tch::Tensor;
 
 /// A prompt to continue, with the number of samples and their settings.
@@ -105,6 +107,7 @@ struct Row {
     logprobs: Vec<f32>,
     /// Tokens in the cache: the prompt and all sampled tokens but the last.
     cached: usize,
+    stop: StopSearch,
 }
 
 /// A sampler of one policy, or of a mixture of two, with continuous batching.
@@ -364,6 +367,7 @@ impl Engine {
                 ids: Vec::new(),
                 logprobs: Vec::new(),
                 cached: self.prefilled[&id.request].prefix.tokens(),
+                stop: StopSearch::default(),
             })
             .collect();
         let logits: Vec<&Tensor> = admitted.iter().map(|id| &self.prefilled[&id.request].logits).collect();
@@ -468,14 +472,9 @@ impl Engine {
         events.push(Event::Token { id: row.id, token });
         let settings = &self.requests[&row.id.request].settings;
         let tokenizer = self.policy.tokenizer();
-        let stopped = || {
-            let text = (!settings.stop.is_empty()).then(|| tokenizer.decode(&row.ids))?;
-            let end = settings.stop.iter().filter_map(|stop| text.find(stop.as_str())).min()?;
-            Some(text[..end].to_owned())
-        };
         let (finish, text) = if tokenizer.eos_ids().contains(&id) {
             (Finish::Eos, tokenizer.decode(&row.ids))
-        } else if let Some(text) = stopped() {
+        } else if let Some(text) = row.stop.text_before(tokenizer, &row.ids, &settings.stop) {
             (Finish::Stop, text)
         } else if row.ids.len() >= settings.max_new_tokens as usize {
             (Finish::Length, tokenizer.decode(&row.ids))
