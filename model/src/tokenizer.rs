@@ -105,6 +105,20 @@ impl Tokenizer {
         })
     }
 
+    /// The text that the model continues: [`Self::prompt_ids`] before it is encoded.
+    ///
+    /// # Errors
+    /// If the prompt is a conversation that the chat template is missing for or refuses.
+    pub fn prompt_text(&self, prompt: &Prompt) -> Result<String> {
+        match &prompt.input {
+            PromptInput::Text(text) => Ok(text.clone()),
+            PromptInput::Messages(messages) if begins_the_answer(messages) => {
+                self.render(messages, Ending::InsideLastMessage)
+            }
+            PromptInput::Messages(messages) => self.render(messages, Ending::AssistantOpening),
+        }
+    }
+
     /// Renders a conversation in the model's chat template.
     ///
     /// # Errors

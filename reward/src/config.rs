@@ -40,19 +40,34 @@ impl Config {
         self.name.as_deref().unwrap_or_else(own)
     }
 
+    /// Refuses a prompt under which the rule would give every completion the same grade.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the key to set. `prompt` is what the model continues, as text.
+    pub fn check_prompt(&self, prompt: &str) -> Result<()> {
+        match &self.rule {
+            Some(rule::Config::Format(format)) => format.check_prompt(prompt).map_err(|error| self.named(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn named(&self, error: Error) -> Error {
+        match error {
+            Error::Input(problem) => Error::input(format!("reward `{}`: {problem}", self.name())),
+            error => error,
+        }
+    }
+
     fn build(&self, open: &mut OpenModel<'_>) -> Result<Term> {
-        let name = self.name();
         let reward = match (&self.rule, &self.model) {
             (Some(rule), None) => rule.build(),
             (None, Some(model)) => open(model),
             (None, None) => Err(Error::input("it needs a `rule` or a `model`, such as rule.math_answer = {}")),
             (Some(_), Some(_)) => Err(Error::input("it has both a `rule` and a `model`; keep one of them")),
         };
-        let named = |error: Error| match error {
-            Error::Input(problem) => Error::input(format!("reward `{name}`: {problem}")),
-            error => error,
-        };
-        Ok(Term { name: name.to_owned(), weight: self.weight, reward: reward.map_err(named)? })
+        let reward = reward.map_err(|error| self.named(error))?;
+        Ok(Term { name: self.name().to_owned(), weight: self.weight, reward })
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! `<think>…</think><answer>…</answer>` and nothing around it: the format reward of DeepSeek-R1 (arXiv:2501.12948,
 //! section 2.2.2). Each tag must occur exactly once, so that a completion cannot win by opening sections in passing.
+//!
+//! Some chat templates end the prompt with `<think>`, so that no completion holds it. `opening` names that text, which is
+//! judged in front of a completion, unless the completion repeats it.
 
 use crate::reward::each;
 use crate::{Error, Result, Reward, fingerprint};
@@ -15,11 +18,14 @@ use std::ops::RangeInclusive;
 pub struct Config {
     /// The names of the sections, in order: `think` stands for `<think>…</think>`.
     pub tags: Vec<String>,
+    /// The text with which the prompt opens the completion, such as `<think>`; empty for none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub opening: String,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { tags: vec!["think".into(), "answer".into()] }
+        Self { tags: vec!["think".into(), "answer".into()], opening: String::new() }
     }
 }
 
@@ -39,6 +45,22 @@ impl Config {
         }
         Ok(Format { config: self.clone() })
     }
+
+    /// Refuses a prompt that ends with the opening mark of the first section, which completions then leave out, unless
+    /// `opening` says so.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the key to set. `prompt` is what the model continues, as text.
+    pub fn check_prompt(&self, prompt: &str) -> Result<()> {
+        let mark = format!("<{}>", self.tags.first().map_or("", |tag| tag));
+        if self.opening.is_empty() && prompt.trim_end().ends_with(&mark) {
+            return Err(Error::input(format!(
+                "the prompt ends with `{mark}`, so no completion holds it and the rule would always give 0; set rule.format.opening = \"{mark}\""
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// 1 if the completion has the form, else 0.
@@ -48,7 +70,9 @@ pub struct Format {
 
 impl Format {
     fn fits(&self, text: &str) -> bool {
-        let tags = &self.config.tags;
+        let Config { tags, opening } = &self.config;
+        let text = text.trim();
+        let text = &if text.starts_with(opening.trim()) { text.to_owned() } else { format!("{opening}{text}") };
         let once = |mark: &str| text.matches(mark).count() == 1;
         if !tags.iter().all(|tag| once(&format!("<{tag}>")) && once(&format!("</{tag}>"))) {
             return false;
@@ -91,6 +115,20 @@ mod tests {
     }
 
     #[test]
+    fn what_the_prompt_opened_is_judged_in_front_of_the_completion() {
+        let config = Config { opening: "<think>\n".into(), ..Config::default() };
+        let fits = |text: &str| config.build().unwrap().fits(text);
+        assert!(fits("Two and two.\n</think>\n<answer>4</answer>"));
+        assert!(fits("<think>Three and three.</think><answer>6</answer>"));
+        assert!(!fits("Four.<answer>8</answer>"));
+        assert!(!fits("a<think>b</think><answer>8</answer>"));
+        let open = Config::default();
+        let error = open.check_prompt("<|assistant|><think>\n").unwrap_err().to_string();
+        assert!(error.contains("rule.format.opening = \"<think>\""), "{error}");
+        assert!(open.check_prompt("What is <think> for?").is_ok() && config.check_prompt("<think>").is_ok());
+    }
+
+    #[test]
     fn sections_come_once_in_order_with_nothing_around() {
         check("<think>7 and 15</think>\n<answer>22</answer>\n", true);
         check("<think></think><answer></answer>", true);
@@ -108,7 +146,7 @@ mod tests {
     #[test]
     fn tags_must_be_names_that_differ() {
         for tags in [vec![], vec![""], vec!["<think>"], vec!["a", "a"]] {
-            let config = Config { tags: tags.iter().map(ToString::to_string).collect() };
+            let config = Config { tags: tags.iter().map(ToString::to_string).collect(), ..Config::default() };
             assert!(config.build().err().expect("bad tags").is_input(), "{tags:?}");
         }
     }

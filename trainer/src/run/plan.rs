@@ -53,6 +53,10 @@ impl Plan {
                 check_lengths(what, source, config, &policy)?;
             }
         }
+        if needs.samples.are_sampled() {
+            let text = policy.tokenizer().prompt_text(&first_prompt)?;
+            config.reward.iter().try_for_each(|reward| reward.check_prompt(&text))?;
+        }
         let reward = rewards(config, &policy)?;
         let judge = pair_comparer(config, needs.samples.compares(), &policy)?;
         let evaluation = held_out.filter(|_| count > 0).map(|source| {
