@@ -3,8 +3,8 @@
 //! A source maps an index to a prompt, always to the same one, so a resumed run continues exactly where it stopped
 //! without any saved state. [`Epochs`] shuffles finite sources anew for each pass.
 //!
-//! One file per source. A new one needs its file, with an `open` that makes [`Sources`] of its settings, and its line in
-//! the list below.
+//! One file per source. A new one needs its file, with an `open` that makes [`Sources`] of its settings and `files` that
+//! lists what it reads, and its line in the list below.
 //!
 //! ```toml
 //! [prompts.jsonl]
@@ -22,6 +22,10 @@ pub use epochs::Epochs;
 use crate::{Error, Result};
 use schema::{Message, Prompt, PromptInput, Seed};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 /// Declares the sources' modules, the config enum over them (externally tagged, so that a config names a source as a
 /// table's key), and the functions that open a config's prompts.
@@ -47,6 +51,13 @@ macro_rules! sources {
                     $(Self::$variant(config) => $module::open(config, kind, seed),)+
                 }
             }
+
+            /// Returns the paths of the files that the prompts come from.
+            pub fn files(&self) -> Vec<&Path> {
+                match self {
+                    $(Self::$variant(config) => $module::files(config),)+
+                }
+            }
         }
     };
 }
@@ -68,6 +79,32 @@ impl Config {
     /// An input error if a file is missing, empty or malformed, a column is missing, or a setting is out of range.
     pub fn open(&self, seed: &Seed) -> Result<Sources> {
         self.open_rows(RowKind::Prompts, seed)
+    }
+
+    /// Computes the SHA-256 of the files' contents, in hexadecimal; `None` if the prompts come from no file. It does not
+    /// depend on where the files lie.
+    ///
+    /// # Errors
+    ///
+    /// An input error if a file cannot be read.
+    pub fn fingerprint(&self) -> Result<Option<String>> {
+        let files = self.files();
+        let (mut digest, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+        for path in &files {
+            let problem = |error| Error::input(format!("cannot read prompts from {}: {error}", path.display()));
+            let mut file = File::open(path).map_err(problem)?;
+            let mut length = 0;
+            loop {
+                let count = file.read(&mut buffer).map_err(problem)?;
+                if count == 0 {
+                    break;
+                }
+                digest.update(&buffer[..count]);
+                length += count as u64;
+            }
+            digest.update(length.to_le_bytes());
+        }
+        Ok((!files.is_empty()).then(|| schema::hex(&digest.finalize())))
     }
 }
 

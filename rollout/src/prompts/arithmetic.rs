@@ -11,6 +11,7 @@ use schema::{Prompt, Seed};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::HashSet;
+use std::path::Path;
 
 /// `[prompts.arithmetic]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,11 @@ pub enum Operation {
     /// x * y
     #[serde(rename = "*")]
     Multiply,
+}
+
+/// The files of the settings: none.
+pub(super) fn files(_: &Config) -> Vec<&Path> {
+    Vec::new()
 }
 
 /// Samples training questions uniformly with replacement; prompt `i` depends only on the seed and `i`.

@@ -21,6 +21,11 @@ pub(super) fn open(config: &table::Config, kind: RowKind, _: &Seed) -> Result<So
     config.open(kind, read)
 }
 
+/// The files of the settings.
+pub(super) fn files(config: &table::Config) -> Vec<&Path> {
+    config.files()
+}
+
 /// Reads every row of the file.
 fn read(path: &Path) -> Result<Rows> {
     let shown = path.display();

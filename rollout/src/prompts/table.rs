@@ -77,6 +77,11 @@ pub(super) struct Rows {
 }
 
 impl Config {
+    /// The files of training and held-out prompts.
+    pub(super) fn files(&self) -> Vec<&Path> {
+        std::iter::once(&self.path).chain(&self.held_out_path).map(PathBuf::as_path).collect()
+    }
+
     /// Reads the rows of the files and splits them into training prompts and held-out ones.
     ///
     /// # Errors

@@ -36,6 +36,9 @@ struct StoredRun {
     /// The local date and time then, which chat templates write for the whole run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     date: Option<String>,
+    /// SHA-256 of the contents of the prompts' files; absent without files, and in folders of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
 }
 
 impl StoredRun {
@@ -126,6 +129,15 @@ pub(super) fn pin_date(folder: &Path, policy: &Policy) -> Result<()> {
 }
 
 fn reopen(config: &Config, folder: RunFolder, stored: StoredRun, identity: &str) -> Result<(RunFolder, Store, RunId)> {
+    let data = config.prompts.fingerprint()?;
+    if stored.data.is_some() && stored.data != data {
+        let names: Vec<String> = config.prompts.files().iter().map(|path| path.display().to_string()).collect();
+        return Err(Error::input(format!(
+            "{} changed since this run began, so the order of the rows would change, and what is held out; put back what it was, or begin a new run from this one with --set model.adapter_from={}",
+            names.join(" or "),
+            folder.path().display()
+        )));
+    }
     let url = absolute(&config.store.url);
     let asked = store::without_password(&url);
     let moved = asked != stored.store && asked != absolute(&stored.store);
@@ -145,7 +157,7 @@ fn reopen(config: &Config, folder: RunFolder, stored: StoredRun, identity: &str)
             )));
         }
     };
-    let known = StoredRun { run: Some(run.0), store: asked, ..stored.clone() };
+    let known = StoredRun { run: Some(run.0), store: asked, data, ..stored.clone() };
     if known != stored && stored.started_at.is_some() {
         known.write(folder.path())?;
     }
@@ -163,6 +175,7 @@ fn begin(config: &Config, folder: RunFolder, identity: &str) -> Result<(RunFolde
         store: store::without_password(&config.store.url),
         started_at: Some(now),
         date: Some(Moment::now().to_string()),
+        data: config.prompts.fingerprint()?,
     };
     stored.write(folder.path())?;
     write_atomically(&folder.path().join(CONFIG), config.resolved()?.as_bytes())?;
