@@ -307,6 +307,11 @@ pub trait Algorithm {
         Ok(())
     }
 
+    /// The sentence about settings that train, but hardly as meant.
+    fn warning(&self) -> Option<String> {
+        None
+    }
+
     /// The schedule of a step; steps count from 1.
     fn schedule(&self, _step: u64) -> Schedule {
         Schedule::default()

@@ -50,6 +50,9 @@ impl Learner {
     /// If a setting of the algorithm, the optimizer or a constraint is out of its range.
     pub(crate) fn new(config: &Config, policy: &Policy) -> Result<Self> {
         let algorithm = algorithm::build(&config.algorithm)?;
+        if let Some(warning) = algorithm.warning() {
+            tracing::warn!("{warning}");
+        }
         let needs = algorithm.needs();
         let critic = critic(config, &needs, policy)?;
         Ok(Self {

@@ -158,7 +158,7 @@ pub(crate) fn get<T: Cell>(row: &Row, column: &str) -> Result<T> {
     row.try_get(column).doing(DOING)
 }
 
-fn parse<T: DeserializeOwned>(row: &Row, column: &str) -> Result<T> {
+pub(super) fn parse<T: DeserializeOwned>(row: &Row, column: &str) -> Result<T> {
     let json: String = get(row, column)?;
     serde_json::from_str(&json).map_err(|error| damaged(format!("the column `{column}` holds {json}: {error}")))
 }

@@ -1,10 +1,11 @@
 //! Runs, and their records of each step: metrics and checkpoints.
 
+use super::read::parse;
 use crate::engine::time::{micros, moment, now};
 use crate::engine::{Connection, Row, sql};
 use crate::error::Doing;
 use crate::{Error, Result, RunId, Store};
-use schema::Metrics;
+use schema::{Metrics, SamplerSettings};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -23,6 +24,8 @@ const METRICS: &str = "SELECT step, metrics FROM steps WHERE run_id = $1 AND met
 const CHECKPOINT: &str = "INSERT INTO checkpoints (run_id, step, path, hash, created_at) VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (run_id, step) DO UPDATE
     SET path = excluded.path, hash = excluded.hash, created_at = excluded.created_at";
+
+const SETTINGS: &str = "SELECT DISTINCT settings FROM groups WHERE run_id = $1 ORDER BY settings";
 
 const READING: &str = "reading a run";
 
@@ -200,6 +203,18 @@ impl Store {
                 Ok(number) => by_id(connection, RunId(number)).await,
                 Err(_) => Err(no_such_run(connection, name_or_number).await?),
             }
+        })
+    }
+
+    /// Returns the different settings that a run sampled with.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or holds settings of a later version.
+    pub fn settings_of(&self, run: RunId) -> Result<Vec<SamplerSettings>> {
+        self.with(async |connection| {
+            let rows =
+                sql::query(SETTINGS).bind(run.0).fetch_all(connection).await.doing("reading a run's settings")?;
+            rows.iter().map(|row| parse(row, "settings")).collect()
         })
     }
 

@@ -16,6 +16,9 @@ pub struct Replay {
     pub run: Option<String>,
     /// Learn from the samples of `run` alone, without sampling.
     pub offline: bool,
+    /// Accept samples of `run` that were drawn with `top_k`, `top_p` or `min_p`. Their weights are too large, since the
+    /// stored log-probabilities are those before the truncation.
+    pub truncated: bool,
     /// Scoring whose grades the old samples are learned by: `"training"`, `"latest"`, or the number of a later one
     /// (`proxrl replay scorings`). Fresh samples keep the grades of their own step.
     #[serde(with = "number_or_word")]
@@ -119,6 +122,7 @@ mod tests {
         let all = Replay {
             run: Some("a".into()),
             offline: true,
+            truncated: true,
             scoring: Scoring::Number(2),
             max_staleness: 9,
             sampler: ReplaySampler::Stratified(Stratified { min_difference: 0.5 }),

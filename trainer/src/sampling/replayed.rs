@@ -25,7 +25,7 @@ use crate::report::metrics;
 use crate::{Error, Result};
 use model::Policy;
 use rollout::collector::SamplingProgress;
-use schema::{GradedGroup, Group, Metrics, Sample, Seed};
+use schema::{GradedGroup, Group, Metrics, Sample, SamplerSettings, Seed};
 use store::replay::{ReplaySampler, ReplaySource, ReplayedGroup};
 use store::{RunId, RunStatus, Scoring, Store};
 
@@ -99,13 +99,14 @@ pub(crate) struct Past(RunId);
 
 impl Past {
     /// Finds the run that `[replay]` names in the store at `url`, if it names one; the run must have ended and have sampled
-    /// from the base model called `identity`. Also refuses a scoring that the store does not hold.
+    /// from the base model called `identity`, without truncation unless the rules accept it. Also refuses a scoring that the store does not hold.
     pub(crate) fn find(url: &str, rules: &config::Replay, identity: &str) -> Result<Option<Self>> {
         if matches!(rules.scoring, Scoring::Number(_)) {
             Store::open_read_only(url)?.judged_by(rules.scoring)?;
         }
         let Some(name) = &rules.run else { return Ok(None) };
-        let run = Store::open_read_only(url)?.find_run(name)?;
+        let store = Store::open_read_only(url)?;
+        let run = store.find_run(name)?;
         if run.model_hash != identity {
             return Err(Error::input(format!(
                 "replay.run: `{name}` sampled from another base model, so its tokens and log-probabilities mean nothing here; choose a run of the same model.path"
@@ -114,6 +115,11 @@ impl Past {
         if run.status == RunStatus::Running {
             return Err(Error::input(format!(
                 "replay.run: `{name}` has not ended, so what it holds may still change; wait for it, or resume and finish it"
+            )));
+        }
+        if !rules.truncated && store.settings_of(run.id)?.iter().any(SamplerSettings::truncates) {
+            return Err(Error::input(format!(
+                "replay.run: `{name}` sampled with top_k, top_p or min_p, so its tokens were likelier than their stored log-probabilities say and would get too much weight; choose a run without them, or set replay.truncated = true"
             )));
         }
         Ok(Some(Self(run.id)))

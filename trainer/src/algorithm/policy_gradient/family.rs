@@ -15,7 +15,8 @@ use crate::batch::{self, Batch, SequenceLogprobs, Signal, Signals, ZeroAdvantage
 use crate::collected::Sequence;
 use crate::companion::{Companion, Consults, Role};
 use crate::objective::{
-    Aggregation, Denominator, KlEstimator, MetricSums, RolloutCorrection, Rows, Scale, Surrogate, group_advantages,
+    Aggregation, Denominator, KlEstimator, Level, MetricSums, RolloutCorrection, Rows, Scale, Surrogate,
+    group_advantages,
 };
 use crate::{Error, Result};
 use schema::{GradedGroup, Metrics};
@@ -209,6 +210,16 @@ impl<M: Method> Algorithm for M {
             zero_advantage: if loss(self).penalises() { ZeroAdvantage::Compute } else { ZeroAdvantage::Skip },
             ..Needs::default()
         }
+    }
+
+    fn warning(&self) -> Option<String> {
+        let by_sequence = self.surrogate().level != Level::Token;
+        (by_sequence && self.aggregation() == Aggregation::TokenMean).then(|| {
+            let name = Self::KEY;
+            format!(
+                "algorithm.{name} takes one ratio per sequence but a mean over tokens, so a sequence counts by its length, which is not the sequence objective; set algorithm.{name}.aggregation = \"sequence_mean_token_mean\""
+            )
+        })
     }
 
     fn schedule(&self, _step: u64) -> Schedule {

@@ -145,6 +145,17 @@ mod tests {
     }
 
     #[test]
+    fn a_ratio_per_sequence_under_a_mean_over_tokens_is_told() {
+        let warning = |settings: Grpo| build(&Config::Grpo(settings)).unwrap().warning();
+        let by_sequence = Grpo { ratio_level: Level::SequenceMean, ..Grpo::default() };
+        assert!(warning(by_sequence.clone()).unwrap().contains("algorithm.grpo.aggregation"));
+        assert_eq!(warning(Grpo { aggregation: Aggregation::SequenceMeanTokenMean, ..by_sequence }), None);
+        for config in Config::defaults() {
+            assert_eq!(build(&config).unwrap().warning(), None, "{}", config.name());
+        }
+    }
+
+    #[test]
     fn settings_out_of_range_are_refused_by_name() {
         let refused = |settings: Grpo| build(&Config::Grpo(settings)).err().unwrap().to_string();
         assert!(refused(Grpo { clip_low: -0.1, ..Grpo::default() }).contains("clip_low"));

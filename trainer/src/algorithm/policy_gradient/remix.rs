@@ -371,6 +371,10 @@ impl Algorithm for Reincarnating {
         self.base.check(run)
     }
 
+    fn warning(&self) -> Option<String> {
+        self.base.warning()
+    }
+
     fn schedule(&self, step: u64) -> Schedule {
         let settings = &self.settings;
         let idle: &[Role] = if settings.lambda.at(step) < 1.0 { &[] } else { &[Role::Previous] };
