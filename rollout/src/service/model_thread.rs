@@ -348,6 +348,10 @@ impl ServedModel {
     ) -> std::result::Result<(), Failure> {
         let CompletionRequest { prompts, samples, settings, top_logprobs, prompt_logprobs, .. } = &*queued.request;
         for (prompt, prompt_ids) in prompts.iter().enumerate() {
+            // A long list of prompts takes seconds to score, and its client may have left meanwhile.
+            if queued.updates.is_closed() {
+                break;
+            }
             if let Some(count) = prompt_logprobs {
                 let temperature = settings.logprob_temperature();
                 let engine = &self.engine;
