@@ -13,13 +13,16 @@ The tables read each run's metrics.jsonl at equal numbers of samples and at equa
 metric over the last eighth of the budget up to that point, then its mean and standard deviation over seeds. `--reach
 METRIC=VALUE,...` adds the samples, tokens and seconds that each method spends until a metric, such as the held-out
 accuracy of `evaluate.every`, first reaches that value, or until its mean over the newest `--window` samples does;
-`--means METRIC,...` adds means over all steps. `proxrl plot` draws the curves. Needs Python 3.8 and the program.
+`--means METRIC,...` adds means over all steps. Methods are compared with the first one seed by seed: a difference or a
+ratio has the 95 % interval of a paired bootstrap, from five seeds on. `proxrl plot` draws the curves. Needs Python 3.8
+and the program.
 """
 
 import argparse
 import json
 import os
 import platform
+import random
 import shlex
 import shutil
 import statistics
@@ -33,6 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = (0.25, 0.5, 0.75, 1.0)
 # Share of the whole budget that a reading is averaged over.
 WINDOW = 0.125
+# Samples of a bootstrap.
+RESAMPLES = 4000
 
 
 def arguments():
@@ -128,6 +133,28 @@ def spread(values, digits=3, scale=1.0):
     return f"{mean} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else mean
 
 
+def paired(pairs, statistic, digits=2, scale=1.0):
+    """Formats a statistic of pairs, one per seed, with the 95 % interval of a paired bootstrap from five pairs on."""
+    if not pairs:
+        return "–"
+    value = f"{statistic(pairs) * scale:.{digits}f}"
+    if len(pairs) < 5:
+        return value
+    chance = random.Random(0)
+    drawn = sorted(statistic(chance.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
+    low, high = drawn[int(0.025 * RESAMPLES)] * scale, drawn[int(0.975 * RESAMPLES) - 1] * scale
+    return f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def ratio(pairs):
+    """The mean of the first numbers over the mean of the second."""
+    return statistics.mean(one for one, _ in pairs) / statistics.mean(other for _, other in pairs)
+
+
+def difference(pairs):
+    return statistics.mean(one - other for one, other in pairs)
+
+
 def table(heads, lines):
     text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     return "\n".join(text + [f"| {' | '.join(line)} |" for line in lines])
@@ -177,14 +204,13 @@ def first_at(folder, metric, value, window):
 
 def reached(runs, metric, value, window):
     """Returns a table of the cost of each method until a metric reaches a value, over the seeds in which it does."""
-    spent = lambda folders: [found for found in (first_at(folder, metric, value, window) for folder in folders) if found]
-    mean = lambda found: statistics.mean(samples for samples, _, _ in found)
+    spent = {name: [first_at(folder, metric, value, window) for folder in folders] for name, folders in runs.items()}
     first = next(iter(runs))
-    basis = spent(runs[first])
     lines = []
     for name, folders in runs.items():
-        found = spent(folders)
-        share = f"{mean(found) / mean(basis):.2f}" if found and basis else "–"
+        found = [each for each in spent[name] if each]
+        pairs = [(one[0], other[0]) for one, other in zip(spent[name], spent[first]) if one and other]
+        share = paired(pairs, ratio)
         of = lambda place: spread([one[place] for one in found], 0)
         lines.append([name, f"{len(found)} of {len(folders)}", of(0), of(1), of(2), share])
     return table(["method", "seeds", "samples", "tokens drawn", "training, s", f"samples, {first} = 1"], lines)
@@ -202,7 +228,7 @@ def reach_part(args, runs):
     tables = [f"Until {value.strip()}:\n\n{spent(value)}\n" for value in values.split(",")]
     return f"## Spent until `{metric}` is reached\n\n" + "\n".join(tables) + f"""
 The first step counts after which the metric was measured and {its}was at least the value; *seeds* says in how many runs
-that happened, and the other columns are over those.
+that happened, and the other columns are over those; the last one is over the seeds in which it happened to both.
 
 """
 
@@ -241,6 +267,30 @@ def outcome(runs, summaries):
         ])
     heads = ["method", "held-out accuracy before, %", "after, %", "samples", "tokens drawn", "training, s", "peak memory, MB"]
     return table(heads, lines)
+
+
+def against_first(runs, summaries, metric, samples):
+    """Returns a table of paired differences from the first method: held-out accuracy at the end, and the metric."""
+    first, *others = runs
+    at = lambda folder: reading([(row[0], row[2]) for row in rows(folder, metric)], samples, samples)
+    lines = []
+    for name in others:
+        ends = [[summary.get("accuracy_after") for summary in summaries[each]] for each in (name, first)]
+        accuracies = [pair for pair in zip(*ends) if None not in pair]
+        readings = [pair for pair in zip(map(at, runs[name]), map(at, runs[first])) if None not in pair]
+        better = sum(one > other for one, other in accuracies)
+        lines.append([
+            name,
+            paired(accuracies, difference, 1, 100.0),
+            f"{better} of {len(accuracies)}",
+            paired(readings, difference, 3),
+        ])
+    if not lines:
+        return ""
+    heads = ["method", "held-out accuracy, points", "seeds with more", f"`{metric}` at {samples:,.0f} samples"]
+    return f"## Difference from {first}, seed by seed\n\n{table(heads, lines)}\n\n" + (
+        "Brackets are 95 % intervals of a paired bootstrap over seeds; fewer than five seeds have none.\n\n"
+    )
 
 
 def machine():
@@ -308,7 +358,7 @@ def page(args, runs, summaries):
 Held-out prompts are answered greedily, before the first and after the last step. *Training* is sampling, scoring, storing
 and updating.{beyond}
 
-{reach_part(args, runs)}{means_part(args, runs)}## `{args.metric}` against samples
+{against_first(runs, summaries, args.metric, samples)}{reach_part(args, runs)}{means_part(args, runs)}## `{args.metric}` against samples
 
 {course(runs, args.metric, 0, samples, "samples")}
 

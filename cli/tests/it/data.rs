@@ -287,3 +287,34 @@ fn a_plan_says_what_is_read() {
     let shown = sandbox.ok(&["plan", "sft.toml"]);
     assert!(shown.contains("8 rows of the data set") && shown.contains("max_length = 1024"), "{shown}");
 }
+
+#[test]
+fn a_prompt_that_opens_the_section_itself_is_met_by_a_key() {
+    let sandbox = Sandbox::new();
+    sandbox.write("rows.jsonl", "{\"prompt\": \"2+2? <think>\"}\n{\"prompt\": \"3+3? <think>\"}\n");
+    let prompts = "[prompts.jsonl]\npath = \"rows.jsonl\"\nas = \"text\"\n";
+    let format = |opening: &str| format!("[[reward]]\nrule.format = {{ tags = [\"think\", \"answer\"]{opening} }}\n");
+    config(&sandbox, "grpo.toml", 1, &[MODEL, prompts, GRPO, &format("")]);
+    let done = sandbox.run(&["train", "grpo.toml", "--out", "run"]);
+    assert_eq!(done.code, Some(2), "{}", done.stderr);
+    let key = "set rule.format.opening = \"<think>\"";
+    assert!(done.stderr.contains("reward `format`") && done.stderr.contains(key), "{}", done.stderr);
+    config(&sandbox, "grpo.toml", 1, &[MODEL, prompts, GRPO, &format(", opening = \"<think>\"")]);
+    train(&sandbox, "grpo.toml", "run", &[]);
+}
+
+#[test]
+fn an_answer_of_many_digits_keeps_them() {
+    let sandbox = Sandbox::new();
+    let numbers = ["30414093201713378043612608166064768844377641568960512000000000000", "-9223372036854775809", "0.1"];
+    let row = |number: &&str| format!("{{\"prompt\": \"q\", \"completion\": \"{number}\", \"answer\": {number}}}\n");
+    sandbox.write("rows.jsonl", numbers.iter().map(row).collect::<String>());
+    config(&sandbox, "math.toml", 1, &[MODEL, ARITHMETIC, GRPO, "[[reward]]\nrule.math_answer = {}\n"]);
+    sandbox.ok(&["replay", "import", "rows.jsonl", "--config", "math.toml", "--as", "text"]);
+    sandbox.ok(&["replay", "rescore", "--reward", "math.toml"]);
+    let query = "SELECT answer, reward FROM sample_view ORDER BY answer";
+    let rows = sandbox.ok(&["replay", "query", "--scoring", "latest", "--format", "json", query]);
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&rows).unwrap();
+    let right = |number: &str| rows.iter().any(|row| row["answer"] == number && row["reward"] == 1.0);
+    assert!(rows.len() == 3 && numbers.iter().all(|number| right(number)), "{rows:?}");
+}

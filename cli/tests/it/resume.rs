@@ -225,3 +225,28 @@ fn a_checkpoint_that_was_not_announced_is_announced_by_the_resume() {
     assert_eq!(std::fs::read(&curve).unwrap(), std::fs::read(expected.path("run/reward.svg")).unwrap());
     assert!(!sandbox.path("run/checkpoints/.step_3.old").exists());
 }
+
+#[test]
+fn a_run_goes_on_only_with_the_rows_that_it_began_with() {
+    let rows =
+        |count: usize| -> String { (0..count).map(|row| format!("{{\"prompt\": \"question {row}\"}}\n")).collect() };
+    let sandbox = Sandbox::new();
+    sandbox.write("rows.jsonl", rows(7));
+    let prompts = "[prompts.jsonl]\npath = \"rows.jsonl\"\n\n[rollout]";
+    let text = std::fs::read_to_string(config("tiny.toml")).unwrap();
+    let (start, end) =
+        (text.find("[prompts.arithmetic]").unwrap(), text.find("[rollout]").unwrap() + "[rollout]".len());
+    sandbox.write("config.toml", text.replacen(&text[start..end], prompts, 1));
+    sandbox.ok(&["train", "config.toml", "--set", "steps=2", "--out", "run"]);
+    sandbox.write("rows.jsonl", rows(8));
+    let done = resume(&sandbox, "run", &["steps=4"]);
+    assert_eq!(done.code, Some(2), "{}", done.stderr);
+    assert!(done.stderr.contains("rows.jsonl changed since this run began"), "{}", done.stderr);
+    assert_eq!(sandbox.metrics("run").len(), 2);
+    // The same rows elsewhere are the same.
+    sandbox.write("rows.jsonl", "");
+    sandbox.write("moved.jsonl", rows(7));
+    let done = resume(&sandbox, "run", &["steps=4", "prompts.jsonl.path=moved.jsonl"]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(sandbox.metrics("run").len(), 4);
+}
