@@ -308,7 +308,7 @@ fn an_answer_of_many_digits_keeps_them() {
     let sandbox = Sandbox::new();
     let numbers = ["30414093201713378043612608166064768844377641568960512000000000000", "-9223372036854775809", "0.1"];
     let row = |number: &&str| format!("{{\"prompt\": \"q\", \"completion\": \"{number}\", \"answer\": {number}}}\n");
-    sandbox.write("rows.jsonl", numbers.iter().map(row).collect::<String>());
+    sandbox.write("rows.jsonl", numbers.iter().map(row).collect::<Vec<_>>().concat());
     config(&sandbox, "math.toml", 1, &[MODEL, ARITHMETIC, GRPO, "[[reward]]\nrule.math_answer = {}\n"]);
     sandbox.ok(&["replay", "import", "rows.jsonl", "--config", "math.toml", "--as", "text"]);
     sandbox.ok(&["replay", "rescore", "--reward", "math.toml"]);

@@ -228,8 +228,8 @@ fn a_checkpoint_that_was_not_announced_is_announced_by_the_resume() {
 
 #[test]
 fn a_run_goes_on_only_with_the_rows_that_it_began_with() {
-    let rows =
-        |count: usize| -> String { (0..count).map(|row| format!("{{\"prompt\": \"question {row}\"}}\n")).collect() };
+    let row = |row: usize| format!("{{\"prompt\": \"question {row}\"}}\n");
+    let rows = |count: usize| (0..count).map(row).collect::<Vec<_>>().concat();
     let sandbox = Sandbox::new();
     sandbox.write("rows.jsonl", rows(7));
     let prompts = "[prompts.jsonl]\npath = \"rows.jsonl\"\n\n[rollout]";
