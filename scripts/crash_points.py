@@ -13,7 +13,6 @@ in exit code 0, 1 or 2, never in a panic. Ends with exit code 1 if anything diff
 
 import argparse
 import hashlib
-import json
 import re
 import shutil
 import sqlite3
@@ -24,7 +23,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from compare_metrics import ROOT, rows
+
 CALLS = ["mkdir", "write", "pwrite64", "ftruncate", "fsync", "fdatasync", "rename", "unlink"]
 SETS = ["steps=3", "checkpoint.every=1", "checkpoint.keep=1", "rollout.prompts_per_step=2", "rollout.group_size=4",
         "evaluate.prompts=2", "evaluate.every=2", "model.threads=1"]
@@ -43,15 +43,10 @@ def command(program, *more):
     return [program, "train", str(ROOT / "configs/tiny.toml"), *sets, "--out", "run", *more]
 
 
-def measured(name):
-    return name.startswith(("time/", "perf/")) or name == "step_time"
-
-
 def state(folder):
     """What must not depend on whether a run was disturbed."""
     run, found = folder / "run", {}
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    found["metrics"] = [{k: v for k, v in json.loads(line).items() if not measured(k)} for line in lines]
+    found["metrics"] = rows(run)
     listing = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     # Event files are named after the moment and the process.
     found["listing"] = sorted({re.sub(r"events\.out\.\S+", "events", name) for name in listing if name != "trace"})
@@ -60,10 +55,10 @@ def state(folder):
     with sqlite3.connect(f"file:{folder / 'proxrl.db'}?mode=ro", uri=True) as store:
         store.text_factory = bytes
         for name, sql in TABLES.items():
-            rows = store.execute(sql)
-            names = [column[0] for column in rows.description]
+            table = store.execute(sql)
+            names = [column[0] for column in table.description]
             kept = [place for place, column in enumerate(names) if not column.endswith("_at")]
-            found[name] = [[str(row[place]) for place in kept] for row in rows]
+            found[name] = [[str(row[place]) for place in kept] for row in table]
     return found
 
 
@@ -136,7 +131,7 @@ def main():
     program = str(Path(options.program).resolve())
     calls = options.calls.split(",")
     counts, expected = count(program, calls)
-    print(f"| call | fault | points | wrong |\n|---|---|---|---|")
+    print("| call | fault | points | wrong |\n|---|---|---|---|")
     all_wrong, points = [], 0
     with ThreadPoolExecutor(options.jobs) as pool:
         for call in calls:

@@ -27,7 +27,7 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from compare_methods import ROOT, commit, machine, spoken, table
+from compare_methods import ROOT, commit, machine, paired, ratio, spoken, table
 
 WAYS = {
     "independent": [],
@@ -35,7 +35,6 @@ WAYS = {
     "stratified, 4 tokens": ["rollout.stratify=4"],
     "PROPS": ["behavior.props.slices=4"],
 }
-RESAMPLES = 2000
 
 
 def arguments():
@@ -117,17 +116,6 @@ def numbers(found):
     }
 
 
-def with_interval(pairs, statistic):
-    chance = random.Random(0)
-    drawn = sorted(statistic(chance.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
-    return f"{statistic(pairs):.2f} [{drawn[int(0.025 * RESAMPLES)]:.2f}, {drawn[int(0.975 * RESAMPLES) - 1]:.2f}]"
-
-
-def ratio(pairs):
-    other = sum(other for _, other in pairs)
-    return sum(one for one, _ in pairs) / other if other else float("nan")
-
-
 def props(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(row["behavior/sampling_error"], row["behavior/sampling_error_iid"]) for row in lines]
@@ -149,14 +137,14 @@ def main():
             mean = lambda place: statistics.mean(each[place] for each in measured.values())
             if way == "PROPS":
                 found = props(folder)
-                errors = [f"{statistics.mean(one for one, _ in found):.3f}", with_interval(found, ratio)]
+                errors = [f"{statistics.mean(one for one, _ in found):.3f}", paired(found, ratio)]
             else:
-                errors = [f"{mean(0):.3f}", with_interval(pairs(0), ratio) if way != "independent" else "1"]
-            variance = with_interval(pairs(1), ratio) if way != "independent" else "1"
+                errors = [f"{mean(0):.3f}", paired(pairs(0), ratio) if way != "independent" else "1"]
+            variance = paired(pairs(1), ratio) if way != "independent" else "1"
             lines.append([str(size), way, *errors, f"{mean(1):.4f}", variance, f"{mean(2):.3f}"])
     heads = ["group", "sampling", "sampling error, nats", "ratio", "variance of the group's mean reward", "ratio", "mean reward"]
     command = "python3 " + spoken(sys.argv, {"--program": []})
-    args.page.write_text(f"""# Stratified groups: sampling error on the real model
+    args.page.write_text(f"""# Stratified groups: sampling error
 
 ```sh
 {command}

@@ -86,7 +86,7 @@ impl Tokenizer {
     pub fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<Token>> {
         match &prompt.input {
             PromptInput::Messages(messages) if begins_the_answer(messages) => {
-                some(self.encode(&self.render(messages, Ending::InsideLastMessage)?)?)
+                some(self.encode(&self.prompt_text(prompt)?)?)
             }
             _ => self.new_turn_ids(prompt),
         }

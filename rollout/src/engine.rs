@@ -107,6 +107,7 @@ struct Row {
     logprobs: Vec<f32>,
     /// Tokens in the cache: the prompt and all sampled tokens but the last.
     cached: usize,
+    /// Search for a stop string in the text so far.
     stop: StopSearch,
 }
 

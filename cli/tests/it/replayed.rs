@@ -184,6 +184,7 @@ fn another_runs_samples_are_refused_where_they_do_not_fit() {
     assert!(refused("config.toml", &["replay.run=nobody"]).contains("nobody"));
     assert!(refused("config.toml", &["replay.run=older", "replay.offline=true"]).contains("reincarnate_after = 0"));
     assert!(refused(&config("tiny.toml"), &["replay.run=older"]).contains("algorithm.grpo replays nothing"));
+    sandbox.ok(&["replay", "query", "SELECT 1"]);
     // What top-p cuts off is missing from the stored log-probabilities.
     sandbox.ok(&["train", "config.toml", "--out", "cut", "--set", "steps=1", "--set", "rollout.top_p=0.9"]);
     assert!(refused("config.toml", &["replay.run=cut"]).contains("replay.truncated = true"));

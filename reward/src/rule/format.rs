@@ -72,7 +72,8 @@ impl Format {
     fn fits(&self, text: &str) -> bool {
         let Config { tags, opening } = &self.config;
         let text = text.trim();
-        let text = &if text.starts_with(opening.trim()) { text.to_owned() } else { format!("{opening}{text}") };
+        let opening = if text.starts_with(opening.trim()) { "" } else { opening };
+        let text = &format!("{opening}{text}");
         let once = |mark: &str| text.matches(mark).count() == 1;
         if !tags.iter().all(|tag| once(&format!("<{tag}>")) && once(&format!("</{tag}>"))) {
             return false;

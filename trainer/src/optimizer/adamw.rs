@@ -14,14 +14,15 @@
 //! adam     g ← g − η √(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε)
 //! ```
 //!
-//! with v̂ = v/(1 − β₂ᵗ). `shared` is the plain step of a proximal gradient method but for one divisor ḡ that all gates have in common, the root
-//! mean square of their gradients (one second moment for a block of parameters, as in Adam-mini, Y. Zhang et al. 2024,
-//! arXiv 2406.16793). A gate moves by what it is worth to the loss beside the other gates, and the threshold `η λ` that
-//! follows closes those worth less than λ times the root mean square: λ is about 1 for any model, loss and scale. Where
-//! training has come to rest, every open gate has a gradient of λ ḡ, so a share of 1/λ² of the gates is open at most. A
-//! gate of ten times the worth of ḡ moves by 10 η, and no gate moves further: ḡ falls with every gate that closes, and is
-//! zero once all are closed. `adam`, the rule of SoRA's published code (ε before the bias correction), divides by each gate's own gradient: every
-//! gate moves by about η, and a threshold is held against the constancy of a gradient's sign instead of its size.
+//! with v̂ = v/(1 − β₂ᵗ). `shared` is the plain step of a proximal gradient method but for one divisor ḡ that all gates
+//! have in common, the root mean square of their gradients (one second moment for a block of parameters, as in Adam-mini,
+//! Y. Zhang et al. 2024, arXiv 2406.16793). A gate moves by what it is worth to the loss beside the other gates, and the
+//! threshold `η λ` that follows closes those worth less than λ times the root mean square: λ is about 1 for any model,
+//! loss and scale. Where training has come to rest, every open gate has a gradient of λ ḡ, so a share of 1/λ² of the gates
+//! is open at most. A gate of ten times the worth of ḡ moves by 10 η, and no gate moves further: ḡ falls with every gate
+//! that closes, and is zero once all are closed. `adam`, the rule of SoRA's published code (ε before the bias correction),
+//! divides by each gate's own gradient: every gate moves by about η, and a threshold is held against the constancy of a
+//! gradient's sign instead of its size.
 
 use super::schedule::in_range;
 use super::{Optimizer, OptimizerState, Parameter, Rate, Role, Schedule, fit, working_copy};

@@ -137,25 +137,27 @@ fn apart(kept: &[i64]) -> i64 {
 fn wrongly_open(kept: &[i64]) -> usize {
     kept.iter().zip(PLANTED).filter(|(kept, planted)| *planted == 0 && **kept > 0).count()
 }
+
 /// Number of seeds: `PLANTED_SEEDS`, or one.
 fn seeds() -> u64 {
     std::env::var("PLANTED_SEEDS").map_or(1, |seeds| seeds.parse().unwrap())
 }
 
-/// Trains on every seed and prints a line for each. Returns the sums of [`apart`] and [`wrongly_open`], and the largest
-/// share of a divergence that is left.
+/// Trains on every seed and prints a line for each. Returns the sums of [`apart`] and [`wrongly_open`], and the share of
+/// the divergence that is left on the first seed.
 fn sums(name: &str, config: &Config) -> (i64, usize, f64) {
-    (0..seeds()).fold((0, 0, 0.0), |(all_apart, all_wrong, most), seed| {
-        let (kept, left) = kept(config, seed);
+    let runs: Vec<(Vec<i64>, f64)> = (0..seeds()).map(|seed| kept(config, seed)).collect();
+    for (seed, (kept, left)) in runs.iter().enumerate() {
         println!("{name} {seed} {kept:?} {left:.3}");
-        (all_apart + apart(&kept), all_wrong + wrongly_open(&kept), f64::max(most, left))
-    })
+    }
+    let apart = runs.iter().map(|(kept, _)| apart(kept)).sum();
+    (apart, runs.iter().map(|(kept, _)| wrongly_open(kept)).sum(), runs[0].1)
 }
 
 #[test]
 fn gates_stay_open_where_ranks_are_needed() {
     let (apart, wrongly_open, left) = sums("use", &by_use());
-    assert!(apart <= 3 * seeds() as i64 && wrongly_open == 0 && left < 0.2, "{apart} {wrongly_open} {left}");
+    assert!(apart <= 3 * seeds() as i64 && wrongly_open == 0 && left < 0.05, "{apart} {wrongly_open} {left}");
 }
 
 #[test]

@@ -52,8 +52,6 @@ impl Plan {
             for (what, source) in sources.into_iter().filter_map(|(what, source)| Some((what, source?))) {
                 check_lengths(what, source, config, &policy)?;
             }
-        }
-        if needs.samples.are_sampled() {
             let text = policy.tokenizer().prompt_text(&first_prompt)?;
             config.reward.iter().try_for_each(|reward| reward.check_prompt(&text))?;
         }

@@ -99,7 +99,8 @@ pub(crate) struct Past(RunId);
 
 impl Past {
     /// Finds the run that `[replay]` names in the store at `url`, if it names one; the run must have ended and have sampled
-    /// from the base model called `identity`, without truncation unless the rules accept it. Also refuses a scoring that the store does not hold.
+    /// from the base model called `identity`, without truncation unless the rules accept it. Also refuses a scoring that
+    /// the store does not hold.
     pub(crate) fn find(url: &str, rules: &config::Replay, identity: &str) -> Result<Option<Self>> {
         if matches!(rules.scoring, Scoring::Number(_)) {
             Store::open_read_only(url)?.judged_by(rules.scoring)?;
