@@ -95,7 +95,7 @@ def try_point(program, call, number, fault, expected):
         for _ in range(3):
             if done.returncode == 0:
                 break
-            begun = (folder / "run/run.json").exists()
+            begun = (folder / "run/config.toml").exists()
             done = go(program, folder, [program, "train", "--resume", "run"] if begun else command(program))
         else:
             return [*wrong, f"a dead end: {done.stderr.strip()[-300:]}"]
